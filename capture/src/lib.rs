@@ -1,0 +1,28 @@
+//! Packet sources: where packets come from, before anything is kept of them.
+//!
+//! ```text
+//!  NIC queue ── AF_PACKET ring (TPACKET_V3, fanout) ──► packet_mmap ──┐
+//!  pcap, pcapng, .gz .zst .lz4 file or pipe ──────────► replay ───────┴──► PacketSink (the lane)
+//! ```
+//! - [`source`]: the traits and values between a source and its lane.
+//! - [`packet_mmap`]: live capture. Works on every Linux interface; the kernel counts what it had
+//!   to drop.
+//! - [`replay`]: import of capture files, at full speed or in the time they were taken.
+//!
+//! A source borrows each packet to the sink for the length of one call and copies nothing. A live
+//! source whose sink is full stops consuming: the kernel's ring fills, the kernel drops and counts,
+//! and the source tells of it as a gap. A replay source waits.
+
+#![deny(unsafe_code)]
+
+pub mod error;
+pub mod packet_mmap;
+pub mod replay;
+pub mod source;
+
+pub use error::CaptureError;
+pub use packet_mmap::{PacketMmapOptions, PacketMmapSource, open_lanes};
+pub use replay::{ReplayOptions, ReplaySource, Speed};
+pub use source::{
+    GapInfo, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState, VlanTag,
+};

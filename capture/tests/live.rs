@@ -1,0 +1,353 @@
+//! Live capture on real interfaces: veth pairs in a network namespace of the test's own.
+//!
+//! They need root. Without it they say so and pass, unless `CI=true`: then they fail.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use wirevault_capture::{
+    CaptureError, Packet, PacketMmapOptions, PacketMmapSource, Polled, Source, SourceState,
+    open_lanes,
+};
+use wirevault_format::Cause;
+
+mod net;
+
+use net::{Namespace, Sender};
+
+const WAIT: Duration = Duration::from_millis(20);
+const INBOUND_UNICAST: u32 = 1 | 1 << 2;
+const INBOUND_BROADCAST: u32 = 1 | 3 << 2;
+const INBOUND_PROMISCUOUS: u32 = 1 | 4 << 2;
+const OUTBOUND: u32 = 2;
+const HERE: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const THERE: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
+
+/// A packet as the lane would store it: the tag is back in its place.
+#[derive(Debug, Clone, PartialEq)]
+struct Seen {
+    bytes: Vec<u8>,
+    wire_len: u32,
+    flags: u32,
+    tagged: bool,
+    ts_ns: u64,
+}
+
+fn seen(packet: &Packet<'_>) -> Seen {
+    let mut bytes = packet.data.to_vec();
+    if let Some(tag) = packet.vlan {
+        bytes.splice(12..12, tag.bytes());
+    }
+    Seen {
+        bytes,
+        wire_len: packet.wire_len + if packet.vlan.is_some() { 4 } else { 0 },
+        flags: packet.flags.unwrap_or(0),
+        tagged: packet.vlan.is_some(),
+        ts_ns: packet.ts_ns,
+    }
+}
+
+/// Polls until `count` packets came or nothing came for a while.
+fn take(source: &mut PacketMmapSource, count: usize) -> Vec<Seen> {
+    let mut got = Vec::new();
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(600) && got.len() < count {
+        let before = got.len();
+        let mut sink = |packet: &Packet<'_>| {
+            got.push(seen(packet));
+            ControlFlow::Continue(())
+        };
+        source.poll(&mut sink, WAIT).expect("poll");
+        if got.len() > before {
+            last = Instant::now();
+        }
+    }
+    got
+}
+
+fn frame(to: [u8; 6], ethertype: [u8; 2], number: u32, bytes: usize) -> Vec<u8> {
+    let mut frame = [&to[..], &THERE, &ethertype, &number.to_be_bytes()].concat();
+    let mut value = number;
+    while frame.len() < bytes {
+        value = value.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        frame.push((value >> 24) as u8);
+    }
+    frame
+}
+
+fn options(interface: &str) -> PacketMmapOptions {
+    PacketMmapOptions { ring_bytes: 4 << 20, ..PacketMmapOptions::new(interface) }
+}
+
+fn assert_books(source: &mut PacketMmapSource) {
+    let c = source.counters();
+    assert_eq!(c.received, c.handed + c.dropped_ring + c.in_ring, "{c:?}");
+}
+
+#[test]
+fn every_byte_length_tag_and_direction_is_as_sent() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let mut source = PacketMmapSource::open(&options("va")).expect("open");
+    assert_eq!(source.state(), SourceState::Running);
+    let sender = Sender::on("vb");
+    let mut sent = Vec::new();
+    for number in 0..600u32 {
+        let to = [HERE, [0xff; 6], [2, 9, 9, 9, 9, 9]][number as usize % 3];
+        let bytes = 60 + (number as usize * 37) % 1455;
+        let mut bytes = frame(to, EXPERIMENTAL, number, bytes);
+        if number % 5 == 0 {
+            bytes.splice(12..12, [0x81, 0x00, 0x2a, 0xbc]);
+        } else if number % 7 == 0 {
+            bytes.splice(12..12, [0x88, 0xa8, 0x00, 0x07]);
+        }
+        sent.push(bytes);
+    }
+    let before_ns = net::now_ns();
+    sent.iter().for_each(|bytes| sender.send(bytes));
+    let got = take(&mut source, sent.len());
+    assert_eq!(got.len(), sent.len());
+    for (number, (got, sent)) in got.iter().zip(&sent).enumerate() {
+        assert_eq!(&got.bytes, sent, "packet {number}");
+        assert_eq!(got.wire_len as usize, sent.len());
+        let expected = [INBOUND_UNICAST, INBOUND_BROADCAST, INBOUND_PROMISCUOUS][number % 3];
+        assert_eq!(got.flags, expected, "packet {number}");
+        assert_eq!(got.tagged, number % 5 == 0 || number % 7 == 0);
+        assert!((before_ns..=net::now_ns()).contains(&got.ts_ns), "packet {number}");
+    }
+
+    let outgoing = frame(THERE, EXPERIMENTAL, 7, 100);
+    Sender::on("va").send(&outgoing);
+    let got = take(&mut source, 1);
+    assert_eq!((got[0].flags, &got[0].bytes), (OUTBOUND, &outgoing));
+    assert_books(&mut source);
+    let c = source.counters();
+    assert_eq!((c.handed, c.dropped_ring, c.in_ring), (601, 0, 0));
+
+    let report = source.report();
+    assert_eq!(report.ring_bytes, 4 << 20);
+    assert!(report.notes.iter().any(|note| note.starts_with("gro is")), "{report:?}");
+    let described = &source.interfaces()[0];
+    assert_eq!(described.name.as_deref(), Some("va"));
+    // One interface: stamps are taken where packets enter the kernel, as was asked for.
+    assert_eq!(report.clocks, ["software"]);
+}
+
+#[test]
+fn a_refused_packet_comes_again_and_none_is_skipped() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let mut source = PacketMmapSource::open(&options("va")).expect("open");
+    let sender = Sender::on("vb");
+    for number in 0..50 {
+        sender.send(&frame(HERE, EXPERIMENTAL, number, 80));
+    }
+    let (mut got, mut calls) = (Vec::new(), 0);
+    let begin = Instant::now();
+    while got.len() < 50 && begin.elapsed() < Duration::from_secs(5) {
+        let mut sink = |packet: &Packet<'_>| {
+            calls += 1;
+            if calls % 3 == 0 {
+                return ControlFlow::Break(());
+            }
+            got.push(u32::from_be_bytes(*packet.data[14..].first_chunk().expect("number")));
+            ControlFlow::Continue(())
+        };
+        source.poll(&mut sink, WAIT).expect("poll");
+        assert_books(&mut source);
+    }
+    assert_eq!(got, (0..50).collect::<Vec<_>>());
+}
+
+#[test]
+fn loopback_packets_come_once() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.ip(&["link", "set", "lo", "up"]);
+    for lanes in [1, 2] {
+        let mut sources = open_lanes(&options("lo"), lanes).expect("open");
+        let sender = Sender::on("lo");
+        for number in 0..20 {
+            sender.send(&frame([0; 6], EXPERIMENTAL, number, 90));
+        }
+        let got: Vec<_> = sources.iter_mut().flat_map(|source| take(source, 40)).collect();
+        assert_eq!(got.len(), 20, "{lanes} lanes");
+        assert!(got.iter().all(|packet| packet.flags & 3 == 1), "inbound");
+    }
+}
+
+#[test]
+fn lanes_share_an_interface_without_loss_or_doubling() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let mut sources = open_lanes(&options("va"), 2).expect("open");
+    let sender = Sender::on("vb");
+    for number in 0..4000u32 {
+        sender.send(&net::udp(HERE, THERE, (1000 + number % 64) as u16, number));
+    }
+    let mut numbers: HashMap<Vec<u8>, u32> = HashMap::new();
+    let mut lanes_of_port: HashMap<[u8; 2], usize> = HashMap::new();
+    for (lane, source) in sources.iter_mut().enumerate() {
+        let got = take(source, 4000);
+        assert!(!got.is_empty(), "lane {lane} saw nothing");
+        for packet in got {
+            let port = [packet.bytes[34], packet.bytes[35]];
+            assert_eq!(*lanes_of_port.entry(port).or_insert(lane), lane, "a flow changed its lane");
+            *numbers.entry(packet.bytes[42..46].to_vec()).or_insert(0) += 1;
+        }
+        assert_books(source);
+    }
+    assert_eq!(numbers.len(), 4000);
+    assert!(numbers.values().all(|count| *count == 1));
+    assert_eq!(sources[0].report().fanout.as_deref(), Some("2 lanes by flow hash"));
+}
+
+#[test]
+fn what_a_full_ring_drops_is_counted_and_told() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let tiny = PacketMmapOptions { ring_bytes: 16384, block_bytes: 4096, ..options("va") };
+    let mut source = PacketMmapSource::open(&tiny).expect("open");
+    let sender = Sender::on("vb");
+    let before_ns = net::now_ns();
+    let mut told = 0;
+    let mut refuse = |_: &Packet<'_>| ControlFlow::Break(());
+    for number in 0..500 {
+        sender.send(&frame(HERE, EXPERIMENTAL, number, 500));
+        if number % 100 == 50 {
+            if let Polled::Gap(gap) = source.poll(&mut refuse, Duration::ZERO).expect("poll") {
+                told += gap.packets.expect("counted");
+            }
+            assert_books(&mut source);
+        }
+    }
+    let mut handed = 0;
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(400) {
+        match source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT).expect("poll") {
+            Polled::Packets(count) => {
+                handed += count;
+                last = Instant::now();
+            }
+            Polled::Gap(gap) => {
+                assert_eq!(gap.cause, Cause::RingOverflow);
+                assert!(gap.from_ns >= before_ns - 1_000_000_000);
+                assert!(gap.until_ns.is_some_and(|until| until > gap.from_ns));
+                told += gap.packets.expect("counted");
+            }
+            _ => {}
+        }
+    }
+    let c = source.counters();
+    assert_eq!((c.received, c.in_ring), (500, 0), "{c:?}");
+    assert!(c.dropped_ring > 0 && handed > 0, "{c:?}");
+    assert_eq!(handed + c.dropped_ring, 500);
+    assert_eq!(told, c.dropped_ring);
+}
+
+/// Polls until the state is as wanted.
+fn until(source: &mut PacketMmapSource, wanted: impl Fn(&SourceState) -> bool) {
+    let begin = Instant::now();
+    while !wanted(&source.state()) {
+        assert!(begin.elapsed() < Duration::from_secs(5), "state stays {:?}", source.state());
+        source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT).expect("poll");
+    }
+}
+
+/// Polls until the source tells of an outage; returns its window.
+fn outage(source: &mut PacketMmapSource) -> (u64, u64) {
+    let begin = Instant::now();
+    loop {
+        assert!(begin.elapsed() < Duration::from_secs(5), "no gap was told");
+        let polled = source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT);
+        if let Polled::Gap(gap) = polled.expect("poll") {
+            assert_eq!((gap.cause, gap.packets), (Cause::InterfaceDown, None));
+            return (gap.from_ns, gap.until_ns.expect("it ended"));
+        }
+    }
+}
+
+#[test]
+fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let mut sources = open_lanes(&options("va"), 2).expect("open");
+    let is_down = |state: &SourceState| matches!(state, SourceState::InterfaceDown { .. });
+    let outages: [(&[&str], &dyn Fn()); 2] = [
+        (&["link", "set", "va", "down"], &|| ns.ip(&["link", "set", "va", "up"])),
+        (&["link", "del", "va"], &|| ns.add_veth("va", "vb")),
+    ];
+    for (step, (break_it, mend)) in outages.into_iter().enumerate() {
+        // Packets that came before the outage are still given out after it.
+        Sender::on("vb").send(&frame(HERE, EXPERIMENTAL, 1, 90));
+        let down_ns = net::now_ns();
+        ns.ip(break_it);
+        let mut before = 0;
+        for source in &mut sources {
+            before += take(source, 1).len();
+            until(source, is_down);
+        }
+        assert_eq!(before, 1, "step {step}");
+        std::thread::sleep(Duration::from_millis(150));
+        mend();
+        let up_ns = net::now_ns();
+        for source in &mut sources {
+            let (from_ns, until_ns) = outage(source);
+            assert!(from_ns <= down_ns + 50_000_000, "step {step}: begins too late");
+            assert!(until_ns + 50_000_000 >= up_ns - 100_000_000, "step {step}: ends too early");
+            assert_eq!(source.state(), SourceState::Running);
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        let sender = Sender::on("vb");
+        for number in 0..64u32 {
+            sender.send(&net::udp(HERE, THERE, number as u16, number));
+        }
+        let counts: Vec<_> = sources.iter_mut().map(|source| take(source, 64).len()).collect();
+        assert_eq!(counts.iter().sum::<usize>(), 64, "step {step}: {counts:?}");
+        assert!(counts.iter().all(|count| *count > 0), "step {step}: {counts:?}");
+        sources.iter_mut().for_each(assert_books);
+        assert_eq!(sources[0].interfaces().len(), 1);
+    }
+}
+
+#[test]
+fn an_interface_that_is_down_at_first_is_attached_when_it_comes_up() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    ns.ip(&["link", "set", "va", "down"]);
+    let mut source = PacketMmapSource::open(&options("va")).expect("open");
+    assert!(matches!(source.state(), SourceState::InterfaceDown { .. }));
+    ns.ip(&["link", "set", "va", "up"]);
+    outage(&mut source);
+    std::thread::sleep(Duration::from_millis(50));
+    Sender::on("vb").send(&frame(HERE, EXPERIMENTAL, 3, 64));
+    assert_eq!(take(&mut source, 1).len(), 1);
+}
+
+#[test]
+fn errors_name_what_is_missing() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let error = PacketMmapSource::open(&options("nope0")).expect_err("absent");
+    assert!(matches!(error, CaptureError::NoInterface { .. }));
+    let text = error.to_string();
+    assert!(["nope0", "lo", "va", "vb"].iter().all(|name| text.contains(name)), "{text}");
+    let long = PacketMmapSource::open(&options("a-name-beyond-sixteen")).expect_err("absent");
+    assert!(matches!(long, CaptureError::NoInterface { .. }), "{long}");
+
+    net::without_net_raw(|| {
+        let error = PacketMmapSource::open(&options("va")).expect_err("forbidden");
+        assert!(error.to_string().contains("CAP_NET_RAW"), "{error}");
+    });
+}
+
+#[test]
+fn a_namespace_is_gone_when_its_test_is() {
+    let Some(ns) = Namespace::new() else { return };
+    let name = ns.name().to_owned();
+    drop(ns);
+    let list = Command::new("ip").args(["netns", "list"]).output().expect("ip");
+    assert!(!String::from_utf8_lossy(&list.stdout).contains(&name));
+}

@@ -1,0 +1,210 @@
+//! A checked configuration. Whoever holds one need not check anything again.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::keys::{
+    CAPTURE_RING_STEP_BYTES, INTERFACE_NAME_BYTES_MAX, LANES_PER_INTERFACE_MAX, VOLUMES_MAX,
+};
+
+/// An enum whose values have names in the configuration.
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$value_doc:meta])* $value:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$value_doc])* $value,)+ }
+
+        impl $name {
+            /// The names, in the order of the values.
+            pub const NAMES: &'static [&'static str] = &[$($text),+];
+
+            /// The value of this name.
+            pub fn from_name(name: &str) -> Option<Self> {
+                match name {
+                    $($text => Some(Self::$value),)+
+                    _ => None,
+                }
+            }
+
+            /// The name of this value.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text,)+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+choice! {
+    /// Which pages hold the packet buffer.
+    Hugepages {
+        /// The largest pages that can be had.
+        Auto = "auto",
+        /// Pages of 2 MiB.
+        Size2MiB = "2MiB",
+        /// Pages of 1 GiB.
+        Size1GiB = "1GiB",
+        /// Ordinary pages.
+        Off = "off",
+    }
+}
+
+choice! {
+    /// How the kernel spreads the packets of an interface over its lanes.
+    Fanout {
+        /// By flow: both directions of a flow meet in one lane.
+        Hash = "hash",
+        /// In turn.
+        LoadBalance = "lb",
+        /// By the CPU that received the packet.
+        Cpu = "cpu",
+    }
+}
+
+choice! {
+    /// How quickly a file is replayed.
+    Speed {
+        /// As quickly as it can be stored.
+        Full = "full",
+        /// With the pauses of the recording.
+        RealTime = "realtime",
+    }
+}
+
+choice! {
+    /// The least important messages that are logged.
+    LogLevel {
+        /// What needs a person.
+        Error = "error",
+        /// And what degrades the recording.
+        Warn = "warn",
+        /// And what changes.
+        Info = "info",
+        /// And why.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+/// A whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Directories of the store, the first volume first: 1 to [`VOLUMES_MAX`] absolute paths, no
+    /// two alike.
+    pub stores: Vec<PathBuf>,
+    /// The key file, absolute; `None` for the place that belongs to the store's id.
+    pub key_file: Option<PathBuf>,
+    /// Where packets come from.
+    pub input: Input,
+    /// The packet buffer.
+    pub buffer: Buffer,
+    /// Longest time that a packet waits in a chunk that does not fill.
+    pub flush_age: Duration,
+    /// Time between two acknowledgements.
+    pub commit_interval: Duration,
+    /// Longest time that a segment stays open.
+    pub segment_age: Duration,
+    /// The control socket.
+    pub api: Api,
+    /// CPUs for the lanes, in order, no two alike: none (no pinning), or at least one for each
+    /// lane.
+    pub lane_cpus: Vec<u16>,
+    /// What is logged.
+    pub log: LogLevel,
+}
+
+impl Config {
+    /// Lanes of all inputs together. A replay has one.
+    pub fn lanes(&self) -> usize {
+        match &self.input {
+            Input::Capture(interfaces) => interfaces.iter().map(|one| usize::from(one.lanes)).sum(),
+            Input::Replay(_) => 1,
+        }
+    }
+}
+
+/// Where packets come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Input {
+    /// Network interfaces: at least one, no two of one name.
+    Capture(Vec<Capture>),
+    /// A file.
+    Replay(Replay),
+}
+
+/// How one network interface is captured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capture {
+    /// Its name: 1 to [`INTERFACE_NAME_BYTES_MAX`] bytes that the kernel accepts.
+    pub interface: String,
+    /// Lanes, 1 to [`LANES_PER_INTERFACE_MAX`].
+    pub lanes: u16,
+    /// Bytes of every packet that are kept at most.
+    pub snaplen_bytes: u32,
+    /// Whether packets for other machines are captured too.
+    pub promiscuous: bool,
+    /// tcpdump filter of the packets to keep; not compiled yet.
+    pub filter: Option<String>,
+    /// Bytes of kernel ring of each lane, a multiple of [`CAPTURE_RING_STEP_BYTES`].
+    pub ring_bytes: u64,
+    /// How packets are spread over the lanes.
+    pub fanout: Fanout,
+}
+
+/// How a file is replayed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Replay {
+    /// The file, absolute.
+    pub file: PathBuf,
+    /// How quickly.
+    pub speed: Speed,
+    /// Interface name to store the packets under; `None` keeps the names in the file.
+    pub interface: Option<String>,
+}
+
+/// The packet buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Buffer {
+    /// Its bytes: whole chunks, and at least [`crate::LANE_CHUNKS_MIN`] of them for each lane.
+    pub size_bytes: u64,
+    /// The pages it asks for.
+    pub hugepages: Hugepages,
+}
+
+/// The control socket. Root and the daemon's own user may always use it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Api {
+    /// Path of the unix socket, absolute.
+    pub socket: PathBuf,
+    /// Users who may use it as well.
+    pub users: Vec<Principal>,
+    /// Groups whose members may use it as well.
+    pub groups: Vec<Principal>,
+}
+
+/// A user or a group. Names are looked up when the daemon starts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Principal {
+    /// By name.
+    Name(String),
+    /// By number.
+    Id(u32),
+}
+
+const _: () = assert!(VOLUMES_MAX > 0 && INTERFACE_NAME_BYTES_MAX == 15);
+const _: () = assert!(LANES_PER_INTERFACE_MAX as usize <= crate::LANES_MAX);
+const _: () = assert!(CAPTURE_RING_STEP_BYTES.is_power_of_two());

@@ -1,0 +1,182 @@
+//! Gaps: counted, timestamped, explained absences of packets, written into the data where they
+//! happened.
+
+use std::fmt;
+
+use crate::FormatError;
+use crate::bytes::{all_zero, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
+use crate::local::{self, Kind};
+
+/// Bytes of a gap block.
+pub const GAP_BYTES: usize = 80;
+/// Number of causes; counters by cause are arrays of this length.
+pub const CAUSES: usize = 16;
+/// Stands for "not known" in the packet count of a gap.
+const UNKNOWN: u64 = u64::MAX;
+
+macro_rules! causes {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
+        /// Why packets are absent.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u16)]
+        pub enum Cause { $($(#[$doc])* $name = $number,)* }
+
+        impl Cause {
+            /// Every cause, in the order of its number.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The name that status, summaries and metrics use.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+causes! {
+    /// The kernel's packet ring was full: the lane was not scheduled in time.
+    RingOverflow = 0, "ring_overflow";
+    /// No chunk buffer was free: the device is slower than the wire.
+    NoBuffer = 1, "no_buffer";
+    /// The interface was down or absent.
+    InterfaceDown = 2, "interface_down";
+    /// A device failed while it held packets that were not yet durable.
+    DeviceFailed = 3, "device_failed";
+    /// The rest of an imported file could not be read.
+    ImportUnreadable = 4, "import_unreadable";
+    /// No daemon was running.
+    NotRecording = 5, "not_recording";
+    /// The daemon ended without closing its segments; what was not yet durable is lost.
+    CrashTail = 6, "crash_tail";
+    /// The time lies before what the quota still keeps.
+    Retention = 7, "retention";
+    /// The time lies after the last packet that is durable.
+    NotYetDurable = 8, "not_yet_durable";
+    /// Stored bytes fail their check.
+    Damaged = 9, "damaged";
+    /// A segment's file is absent.
+    MissingSegment = 10, "missing_segment";
+    /// A volume cannot be opened.
+    MissingVolume = 11, "missing_volume";
+    /// The key does not open the segment.
+    WrongKey = 12, "wrong_key";
+    /// Packets left out by a configured capture filter.
+    Shed = 13, "shed";
+}
+
+impl Cause {
+    /// The cause with that number.
+    pub fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.get(usize::from(number)).copied()
+    }
+
+    /// Place of this cause in an array of [`CAUSES`] counters.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One absence of packets, on one lane.
+///
+/// Layout, [`GAP_BYTES`] bytes, little-endian: common start (see [`crate::local`]); 20 cause u16;
+/// 22 zero u16; 24 `from_ns` u64; 32 `until_ns` u64 (all ones: still open); 40 packets u64 (all
+/// ones: not known); 48 packets lost to this cause in this run and lane so far u64; 56 stream
+/// sequence of the next packet u64; 64 zero; 76 trailing length u32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// Why.
+    pub cause: Cause,
+    /// First nanosecond (Unix time) in which packets may be absent.
+    pub from_ns: u64,
+    /// First nanosecond after the absence; `None` while it lasts.
+    pub until_ns: Option<u64>,
+    /// Packets absent, if that is known.
+    pub packets: Option<u64>,
+    /// Packets lost to this cause in this run and lane, this gap included.
+    pub cumulative: u64,
+    /// Stream sequence number of the first packet after the gap.
+    pub sequence: u64,
+}
+
+impl Gap {
+    /// Writes the block; `buf` has [`GAP_BYTES`].
+    pub fn encode(&self, buf: &mut [u8; GAP_BYTES]) {
+        buf.fill(0);
+        local::put_start(buf, Kind::Gap, GAP_BYTES as u32, 0);
+        put_u16(buf, 20, self.cause as u16);
+        put_u64(buf, 24, self.from_ns);
+        put_u64(buf, 32, self.until_ns.unwrap_or(u64::MAX));
+        put_u64(buf, 40, self.packets.unwrap_or(UNKNOWN));
+        put_u64(buf, 48, self.cumulative);
+        put_u64(buf, 56, self.sequence);
+        put_u32(buf, GAP_BYTES - 4, GAP_BYTES as u32);
+    }
+
+    /// Reads a block.
+    ///
+    /// # Errors
+    /// As [`local::start`]; `Field` if the cause is unknown, the times are reversed or a reserved
+    /// byte is set.
+    pub fn decode(buf: &[u8]) -> Result<Self, FormatError> {
+        let structure = "gap";
+        if buf.len() < GAP_BYTES {
+            return Err(FormatError::Short { structure, have: buf.len(), need: GAP_BYTES });
+        }
+        local::expect(buf, Kind::Gap, structure)?;
+        let field = |field, value| FormatError::Field { structure, field, value };
+        let length = u32_at(buf, GAP_BYTES - 4);
+        if length != GAP_BYTES as u32 || !all_zero(&buf[64..GAP_BYTES - 4]) {
+            return Err(field("trailing length", u64::from(length)));
+        }
+        let number = u16_at(buf, 20);
+        let cause = Cause::from_number(number).ok_or(field("cause", u64::from(number)))?;
+        let (from_ns, until_ns) = (u64_at(buf, 24), u64_at(buf, 32));
+        if until_ns < from_ns {
+            return Err(field("end before start", until_ns));
+        }
+        Ok(Self {
+            cause,
+            from_ns,
+            until_ns: (until_ns != u64::MAX).then_some(until_ns),
+            packets: Some(u64_at(buf, 40)).filter(|n| *n != UNKNOWN),
+            cumulative: u64_at(buf, 48),
+            sequence: u64_at(buf, 56),
+        })
+    }
+}
+
+const _: () = assert!(Cause::ALL.len() <= CAUSES, "every cause has a counter");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_names_are_one_to_one() {
+        for (number, cause) in Cause::ALL.iter().enumerate() {
+            assert_eq!(cause.index(), number);
+            assert_eq!(Cause::from_number(number as u16), Some(*cause));
+        }
+    }
+
+    #[test]
+    fn a_gap_reads_back() {
+        let gap = Gap {
+            cause: Cause::NoBuffer,
+            from_ns: 5,
+            until_ns: None,
+            packets: Some(17),
+            cumulative: 20,
+            sequence: 99,
+        };
+        let mut buf = [0; GAP_BYTES];
+        gap.encode(&mut buf);
+        assert_eq!(Gap::decode(&buf), Ok(gap));
+    }
+}

@@ -1,0 +1,166 @@
+//! Fuzz targets: every function here takes any bytes and must neither panic nor hang.
+//!
+//! The gate runs each target over its seeds and over mutations of them (`tests/targets.rs`); the same functions serve
+//! a coverage-guided fuzzer. Seeds are made by our own encoders, so that mutations start from bytes that get deep.
+
+#![forbid(unsafe_code)]
+
+pub mod mutate;
+pub mod seeds;
+
+use std::io::Cursor;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use wirevault_capture::{Packet, Polled, ReplaySource, Source, Speed};
+use wirevault_format::chunk::{self, ChunkHeader};
+use wirevault_format::footer::{ChunkEntry, Footer};
+use wirevault_format::superblock::Superblock;
+use wirevault_format::table::{RunEntry, SegmentEntry, decode_page};
+use wirevault_format::{Gap, LinkType, pcapng, section, segment};
+use wirevault_index::sections;
+use wirevault_packet::bpf::{AnyAddress, Insn, Program};
+use wirevault_packet::{FlowKey, dissect, summary};
+
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    ("chunk", chunk),
+    ("segment", segment_header),
+    ("footer", footer),
+    ("volume", volume),
+    ("section", index_section),
+    ("flows", flows),
+    ("import", import),
+    ("config", config),
+    ("packet", packet),
+    ("program", program),
+    ("ring", ring),
+];
+
+/// Polls of a replay at most: a hostile file must end, not go round.
+const POLLS_MAX: usize = 100_000;
+
+/// A chunk as it lies on disk.
+pub fn chunk(bytes: &[u8]) {
+    if let Ok(header) = ChunkHeader::decode(bytes) {
+        if let Ok(payload) = chunk::plain_payload(bytes, &header) {
+            payload_blocks(payload);
+        }
+        let _ = chunk::sealed_parts(&mut bytes.to_vec(), &header);
+    }
+    payload_blocks(bytes);
+}
+
+fn payload_blocks(payload: &[u8]) {
+    for block in pcapng::read::Blocks::new(payload) {
+        let Ok(block) = block else { break };
+        let _ = pcapng::read::Epb::parse(&block);
+        let _ = Gap::decode(&payload[block.offset..]);
+    }
+    let _ = wirevault_index::reader::gaps_in(payload);
+}
+
+/// The header region of a segment.
+pub fn segment_header(bytes: &[u8]) {
+    let _ = segment::decode(bytes);
+    let _ = segment::read_interface_table(bytes);
+}
+
+/// A footer and a chunk table.
+pub fn footer(bytes: &[u8]) {
+    let _ = Footer::decode(bytes);
+    let _ = ChunkEntry::decode_table(bytes);
+}
+
+/// Superblock and table pages.
+pub fn volume(bytes: &[u8]) {
+    let _ = Superblock::decode(bytes);
+    let _ = decode_page::<SegmentEntry>(0, bytes);
+    let _ = decode_page::<RunEntry>(0, bytes);
+}
+
+/// A block of an index section, and the sections that need no other.
+pub fn index_section(bytes: &[u8]) {
+    let _ = section::decode(bytes);
+    let _ = sections::decode_gaps(bytes, 64);
+    let _ = sections::decode_shapes(bytes);
+    if let Ok(filter) = sections::decode_filter(bytes) {
+        use wirevault_packet::bpf::Oracle;
+        let _ = filter.host4([10, 0, 0, 1], 32) | filter.host6([0xfe; 16], 64);
+    }
+}
+
+/// Shapes, hosts, flows and postings: four sections, cut at the first four bytes.
+pub fn flows(bytes: &[u8]) {
+    let Some((cuts, rest)) = bytes.split_first_chunk::<3>() else { return };
+    let at = |n: usize| rest.len() * usize::from(cuts[n]) / 256;
+    let mut cuts = [at(0), at(1), at(2)];
+    cuts.sort_unstable();
+    let Ok(shapes) = sections::decode_shapes(&rest[..cuts[0]]) else { return };
+    let (hosts, columns) = (&rest[cuts[0]..cuts[1]], &rest[cuts[1]..cuts[2]]);
+    let _ = sections::decode_flows(&shapes, hosts, columns, &rest[cuts[2]..], 64);
+}
+
+/// A capture file: pcap or pcapng, compressed or not.
+pub fn import(bytes: &[u8]) {
+    let input = Box::new(Cursor::new(bytes.to_vec()));
+    let Ok(mut source) = ReplaySource::from_reader("fuzz".to_owned(), input, Speed::Full) else { return };
+    let mut sink = |_: &Packet<'_>| ControlFlow::Continue(());
+    for _ in 0..POLLS_MAX {
+        match source.poll(&mut sink, Duration::ZERO) {
+            Ok(Polled::End) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+    panic!("a file of {} bytes does not end", bytes.len());
+}
+
+/// A configuration file.
+pub fn config(bytes: &[u8]) {
+    let _ = wirevault_config::parse_bytes_with(bytes, "fuzz.yaml", &Default::default());
+}
+
+/// A frame: the first byte picks the link type.
+pub fn packet(bytes: &[u8]) {
+    let Some((pick, frame)) = bytes.split_first() else { return };
+    let links = [0, 1, 12, 101, 108, 113, 228, 229, 276, 9999];
+    let link = LinkType(links[usize::from(*pick) % links.len()]);
+    let dissected = dissect(link, frame);
+    let template = dissected.key.template(dissected.direction);
+    assert!(template.admits(frame, frame.len() as u32), "a template must cover its packet");
+    let _ = summary::line(link, frame, frame.len() as u32).to_string();
+    let _ = dissected.key.describe();
+    let (shape, values) = bytes.split_at(bytes.len() / 2);
+    let _ = FlowKey::from_parts(shape, values);
+}
+
+/// A filter program and a frame: half the bytes each.
+pub fn program(bytes: &[u8]) {
+    let (code, frame) = bytes.split_at(bytes.len() / 2);
+    let insns = code.as_chunks::<8>().0.iter().map(|insn| Insn {
+        code: u16::from_le_bytes([insn[0], insn[1]]),
+        jt: insn[2],
+        jf: insn[3],
+        k: u32::from_le_bytes([insn[4], insn[5], insn[6], insn[7]]),
+    });
+    let Ok(program) = Program::new(insns.collect()) else { return };
+    let accepted = program.run(frame, frame.len() as u32) != 0;
+    let dissected = dissect(LinkType::ETHERNET, frame);
+    let template = dissected.key.template(dissected.direction);
+    match program.decide(&template, &AnyAddress) {
+        wirevault_packet::bpf::Verdict::No => assert!(!accepted, "No for a packet that matches"),
+        wirevault_packet::bpf::Verdict::Yes => assert!(accepted, "Yes for one that does not"),
+        wirevault_packet::bpf::Verdict::Maybe => {}
+    }
+}
+
+/// A key ring.
+pub fn ring(bytes: &[u8]) {
+    if let Some(head) = bytes.first_chunk() {
+        let _ = wirevault_seal::ring::encoded_bytes(head);
+    }
+    let _ = wirevault_seal::KeyRing::decode(bytes, seeds::provider());
+}

@@ -1,0 +1,318 @@
+//! Seeds: bytes that our own encoders make, so that mutations start deep inside the parsers.
+
+use std::sync::OnceLock;
+
+use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
+use wirevault_format::footer::{CHUNK_ENTRY_BYTES, ChunkEntry, CloseReason, Footer};
+use wirevault_format::gap::{CAUSES, GAP_BYTES};
+use wirevault_format::pcapng::write::{EpbParts, put_epb, put_idb, put_shb};
+use wirevault_format::section::{PartHeader, SectionId};
+use wirevault_format::segment::{SegmentHeader, interface_table};
+use wirevault_format::table::{RunEntry, SegmentEntry, encode_page};
+use wirevault_format::{
+    Cause, FormatError, Gap, Interface, LifeId, LinkType, RunId, StoreId, VolumeId,
+};
+use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
+use wirevault_index::{ChunkDelta, SegmentIndex};
+use wirevault_packet::dissect;
+use wirevault_seal::locked::LockedBytes;
+use wirevault_seal::{KeyProvider, KeyRing, SealError};
+
+/// Seeds of a target.
+pub fn of(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "chunk" => vec![plain_chunk(), payload()],
+        "segment" => vec![region(), interface_table(&[eth0()])],
+        "footer" => vec![footer(), chunk_entry().encode().to_vec()],
+        "volume" => vec![
+            encode_page(0, 1, &[SegmentEntry::default()]).to_vec(),
+            encode_page(0, 1, &[RunEntry::default()]).to_vec(),
+        ],
+        "section" => {
+            let mut seeds: Vec<_> = index_sections().into_iter().map(|(_, raw)| raw).collect();
+            seeds.push(part());
+            seeds
+        }
+        "flows" => vec![four_sections()],
+        "import" => vec![pcapng(), pcap()],
+        "config" => vec![
+            b"store: /tmp/s\ncapture:\n  - interface: eth0\n".to_vec(),
+            wirevault_config::reference::example_yaml().into_bytes(),
+        ],
+        "packet" => frames().into_iter().map(|frame| [vec![1], frame].concat()).collect(),
+        "program" => vec![tcp_port_80()],
+        "ring" => vec![key_ring()],
+        other => panic!("target {other} has no seeds"),
+    }
+}
+
+fn eth0() -> Interface {
+    let mut interface = Interface::unnamed(LinkType::ETHERNET);
+    interface.name = Some("eth0".to_owned());
+    interface
+}
+
+/// Plain TCP, VLAN with UDP, and IPv6 with an extension header.
+fn frames() -> Vec<Vec<u8>> {
+    let mut tcp = vec![0; 12];
+    tcp.extend([8, 0, 0x45, 0, 0, 44, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    tcp.extend([0x1f, 0x90, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 1, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+    let mut vlan = vec![0; 12];
+    vlan.extend([0x81, 0, 0, 5, 8, 0, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0]);
+    vlan.extend([10, 0, 0, 3, 10, 0, 0, 4, 0x12, 0xb5, 0x12, 0xb5, 0, 12, 0, 0, 8, 0, 0, 0]);
+    let mut six = vec![0; 12];
+    six.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 16, 0, 64]);
+    six.extend([0xfd; 16]);
+    six.extend([0xfe; 16]);
+    six.extend([17, 0, 1, 4, 0, 0, 0, 0, 0, 53, 0, 53, 0, 8, 0, 0]);
+    vec![tcp, vlan, six]
+}
+
+fn payload() -> Vec<u8> {
+    let mut payload = vec![0; 4096];
+    let mut at = 0;
+    for (n, frame) in frames().iter().enumerate() {
+        let parts = EpbParts {
+            interface_id: 0,
+            ts_ns: 1_000 + n as u64,
+            orig_len: frame.len() as u32,
+            data: frame,
+            vlan: None,
+            flags: Some(1),
+            raw_options: &[],
+        };
+        at += put_epb(&mut payload, at, &parts).unwrap_or(0);
+    }
+    let mut block = [0; GAP_BYTES];
+    gap().encode(&mut block);
+    payload.truncate(at);
+    payload.extend(block);
+    payload
+}
+
+fn gap() -> Gap {
+    Gap {
+        cause: Cause::NoBuffer,
+        from_ns: 1,
+        until_ns: Some(2),
+        packets: Some(3),
+        cumulative: 3,
+        sequence: 3,
+    }
+}
+
+fn plain_chunk() -> Vec<u8> {
+    let payload = payload();
+    let header = ChunkHeader {
+        sealed: false,
+        gaps: true,
+        lane: 0,
+        link_type: LinkType::ETHERNET,
+        life: LifeId([1; 16]),
+        run: RunId(2),
+        number: 0,
+        payload_bytes: payload.len() as u32,
+        first_sequence: 0,
+        packets: 3,
+        times_ns: Some((1_000, 1_002)),
+        received: 6,
+        shed: 0,
+        dropped: 3,
+        watermark: 0,
+    };
+    let mut chunk = vec![0; header.chunk_bytes()];
+    header.encode(&mut chunk);
+    chunk[HEADER_BYTES..HEADER_BYTES + payload.len()].copy_from_slice(&payload);
+    chunk::put_plain_tail(&mut chunk, &header);
+    chunk
+}
+
+fn region() -> Vec<u8> {
+    let header = SegmentHeader {
+        sealed: false,
+        import: false,
+        lane: 0,
+        link_type: LinkType::ETHERNET,
+        life: LifeId([1; 16]),
+        run: RunId(2),
+        store: StoreId([3; 16]),
+        ordinal: 4,
+        place: 5,
+        opened_ns: 6,
+    };
+    let plain = |_: &[u8], _: &mut Vec<u8>| -> Result<[u8; 16], FormatError> { Ok([0; 16]) };
+    header.encode(&[eth0()], plain).expect("one interface fits")
+}
+
+fn chunk_entry() -> ChunkEntry {
+    ChunkEntry {
+        offset: 4096,
+        chunk_bytes: 4096,
+        packets: 3,
+        times_ns: Some((1_000, 1_002)),
+        first_sequence: 0,
+    }
+}
+
+fn footer() -> Vec<u8> {
+    let footer = Footer {
+        sealed: false,
+        recovered: false,
+        lane: 0,
+        link_type: LinkType::ETHERNET,
+        life: LifeId([1; 16]),
+        run: RunId(2),
+        ordinal: 4,
+        chunks: 1,
+        close_reason: CloseReason::Stop,
+        packets: 3,
+        captured_bytes: 100,
+        times_ns: Some((1_000, 1_002)),
+        sequences: (0, 3),
+        received: 6,
+        shed: 0,
+        dropped: [0; CAUSES],
+        opened_ns: 6,
+        closed_ns: 7,
+        data_offset: 4096,
+        index_offset: 8192,
+        flows: 3,
+        unindexed_chunks: 0,
+        chain: [0; 32],
+        directory: Vec::new(),
+    };
+    let plain = |_: &[u8]| -> Result<([u8; 16], [u8; 16]), FormatError> { Ok(([0; 16], [0; 16])) };
+    footer.encode(plain).expect("an empty directory fits").to_vec()
+}
+
+fn part() -> Vec<u8> {
+    let body = chunk_entry().encode();
+    let header = PartHeader {
+        id: SectionId::Chunks,
+        part: 0,
+        life: LifeId([1; 16]),
+        sealed: false,
+        payload_bytes: CHUNK_ENTRY_BYTES as u32,
+    };
+    let mut out = Vec::new();
+    header.encode(&mut out, &[0; 16], &body);
+    out
+}
+
+/// The raw sections of an index over the frames above.
+fn index_sections() -> Vec<(SectionId, Vec<u8>)> {
+    let mut table = FlowTable::new(FlowOptions { flows_max: 100 });
+    let mut delta = ChunkDelta::new();
+    delta.chunk = chunk_entry();
+    delta.gaps.push(gap());
+    table.begin_chunk(&delta);
+    for (n, frame) in frames().iter().enumerate() {
+        let dissected = dissect(LinkType::ETHERNET, frame);
+        let note = PacketNote {
+            key: dissected.key,
+            hash: dissected.hash,
+            direction: dissected.direction,
+            ts_ns: 1_000 + n as u64,
+            wire_len: frame.len() as u32,
+            captured_len: frame.len() as u32,
+            tcp_flags: dissected.tcp_flags,
+        };
+        table.upsert(&[note], &mut delta);
+    }
+    let mut index = SegmentIndex::new();
+    index.apply(&delta).expect("the first delta applies");
+    let sections = index.encode_sections().expect("a small index encodes");
+    sections.into_iter().map(|section| (section.id, section.into_raw())).collect()
+}
+
+fn four_sections() -> Vec<u8> {
+    let wanted = [SectionId::Shapes, SectionId::Hosts, SectionId::Flows, SectionId::Postings];
+    let sections = index_sections();
+    let raw = |id| sections.iter().find(|(found, _)| *found == id).map_or(&[][..], |(_, raw)| raw);
+    let parts = wanted.map(raw);
+    let total: usize = parts.iter().map(|part| part.len()).sum();
+    let mut end = 0;
+    let mut cuts = parts.iter().take(3).map(|part| {
+        end += part.len();
+        (end * 256).div_ceil(total) as u8
+    });
+    let cuts = [0, 1, 2].map(|_| cuts.next().unwrap_or(0));
+    [&cuts[..], &parts.concat()].concat()
+}
+
+fn pcapng() -> Vec<u8> {
+    let mut file = Vec::new();
+    put_shb(&mut file, "seed");
+    put_idb(&mut file, &eth0(), 262_144);
+    let payload = payload();
+    file.extend(&payload[..payload.len() - GAP_BYTES]);
+    file
+}
+
+fn pcap() -> Vec<u8> {
+    let mut file = 0xa1b2_3c4d_u32.to_le_bytes().to_vec();
+    file.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
+    for frame in frames() {
+        let len = (frame.len() as u32).to_le_bytes();
+        file.extend([[1, 0, 0, 0], [2, 0, 0, 0], len, len].concat());
+        file.extend(frame);
+    }
+    file
+}
+
+/// What libpcap makes of `tcp port 80` without IPv6, and a frame that it accepts.
+fn tcp_port_80() -> Vec<u8> {
+    let insns: [(u16, u8, u8, u32); 12] = [
+        (0x28, 0, 0, 12),
+        (0x15, 0, 9, 0x800),
+        (0x30, 0, 0, 23),
+        (0x15, 0, 7, 6),
+        (0x28, 0, 0, 20),
+        (0x45, 5, 0, 0x1fff),
+        (0xb1, 0, 0, 14),
+        (0x48, 0, 0, 14),
+        (0x15, 1, 0, 80),
+        (0x48, 0, 0, 16),
+        (0x06, 0, 0, 262_144),
+        (0x06, 0, 0, 0),
+    ];
+    let mut seed: Vec<u8> = Vec::new();
+    for (code, jt, jf, k) in insns {
+        seed.extend(code.to_le_bytes());
+        seed.extend([jt, jf]);
+        seed.extend(k.to_le_bytes());
+    }
+    let mut frame = frames().swap_remove(0);
+    frame.resize(seed.len(), 0);
+    seed.extend(frame);
+    seed
+}
+
+fn key_ring() -> Vec<u8> {
+    let mut ring = KeyRing::new(StoreId([1; 16]), VolumeId([2; 16]));
+    ring.fill_spares(2).expect("random numbers are there");
+    ring.advance_epoch();
+    ring.encode(provider()).expect("the provider below never refuses")
+}
+
+/// A provider that wraps by copying: the fuzzer looks for defects of parsers, not of ciphers.
+pub fn provider() -> &'static dyn KeyProvider {
+    static PROVIDER: OnceLock<Copying> = OnceLock::new();
+    PROVIDER.get_or_init(|| Copying)
+}
+
+struct Copying;
+
+impl KeyProvider for Copying {
+    fn id(&self) -> String {
+        "copying".to_owned()
+    }
+
+    fn wrap(&self, plaintext: &[u8], _: &[u8]) -> Result<Vec<u8>, SealError> {
+        Ok(plaintext.to_vec())
+    }
+
+    fn unwrap(&self, wrapped: &[u8], _: &[u8]) -> Result<LockedBytes, SealError> {
+        LockedBytes::copy_of(wrapped)
+    }
+}

@@ -1,0 +1,224 @@
+//! The catalog: everything a query may look at, as one immutable value.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, RwLock};
+
+use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
+use wirevault_format::{LinkType, RunId, StoreId};
+use wirevault_media::{Media, MediaFile, OpenMode};
+use wirevault_seal::SegmentKeys;
+
+use crate::reader::SegmentReader;
+use crate::volume::{StoreReader, Volume, segment_file_name};
+use crate::{IndexError, SegmentIndex};
+
+/// What a query may look at. Taken once, it does not change; places that are used again meanwhile
+/// are noticed by their life id.
+#[derive(Clone)]
+pub struct Catalog {
+    /// Store.
+    pub store: StoreId,
+    /// Segments, oldest first.
+    pub segments: Vec<Arc<Segment>>,
+    /// Runs, oldest first.
+    pub runs: Vec<RunEntry>,
+    /// Volumes that cannot be opened: path and reason.
+    pub missing_volumes: Vec<MissingVolume>,
+    /// Largest packet time of a live segment that was given up for the quota; 0: none was.
+    pub evicted_live_ns: u64,
+    /// The same for imported segments.
+    pub evicted_import_ns: u64,
+    /// Time the catalog was taken, ns.
+    pub now_ns: u64,
+    /// Everything received before this time is durable; `None` if no recorder runs in this process.
+    pub durable_until_ns: Option<u64>,
+}
+
+/// A volume that the store names and that cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingVolume {
+    /// Its path.
+    pub path: String,
+    /// Why it cannot be opened.
+    pub why: String,
+}
+
+/// One segment: its entry in the table and how to read it.
+pub struct Segment {
+    /// Entry of the segment table.
+    pub entry: SegmentEntry,
+    /// Number of its volume.
+    pub volume: u16,
+    /// Its place on the volume.
+    pub place: u32,
+    pub(crate) content: Content,
+    pub(crate) stream_watermark: u64,
+    media: Arc<dyn Media>,
+    keys: Keys,
+}
+
+pub(crate) enum Content {
+    /// On the volume only: closed, or interrupted by a crash.
+    Stored,
+    /// A lane of this process writes it; the index holds its durable chunks.
+    Live(Arc<RwLock<SegmentIndex>>),
+}
+
+enum Keys {
+    Plain,
+    Sealed(SegmentKeys),
+    Absent(String),
+}
+
+/// A segment's stream: its packets are numbered together.
+pub type Stream = (RunId, u16, LinkType);
+
+impl Segment {
+    /// A segment that lies on a volume and that no lane of this process writes.
+    pub fn stored(volume: &Volume, place: u32, entry: SegmentEntry) -> Self {
+        let keys = match &volume.ring {
+            _ if !entry.sealed => Keys::Plain,
+            Some(Ok(ring)) => match ring.get(entry.life) {
+                Some(keys) => Keys::Sealed(keys.clone()),
+                None => Keys::Absent("the key ring has no entry for its life".to_owned()),
+            },
+            Some(Err(error)) => Keys::Absent(error.to_string()),
+            None => Keys::Absent("the store has no key ring".to_owned()),
+        };
+        let (media, number) = (Arc::clone(&volume.media), volume.superblock.number);
+        Self {
+            entry,
+            volume: number,
+            place,
+            content: Content::Stored,
+            stream_watermark: 0,
+            media,
+            keys,
+        }
+    }
+
+    /// A segment that a lane of this process writes.
+    pub fn live(
+        entry: SegmentEntry,
+        volume: u16,
+        place: u32,
+        media: Arc<dyn Media>,
+        keys: Option<SegmentKeys>,
+        index: Arc<RwLock<SegmentIndex>>,
+    ) -> Self {
+        let keys = keys.map_or(Keys::Plain, Keys::Sealed);
+        let content = Content::Live(index);
+        Self { entry, volume, place, content, stream_watermark: 0, media, keys }
+    }
+
+    /// Name for people: number of the volume, place, and ordinal.
+    pub fn name(&self) -> String {
+        format!("{}:{:06}#{}", self.volume, self.place, self.entry.ordinal)
+    }
+
+    /// A lane of this process writes it.
+    pub fn is_live(&self) -> bool {
+        matches!(self.content, Content::Live(_))
+    }
+
+    /// The stream it belongs to.
+    pub fn stream(&self) -> Stream {
+        (self.entry.run, self.entry.lane, self.entry.link_type)
+    }
+
+    /// Opens the segment for reading.
+    ///
+    /// # Errors
+    /// See the methods of [`IndexError`] that classify.
+    pub fn open(&self) -> Result<SegmentReader, IndexError> {
+        SegmentReader::open(self)
+    }
+
+    pub(crate) fn open_file(&self) -> Result<Arc<dyn MediaFile>, IndexError> {
+        self.media.open(&segment_file_name(self.place), OpenMode::Read).map_err(|source| {
+            match source.kind() {
+                io::ErrorKind::NotFound => IndexError::MissingSegment { segment: self.name() },
+                _ => IndexError::Io { what: format!("segment {}", self.name()), source },
+            }
+        })
+    }
+
+    pub(crate) fn keys(&self) -> Result<Option<SegmentKeys>, IndexError> {
+        match &self.keys {
+            Keys::Plain => Ok(None),
+            Keys::Sealed(keys) => Ok(Some(keys.clone())),
+            Keys::Absent(why) => Err(IndexError::NoKey { segment: self.name(), why: why.clone() }),
+        }
+    }
+}
+
+impl StoreReader {
+    /// The catalog of a store that this process only reads. `now_ns` is the time it is taken.
+    pub fn catalog(&self, now_ns: u64) -> Catalog {
+        let mut segments = Vec::new();
+        for volume in &self.volumes {
+            for (place, entry) in volume.segments.entries.iter().enumerate() {
+                if entry.state != SegmentState::Free {
+                    segments.push(Segment::stored(volume, place as u32, entry.clone()));
+                }
+            }
+        }
+        segments.sort_by_key(|segment| segment.entry.ordinal);
+        set_watermarks(&mut segments);
+        let mut runs: Vec<RunEntry> = self
+            .volumes
+            .iter()
+            .flat_map(|volume| &volume.runs.entries)
+            .filter(|run| run.state != RunState::None)
+            .cloned()
+            .collect();
+        runs.sort_by_key(|run| run.started_ns);
+        let missing =
+            |(path, why): &(String, String)| MissingVolume { path: path.clone(), why: why.clone() };
+        let evicted = |of: fn(&Volume) -> u64| self.volumes.iter().map(of).max().unwrap_or(0);
+        Catalog {
+            store: self.store,
+            segments: segments.into_iter().map(Arc::new).collect(),
+            runs,
+            missing_volumes: self.missing.iter().map(missing).collect(),
+            evicted_live_ns: evicted(|volume| volume.superblock.evicted_live_ns),
+            evicted_import_ns: evicted(|volume| volume.superblock.evicted_import_ns),
+            now_ns,
+            durable_until_ns: None,
+        }
+    }
+}
+
+/// Gives every interrupted segment the watermark that recovery needs: the highest that a header of
+/// its stream carries, but no more than the first sequence of the stream's next segment.
+pub fn set_watermarks(segments: &mut [Segment]) {
+    let interrupted =
+        |segment: &Segment| segment.entry.state == SegmentState::Open && !segment.is_live();
+    let mut highest: HashMap<Stream, u64> = HashMap::new();
+    let mut first_sequences = vec![None; segments.len()];
+    for (n, segment) in segments.iter().enumerate() {
+        // A segment that was closed is durable as a whole.
+        let mut watermark = segment.entry.sequences.1;
+        if interrupted(segment) {
+            let found = segment.open().and_then(|reader| reader.scan_interrupted());
+            let found = found.unwrap_or_default();
+            let highest = found.iter().map(|found| found.header.watermark).max();
+            watermark = highest.unwrap_or(0);
+            first_sequences[n] = found.first().map(|found| found.header.first_sequence);
+        } else if segment.entry.packets > 0 {
+            first_sequences[n] = Some(segment.entry.sequences.0);
+        }
+        let entry = highest.entry(segment.stream()).or_default();
+        *entry = watermark.max(*entry);
+    }
+    let mut next_first: HashMap<Stream, u64> = HashMap::new();
+    for (n, segment) in segments.iter_mut().enumerate().rev() {
+        let stream = segment.stream();
+        let limit = next_first.get(&stream).copied().unwrap_or(u64::MAX);
+        segment.stream_watermark = highest.get(&stream).copied().unwrap_or(0).min(limit);
+        if let Some(first) = first_sequences[n] {
+            next_first.insert(stream, first);
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What one chunk adds to the index of its segment.
+
+use wirevault_format::Gap;
+use wirevault_format::chunk::PAYLOAD_BYTES_MAX;
+use wirevault_format::footer::ChunkEntry;
+use wirevault_format::gap::CAUSES;
+use wirevault_format::pcapng::EPB_FIXED_BYTES;
+use wirevault_packet::{Direction, FlowKey};
+
+/// Packets that one chunk can hold at most: all of them empty.
+const PACKETS_MAX: usize = PAYLOAD_BYTES_MAX / EPB_FIXED_BYTES;
+/// Gaps for which a delta has room without allocating.
+const GAPS: usize = 32;
+
+/// What was seen of one flow, in one chunk or in a whole segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowStats {
+    /// Smallest and largest packet time, ns.
+    pub times_ns: (u64, u64),
+    /// Packets.
+    pub packets: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Smallest and largest length on the wire.
+    pub wire_len: (u32, u32),
+    /// Smallest and largest captured length.
+    pub captured_len: (u32, u32),
+    /// TCP flags of any packet.
+    pub tcp_or: u8,
+    /// TCP flags of every packet.
+    pub tcp_and: u8,
+    /// Directions seen: 1 from A to B, 2 from B to A.
+    pub directions: u8,
+}
+
+impl FlowStats {
+    /// The bit of a direction in `directions`.
+    pub const fn bit(direction: Direction) -> u8 {
+        match direction {
+            Direction::AtoB => 1,
+            Direction::BtoA => 2,
+        }
+    }
+
+    /// Adds what was seen elsewhere.
+    #[inline]
+    pub fn add(&mut self, other: &Self) {
+        self.times_ns.0 = self.times_ns.0.min(other.times_ns.0);
+        self.times_ns.1 = self.times_ns.1.max(other.times_ns.1);
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.wire_len.0 = self.wire_len.0.min(other.wire_len.0);
+        self.wire_len.1 = self.wire_len.1.max(other.wire_len.1);
+        self.captured_len.0 = self.captured_len.0.min(other.captured_len.0);
+        self.captured_len.1 = self.captured_len.1.max(other.captured_len.1);
+        self.tcp_or |= other.tcp_or;
+        self.tcp_and &= other.tcp_and;
+        self.directions |= other.directions;
+    }
+}
+
+/// What one chunk saw of one flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowTouch {
+    /// Number of the flow.
+    pub flow: u32,
+    /// What was seen.
+    pub stats: FlowStats,
+}
+
+/// What one chunk adds to the index of its segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkDelta {
+    /// Number of the chunk.
+    pub number: u32,
+    /// Where it lies and what it holds.
+    pub chunk: ChunkEntry,
+    /// Gaps that it tells of.
+    pub gaps: Vec<Gap>,
+    /// Flows seen for the first time; they are numbered on from the deltas before.
+    pub new_flows: Vec<FlowKey>,
+    /// Flows that have packets in the chunk.
+    pub touched: Vec<FlowTouch>,
+    /// Some packets are not covered by `touched`: queries scan the chunk.
+    pub unindexed: bool,
+    /// Packets the lane received so far in the run.
+    pub received: u64,
+    /// Of them left out by policy.
+    pub shed: u64,
+    /// Of them dropped, by cause.
+    pub dropped: [u64; CAUSES],
+    full_size: bool,
+}
+
+impl ChunkDelta {
+    /// A delta with room for the fullest chunk, so that filling it never allocates.
+    pub fn new() -> Self {
+        let mut delta = Self::small();
+        delta.gaps.reserve_exact(GAPS);
+        delta.new_flows.reserve_exact(PACKETS_MAX);
+        delta.touched.reserve_exact(PACKETS_MAX);
+        delta.full_size = true;
+        delta
+    }
+
+    /// A delta that only says where a chunk lies.
+    pub fn small() -> Self {
+        Self {
+            number: 0,
+            chunk: ChunkEntry {
+                offset: 0,
+                chunk_bytes: 0,
+                packets: 0,
+                times_ns: None,
+                first_sequence: 0,
+            },
+            gaps: Vec::new(),
+            new_flows: Vec::new(),
+            touched: Vec::new(),
+            unindexed: false,
+            received: 0,
+            shed: 0,
+            dropped: [0; CAUSES],
+            full_size: false,
+        }
+    }
+
+    /// It was made by [`ChunkDelta::new`].
+    pub fn is_full_size(&self) -> bool {
+        self.full_size
+    }
+
+    /// Makes it ready for the next chunk.
+    pub fn clear(&mut self) {
+        self.gaps.clear();
+        self.new_flows.clear();
+        self.touched.clear();
+        self.unindexed = false;
+    }
+}
+
+impl Default for ChunkDelta {
+    fn default() -> Self {
+        Self::small()
+    }
+}

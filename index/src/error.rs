@@ -1,0 +1,141 @@
+//! What can go wrong when a store is read.
+
+use std::io;
+
+use wirevault_format::{FormatError, LifeId};
+use wirevault_packet::PacketError;
+use wirevault_seal::SealError;
+
+/// A store, a segment or a chunk cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IndexError {
+    /// There is no store.
+    #[error("{path} is not a Wirevault store: {why}; make one with `wirevault init {path}`")]
+    NotAStore {
+        /// Directory asked for.
+        path: String,
+        /// What is missing.
+        why: String,
+    },
+    /// A structure of a volume does not decode.
+    #[error("volume {volume}: {what}")]
+    Volume {
+        /// The volume in words.
+        volume: String,
+        /// Which structure.
+        what: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: FormatError,
+    },
+    /// The key ring does not open, or the key file does not.
+    #[error("volume {volume}: the key ring cannot be opened: {source}")]
+    Key {
+        /// The volume in words.
+        volume: String,
+        /// Why.
+        #[source]
+        source: SealError,
+    },
+    /// A segment needs a key that is not there; `why` repeats what opening the key ring said.
+    #[error("segment {segment}: no key: {why}")]
+    NoKey {
+        /// Name of the segment.
+        segment: String,
+        /// Why there is none.
+        why: String,
+    },
+    /// A segment's file is not there.
+    #[error("segment {segment}: its file is missing")]
+    MissingSegment {
+        /// Name of the segment.
+        segment: String,
+    },
+    /// A segment's place holds another life by now: its packets were given up for the quota.
+    #[error("segment {segment}: its place was used again (life {found} instead of {expected})")]
+    Reused {
+        /// Name of the segment.
+        segment: String,
+        /// Life expected.
+        expected: LifeId,
+        /// Life found.
+        found: LifeId,
+    },
+    /// Bytes of a segment fail their check.
+    #[error("segment {segment}{}: {source}", chunk.map(|n| format!(", chunk {n}")).unwrap_or_default())]
+    Damaged {
+        /// Name of the segment.
+        segment: String,
+        /// Chunk, if it is one.
+        chunk: Option<u32>,
+        /// What is wrong.
+        #[source]
+        source: FormatError,
+    },
+    /// Bytes of a sealed segment fail authentication.
+    #[error("segment {segment}{}: {source}", chunk.map(|n| format!(", chunk {n}")).unwrap_or_default())]
+    Unsealed {
+        /// Name of the segment.
+        segment: String,
+        /// Chunk, if it is one.
+        chunk: Option<u32>,
+        /// What is wrong.
+        #[source]
+        source: SealError,
+    },
+    /// An index section does not decode.
+    #[error("the index section {section} is damaged: {what}")]
+    Section {
+        /// Name of the section.
+        section: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A flow key of an index does not decode.
+    #[error("the index holds a flow that cannot be: {0}")]
+    Flow(#[from] PacketError),
+    /// Reading failed.
+    #[error("{what}: reading failed")]
+    Io {
+        /// What was read.
+        what: String,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl IndexError {
+    /// The key is missing or is another one.
+    pub fn is_wrong_key(&self) -> bool {
+        match self {
+            Self::Key { source, .. } => source.is_wrong_key(),
+            Self::NoKey { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// The file is not there.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::MissingSegment { .. })
+    }
+
+    /// Stored bytes are not what was written.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::Damaged { .. }
+                | Self::Unsealed { .. }
+                | Self::Section { .. }
+                | Self::Flow(_)
+                | Self::Volume { .. }
+                | Self::Io { .. }
+        )
+    }
+
+    /// The segment was given up for the quota while it was being read.
+    pub fn is_reused(&self) -> bool {
+        matches!(self, Self::Reused { .. })
+    }
+}

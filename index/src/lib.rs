@@ -1,0 +1,32 @@
+//! What a store holds and where: catalog, flow tables, filters, recovery. Read-only; `storage` does
+//! the writing.
+//!
+//! ```text
+//!  packets ─► flow_table ─► delta (one a chunk) ─► segment_index ─► sections ─► closed segment
+//!                                                       ▲                            │
+//!  query ─► catalog ─► reader ─► segment_index.select ──┘◄──────── sections ◄────────┘
+//! ```
+//! Invariants: an index only ever yields a superset of the chunks that hold an answer; no chunk is
+//! believed before its CRC or tag, its life and its number were checked.
+
+#![forbid(unsafe_code)]
+
+pub mod catalog;
+pub mod delta;
+pub mod error;
+pub mod flow_table;
+pub mod reader;
+pub mod recover;
+pub mod sections;
+pub mod segment_index;
+pub mod select;
+pub mod volume;
+
+pub use catalog::{Catalog, MissingVolume, Segment};
+pub use delta::ChunkDelta;
+pub use error::IndexError;
+pub use flow_table::{FlowTable, PacketNote};
+pub use reader::SegmentReader;
+pub use segment_index::SegmentIndex;
+pub use select::Selection;
+pub use volume::{KeySource, StoreReader, Volume, open_store};

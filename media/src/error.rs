@@ -1,0 +1,53 @@
+//! Errors of taking hold of a volume. Calls on files give `io::Error` with the name and the
+//! operation in its text.
+
+use std::io;
+
+/// Why a volume could not be opened or locked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MediaError {
+    /// Another writer holds the volume.
+    #[error(
+        "volume {volume} is locked by {}: one writer at a time; stop it, or read only",
+        holder_text(.holder)
+    )]
+    Locked {
+        /// The volume's place.
+        volume: String,
+        /// Process that holds the lock, if the system tells (it hides processes of other pid
+        /// namespaces).
+        holder: Option<u32>,
+    },
+    /// The path exists and is no directory.
+    #[error("{volume} is not a directory; a volume is a directory of segment files")]
+    NotADirectory {
+        /// The path.
+        volume: String,
+    },
+    /// A system call failed.
+    #[error("volume {volume}: cannot {action}: {source}")]
+    Io {
+        /// The volume's place.
+        volume: String,
+        /// What was tried, a verb first.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl MediaError {
+    /// Whether another writer holds the volume.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, Self::Locked { .. })
+    }
+}
+
+fn holder_text(holder: &Option<u32>) -> String {
+    match holder {
+        Some(pid) if *pid == std::process::id() => format!("this process (pid {pid})"),
+        Some(pid) => format!("pid {pid}"),
+        None => "another process".to_owned(),
+    }
+}

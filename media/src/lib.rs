@@ -1,0 +1,202 @@
+//! Files of a volume, behind two small traits.
+//!
+//! ```text
+//!  storage, query, nvme ──► Media ──► MediaFile
+//!                             │
+//!             ┌───────────────┴───────────────┐
+//!          DirMedia                        SimMedia
+//!    a directory, std::fs         a disk in memory with faults
+//! ```
+//!
+//! Everything here blocks: tables, headers and recovery go through these calls. Chunks go through
+//! the queues of the `nvme` crate, which opens its own descriptor ([`MediaFile::direct_path`]) or,
+//! in simulations, talks to the simulated file ([`MediaFile::simulated`]).
+//!
+//! # Durability
+//! A write is durable once a [`MediaFile::sync`] that was submitted after the write's completion
+//! has succeeded. A file's name (made or removed) is durable after [`Media::sync_dir`]. After a
+//! failed sync nothing written before it may be trusted, whatever later syncs say (that is how
+//! Linux behaves); callers must abandon the file.
+//!
+//! - [`dir`]: [`DirMedia`]. [`sim`]: [`SimMedia`], its fault model and the seeded generator.
+//!   [`error`]: [`MediaError`].
+
+#![forbid(unsafe_code)]
+
+pub mod dir;
+pub mod error;
+pub mod sim;
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use dir::DirMedia;
+pub use error::MediaError;
+pub use sim::{Fault, SimFile, SimMedia, Survival, Trigger};
+
+/// File that carries a volume's superblocks, and the single writer's lock.
+pub const VOLUME_FILE: &str = "volume.wv";
+
+/// Bytes a file name may have (ext4 and XFS allow no more).
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// How [`Media::open`] treats a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// The file must exist; only reads are allowed.
+    Read,
+    /// The file must exist.
+    ReadWrite,
+    /// The file is made (empty) when it is missing; an existing one keeps its content.
+    Create,
+    /// The file is made; an existing one is `AlreadyExists`.
+    CreateNew,
+}
+
+/// The files of one volume: flat names, no folders.
+///
+/// Names are 1 to 255 of `[A-Za-z0-9._-]` and do not start with a dot; others are refused with
+/// `InvalidInput`.
+pub trait Media: Send + Sync {
+    /// Opens a file. Errors: `NotFound`, `AlreadyExists`, `InvalidInput` (name), and the system's
+    /// own.
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn MediaFile>>;
+
+    /// Removes a name; open handles stay usable. Durable after [`Media::sync_dir`].
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Names of all regular files, sorted. Names that [`check_name`] refuses are left out.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Makes the names (made and removed so far) durable.
+    fn sync_dir(&self) -> io::Result<()>;
+
+    /// Takes the single writer's lock, a lock on [`VOLUME_FILE`], which is made (empty) when it is
+    /// missing. Errors: [`MediaError::Locked`] when somebody holds it, this process included.
+    fn lock(&self) -> Result<Lock, MediaError>;
+
+    /// The volume's place in words, for messages.
+    fn describe(&self) -> String;
+
+    /// Bytes that may still be allocated by this user.
+    fn free_bytes(&self) -> io::Result<u64>;
+}
+
+/// One open file of a volume. Calls may come from several threads.
+pub trait MediaFile: Send + Sync {
+    /// Name within the volume.
+    fn name(&self) -> &str;
+
+    /// Reads up to `buf.len()` bytes at `offset`; 0 at or behind the end.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Fills `buf` from `offset`. Errors: `UnexpectedEof` when the file ends before.
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        format!(
+                            "{} ends before byte {} (wanted {} bytes at {offset})",
+                            self.name(),
+                            offset + buf.len() as u64,
+                            buf.len()
+                        ),
+                    ));
+                }
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all of `data` at `offset`, growing the file when needed. Volatile until
+    /// [`MediaFile::sync`].
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes every write that completed before this call durable, with the length (`fdatasync`).
+    fn sync(&self) -> io::Result<()>;
+
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the length is 0.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Cuts or grows (with zeros) the file. Durable after [`MediaFile::sync`].
+    fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+
+    /// Reserves space so that the first `len_bytes` can be written without running out of it; grows
+    /// the length to that (zeros), never shrinks it. Durable after [`MediaFile::sync`].
+    fn allocate(&self, len_bytes: u64) -> io::Result<()>;
+
+    /// The descriptor, if there is one. It lives as long as this object.
+    fn raw_fd(&self) -> Option<RawFd>;
+
+    /// Path under which a queue may open the same file again with its own flags (`O_DIRECT`).
+    fn direct_path(&self) -> Option<PathBuf>;
+
+    /// The simulated file behind this object, for queues that delay and reorder completions.
+    fn simulated(&self) -> Option<&SimFile> {
+        None
+    }
+}
+
+/// The single writer's lock; dropping it releases the volume.
+pub struct Lock {
+    _guard: Box<dyn Any + Send + Sync>,
+}
+
+impl Lock {
+    /// Wraps whatever releases the lock when it is dropped. For implementers of [`Media`].
+    pub fn new(guard: impl Any + Send + Sync) -> Self {
+        Self { _guard: Box::new(guard) }
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lock")
+    }
+}
+
+/// Checks a file name against the rule of [`Media`]. Errors: `InvalidInput`, naming the fault.
+pub fn check_name(name: &str) -> io::Result<()> {
+    let fault = if name.is_empty() {
+        "is empty"
+    } else if name.len() > NAME_BYTES_MAX {
+        "is longer than 255 bytes"
+    } else if name.starts_with('.') {
+        "starts with a dot"
+    } else if !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+        "has characters other than A-Z a-z 0-9 . _ -"
+    } else {
+        return Ok(());
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("file name {name:?} {fault}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_cannot_leave_the_volume() {
+        for bad in ["", ".", "..", "../x", "a/b", "a\0", ".hidden", "ä", &"x".repeat(256)] {
+            assert_eq!(check_name(bad).unwrap_err().kind(), io::ErrorKind::InvalidInput, "{bad:?}");
+        }
+        for good in ["volume.wv", "seg-000001.pcapng", "A_b", &"x".repeat(255)] {
+            check_name(good).unwrap();
+        }
+    }
+}

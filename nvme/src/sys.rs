@@ -1,0 +1,296 @@
+//! The io_uring itself. The only unsafe code of this crate.
+//!
+//! # Invariants
+//! - Memory that a submitted write points to belongs to the [`Op`] in `ops`, and leaves it only
+//!   when the kernel has posted the completion of its last submission.
+//! - A ring that is dropped with operations in flight waits for them; if they do not end, their
+//!   chunks are leaked and never reused.
+
+use std::io;
+use std::mem;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, Probe, opcode, squeue};
+use wirevault_buffer::{Arena, ChunkBuf};
+
+use crate::slot::Slot;
+
+/// How long a dropped ring waits for a device to finish.
+const DRAIN: Duration = Duration::from_secs(30);
+
+/// An operation in flight.
+pub(crate) struct Op {
+    pub(crate) slot: Slot,
+    pub(crate) token: u64,
+    pub(crate) kind: OpKind,
+    /// Submissions of this operation that made no progress.
+    pub(crate) idle_tries: u32,
+    pub(crate) file: RingFile,
+}
+
+pub(crate) enum OpKind {
+    Write { buf: ChunkBuf, offset: u64, len_bytes: usize, done_bytes: usize },
+    Sync,
+}
+
+/// How the ring names a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RingFile {
+    /// Place in the table of registered files.
+    Registered(u32),
+    /// A descriptor, which stays open while its slot is attached.
+    Descriptor(RawFd),
+}
+
+pub(crate) struct Ring {
+    ring: IoUring,
+    ops: Vec<Option<Op>>,
+    free: Vec<usize>,
+    /// The arena whose regions are registered, kept mapped.
+    registered: Option<Arena>,
+    registered_files: bool,
+    /// Rings start disabled, so that the thread that uses them first becomes their owner.
+    enabled: bool,
+}
+
+impl Ring {
+    /// Sets a ring up with the best flags the kernel takes; `why_not` gets what could not be had.
+    ///
+    /// Errors: no usable io_uring here.
+    pub(crate) fn open(
+        depth: u32,
+        slots: u16,
+        arena: Option<&Arena>,
+        why_not: &mut Vec<String>,
+    ) -> io::Result<Self> {
+        let (ring, enabled) = build(depth, why_not)?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel is older than Linux 5.11 (no timed wait)",
+            ));
+        }
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        for code in [opcode::Write::CODE, opcode::WriteFixed::CODE, opcode::Fsync::CODE] {
+            if !probe.is_supported(code) {
+                let text = format!("the kernel lacks io_uring operation {code}");
+                return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+            }
+        }
+        let mut ring = Self {
+            ring,
+            ops: (0..depth).map(|_| None).collect(),
+            free: (0..depth as usize).rev().collect(),
+            registered: None,
+            registered_files: false,
+            enabled,
+        };
+        if let Some(arena) = arena {
+            ring.register_arena(arena, why_not);
+        }
+        ring.registered_files = match ring.register_file_table(slots) {
+            Ok(()) => true,
+            Err(e) => {
+                why_not.push(format!("files are not registered: {e}"));
+                false
+            }
+        };
+        Ok(ring)
+    }
+
+    pub(crate) fn has_registered_buffers(&self) -> bool {
+        self.registered.is_some()
+    }
+
+    pub(crate) fn has_registered_files(&self) -> bool {
+        self.registered_files
+    }
+
+    /// Names a file to the kernel under a place of the table.
+    pub(crate) fn attach(&mut self, place: u16, fd: RawFd) -> io::Result<RingFile> {
+        if !self.registered_files {
+            return Ok(RingFile::Descriptor(fd));
+        }
+        let place = u32::from(place);
+        self.ring.submitter().register_files_update(place, &[fd])?;
+        Ok(RingFile::Registered(place))
+    }
+
+    /// Makes the kernel let go of a file.
+    pub(crate) fn detach(&mut self, file: RingFile) -> io::Result<()> {
+        if let RingFile::Registered(place) = file {
+            self.ring.submitter().register_files_update(place, &[-1])?;
+        }
+        Ok(())
+    }
+
+    /// Queues an operation for the kernel; the next [`Ring::enter`] hands it over. Gives it back
+    /// when there is no room, which a caller that counts operations never sees.
+    pub(crate) fn push(&mut self, op: Op) -> Result<(), Op> {
+        let Some(index) = self.free.pop() else { return Err(op) };
+        let entry = self.entry(&op).user_data(index as u64);
+        self.ops[index] = Some(op);
+        // SAFETY: a write's pointer and length lie within the `ChunkBuf` that `ops[index]` owns
+        // from here until the kernel completes the operation (`next`), or for ever (`drop`);
+        // descriptors stay open while attached.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_err() {
+            self.free.push(index);
+            if let Some(op) = self.ops[index].take() {
+                return Err(op);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands queued operations to the kernel and waits up to `wait` for a completion.
+    ///
+    /// Errors: EEXIST when the ring belongs to another thread, and anything that makes the ring
+    /// unusable.
+    pub(crate) fn enter(&mut self, wait: Duration) -> io::Result<()> {
+        if !self.enabled {
+            self.ring.submitter().register_enable_rings()?;
+            self.enabled = true;
+        }
+        let result = if wait.is_zero() || !self.ring.completion().is_empty() {
+            self.ring.submitter().submit()
+        } else {
+            let timeout = Timespec::from(wait);
+            self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
+        };
+        match result {
+            Ok(_) => Ok(()),
+            // ETIME: nothing ended in time. EINTR: a signal. EAGAIN and EBUSY: the kernel is short
+            // of memory or has completions to be fetched; what was not taken stays queued for the
+            // next call.
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The next finished operation, with the kernel's result (bytes, or a negative errno).
+    pub(crate) fn next(&mut self) -> Option<(Op, i32)> {
+        loop {
+            let entry = self.ring.completion().next()?;
+            let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+            // An index we do not have in flight would be a kernel fault; nothing of ours ended
+            // then.
+            if let Some(op) = self.ops.get_mut(index).and_then(Option::take) {
+                self.free.push(index);
+                return Some((op, entry.result()));
+            }
+        }
+    }
+
+    fn entry(&self, op: &Op) -> squeue::Entry {
+        let OpKind::Write { buf, offset, len_bytes, done_bytes } = &op.kind else {
+            let flags = FsyncFlags::DATASYNC;
+            return match op.file {
+                RingFile::Registered(at) => opcode::Fsync::new(Fixed(at)).flags(flags).build(),
+                RingFile::Descriptor(fd) => opcode::Fsync::new(Fd(fd)).flags(flags).build(),
+            };
+        };
+        // Slicing checks the range; lengths are at most CHUNK_BYTES, so they fit.
+        let rest = &buf[*done_bytes..*len_bytes];
+        let (start, count) = (rest.as_ptr(), rest.len() as u32);
+        let offset = offset + *done_bytes as u64;
+        let known = self.registered.as_ref().is_some_and(|arena| arena.id() == buf.arena_id());
+        match (known, op.file) {
+            (true, RingFile::Registered(at)) => {
+                opcode::WriteFixed::new(Fixed(at), start, count, buf.region_index())
+                    .offset(offset)
+                    .build()
+            }
+            (true, RingFile::Descriptor(fd)) => {
+                opcode::WriteFixed::new(Fd(fd), start, count, buf.region_index())
+                    .offset(offset)
+                    .build()
+            }
+            (false, RingFile::Registered(at)) => {
+                opcode::Write::new(Fixed(at), start, count).offset(offset).build()
+            }
+            (false, RingFile::Descriptor(fd)) => {
+                opcode::Write::new(Fd(fd), start, count).offset(offset).build()
+            }
+        }
+    }
+
+    fn register_arena(&mut self, arena: &Arena, why_not: &mut Vec<String>) {
+        let pieces: Vec<libc::iovec> = arena
+            .regions()
+            .iter()
+            .map(|r| libc::iovec { iov_base: r.address as *mut libc::c_void, iov_len: r.bytes })
+            .collect();
+        // SAFETY: the regions are mapped, writable memory of the arena, of which `registered` keeps
+        // a handle as long as the ring lives; the kernel reads them only for writes that `push`
+        // submits.
+        let result = unsafe { self.ring.submitter().register_buffers(&pieces) };
+        match result {
+            Ok(()) => self.registered = Some(arena.clone()),
+            Err(e) => why_not.push(format!(
+                "memory is not registered ({e}); allow {} bytes with LimitMEMLOCK= or ulimit -l",
+                arena.report().bytes
+            )),
+        }
+    }
+
+    fn register_file_table(&self, slots: u16) -> io::Result<()> {
+        let submitter = self.ring.submitter();
+        // Linux before 5.19 has no sparse call, but takes a table of holes.
+        submitter
+            .register_files_sparse(u32::from(slots))
+            .or_else(|_| submitter.register_files(&vec![-1; usize::from(slots)]))
+    }
+
+    fn in_flight(&self) -> usize {
+        self.ops.len() - self.free.len()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        let deadline = Instant::now() + DRAIN;
+        while self.in_flight() > 0 && Instant::now() < deadline {
+            while self.next().is_some() {}
+            if self.in_flight() > 0 && self.enter(Duration::from_millis(100)).is_err() {
+                break;
+            }
+        }
+        // The kernel may still read these chunks; giving them back to the pool could put other
+        // bytes on the disk.
+        self.ops.iter_mut().for_each(|op| mem::forget(op.take()));
+    }
+}
+
+/// Tries set-up flags from best to plain. Gives the ring and whether it is enabled already.
+fn build(depth: u32, why_not: &mut Vec<String>) -> io::Result<(IoUring, bool)> {
+    let best = IoUring::builder()
+        .setup_clamp()
+        .setup_r_disabled()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .build(depth);
+    match best {
+        Ok(ring) => Ok((ring, false)),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            why_not.push(
+                "the kernel refused SINGLE_ISSUER and DEFER_TASKRUN (Linux 6.1 has them); \
+                 completions interrupt the thread"
+                    .to_owned(),
+            );
+            Ok((IoUring::builder().setup_clamp().build(depth)?, true))
+        }
+        Err(e) => Err(e),
+    }
+}

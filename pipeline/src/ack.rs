@@ -1,0 +1,208 @@
+//! Acknowledgements of one lane: which packets are durable, and the watermark that follows from it.
+//!
+//! Chunks become durable out of order, and the segments of one stream may lie on several volumes.
+//! The watermark of a stream is the sequence below which every chunk is durable; nothing at or
+//! above it is promised.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use wirevault_format::{Cause, Gap, LinkType};
+use wirevault_telemetry::books::{WriterCounts, WriterSide};
+
+use crate::job::CHUNK_GAPS_MAX;
+use crate::status::{LaneShared, lock};
+
+/// One lane's acknowledgements. Writers of several volumes share it; they take the lock once a
+/// batch.
+pub struct LaneAcks {
+    state: Mutex<State>,
+    lane: Arc<LaneShared>,
+}
+
+struct State {
+    pen: WriterSide,
+    counts: WriterCounts,
+    streams: Vec<StreamAcks>,
+    /// Losses that the data does not tell of yet.
+    lost: Vec<Gap>,
+}
+
+struct StreamAcks {
+    link_type: LinkType,
+    watermark: Arc<AtomicU64>,
+    next: u64,
+    /// Durable runs above the watermark: first sequence, then next sequence and largest time.
+    done: BTreeMap<u64, (u64, u64)>,
+    /// Submitted and not yet durable: first sequence, then smallest time.
+    submitted: BTreeMap<u64, u64>,
+}
+
+/// A run of packets of one stream: what one chunk holds.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// Link type of the stream.
+    pub link_type: LinkType,
+    /// First sequence.
+    pub first: u64,
+    /// Sequence after the last.
+    pub next: u64,
+    /// Smallest and largest packet time.
+    pub times_ns: Option<(u64, u64)>,
+    /// Packets that no parser understood.
+    pub unparsed: u64,
+}
+
+impl LaneAcks {
+    pub(crate) fn new(pen: WriterSide, lane: Arc<LaneShared>) -> Self {
+        let counts = WriterCounts::default();
+        Self { state: Mutex::new(State { pen, counts, streams: Vec::new(), lost: Vec::new() }), lane }
+    }
+
+    /// Watermark of a stream, to be written into the next chunk's header.
+    pub(crate) fn watermark(&self, link_type: LinkType) -> Arc<AtomicU64> {
+        Arc::clone(&lock(&self.state).stream(link_type).watermark)
+    }
+
+    /// The sealer hands a chunk to a writer.
+    pub(crate) fn submitted(&self, span: &Span) {
+        let mut state = lock(&self.state);
+        let min_ns = span.times_ns.map_or(u64::MAX, |(min_ns, _)| min_ns);
+        state.counts.unparsed += span.unparsed;
+        state.stream(span.link_type).submitted.insert(span.first, min_ns);
+        state.publish();
+    }
+
+    /// Chunks are durable.
+    pub(crate) fn acknowledged(&self, spans: &[Span]) {
+        let mut state = lock(&self.state);
+        let mut durable_ns = self.lane.durable_ns.load(Ordering::Relaxed);
+        for span in spans {
+            state.counts.stored += span.next - span.first;
+            durable_ns = durable_ns.max(state.stream(span.link_type).settle(span));
+        }
+        self.lane.durable_ns.store(durable_ns, Ordering::Release);
+        state.publish();
+    }
+
+    /// Gives every loss that the data does not tell of yet to `tell`, which writes it down.
+    pub(crate) fn take_lost(&self, tell: impl FnMut(Gap)) {
+        lock(&self.state).lost.drain(..).for_each(tell);
+    }
+
+    /// Chunks are lost: no device took them. The watermark passes over them, as a gap in the data
+    /// says where they were.
+    pub(crate) fn lost(&self, span: &Span, cause: Cause) {
+        let mut state = lock(&self.state);
+        let packets = span.next - span.first;
+        state.counts.dropped[cause.index()] += packets;
+        if let Some((from_ns, max_ns)) = span.times_ns {
+            let cumulative = state.counts.dropped[cause.index()];
+            let (until_ns, packets) = (Some(max_ns.saturating_add(1)), Some(packets));
+            let gap = Gap { cause, from_ns, until_ns, packets, cumulative, sequence: span.first };
+            // More losses than a chunk has room to tell of are told as one.
+            match state.lost.len() < CHUNK_GAPS_MAX {
+                true => state.lost.push(gap),
+                false => join(&mut state.lost, &gap),
+            }
+        }
+        state.stream(span.link_type).settle(span);
+        state.publish();
+    }
+}
+
+fn join(lost: &mut [Gap], gap: &Gap) {
+    let Some(last) = lost.last_mut() else { return };
+    last.from_ns = last.from_ns.min(gap.from_ns);
+    last.until_ns = last.until_ns.max(gap.until_ns);
+    last.packets = last.packets.zip(gap.packets).map(|(a, b)| a + b);
+    last.cumulative = gap.cumulative;
+}
+
+impl State {
+    fn stream(&mut self, link_type: LinkType) -> &mut StreamAcks {
+        let known = self.streams.iter().position(|stream| stream.link_type == link_type);
+        let at = known.unwrap_or_else(|| {
+            self.streams.push(StreamAcks {
+                link_type,
+                watermark: Arc::default(),
+                next: 0,
+                done: BTreeMap::new(),
+                submitted: BTreeMap::new(),
+            });
+            self.streams.len() - 1
+        });
+        &mut self.streams[at]
+    }
+
+    fn publish(&mut self) {
+        self.counts.watermark = self.streams.iter().map(|stream| stream.next).sum();
+        let oldest = self.streams.iter().flat_map(|stream| stream.submitted.values()).min();
+        self.counts.unacknowledged_since_ns =
+            oldest.copied().filter(|oldest_ns| *oldest_ns != u64::MAX).unwrap_or(0);
+        self.pen.publish(&self.counts);
+    }
+}
+
+impl StreamAcks {
+    /// Moves the watermark as far as it goes and gives the largest time below it that is new.
+    fn settle(&mut self, span: &Span) -> u64 {
+        self.submitted.remove(&span.first);
+        let max_ns = span.times_ns.map_or(0, |(_, max_ns)| max_ns);
+        if span.next > span.first {
+            self.done.insert(span.first, (span.next, max_ns));
+        }
+        let mut durable_ns = 0;
+        while let Some(entry) = self.done.first_entry() {
+            if *entry.key() > self.next {
+                break;
+            }
+            let (next, max_ns) = entry.remove();
+            self.next = self.next.max(next);
+            durable_ns = durable_ns.max(max_ns);
+        }
+        self.watermark.store(self.next, Ordering::Release);
+        durable_ns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wirevault_capture::SourceReport;
+
+    use super::*;
+
+    fn span(first: u64, next: u64) -> Span {
+        let times_ns = Some((first * 10, next * 10));
+        Span { link_type: LinkType::ETHERNET, first, next, times_ns, unparsed: 0 }
+    }
+
+    #[test]
+    fn the_watermark_waits_for_the_oldest_chunk() {
+        let (_, pen, books) = wirevault_telemetry::books::open(0);
+        let report = SourceReport {
+            kind: "replay",
+            name: String::new(),
+            fanout: None,
+            ring_bytes: 0,
+            clocks: Vec::new(),
+            notes: Vec::new(),
+        };
+        let shared = Arc::new(LaneShared::new(0, None, report));
+        let acks = LaneAcks::new(pen, shared.clone());
+        let watermark = acks.watermark(LinkType::ETHERNET);
+        for (first, next) in [(0, 5), (5, 8), (8, 9)] {
+            acks.submitted(&span(first, next));
+        }
+        acks.acknowledged(&[span(5, 8)]);
+        assert_eq!((watermark.load(Ordering::Acquire), books.snapshot().stored), (0, 3));
+        acks.acknowledged(&[span(0, 5)]);
+        assert_eq!(watermark.load(Ordering::Acquire), 8);
+        assert_eq!(shared.durable_ns.load(Ordering::Acquire), 80);
+        assert_eq!(books.snapshot().unacknowledged_since_ns, Some(80));
+        acks.lost(&span(8, 9), Cause::DeviceFailed);
+        assert_eq!(watermark.load(Ordering::Acquire), 9);
+        assert_eq!(books.snapshot().unacknowledged_since_ns, None);
+    }
+}

@@ -1,0 +1,402 @@
+//! The lane thread: takes packets from its source and fills chunks. Copies each packet once.
+//!
+//! It blocks only in its source's wait. When no chunk is free it stops taking packets; a live
+//! source's kernel ring then fills and the kernel counts what it drops, so no loss escapes the
+//! books.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use wirevault_buffer::Pool;
+use wirevault_capture::{GapInfo, Packet, PacketSink, Polled, Source, SourceState, VlanTag};
+use wirevault_format::chunk::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use wirevault_format::limits::SEGMENT_INTERFACES_MAX;
+use wirevault_format::pcapng::write::{EpbParts, FLAGS_OPTION_BYTES, put_epb};
+use wirevault_format::{Cause, Gap, Interface, LinkType, pcapng};
+use wirevault_packet::bpf::Program;
+use wirevault_telemetry::clock::Clock;
+use wirevault_telemetry::books::{LaneCounts, LaneSide};
+
+use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
+use crate::status::{LaneShared, LaneState};
+
+const PACKETS_END: usize = HEADER_BYTES + PAYLOAD_BYTES_MAX - GAP_ROOM_BYTES;
+/// Bytes of a packet's block beside its data and its kept options: fixed fields, flags, end mark.
+const BLOCK_BESIDE_BYTES: usize = pcapng::EPB_FIXED_BYTES + FLAGS_OPTION_BYTES + 4;
+/// Wait for packets when nothing comes; bounds how late a flush or a stop is noticed.
+const POLL_WAIT: Duration = Duration::from_millis(20);
+/// Pause while no chunk is free: about what the device needs for one.
+const STARVED_PAUSE: Duration = Duration::from_micros(200);
+/// A filter that keeps nothing still says so in the data, but not more often than this.
+const SHED_AGE: Duration = Duration::from_secs(5);
+/// Draining a live source at stop ends after this, however fast packets come.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// What a lane takes and how.
+pub struct LaneSpec {
+    /// Where packets come from.
+    pub source: Box<dyn Source>,
+    /// Bytes kept of each packet.
+    pub snaplen_bytes: u32,
+    /// Packets it rejects are shed.
+    pub filter: Option<Filter>,
+    /// Core to run on.
+    pub cpu: Option<usize>,
+}
+
+/// A compiled capture filter: one program for each link type that the source can show.
+pub type Filter = Arc<dyn Fn(LinkType) -> Option<Program> + Send + Sync>;
+
+pub(crate) struct Lane {
+    pub source: Box<dyn Source>,
+    pub fill: Fill,
+    pub stop: Arc<AtomicBool>,
+    pub flush_age: Duration,
+}
+
+/// The part of a lane that the source hands packets to.
+pub(crate) struct Fill {
+    pub pool: Pool,
+    pub jobs: Jobs,
+    pub to_sealer: Sender<Box<Job>>,
+    pub snaplen_bytes: u32,
+    pub filter: Option<Filter>,
+    pub clock: Arc<dyn Clock>,
+    pub pen: LaneSide,
+    pub shared: Arc<LaneShared>,
+    pub streams: Vec<Stream>,
+    /// For each interface of the source: itself, its stream, and its number in that stream's table.
+    pub numbers: Vec<(Interface, usize, Option<u32>)>,
+    pub counts: LaneCounts,
+    pub pending_gaps: Vec<Gap>,
+    pub pending_since: Option<Instant>,
+    pub starved: bool,
+    pub shed_told: u64,
+    pub shed_since: Option<(Instant, u64)>,
+}
+
+/// Packets of one link type.
+pub(crate) struct Stream {
+    link_type: LinkType,
+    interfaces: Arc<Vec<Interface>>,
+    program: Option<Program>,
+    sequence: u64,
+    current: Option<(Box<Job>, Instant)>,
+}
+
+impl Lane {
+    /// Runs until the source ends or the pipeline stops, then flushes.
+    pub(crate) fn run(mut self) {
+        self.fill.learn(self.source.interfaces());
+        let mut draining_since = None;
+        loop {
+            if self.stop.load(Ordering::Relaxed) && draining_since.is_none() {
+                draining_since = Some(Instant::now());
+            }
+            let wait = if draining_since.is_some() { Duration::ZERO } else { POLL_WAIT };
+            let polled_ns = self.fill.clock.unix_ns();
+            let polled = self.source.poll(&mut self.fill, wait);
+            self.count();
+            self.fill.flush_aged(self.flush_age);
+            self.fill.shared.polled_ns.store(polled_ns, Ordering::Release);
+            match polled {
+                Ok(Polled::Packets(0)) => std::thread::sleep(STARVED_PAUSE),
+                Ok(Polled::Packets(_)) => {}
+                Ok(Polled::Interfaces) => self.fill.learn(self.source.interfaces()),
+                Ok(Polled::Gap(gap)) => self.fill.gap(gap),
+                Ok(Polled::Idle) if draining_since.is_some() => break,
+                Ok(Polled::Idle) => {}
+                Ok(Polled::End) => break,
+                Err(error) => {
+                    self.fill.shared.fail(&error.to_string());
+                    tracing::error!(lane = self.fill.shared.lane, "{error}");
+                    if !self.source.is_live() {
+                        break;
+                    }
+                    std::thread::sleep(POLL_WAIT);
+                }
+            }
+            let replay = !self.source.is_live();
+            let late = draining_since.is_some_and(|since| replay || since.elapsed() > DRAIN_TIME_MAX);
+            if late {
+                break;
+            }
+        }
+        self.count();
+        self.fill.flush_all();
+        self.fill.shared.set_state(LaneState::Ended);
+        self.fill.shared.finish(self.source.counters());
+    }
+
+    fn count(&mut self) {
+        let counters = self.source.counters();
+        let fill = &mut self.fill;
+        fill.counts.received = counters.received;
+        fill.counts.unreadable = counters.unreadable;
+        fill.pen.publish(&fill.counts);
+        let state = self.source.state();
+        if let SourceState::InterfaceDown { since_ns: from_ns } = state
+            && fill.shared.state() != LaneState::InterfaceDown
+        {
+            // Told at once and left open; the source tells it again, with its end, when the
+            // interface is back.
+            let cause = Cause::InterfaceDown;
+            fill.add_gap(GapInfo { cause, from_ns, until_ns: None, packets: None });
+        }
+        fill.shared.set_state(match state {
+            SourceState::InterfaceDown { .. } => LaneState::InterfaceDown,
+            SourceState::Running if fill.starved => LaneState::Starved,
+            SourceState::Running => LaneState::Running,
+            SourceState::Ended => LaneState::Ended,
+        });
+    }
+}
+
+impl PacketSink for Fill {
+    #[inline]
+    fn packet(&mut self, packet: &Packet<'_>) -> ControlFlow<()> {
+        let Some((stream, number)) = self.number(packet.interface as usize) else {
+            // The source promises to announce interfaces first; a packet of an unknown one is not
+            // guessed at.
+            return ControlFlow::Break(());
+        };
+        // The reader of files bounds options to a small part of a chunk, so data always has room
+        // beside them.
+        let beside_bytes = BLOCK_BESIDE_BYTES + packet.options.len();
+        let room_bytes = (PACKETS_END - HEADER_BYTES).saturating_sub(beside_bytes) & !3;
+        let tag_bytes = if packet.vlan.is_some() { 4 } else { 0 };
+        let keep = (self.snaplen_bytes as usize).min(room_bytes).saturating_sub(tag_bytes);
+        let data = &packet.data[..packet.data.len().min(keep)];
+        let parts = EpbParts {
+            interface_id: number,
+            ts_ns: packet.ts_ns,
+            orig_len: packet.wire_len,
+            data,
+            vlan: packet.vlan.map(|tag| (VlanTag::OFFSET, tag.bytes())),
+            flags: packet.flags,
+            raw_options: packet.options,
+        };
+        if !self.room(stream, parts.block_bytes()) {
+            self.starved = true;
+            return ControlFlow::Break(());
+        }
+        let stream = &mut self.streams[stream];
+        let Some((job, _)) = stream.current.as_mut() else { return ControlFlow::Break(()) };
+        let Some(buf) = job.buf.as_mut() else { return ControlFlow::Break(()) };
+        let Some(bytes) = put_epb(&mut buf[..PACKETS_END], job.end, &parts) else {
+            return ControlFlow::Break(());
+        };
+        if let Some(program) = &stream.program {
+            let from = job.end + EPB_DATA_AT;
+            let stored = &buf[from..from + parts.captured_bytes()];
+            if program.run(stored, packet.wire_len + tag_bytes as u32) == 0 {
+                self.counts.shed += 1;
+                self.shed_since.get_or_insert((Instant::now(), packet.ts_ns));
+                return ControlFlow::Continue(());
+            }
+        }
+        job.epb_at.push(job.end as u32);
+        job.end += bytes;
+        job.captured_bytes += parts.captured_bytes() as u64;
+        let (min_ns, max_ns) = job.times_ns.unwrap_or((u64::MAX, 0));
+        job.times_ns = Some((min_ns.min(packet.ts_ns), max_ns.max(packet.ts_ns)));
+        stream.sequence += 1;
+        self.counts.appended += 1;
+        self.counts.cut += u64::from(data.len() < packet.data.len());
+        ControlFlow::Continue(())
+    }
+}
+
+/// Offset of the data in an Enhanced Packet Block.
+const EPB_DATA_AT: usize = 28;
+
+impl Fill {
+    /// Sorts the source's interfaces into streams.
+    fn learn(&mut self, interfaces: &[Interface]) {
+        for interface in &interfaces[self.numbers.len()..] {
+            let link_type = interface.link_type;
+            let known = self.streams.iter().position(|stream| stream.link_type == link_type);
+            let stream = known.unwrap_or_else(|| {
+                self.streams.push(Stream {
+                    link_type,
+                    interfaces: Arc::new(Vec::new()),
+                    program: self.filter.as_ref().and_then(|compile| compile(link_type)),
+                    sequence: 0,
+                    current: None,
+                });
+                self.streams.len() - 1
+            });
+            self.numbers.push((interface.clone(), stream, None));
+            self.assign(self.numbers.len() - 1);
+        }
+    }
+
+    /// Stream of a source's interface and its number there.
+    #[inline]
+    fn number(&mut self, interface: usize) -> Option<(usize, u32)> {
+        match self.numbers.get(interface)? {
+            (_, stream, Some(number)) => Some((*stream, *number)),
+            (_, stream, None) => Some((*stream, self.assign(interface))),
+        }
+    }
+
+    /// Gives an interface a number in its stream's table. When a segment cannot describe more, a
+    /// new table begins and the interfaces of the old one get a number again when they speak again.
+    fn assign(&mut self, interface: usize) -> u32 {
+        let (description, at, _) = self.numbers[interface].clone();
+        let known = self.streams[at].interfaces.iter().position(|known| *known == description);
+        let number = known.unwrap_or_else(|| {
+            let mut table = self.streams[at].interfaces.to_vec();
+            if table.len() == SEGMENT_INTERFACES_MAX {
+                self.hand_over(at);
+                table.clear();
+                for (_, stream, number) in &mut self.numbers {
+                    if *stream == at {
+                        *number = None;
+                    }
+                }
+            }
+            table.push(description);
+            self.streams[at].interfaces = Arc::new(table);
+            self.streams[at].interfaces.len() - 1
+        }) as u32;
+        self.numbers[interface].2 = Some(number);
+        number
+    }
+
+    /// Makes sure that the stream's current chunk has room for a block; `false` if no chunk is
+    /// free.
+    #[inline]
+    fn room(&mut self, stream: usize, block_bytes: usize) -> bool {
+        if let Some((job, _)) = &self.streams[stream].current {
+            let same_table = Arc::ptr_eq(&job.interfaces, &self.streams[stream].interfaces);
+            if job.end + block_bytes <= PACKETS_END && same_table {
+                return true;
+            }
+            self.hand_over(stream);
+        }
+        self.begin(stream)
+    }
+
+    fn begin(&mut self, at: usize) -> bool {
+        let job = self.pool.take().and_then(|buf| self.jobs.take(buf));
+        let Some(mut job) = job else { return false };
+        let stream = &mut self.streams[at];
+        job.link_type = stream.link_type;
+        job.interfaces = Arc::clone(&stream.interfaces);
+        job.first_sequence = stream.sequence;
+        stream.current = Some((job, Instant::now()));
+        true
+    }
+
+    fn hand_over(&mut self, at: usize) {
+        let Some((mut job, _)) = self.streams[at].current.take() else { return };
+        if self.counts.shed > self.shed_told {
+            self.tell_shed();
+        }
+        self.pending_since = None;
+        for gap in self.pending_gaps.drain(..) {
+            job.push_gap(Gap { sequence: self.streams[at].sequence, ..gap });
+        }
+        self.starved = false;
+        job.received = self.counts.received;
+        job.shed = self.counts.shed;
+        job.dropped = self.counts.dropped;
+        self.pen.publish(&self.counts);
+        // The channel has a place for every chunk there is; it refuses only when the sealer is
+        // gone.
+        if self.to_sealer.try_send(job).is_err() {
+            self.shared.fail("the sealing thread is gone");
+        }
+    }
+
+    fn tell_shed(&mut self) {
+        let packets = self.counts.shed - self.shed_told;
+        let now_ns = self.clock.unix_ns();
+        let from_ns = self.shed_since.take().map_or(now_ns, |(_, from_ns)| from_ns);
+        self.shed_told = self.counts.shed;
+        let until_ns = Some(now_ns.max(from_ns + 1));
+        self.add_gap(GapInfo { cause: Cause::Shed, from_ns, until_ns, packets: Some(packets) });
+    }
+
+    /// Takes a gap that the source reports, counts it and keeps it for the next chunk.
+    fn gap(&mut self, mut gap: GapInfo) {
+        if gap.cause == Cause::RingOverflow && self.starved {
+            gap.cause = Cause::NoBuffer;
+        }
+        self.counts.dropped[gap.cause.index()] += gap.packets.unwrap_or(0);
+        self.add_gap(gap);
+        self.pen.publish(&self.counts);
+    }
+
+    fn add_gap(&mut self, gap: GapInfo) {
+        self.pending_since.get_or_insert_with(Instant::now);
+        let cumulative = match gap.cause {
+            Cause::Shed => self.counts.shed,
+            cause => self.counts.dropped[cause.index()],
+        };
+        let joins = |last: &Gap| last.cause == gap.cause && last.from_ns <= gap.from_ns;
+        // Nothing was taken between two gaps that wait together, so joining them says nothing
+        // false.
+        if let Some(last) = self.pending_gaps.last_mut().filter(|last| joins(last)) {
+            last.until_ns = gap.until_ns.zip(last.until_ns).map(|(a, b)| a.max(b)).or(gap.until_ns);
+            last.packets = last.packets.zip(gap.packets).map(|(a, b)| a + b);
+            last.cumulative = cumulative;
+            return;
+        }
+        if self.pending_gaps.len() == CHUNK_GAPS_MAX {
+            // The last one stands for everything since.
+            let last = self.pending_gaps.last_mut().expect("the list is full");
+            last.until_ns = gap.until_ns;
+            last.packets = last.packets.zip(gap.packets).map(|(a, b)| a + b);
+            return;
+        }
+        let GapInfo { cause, from_ns, until_ns, packets } = gap;
+        self.pending_gaps.push(Gap { cause, from_ns, until_ns, packets, cumulative, sequence: 0 });
+    }
+
+    /// Hands over chunks whose first packet is old enough, and gaps that wait without packets.
+    fn flush_aged(&mut self, flush_age: Duration) {
+        let shed_due = self.shed_since.is_some_and(|(since, _)| since.elapsed() >= SHED_AGE);
+        let gap_due = self.pending_since.is_some_and(|since| since.elapsed() >= flush_age);
+        if (gap_due || shed_due) && !self.streams.is_empty() {
+            if self.streams[0].current.is_some() || self.begin(0) {
+                self.hand_over(0);
+            }
+        }
+        for at in 0..self.streams.len() {
+            let current = self.streams[at].current.as_ref();
+            if current.is_some_and(|(_, since)| since.elapsed() >= flush_age) {
+                match current.is_some_and(|(job, _)| job.epb_at.is_empty()) {
+                    // A filter rejected everything so far: an empty chunk is kept, not written.
+                    true => continue,
+                    false => self.hand_over(at),
+                }
+            }
+        }
+    }
+
+    fn flush_all(&mut self) {
+        let due = !self.pending_gaps.is_empty() || self.counts.shed > self.shed_told;
+        if due && !self.streams.is_empty() {
+            while self.streams[0].current.is_none() && !self.begin(0) {
+                std::thread::sleep(STARVED_PAUSE);
+            }
+            self.hand_over(0);
+        }
+        for at in 0..self.streams.len() {
+            match self.streams[at].current.as_ref().is_some_and(|(job, _)| !job.epb_at.is_empty()) {
+                true => self.hand_over(at),
+                false => {
+                    if let Some((job, _)) = self.streams[at].current.take() {
+                        self.jobs.put(job);
+                    }
+                }
+            }
+        }
+        self.pen.publish(&self.counts);
+    }
+}

@@ -1,0 +1,57 @@
+//! Segments that lanes of this process write, as queries see them.
+
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex, RwLock};
+
+use wirevault_format::LifeId;
+use wirevault_index::SegmentIndex;
+use wirevault_storage::OpenSegment;
+
+use crate::status::lock;
+
+/// A segment that a lane writes.
+pub struct LiveSegment {
+    /// Its place, file and keys.
+    pub open: OpenSegment,
+    /// Index of its durable chunks.
+    pub index: Arc<RwLock<SegmentIndex>>,
+    /// Its device failed: no more chunks go there.
+    pub failed: AtomicBool,
+    /// The lane has handed on the last chunk.
+    pub ended: AtomicBool,
+    /// Chunks whose fate is known: durable, or given up.
+    pub settled_chunks: AtomicU32,
+    /// The way to the index was full once: the index is made anew when the segment closes.
+    pub index_lost: AtomicBool,
+}
+
+/// All segments that are being written.
+#[derive(Default)]
+pub struct Registry {
+    segments: Mutex<Vec<Arc<LiveSegment>>>,
+}
+
+impl Registry {
+    pub(crate) fn add(&self, open: OpenSegment) -> Arc<LiveSegment> {
+        let segment = Arc::new(LiveSegment {
+            open,
+            index: Arc::new(RwLock::new(SegmentIndex::new())),
+            failed: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            settled_chunks: AtomicU32::new(0),
+            index_lost: AtomicBool::new(false),
+        });
+        lock(&self.segments).push(Arc::clone(&segment));
+        segment
+    }
+
+    pub(crate) fn remove(&self, life: LifeId) {
+        lock(&self.segments).retain(|segment| segment.open.entry.life != life);
+    }
+
+    /// Life and index of every segment that is being written, for the catalog.
+    pub fn indexes(&self) -> Vec<(LifeId, Arc<RwLock<SegmentIndex>>)> {
+        let segments = lock(&self.segments);
+        segments.iter().map(|it| (it.open.entry.life, Arc::clone(&it.index))).collect()
+    }
+}

@@ -1,0 +1,58 @@
+//! The thread that opens segments ahead of the lanes, so that no lane waits for the flushes this
+//! takes.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use wirevault_format::{Interface, LinkType};
+use wirevault_storage::{OpenRequest, OpenSegment, Store, StorageError};
+
+use crate::status::lock;
+
+/// How often a run says in the store that it is alive. The time between two signs is what a crash
+/// leaves in doubt.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+pub(crate) enum ToOpener {
+    Open(OpenOrder),
+    Release(Box<OpenSegment>),
+}
+
+pub(crate) struct OpenOrder {
+    pub lane: u16,
+    pub link_type: LinkType,
+    pub interfaces: Arc<Vec<Interface>>,
+    pub reply: Sender<Result<OpenSegment, StorageError>>,
+}
+
+/// Runs until every sealer is gone.
+pub(crate) fn run(store: &Mutex<Store>, orders: &Receiver<ToOpener>) {
+    loop {
+        match orders.recv_timeout(HEARTBEAT) {
+            Ok(ToOpener::Open(order)) => {
+                let OpenOrder { lane, link_type, interfaces, reply } = order;
+                let request = OpenRequest { lane, link_type, interfaces: &interfaces };
+                let opened = lock(store).open_segment(request);
+                if let Err(unsent) = reply.send(opened)
+                    && let Ok(open) = unsent.into_inner()
+                {
+                    release(store, &open);
+                }
+            }
+            Ok(ToOpener::Release(open)) => release(store, &open),
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(error) = lock(store).heartbeat() {
+                    tracing::error!("the sign of life could not be written: {error}");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn release(store: &Mutex<Store>, open: &OpenSegment) {
+    if let Err(error) = lock(store).release_segment(open) {
+        tracing::error!(place = open.place, "an unused segment could not be released: {error}");
+    }
+}

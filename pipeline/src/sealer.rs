@@ -1,0 +1,392 @@
+//! The sealer thread of a lane: takes full chunks in order, notes their flows, seals them and hands
+//! them to the writer of the volume on which their segment lies. It owns the lane's open segments.
+//!
+//! It waits only for chunks, and when it needs a segment for the thread that opens one. The next
+//! segment is asked for when the current one is half full, so that this wait is over before it
+//! begins.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_queue::ArrayQueue;
+use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
+use wirevault_format::footer::{ChunkEntry, CloseReason};
+use wirevault_format::gap::CAUSES;
+use wirevault_format::{Cause, Interface, LinkType, RunId};
+use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
+use wirevault_index::ChunkDelta;
+use wirevault_packet::dissect;
+use wirevault_seal::chain::Chain;
+use wirevault_seal::{DataSealer, SealError};
+use wirevault_storage::{OpenSegment, StorageError};
+
+use crate::ack::{LaneAcks, Span};
+use crate::closer::{Closing, ToCloser};
+use crate::job::{Job, Jobs};
+use crate::live::{LiveSegment, Registry};
+use crate::opener::{OpenOrder, ToOpener};
+use crate::status::LaneShared;
+use crate::tail::TailHub;
+use crate::writer::WriteJob;
+
+/// Packets noted at once: the flow table looks them all up before it touches any.
+const NOTES: usize = wirevault_index::flow_table::BATCH;
+/// Pause between two attempts to open a segment while no volume takes one.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How often an idle sealer looks at the age of its segments.
+const IDLE_WAIT: Duration = Duration::from_millis(200);
+/// Offset of data in an Enhanced Packet Block.
+const EPB_DATA_AT: usize = 28;
+
+pub(crate) struct Sealer {
+    pub run: RunId,
+    pub lane: u16,
+    pub jobs: Jobs,
+    pub from_lane: Receiver<Box<Job>>,
+    pub writers: Vec<Sender<WriteJob>>,
+    pub opener: Sender<ToOpener>,
+    pub closer: Sender<ToCloser>,
+    pub registry: Arc<Registry>,
+    pub deltas: Arc<ArrayQueue<Box<ChunkDelta>>>,
+    pub acks: Arc<LaneAcks>,
+    pub shared: Arc<LaneShared>,
+    pub tail: Arc<TailHub>,
+    pub stop: Arc<AtomicBool>,
+    pub segment_age: Duration,
+    pub streams: Vec<SealStream>,
+}
+
+pub(crate) struct SealStream {
+    link_type: LinkType,
+    watermark: Arc<AtomicU64>,
+    table: FlowTable,
+    current: Option<Current>,
+    next: Option<(Arc<Vec<Interface>>, Receiver<Result<OpenSegment, StorageError>>)>,
+}
+
+/// The segment that a stream writes.
+struct Current {
+    segment: Arc<LiveSegment>,
+    interfaces: Arc<Vec<Interface>>,
+    sealer: Option<DataSealer>,
+    chain: Chain,
+    at: u64,
+    chunks: u32,
+    captured_bytes: u64,
+    since: Instant,
+    counters: (u64, u64, [u64; CAUSES]),
+}
+
+impl Sealer {
+    /// Runs until the lane is gone and its last chunk is handed on, then closes the segments.
+    pub(crate) fn run(mut self) {
+        loop {
+            match self.from_lane.recv_timeout(IDLE_WAIT) {
+                Ok(job) => self.take(job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.close_aged();
+        }
+        for at in 0..self.streams.len() {
+            self.close(at, CloseReason::Stop);
+            if let Some((_, prepared)) = self.streams[at].next.take() {
+                self.release(prepared);
+            }
+        }
+    }
+
+    fn take(&mut self, mut job: Box<Job>) {
+        let at = self.stream(job.link_type);
+        self.acks.take_lost(|gap| job.push_gap(gap));
+        let chunk_bytes = (HEADER_BYTES + job.payload_bytes() + chunk::TAIL_BYTES_MIN)
+            .next_multiple_of(wirevault_format::limits::LBA_BYTES) as u64;
+        self.roll(at, &job, chunk_bytes);
+        while self.streams[at].current.is_none() {
+            match self.open(at, &job.interfaces) {
+                Ok(current) => {
+                    self.streams[at].table.reset(current.segment.open.flows_max);
+                    self.streams[at].current = Some(current);
+                    self.shared.set_blocked(false);
+                }
+                Err(error) => {
+                    self.shared.set_blocked(true);
+                    self.shared.fail(&error);
+                    tracing::error!(lane = self.lane, "no segment can be opened: {error}");
+                    if self.stop.load(Ordering::Relaxed) {
+                        self.acks.lost(&span(&job), Cause::DeviceFailed);
+                        self.jobs.put(job);
+                        return;
+                    }
+                    std::thread::sleep(RETRY_PAUSE);
+                }
+            }
+        }
+        if let Err(error) = self.seal_and_send(at, &mut job) {
+            // A chunk that cannot be sealed is never written in the clear.
+            self.shared.fail(&error.to_string());
+            tracing::error!(lane = self.lane, "a chunk could not be sealed: {error}");
+            self.acks.lost(&span(&job), Cause::DeviceFailed);
+            self.close(at, CloseReason::DeviceFailed);
+        }
+        self.jobs.put(job);
+    }
+
+    /// Closes the current segment if it cannot take the chunk, or if its device failed.
+    fn roll(&mut self, at: usize, job: &Job, chunk_bytes: u64) {
+        let Some(current) = &self.streams[at].current else { return };
+        let reason = if current.segment.failed.load(Ordering::Acquire) {
+            CloseReason::DeviceFailed
+        } else if !describes(&current.interfaces, &job.interfaces) {
+            CloseReason::NewInterface
+        } else if current.at + chunk_bytes > current.segment.open.data_end {
+            CloseReason::Full
+        } else {
+            self.prepare(at, &job.interfaces);
+            return;
+        };
+        self.close(at, reason);
+    }
+
+    /// Asks for the next segment when the current one is half full.
+    fn prepare(&mut self, at: usize, interfaces: &Arc<Vec<Interface>>) {
+        let stream = &self.streams[at];
+        let Some(current) = &stream.current else { return };
+        let half = current.segment.open.data_offset / 2 + current.segment.open.data_end / 2;
+        if stream.next.is_none() && current.at > half {
+            let reply = self.order(stream.link_type, interfaces);
+            self.streams[at].next = Some((Arc::clone(interfaces), reply));
+        }
+    }
+
+    fn order(
+        &self,
+        link_type: LinkType,
+        interfaces: &Arc<Vec<Interface>>,
+    ) -> Receiver<Result<OpenSegment, StorageError>> {
+        let (reply, answer) = bounded(1);
+        let interfaces = Arc::clone(interfaces);
+        let order = OpenOrder { lane: self.lane, link_type, interfaces, reply };
+        // If the opener is gone the answer is a closed channel, which `open` reports.
+        let _ = self.opener.send(ToOpener::Open(order));
+        answer
+    }
+
+    fn open(&mut self, at: usize, interfaces: &Arc<Vec<Interface>>) -> Result<Current, String> {
+        let (prepared_for, answer) = match self.streams[at].next.take() {
+            Some(prepared) => prepared,
+            None => (Arc::clone(interfaces), self.order(self.streams[at].link_type, interfaces)),
+        };
+        if !describes(&prepared_for, interfaces) {
+            self.release(answer);
+            return self.open(at, interfaces);
+        }
+        let open = answer
+            .recv()
+            .map_err(|_| "the thread that opens segments is gone".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let sealer = open.keys.as_ref().map(|keys| keys.data_sealer()).transpose();
+        let sealer = sealer.map_err(|error| error.to_string())?;
+        let data_offset = open.data_offset;
+        let segment = self.registry.add(open);
+        Ok(Current {
+            segment,
+            interfaces: prepared_for,
+            sealer,
+            chain: Chain::new(),
+            at: data_offset,
+            chunks: 0,
+            captured_bytes: 0,
+            since: Instant::now(),
+            counters: (0, 0, [0; CAUSES]),
+        })
+    }
+
+    fn release(&self, prepared: Receiver<Result<OpenSegment, StorageError>>) {
+        if let Ok(Ok(open)) = prepared.recv() {
+            let _ = self.opener.send(ToOpener::Release(Box::new(open)));
+        }
+    }
+
+    fn seal_and_send(&mut self, at: usize, job: &mut Box<Job>) -> Result<(), SealError> {
+        let lane = self.lane;
+        let stream = &mut self.streams[at];
+        let Some(current) = stream.current.as_mut() else { return Ok(()) };
+        let Some(buf) = job.buf.as_mut() else { return Ok(()) };
+        if self.tail.is_watched() {
+            self.tail.publish(&job.interfaces, job.link_type, lane, &buf[HEADER_BYTES..job.end]);
+        }
+        let header = ChunkHeader {
+            sealed: current.sealer.is_some(),
+            gaps: !job.gaps.is_empty(),
+            lane,
+            link_type: stream.link_type,
+            life: current.segment.open.entry.life,
+            run: self.run,
+            number: current.chunks,
+            payload_bytes: job.payload_bytes() as u32,
+            first_sequence: job.first_sequence,
+            packets: job.epb_at.len() as u32,
+            times_ns: job.times_ns,
+            received: job.received,
+            shed: job.shed,
+            dropped: job.dropped.iter().sum(),
+            watermark: stream.watermark.load(Ordering::Acquire),
+        };
+        // Without room for what this chunk adds to the index, queries scan the chunk.
+        let spare = self.deltas.pop();
+        let indexed = spare.is_some();
+        let mut unparsed = 0;
+        let mut delta = spare.unwrap_or_else(|| Box::new(ChunkDelta::small()));
+        fill_delta(&mut delta, &header, current.at, job);
+        let buf = job.buf.as_mut().expect("the chunk was there above");
+        if indexed {
+            let (table, link_type) = (&mut stream.table, stream.link_type);
+            unparsed = note_flows(table, &mut delta, link_type, buf, &job.epb_at);
+        } else {
+            delta.unindexed = true;
+        }
+        if delta.unindexed {
+            self.shared.unindexed_chunks.fetch_add(1, Ordering::Relaxed);
+        }
+        header.encode(buf);
+        match &mut current.sealer {
+            Some(sealer) => {
+                let (aad, payload) = buf.split_at_mut(HEADER_BYTES);
+                let payload = &mut payload[..header.payload_bytes as usize];
+                let tag = sealer.seal(header.number, aad, payload)?;
+                chunk::put_sealed_tail(buf, &header, &tag);
+                current.chain.add(&tag);
+            }
+            None => {
+                chunk::put_plain_tail(buf, &header);
+                let crc_at = HEADER_BYTES + header.payload_bytes as usize + 40;
+                current.chain.add(&buf[crc_at..crc_at + 4]);
+            }
+        }
+        let chunk_bytes = header.chunk_bytes();
+        let offset = current.at;
+        current.at += chunk_bytes as u64;
+        current.chunks += 1;
+        current.captured_bytes += job.captured_bytes;
+        current.counters = (job.received, job.shed, job.dropped);
+        let span = Span { unparsed, ..span(job) };
+        self.acks.submitted(&span);
+        let segment = Arc::clone(&current.segment);
+        let volume = segment.open.volume;
+        let buf = job.buf.take().expect("the chunk was there above");
+        let acks = Arc::clone(&self.acks);
+        let write = WriteJob { segment, buf: Some(buf), offset, chunk_bytes, span, delta, acks };
+        // The channel has a place for every chunk there is; it refuses only when the writer is
+        // gone.
+        if let Err(refused) = self.writers[volume].try_send(write) {
+            self.shared.fail("the writer thread is gone");
+            self.acks.lost(&refused.into_inner().span, Cause::DeviceFailed);
+        }
+        Ok(())
+    }
+
+    fn close_aged(&mut self) {
+        for at in 0..self.streams.len() {
+            let current = self.streams[at].current.as_ref();
+            if current.is_some_and(|current| current.since.elapsed() >= self.segment_age) {
+                self.close(at, CloseReason::Age);
+            }
+        }
+    }
+
+    fn close(&mut self, at: usize, reason: CloseReason) {
+        let Some(current) = self.streams[at].current.take() else { return };
+        let (received, shed, dropped) = current.counters;
+        let closing = Closing {
+            segment: current.segment,
+            acks: Arc::clone(&self.acks),
+            reason,
+            chunks: current.chunks,
+            captured_bytes: current.captured_bytes,
+            received,
+            shed,
+            dropped,
+            chain: current.chain.finish(),
+        };
+        let _ = self.closer.send(ToCloser::End(Box::new(closing)));
+    }
+
+    fn stream(&mut self, link_type: LinkType) -> usize {
+        let known = self.streams.iter().position(|stream| stream.link_type == link_type);
+        known.unwrap_or_else(|| {
+            self.streams.push(SealStream {
+                link_type,
+                watermark: self.acks.watermark(link_type),
+                table: FlowTable::new(FlowOptions::default()),
+                current: None,
+                next: None,
+            });
+            self.streams.len() - 1
+        })
+    }
+}
+
+/// A segment whose table begins with everything that `wanted` lists can name the interfaces of
+/// `wanted`.
+fn describes(table: &[Interface], wanted: &[Interface]) -> bool {
+    table.starts_with(wanted)
+}
+
+fn span(job: &Job) -> Span {
+    let (link_type, first, next) = (job.link_type, job.first_sequence, job.next_sequence());
+    Span { link_type, first, next, times_ns: job.times_ns, unparsed: 0 }
+}
+
+fn fill_delta(delta: &mut ChunkDelta, header: &ChunkHeader, offset: u64, job: &Job) {
+    delta.clear();
+    delta.number = header.number;
+    delta.chunk = ChunkEntry {
+        offset,
+        chunk_bytes: header.chunk_bytes() as u32,
+        packets: header.packets,
+        times_ns: header.times_ns,
+        first_sequence: header.first_sequence,
+    };
+    delta.gaps.extend_from_slice(&job.gaps);
+    delta.received = job.received;
+    delta.shed = job.shed;
+    delta.dropped = job.dropped;
+}
+
+/// Enters every packet of a chunk into the flow table and gives the number of packets that no
+/// parser understood.
+fn note_flows(
+    table: &mut FlowTable,
+    delta: &mut ChunkDelta,
+    link_type: LinkType,
+    chunk: &[u8],
+    epb_at: &[u32],
+) -> u64 {
+    table.begin_chunk(delta);
+    let mut unparsed = 0;
+    let mut notes: [PacketNote; NOTES] = std::array::from_fn(|_| PacketNote::default());
+    for batch in epb_at.chunks(NOTES) {
+        for (note, at) in notes.iter_mut().zip(batch) {
+            let block = &chunk[*at as usize..];
+            let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| block[at + n]));
+            let captured_len = word(20);
+            let data = &block[EPB_DATA_AT..EPB_DATA_AT + captured_len as usize];
+            let dissected = dissect(link_type, data);
+            unparsed += u64::from(!dissected.parsed);
+            *note = PacketNote {
+                hash: dissected.hash,
+                key: dissected.key,
+                direction: dissected.direction,
+                ts_ns: u64::from(word(12)) << 32 | u64::from(word(16)),
+                wire_len: word(24),
+                captured_len,
+                tcp_flags: dissected.tcp_flags,
+            };
+        }
+        table.upsert(&notes[..batch.len()], delta);
+    }
+    unparsed
+}

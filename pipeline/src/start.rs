@@ -1,0 +1,367 @@
+//! Starting the threads, looking at them, and stopping them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_queue::ArrayQueue;
+use wirevault_buffer::Pool;
+use wirevault_index::{Catalog, ChunkDelta};
+use wirevault_storage::{Store, StoreStatus};
+use wirevault_telemetry::clock::Clock;
+use wirevault_telemetry::books::{self, LaneBooks, LaneCounts, Snapshot};
+
+use crate::ack::LaneAcks;
+use crate::closer::{Closer, ToCloser};
+use crate::job::{Job, Jobs};
+use crate::lane::{Fill, Lane, LaneSpec};
+use crate::live::Registry;
+use crate::opener;
+use crate::sealer::Sealer;
+use crate::status::{LaneShared, lock};
+use crate::tail::TailHub;
+use crate::writer::{WriteJob, Writer, WriterShared};
+use crate::{PipelineError, PipelineOptions, affinity};
+
+/// Buffers that a lane needs to go on at all: one it fills, one being sealed, two being written.
+const LANE_BUFFERS_MIN: usize = 4;
+/// Index deltas under way for one lane. Each covers a chunk from sealing until it is durable.
+const LANE_DELTAS: usize = 128;
+/// Messages to the closer that may wait. Deltas beyond it are counted and their segment's index is
+/// made anew.
+const CLOSER_INBOX: usize = 1 << 15;
+/// Orders to the opener that may wait: each sealer waits for its own.
+const OPENER_INBOX: usize = 256;
+/// A packet may wait in the kernel's ring for its block to be retired; nothing newer than this is
+/// called durable.
+const RING_DELAY_NS: u64 = 50_000_000;
+
+/// A running pipeline.
+pub struct Pipeline {
+    store: Arc<Mutex<Store>>,
+    registry: Arc<Registry>,
+    tail: Arc<TailHub>,
+    pool: Pool,
+    clock: Arc<dyn Clock>,
+    stop: Arc<AtomicBool>,
+    lanes: Vec<LaneView>,
+    volumes: Vec<VolumeView>,
+    threads: Vec<(String, JoinHandle<()>)>,
+    lane_threads: usize,
+}
+
+/// One lane, for those who look at it.
+#[derive(Clone)]
+pub struct LaneView {
+    /// Its state beside the books.
+    pub shared: Arc<LaneShared>,
+    /// Its books.
+    pub books: LaneBooks,
+    /// Packets come from a live source.
+    pub live: bool,
+}
+
+/// One volume's writer, for those who look at it.
+#[derive(Clone)]
+pub struct VolumeView {
+    /// Its counters.
+    pub shared: Arc<WriterShared>,
+}
+
+impl Pipeline {
+    /// Starts a run: opens it in the store, then starts all threads.
+    ///
+    /// # Errors
+    /// See [`PipelineError`]. Threads that were started end by themselves.
+    pub fn start(
+        mut store: Store,
+        pool: Pool,
+        lanes: Vec<LaneSpec>,
+        options: &PipelineOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, PipelineError> {
+        let (have, need) = (pool.capacity(), lanes.len() * LANE_BUFFERS_MIN);
+        if have < need {
+            return Err(PipelineError::TooFewBuffers { have, lanes: lanes.len(), need });
+        }
+        let run = store.begin_run(options.import, lanes.len() as u16)?;
+        let volumes = store.status().volumes.len();
+        let mut starter = Starter { threads: Vec::new() };
+        let store = Arc::new(Mutex::new(store));
+        let registry = Arc::new(Registry::default());
+        let tail = Arc::new(TailHub::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (to_closer, closer_inbox) = bounded(CLOSER_INBOX);
+        let (to_opener, opener_inbox) = bounded(OPENER_INBOX);
+
+        let mut writers = Vec::new();
+        let mut volume_views = Vec::new();
+        for volume in 0..volumes {
+            let (to_writer, inbox) = bounded(have + 1);
+            let view = starter.writer(volume, inbox, to_closer.clone(), &pool, options)?;
+            writers.push(to_writer);
+            volume_views.push(view);
+        }
+        let opener_store = Arc::clone(&store);
+        starter.spawn("opener".to_owned(), None, move || opener::run(&opener_store, &opener_inbox))?;
+
+        let jobs = Jobs::new(have);
+        let parts = LaneParts { pool: &pool, jobs: &jobs, clock: &clock, stop: &stop, options };
+        let mut views = Vec::new();
+        let mut deltas = Vec::new();
+        let mut lane_starts = Vec::new();
+        for (number, spec) in lanes.into_iter().enumerate() {
+            let (to_sealer, from_lane) = bounded(have + 1);
+            let (lane, acks, view) = parts.lane(number as u16, spec, to_sealer);
+            let spares = Arc::new(ArrayQueue::new(LANE_DELTAS));
+            (0..LANE_DELTAS).for_each(|_| drop(spares.push(Box::new(ChunkDelta::new()))));
+            deltas.push(Arc::clone(&spares));
+            let sealer = Sealer {
+                run,
+                lane: number as u16,
+                jobs: jobs.clone(),
+                from_lane,
+                writers: writers.clone(),
+                opener: to_opener.clone(),
+                closer: to_closer.clone(),
+                registry: Arc::clone(&registry),
+                deltas: spares,
+                acks,
+                shared: Arc::clone(&view.shared),
+                tail: Arc::clone(&tail),
+                stop: Arc::clone(&stop),
+                segment_age: options.segment_age,
+                streams: Vec::new(),
+            };
+            starter.spawn(format!("seal-{number}"), None, move || sealer.run())?;
+            lane_starts.push((number, view.shared.cpu(), lane));
+            views.push(view);
+        }
+        // What remains are the senders of the threads themselves: the pipeline ends from its
+        // sources to its devices.
+        drop((writers, to_opener, to_closer));
+        let closer = Closer {
+            store: Arc::clone(&store),
+            registry: Arc::clone(&registry),
+            inbox: closer_inbox,
+            deltas,
+            clock: Arc::clone(&clock),
+            early: HashMap::new(),
+            closing: Vec::new(),
+            threads: Vec::new(),
+        };
+        starter.spawn("closer".to_owned(), None, move || closer.run())?;
+        let lane_threads = lane_starts.len();
+        for (number, cpu, lane) in lane_starts {
+            starter.spawn(format!("lane-{number}"), cpu, move || lane.run())?;
+        }
+        Ok(Self {
+            store,
+            registry,
+            tail,
+            pool,
+            clock,
+            stop,
+            lanes: views,
+            volumes: volume_views,
+            threads: starter.threads,
+            lane_threads,
+        })
+    }
+
+    /// Asks the lanes to take what their sources hold and to end.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Every source has ended by itself, or was stopped.
+    pub fn is_finished(&self) -> bool {
+        let lanes = self.threads.len() - self.lane_threads;
+        self.threads[lanes..].iter().all(|(_, thread)| thread.is_finished())
+    }
+
+    /// Waits until everything is durable and every segment closed, then ends the run in the store.
+    ///
+    /// # Errors
+    /// `Panicked` if a thread did; `Store` if the end of the run could not be written.
+    pub fn join(self) -> Result<Vec<Snapshot>, PipelineError> {
+        let mut panicked = None;
+        for (name, thread) in self.threads {
+            if thread.join().is_err() {
+                panicked.get_or_insert(name);
+            }
+        }
+        self.tail.end();
+        if let Some(name) = panicked {
+            return Err(PipelineError::Panicked { name });
+        }
+        lock(&self.store).end_run()?;
+        Ok(self.lanes.iter().map(|lane| lane.books.snapshot()).collect())
+    }
+
+    /// Lanes, by number.
+    pub fn lanes(&self) -> &[LaneView] {
+        &self.lanes
+    }
+
+    /// Volumes, by number.
+    pub fn volumes(&self) -> &[VolumeView] {
+        &self.volumes
+    }
+
+    /// The buffers.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Where watchers subscribe.
+    pub fn tail(&self) -> &Arc<TailHub> {
+        &self.tail
+    }
+
+    /// State of the store.
+    pub fn store_status(&self) -> StoreStatus {
+        lock(&self.store).status()
+    }
+
+    /// What queries may look at now: everything durable.
+    pub fn catalog(&self) -> Catalog {
+        let now_ns = self.clock.unix_ns();
+        let durable_until_ns = self.durable_until_ns();
+        let store = lock(&self.store);
+        let mut catalog = store.catalog(now_ns, &self.registry.indexes());
+        catalog.durable_until_ns = durable_until_ns;
+        catalog
+    }
+
+    /// Everything that reached a live source before this time is durable.
+    fn durable_until_ns(&self) -> Option<u64> {
+        let lane_until = |lane: &LaneView| {
+            let polled_ns = lane.shared.polled_ns.load(Ordering::Acquire);
+            let durable_ns = lane.shared.durable_ns.load(Ordering::Acquire);
+            match lane.books.snapshot().in_flight {
+                0 => polled_ns.saturating_sub(RING_DELAY_NS).max(durable_ns),
+                _ => durable_ns,
+            }
+        };
+        self.lanes.iter().filter(|lane| lane.live).map(lane_until).min()
+    }
+}
+
+/// Starts threads and remembers them.
+struct Starter {
+    threads: Vec<(String, JoinHandle<()>)>,
+}
+
+impl Starter {
+    fn spawn(
+        &mut self,
+        name: String,
+        cpu: Option<usize>,
+        run: impl FnOnce() + Send + 'static,
+    ) -> Result<(), PipelineError> {
+        let pinned = move || {
+            if let Some(cpu) = cpu
+                && let Err(error) = affinity::pin(cpu)
+            {
+                tracing::warn!(cpu, "the lane is not pinned: {error}");
+            }
+            run();
+        };
+        let thread = std::thread::Builder::new().name(name.clone()).spawn(pinned);
+        let thread = thread.map_err(|source| PipelineError::Thread { name: name.clone(), source })?;
+        self.threads.push((name, thread));
+        Ok(())
+    }
+
+    /// Starts a volume's writer. Its queue is made on its own thread, because io_uring wants one
+    /// submitter.
+    fn writer(
+        &mut self,
+        volume: usize,
+        inbox: Receiver<WriteJob>,
+        closer: Sender<ToCloser>,
+        pool: &Pool,
+        options: &PipelineOptions,
+    ) -> Result<VolumeView, PipelineError> {
+        let shared = Arc::new(WriterShared::default());
+        let (report_to, report) = bounded(1);
+        let (pool, queue_maker) = (pool.clone(), options.queue.clone());
+        let (commit_interval, thread_shared) = (options.commit_interval, Arc::clone(&shared));
+        let name = format!("write-{volume}");
+        self.spawn(name.clone(), None, move || {
+            let queue = match queue_maker(volume, pool.arena()) {
+                Ok(queue) => queue,
+                Err(error) => {
+                    let _ = report_to.send(Err(error));
+                    return;
+                }
+            };
+            *lock(&thread_shared.report) = Some(queue.report());
+            let _ = report_to.send(Ok(()));
+            let writer = Writer {
+                queue,
+                from_sealers: inbox,
+                closer,
+                pool,
+                commit_interval,
+                shared: thread_shared,
+                files: HashMap::new(),
+                writing: HashMap::new(),
+                next_token: 0,
+            };
+            writer.run();
+        })?;
+        match report.recv() {
+            Ok(Ok(())) => Ok(VolumeView { shared }),
+            Ok(Err(source)) => Err(PipelineError::Queue { volume, source }),
+            Err(_) => Err(PipelineError::Panicked { name }),
+        }
+    }
+}
+
+/// What every lane gets a share of.
+struct LaneParts<'a> {
+    pool: &'a Pool,
+    jobs: &'a Jobs,
+    clock: &'a Arc<dyn Clock>,
+    stop: &'a Arc<AtomicBool>,
+    options: &'a PipelineOptions,
+}
+
+impl LaneParts<'_> {
+    fn lane(
+        &self,
+        number: u16,
+        spec: LaneSpec,
+        to_sealer: Sender<Box<Job>>,
+    ) -> (Lane, Arc<LaneAcks>, LaneView) {
+        let (lane_pen, writer_pen, books) = books::open(number);
+        let shared = Arc::new(LaneShared::new(number, spec.cpu, spec.source.report()));
+        let acks = Arc::new(LaneAcks::new(writer_pen, Arc::clone(&shared)));
+        let live = spec.source.is_live();
+        let fill = Fill {
+            pool: self.pool.clone(),
+            jobs: self.jobs.clone(),
+            to_sealer,
+            snaplen_bytes: spec.snaplen_bytes,
+            filter: spec.filter,
+            clock: Arc::clone(self.clock),
+            pen: lane_pen,
+            shared: Arc::clone(&shared),
+            streams: Vec::new(),
+            numbers: Vec::new(),
+            counts: LaneCounts::default(),
+            pending_gaps: Vec::with_capacity(crate::job::CHUNK_GAPS_MAX),
+            pending_since: None,
+            starved: false,
+            shed_told: 0,
+            shed_since: None,
+        };
+        let (source, stop) = (spec.source, Arc::clone(self.stop));
+        let lane = Lane { source, fill, stop, flush_age: self.options.flush_age };
+        (lane, acks, LaneView { shared, books, live })
+    }
+}

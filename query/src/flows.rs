@@ -1,0 +1,256 @@
+//! Which flows a window holds: from the indexes where they are certain, from the packets where they
+//! are not.
+//!
+//! A flow's row is taken from its segment's index if the filter takes every packet of the flow and
+//! all of them lie in the window. Otherwise its packets are read and counted, so rows are exact for
+//! any filter and window.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::IpAddr;
+use std::ops::ControlFlow;
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+use wirevault_format::LinkType;
+use wirevault_format::pcapng::Epb;
+use wirevault_index::delta::FlowStats;
+use wirevault_index::segment_index::FlowRecord;
+use wirevault_packet::bpf::{AnyAddress, Program, Verdict};
+use wirevault_packet::{Direction, FlowKey, dissect};
+
+use crate::completeness::Window;
+use crate::error::QueryError;
+use crate::merge::Cursor;
+use crate::reading::{Findings, Reading};
+use crate::run::{Request, Store, conclude, plan};
+use crate::source::{Question, Reader, Source};
+use crate::stream::{Demand, Member, StreamCursor, StreamId};
+use crate::summary::{Instant, Summary};
+
+/// A flow in one segment. A flow that goes on for longer has a row in every segment that holds
+/// packets of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowRow {
+    /// Name of the segment.
+    pub segment: String,
+    /// Link type.
+    pub link_type: String,
+    /// Time of its first packet that was asked for.
+    pub first: Instant,
+    /// Time of its last one.
+    pub last: Instant,
+    /// Packets.
+    pub packets: u64,
+    /// Bytes on the wire.
+    pub bytes: u64,
+    /// Innermost protocol.
+    pub protocol: String,
+    /// Lower endpoint.
+    pub a_addr: Option<IpAddr>,
+    /// Its port.
+    pub a_port: Option<u16>,
+    /// Higher endpoint.
+    pub b_addr: Option<IpAddr>,
+    /// Its port.
+    pub b_port: Option<u16>,
+    /// Packets were seen from A to B.
+    pub a_to_b: bool,
+    /// Packets were seen from B to A.
+    pub b_to_a: bool,
+    /// VLAN identifiers, outermost first.
+    pub vlans: Vec<u16>,
+    /// MPLS labels, outermost first.
+    pub mpls: Vec<u32>,
+    /// VXLAN or GENEVE network identifier.
+    pub vni: Option<u32>,
+    /// Layers around the innermost protocol in words, outermost first.
+    pub layers: Vec<String>,
+    /// TCP flags of all its packets together, as the letters `FSRPAUEC`.
+    pub tcp_flags: Option<String>,
+}
+
+/// Receives rows, by segment and first time. `Break` means that no more are wanted.
+pub type RowSink<'a> = dyn FnMut(&FlowRow) -> io::Result<ControlFlow<()>> + 'a;
+
+/// Lists the flows of a store; `limit` counts rows. The summary's bytes are those on the wire.
+pub(crate) fn list<'a, S: Source>(
+    store: &'a Store<'a, S>,
+    request: &Request,
+    out: &mut RowSink<'_>,
+    cancel: &'a AtomicBool,
+) -> Result<Summary, QueryError> {
+    let mut reading = Reading {
+        cancel,
+        now_ns: store.now_ns,
+        held_bytes_max: 0,
+        held_bytes: 0,
+        buffers: Vec::new(),
+        findings: Findings::default(),
+    };
+    let mut plan = plan(store, request, &mut reading)?;
+    let mut members = Vec::new();
+    for (id, (program, segments)) in std::mem::take(&mut plan.streams) {
+        let (since_ns, until_ns, sort) = (plan.since_ns, plan.until_ns, false);
+        let demand = Demand { program, since_ns, until_ns, sort };
+        members.extend(segments.into_iter().map(|member| (id, demand.clone(), member)));
+    }
+    members.retain(|(_, demand, member)| demand.wants(member.times_ns));
+    members.sort_by_key(|(_, _, member)| member.source.entry().ordinal);
+    let mut rows = 0;
+    'segments: for (id, demand, member) in members {
+        reading.check_cancelled()?;
+        let (segment, link_type) = (member.source.name(), id.link_type);
+        for (key, stats) in flows_of(id, demand, member, &mut reading)? {
+            if !request.count_only && request.limit.is_some_and(|limit| rows >= limit) {
+                plan.summary.limit_reached = true;
+                break 'segments;
+            }
+            rows += 1;
+            plan.summary.packets += stats.packets;
+            plan.summary.bytes += stats.bytes;
+            let row = row(&segment, link_type, &key, &stats);
+            if !request.count_only && out(&row).map_err(QueryError::Sink)?.is_break() {
+                plan.summary.limit_reached = true;
+                break 'segments;
+            }
+        }
+    }
+    let window = Window { since_ns: request.since_ns, until_ns: request.until_ns, cut_ns: None };
+    conclude(store, plan, &window, reading)
+}
+
+type Counted = Vec<(FlowKey, FlowStats)>;
+
+/// The flows of one segment, by first time.
+fn flows_of<'a, S: Source>(
+    id: StreamId,
+    demand: Demand,
+    mut member: Member<'a, S>,
+    reading: &mut Reading<'a>,
+) -> Result<Counted, QueryError> {
+    let Demand { program, since_ns, until_ns, .. } = &demand;
+    let question = Question { program, since_ns: *since_ns, until_ns: *until_ns };
+    let opened = member.opened.take().or_else(|| reading.open(member.source, Some(&question)));
+    let Some((reader, mut look)) = opened else { return Ok(Vec::new()) };
+    let (mut counted, unsure) = reader.with_flows(*since_ns, *until_ns, |flows| match flows {
+        Some(flows) => {
+            let (certain, unsure) = sort_out(flows, &question);
+            (certain, Some(unsure))
+        }
+        None => (Vec::new(), None),
+    });
+    if let Some(unsure) = &unsure {
+        let chunks: HashSet<u32> = unsure.iter().flat_map(|(_, chunks)| chunks).copied().collect();
+        look.selected.retain(|number| chunks.contains(number));
+    }
+    let wanted: Option<HashSet<FlowKey>> =
+        unsure.map(|unsure| unsure.into_iter().map(|(key, _)| key).collect());
+    member.opened = Some((reader, look));
+    let read = read_flows(id, demand, member, wanted.as_ref(), reading)?;
+    counted.extend(read);
+    counted.sort_by_key(|(key, stats)| (stats.times_ns, *key));
+    Ok(counted)
+}
+
+/// Flows with the chunks that hold packets of them.
+type Unsure = Vec<(FlowKey, Vec<u32>)>;
+
+/// Flows whose index entry is the answer, and flows whose packets decide.
+fn sort_out(flows: &[FlowRecord], question: &Question<'_>) -> (Counted, Unsure) {
+    let (mut certain, mut unsure) = (Vec::new(), Vec::new());
+    for flow in flows {
+        let (first_ns, last_ns) = flow.stats.times_ns;
+        if last_ns < question.since_ns || first_ns >= question.until_ns {
+            continue;
+        }
+        let inside = first_ns >= question.since_ns && last_ns < question.until_ns;
+        match decide(&flow.key, &flow.stats, question.program) {
+            Verdict::No => {}
+            Verdict::Yes if inside => certain.push((flow.key, flow.stats)),
+            _ => unsure.push((flow.key, flow.chunks.clone())),
+        }
+    }
+    (certain, unsure)
+}
+
+/// What the program says to the packets of a flow, in the directions that were seen.
+fn decide(key: &FlowKey, stats: &FlowStats, program: &Program) -> Verdict {
+    let directions = [Direction::AtoB, Direction::BtoA];
+    let seen = directions.into_iter().filter(|d| stats.directions & FlowStats::bit(*d) != 0);
+    let verdict = |direction| {
+        let mut template = key.template(direction);
+        let ((wire_min, wire_max), (cap_min, cap_max)) = (stats.wire_len, stats.captured_len);
+        template.set_lengths(wire_min, wire_max, cap_min, cap_max);
+        template.set_tcp_flags(stats.tcp_or, stats.tcp_and);
+        program.decide(&template, &AnyAddress)
+    };
+    let agreed = |a, b| if a == b { a } else { Verdict::Maybe };
+    seen.map(verdict).reduce(agreed).unwrap_or(Verdict::Maybe)
+}
+
+/// Counts the packets of a segment by flow; `wanted` limits the flows.
+fn read_flows<'a, S: Source>(
+    id: StreamId,
+    demand: Demand,
+    member: Member<'a, S>,
+    wanted: Option<&HashSet<FlowKey>>,
+    reading: &mut Reading<'a>,
+) -> Result<HashMap<FlowKey, FlowStats>, QueryError> {
+    let mut flows: HashMap<FlowKey, FlowStats> = HashMap::new();
+    let mut cursor = StreamCursor::new(id, demand, vec![member]);
+    while cursor.key().is_some() {
+        if let Some((packet, _)) = cursor.item().filter(|_| cursor.is_ready()) {
+            let (key, stats) = stats_of(id.link_type, &packet);
+            if wanted.is_none_or(|wanted| wanted.contains(&key)) {
+                flows.entry(key).and_modify(|sum| sum.add(&stats)).or_insert(stats);
+            }
+        }
+        cursor.advance(reading)?;
+    }
+    Ok(flows)
+}
+
+/// A flow of one packet.
+pub(crate) fn stats_of(link_type: LinkType, packet: &Epb<'_>) -> (FlowKey, FlowStats) {
+    let dissected = dissect(link_type, packet.data);
+    let captured_len = packet.data.len() as u32;
+    let stats = FlowStats {
+        times_ns: (packet.ts_ns, packet.ts_ns),
+        packets: 1,
+        bytes: u64::from(packet.orig_len),
+        wire_len: (packet.orig_len, packet.orig_len),
+        captured_len: (captured_len, captured_len),
+        tcp_or: dissected.tcp_flags,
+        tcp_and: dissected.tcp_flags,
+        directions: FlowStats::bit(dissected.direction),
+    };
+    (dissected.key, stats)
+}
+
+fn row(segment: &str, link_type: LinkType, key: &FlowKey, stats: &FlowStats) -> FlowRow {
+    let text = key.describe();
+    let [a, b] = text.endpoints;
+    let letters = "FSRPAUEC".chars().enumerate();
+    let flags = letters.filter(|(bit, _)| stats.tcp_or & (1 << bit) != 0).map(|(_, letter)| letter);
+    FlowRow {
+        segment: segment.to_owned(),
+        link_type: link_type.to_string(),
+        first: stats.times_ns.0.into(),
+        last: stats.times_ns.1.into(),
+        packets: stats.packets,
+        bytes: stats.bytes,
+        tcp_flags: (text.protocol == "TCP").then(|| flags.collect()),
+        protocol: text.protocol,
+        a_addr: a.addr,
+        a_port: a.port,
+        b_addr: b.addr,
+        b_port: b.port,
+        a_to_b: stats.directions & FlowStats::bit(Direction::AtoB) != 0,
+        b_to_a: stats.directions & FlowStats::bit(Direction::BtoA) != 0,
+        vlans: text.vlans,
+        mpls: text.mpls,
+        vni: text.vni,
+        layers: text.layers,
+    }
+}

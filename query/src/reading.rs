@@ -1,0 +1,94 @@
+//! What the streams of one query share: the way to be stopped, buffers, and notes of what is
+//! missing.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use wirevault_format::Cause;
+use wirevault_format::table::SegmentEntry;
+
+use crate::completeness::{Lost, Recorded};
+use crate::error::QueryError;
+use crate::source::{Absence, Look, Question, Reader, Source};
+
+/// What all streams of a query share.
+pub(crate) struct Reading<'a> {
+    pub(crate) cancel: &'a AtomicBool,
+    /// End of the record time of what is not closed.
+    pub(crate) now_ns: u64,
+    /// Bytes that sorting may hold back.
+    pub(crate) held_bytes_max: usize,
+    pub(crate) held_bytes: usize,
+    pub(crate) buffers: Vec<Vec<u8>>,
+    pub(crate) findings: Findings,
+}
+
+/// What was noticed on the way.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub(crate) recorded: Vec<Recorded>,
+    pub(crate) lost: Vec<Lost>,
+    pub(crate) warnings: Vec<String>,
+    /// Ordinals of the segments that were opened, or could not be.
+    pub(crate) seen: HashSet<u64>,
+    pub(crate) segments_read: u64,
+    pub(crate) chunks_considered: u64,
+    pub(crate) chunks_read: u64,
+}
+
+impl Reading<'_> {
+    pub(crate) fn check_cancelled(&self) -> Result<(), QueryError> {
+        match self.cancel.load(Ordering::Relaxed) {
+            true => Err(QueryError::Cancelled),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens a segment and takes note of its gaps and damage. `None`: it cannot be opened, which is
+    /// noted too.
+    pub(crate) fn open<S: Source>(
+        &mut self,
+        source: &S,
+        question: Option<&Question<'_>>,
+    ) -> Option<(S::Reader, Look)> {
+        let entry = source.entry();
+        self.findings.seen.insert(entry.ordinal);
+        let span = span(entry, self.now_ns);
+        let lost = |chunk, packets, cause, (from_ns, until_ns), what| {
+            let (segment, lane) = (source.name(), entry.lane);
+            Lost { segment, chunk, lane, cause, from_ns, until_ns, packets, what }
+        };
+        let reader = match source.open() {
+            Ok(reader) => reader,
+            Err(Absence { cause, what }) => {
+                // The entry of a segment that is not closed does not count its packets yet.
+                let packets = (entry.closed_ns > 0).then_some(entry.packets);
+                self.findings.lost.push(lost(None, packets, cause, span, what));
+                return None;
+            }
+        };
+        let look = reader.look(question);
+        if let Some(why) = &look.index_damage {
+            let warning = format!("segment {}: its index is not used: {why}", source.name());
+            self.findings.warnings.push(warning);
+        }
+        let (run, lane) = (entry.run, entry.lane);
+        let gaps = look.gaps.iter().map(|gap| Recorded { run, lane, gap: *gap });
+        self.findings.recorded.extend(gaps);
+        for hole in reader.damage() {
+            let times = hole.times_ns.unwrap_or(span);
+            let lost = lost(hole.chunk, hole.packets, Cause::Damaged, times, hole.what);
+            self.findings.lost.push(lost);
+        }
+        Some((reader, look))
+    }
+}
+
+/// Half-open time of a segment's packets, as far as the table tells.
+pub(crate) fn span(entry: &SegmentEntry, now_ns: u64) -> (u64, u64) {
+    match entry.times_ns {
+        Some((min, max)) => (min, max.saturating_add(1)),
+        None if entry.closed_ns > 0 => (entry.opened_ns, entry.closed_ns.max(entry.opened_ns)),
+        None => (entry.opened_ns, now_ns.max(entry.opened_ns)),
+    }
+}

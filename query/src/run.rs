@@ -1,0 +1,356 @@
+//! A query from question to summary: plan, read and merge, judge.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
+
+use wirevault_format::pcapng::Epb;
+use wirevault_format::table::{RunEntry, SegmentEntry, SegmentState};
+use wirevault_format::{Interface, LinkType, RunId};
+use wirevault_packet::bpf::Program;
+
+use crate::completeness::{Facts, Part, Window, judge};
+use crate::error::QueryError;
+use crate::export::{PacketOut, Sink};
+use crate::filter;
+use crate::merge::{Cursor, Merge};
+use crate::reading::{Findings, Reading, span};
+use crate::source::{Question, Source};
+use crate::stream::{Demand, Interfaces, Member, StreamCursor, StreamId};
+use crate::summary::{Instant, LIST_MAX, Summary};
+
+/// Bytes of packets that sorting may hold back.
+pub(crate) const HELD_BYTES_MAX: usize = 256 << 20;
+
+/// A question.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Request {
+    /// tcpdump's filter language; empty takes every packet.
+    pub filter: String,
+    /// Start of the window in packet time, ns; omitted: where the store begins.
+    pub since_ns: Option<u64>,
+    /// First nanosecond after the window; omitted: where the store ends.
+    pub until_ns: Option<u64>,
+    /// Packets at most.
+    pub limit: Option<u64>,
+    /// Strictly by time. Otherwise every lane's packets stay in capture order, as `tcpdump -r`
+    /// shows a file. Packets that arrived out of order are held back in memory, up to 256 MiB.
+    pub sort: bool,
+    /// Leave out the link types that the filter does not fit, instead of refusing.
+    pub skip_link_types: bool,
+    /// Count only; the sink gets nothing.
+    pub count_only: bool,
+}
+
+/// What a query looks at: a catalog, or a test's idea of one.
+pub(crate) struct Store<'a, S> {
+    pub(crate) segments: Vec<&'a S>,
+    /// By start.
+    pub(crate) runs: &'a [RunEntry],
+    pub(crate) missing_volumes: Vec<String>,
+    pub(crate) evicted_live_ns: u64,
+    pub(crate) evicted_import_ns: u64,
+    pub(crate) now_ns: u64,
+    pub(crate) durable_until_ns: Option<u64>,
+    pub(crate) held_bytes_max: usize,
+}
+
+/// A question made ready.
+pub(crate) struct Plan<'a, S: Source> {
+    pub(crate) streams: BTreeMap<StreamId, (Rc<Program>, Vec<Member<'a, S>>)>,
+    pub(crate) since_ns: u64,
+    pub(crate) until_ns: u64,
+    parts: Vec<Part>,
+    pub(crate) summary: Summary,
+}
+
+/// Answers a question from a store.
+pub(crate) fn execute<'a, S: Source>(
+    store: &'a Store<'a, S>,
+    request: &Request,
+    sink: &mut dyn Sink,
+    cancel: &'a AtomicBool,
+) -> Result<Summary, QueryError> {
+    let mut reading = Reading {
+        cancel,
+        now_ns: store.now_ns,
+        held_bytes_max: store.held_bytes_max,
+        held_bytes: 0,
+        buffers: Vec::new(),
+        findings: Findings::default(),
+    };
+    let mut plan = plan(store, request, &mut reading)?;
+    let cursors = std::mem::take(&mut plan.streams).into_iter().map(|(id, (program, members))| {
+        let (since_ns, until_ns, sort) = (plan.since_ns, plan.until_ns, request.sort);
+        StreamCursor::new(id, Demand { program, since_ns, until_ns, sort }, members)
+    });
+    let mut merge = Merge::new(cursors.collect());
+    let mut output = Output { sink, numbers: HashMap::new() };
+    let summary = &mut plan.summary;
+    let mut window =
+        Window { since_ns: request.since_ns, until_ns: request.until_ns, cut_ns: None };
+    let mut reached_ns = 0;
+    loop {
+        if request.limit.is_some_and(|limit| summary.packets >= limit) {
+            summary.limit_reached = true;
+            break;
+        }
+        let Some(cursor) = merge.next(&mut reading)? else { break };
+        reached_ns = cursor.key().map_or(reached_ns, |key| key.time_ns);
+        let Some((packet, interfaces)) = cursor.item() else { continue };
+        summary.packets += 1;
+        summary.bytes += packet.data.len() as u64;
+        if !request.count_only && output.packet(&packet, interfaces)?.is_break() {
+            summary.limit_reached = true;
+            break;
+        }
+    }
+    if summary.limit_reached {
+        window.cut_ns = Some(reached_ns);
+    }
+    drop(merge);
+    conclude(store, plan, &window, reading)
+}
+
+/// Checks the window, compiles the filter, and sorts the segments into streams.
+pub(crate) fn plan<'a, S: Source>(
+    store: &'a Store<'a, S>,
+    request: &Request,
+    reading: &mut Reading<'a>,
+) -> Result<Plan<'a, S>, QueryError> {
+    let since_ns = request.since_ns.unwrap_or(0);
+    // The last nanosecond that can be written is no time of a packet.
+    let until_ns = request.until_ns.unwrap_or(u64::MAX);
+    if since_ns >= until_ns {
+        return Err(QueryError::EmptyWindow { since_ns, until_ns });
+    }
+    let mut summary = Summary {
+        since: request.since_ns.map(Instant::from),
+        until: request.until_ns.map(Instant::from),
+        ..Summary::default()
+    };
+    let touches = |times: (u64, u64)| times.0 < until_ns && times.1 >= since_ns;
+    let programs = compile(store, request, touches, &mut summary)?;
+    let started = started(store);
+    let mut streams: BTreeMap<StreamId, (Rc<Program>, Vec<Member<'a, S>>)> = BTreeMap::new();
+    let mut parts = Vec::new();
+    for source in &store.segments {
+        reading.check_cancelled()?;
+        let entry = source.entry();
+        let program = programs.get(&entry.link_type);
+        let mut times_ns = entry.times_ns;
+        let mut sequences = entry.sequences;
+        let mut opened = None;
+        if entry.state == SegmentState::Open {
+            let question = program.map(|program| Question { program, since_ns, until_ns });
+            let Some((reader, look)) = reading.open(*source, question.as_ref()) else { continue };
+            let held = || look.chunks.iter().filter(|chunk| chunk.packets > 0);
+            times_ns = held()
+                .filter_map(|chunk| chunk.times_ns)
+                .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+            let end = |chunk: &wirevault_format::footer::ChunkEntry| {
+                chunk.first_sequence.saturating_add(u64::from(chunk.packets))
+            };
+            sequences.0 = held().map(|chunk| chunk.first_sequence).min().unwrap_or(0);
+            sequences.1 = held().map(end).max().unwrap_or(0);
+            opened = Some((reader, look));
+        }
+        let (run, lane, import) = (entry.run, entry.lane, entry.import);
+        parts.push(Part { run, lane, import, times_ns });
+        let Some(times_ns) = times_ns else { continue };
+        summary.segments_considered += u64::from(touches(times_ns));
+        let Some(program) = program else { continue };
+        let started_ns = started.get(&entry.run).copied().unwrap_or(0);
+        let id = StreamId { started_ns, run, lane, link_type: entry.link_type };
+        let stream = streams.entry(id).or_insert_with(|| (Rc::clone(program), Vec::new()));
+        stream.1.push(Member { source, times_ns, sequences, opened });
+    }
+    Ok(Plan { streams, since_ns, until_ns, parts, summary })
+}
+
+/// One program for every link type that may occur in the window.
+fn compile<S: Source>(
+    store: &Store<'_, S>,
+    request: &Request,
+    touches: impl Fn((u64, u64)) -> bool,
+    summary: &mut Summary,
+) -> Result<HashMap<LinkType, Rc<Program>>, QueryError> {
+    let entries = store.segments.iter().map(|source| source.entry());
+    let present = entries.filter(|entry| match entry.times_ns {
+        Some(times_ns) => touches(times_ns),
+        None => entry.state == SegmentState::Open,
+    });
+    let mut link_types: Vec<LinkType> = present.map(|entry| entry.link_type).collect();
+    link_types.sort_unstable();
+    link_types.dedup();
+    if link_types.is_empty() {
+        // A filter is not right only because there is nothing to find.
+        link_types.push(LinkType::ETHERNET);
+    }
+    let mut programs = HashMap::new();
+    let mut refused = None;
+    for link_type in link_types {
+        match filter::compile(&request.filter, link_type) {
+            Ok(program) => {
+                programs.insert(link_type, Rc::new(program));
+            }
+            Err(error) if request.skip_link_types => {
+                summary.skipped(link_type);
+                refused = refused.or(Some(error));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match refused {
+        Some(error) if programs.is_empty() => Err(error.into()),
+        _ => Ok(programs),
+    }
+}
+
+/// When every run started; where the run table has forgotten it, when its first segment was opened.
+fn started<S: Source>(store: &Store<'_, S>) -> HashMap<RunId, u64> {
+    let mut started: HashMap<RunId, u64> = HashMap::new();
+    for entry in store.segments.iter().map(|source| source.entry()) {
+        let first = started.entry(entry.run).or_insert(entry.opened_ns);
+        *first = entry.opened_ns.min(*first);
+    }
+    started.extend(store.runs.iter().map(|run| (run.run, run.started_ns)));
+    started
+}
+
+/// Reads the gaps of what was not opened for packets, and judges.
+pub(crate) fn conclude<'a, S: Source>(
+    store: &Store<'a, S>,
+    plan: Plan<'a, S>,
+    window: &Window,
+    mut reading: Reading<'a>,
+) -> Result<Summary, QueryError> {
+    let since_ns = plan.since_ns;
+    let until_ns = window.cut_ns.map_or(plan.until_ns, |cut_ns| cut_ns.saturating_add(1));
+    for source in tellers(store, since_ns, until_ns) {
+        if !reading.findings.seen.contains(&source.entry().ordinal) {
+            reading.check_cancelled()?;
+            // What is wrong with it is noted.
+            let _ = reading.open(source, None);
+        }
+    }
+    let findings = reading.findings;
+    let mut summary = plan.summary;
+    summary.segments_read = findings.segments_read;
+    summary.chunks_considered = findings.chunks_considered;
+    summary.chunks_read = findings.chunks_read;
+    summary.warnings = findings.warnings;
+    summary.warnings.truncate(LIST_MAX);
+    let facts = Facts {
+        runs: store.runs.to_vec(),
+        parts: plan.parts,
+        recorded: findings.recorded,
+        lost: findings.lost,
+        missing_volumes: store.missing_volumes.clone(),
+        evicted_live_ns: store.evicted_live_ns,
+        evicted_import_ns: store.evicted_import_ns,
+        durable_until_ns: store.durable_until_ns,
+    };
+    judge(&facts, window, &mut summary);
+    Ok(summary)
+}
+
+/// The segments that may tell of a gap in the window: per run and lane those that were written or
+/// hold packets in it, and one neighbour on either side, because a gap is written down when it
+/// begins and when it ends.
+fn tellers<'a, S: Source>(store: &Store<'a, S>, since_ns: u64, until_ns: u64) -> Vec<&'a S> {
+    let mut lanes: BTreeMap<(RunId, u16), Vec<&'a S>> = BTreeMap::new();
+    for source in &store.segments {
+        let entry = source.entry();
+        lanes.entry((entry.run, entry.lane)).or_default().push(source);
+    }
+    let mut tellers = Vec::new();
+    for ((run, _), mut segments) in lanes {
+        let over = store.runs.iter().find(|entry| entry.run == run).is_some_and(|entry| {
+            let ended = entry.ended_ns > 0 && entry.ended_ns <= since_ns;
+            !entry.import && (ended || entry.started_ns >= until_ns)
+        });
+        let times = |source: &&S| busy(source.entry(), store.now_ns);
+        segments.sort_by_key(|source| source.entry().ordinal);
+        let first = segments.iter().position(|source| times(source).1 > since_ns);
+        let first = first.unwrap_or(segments.len()).saturating_sub(1);
+        let last = segments.iter().rposition(|source| times(source).0 < until_ns);
+        let end = last.map_or(0, |last| last + 1).saturating_add(1).min(segments.len());
+        let holds = |source: &&&S| {
+            let (from, until) = times(source);
+            from < until_ns && until > since_ns
+        };
+        match over {
+            // A clock may have been wrong: segments with packets in the window count whatever the
+            // run says.
+            true => tellers.extend(segments.iter().filter(holds).copied()),
+            false => tellers.extend(segments.get(first..end).unwrap_or_default().iter().copied()),
+        }
+    }
+    tellers
+}
+
+/// Time in which a segment was written, and that of its packets. An import's is that of its
+/// packets.
+fn busy(entry: &SegmentEntry, now_ns: u64) -> (u64, u64) {
+    let packets = span(entry, now_ns);
+    if entry.import {
+        return packets;
+    }
+    let closed_ns = if entry.closed_ns > 0 { entry.closed_ns } else { now_ns };
+    (packets.0.min(entry.opened_ns), packets.1.max(closed_ns))
+}
+
+/// Gives packets to the sink, interfaces numbered as they first occur.
+struct Output<'s> {
+    sink: &'s mut dyn Sink,
+    numbers: HashMap<Interface, u32>,
+}
+
+impl Output<'_> {
+    fn packet(
+        &mut self,
+        packet: &Epb<'_>,
+        interfaces: &Interfaces,
+    ) -> Result<ControlFlow<()>, QueryError> {
+        match self.give(packet, interfaces) {
+            // The reader at the other end of the pipe has seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+            result => result.map_err(QueryError::Sink),
+        }
+    }
+
+    fn give(&mut self, packet: &Epb<'_>, interfaces: &Interfaces) -> io::Result<ControlFlow<()>> {
+        let at = packet.interface_id as usize;
+        let (Some(interface), Some(slot)) = (interfaces.list.get(at), interfaces.ids.get(at))
+        else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let number = match slot.get() {
+            Some(number) => number,
+            None => self.number(interface)?,
+        };
+        slot.set(Some(number));
+        self.sink.packet(&PacketOut {
+            interface: number,
+            link_type: interface.link_type,
+            ts_ns: packet.ts_ns,
+            orig_len: packet.orig_len,
+            data: packet.data,
+            flags: packet.flags,
+            options: packet.options,
+        })
+    }
+
+    fn number(&mut self, interface: &Interface) -> io::Result<u32> {
+        if let Some(number) = self.numbers.get(interface) {
+            return Ok(*number);
+        }
+        let number = self.numbers.len() as u32;
+        self.sink.interface(number, interface)?;
+        self.numbers.insert(interface.clone(), number);
+        Ok(number)
+    }
+}

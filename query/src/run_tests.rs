@@ -1,0 +1,506 @@
+//! Queries over segments in memory, against a model that sorts everything.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::atomic::AtomicBool;
+
+use proptest::prelude::*;
+use wirevault_format::table::{RunEntry, RunState};
+use wirevault_format::{Cause, Gap, Interface, LinkType, RunId};
+
+use crate::error::QueryError;
+use crate::export::{PacketOut, Sink};
+use crate::flows::{FlowRow, list};
+use crate::run::{HELD_BYTES_MAX, Request, Store, execute};
+use crate::sim::{SimPacket, SimSegment};
+use crate::source::Hole;
+use crate::summary::Summary;
+
+const LINKS: [LinkType; 2] = [LinkType::ETHERNET, LinkType::RAW];
+
+#[derive(Default)]
+struct Collect {
+    interfaces: Vec<Interface>,
+    numbers: Vec<u64>,
+    stop_after: Option<usize>,
+    fail: Option<io::ErrorKind>,
+}
+
+impl Sink for Collect {
+    fn interface(&mut self, id: u32, interface: &Interface) -> io::Result<()> {
+        assert_eq!(id as usize, self.interfaces.len());
+        assert!(!self.interfaces.contains(interface), "an interface comes once");
+        self.interfaces.push(interface.clone());
+        Ok(())
+    }
+
+    fn packet(&mut self, packet: &PacketOut<'_>) -> io::Result<ControlFlow<()>> {
+        if let Some(kind) = self.fail {
+            return Err(kind.into());
+        }
+        assert_eq!(self.interfaces[packet.interface as usize].link_type, packet.link_type);
+        self.numbers.push(SimPacket::number_of(packet.data));
+        let enough = self.stop_after.is_some_and(|n| self.numbers.len() >= n);
+        Ok(if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+}
+
+/// A run that starts at `run` and has ended long after.
+fn run_entry(run: u64) -> RunEntry {
+    let (started_ns, ended_ns) = (run, 1_000_000);
+    RunEntry {
+        state: RunState::Ended,
+        run: RunId(run),
+        started_ns,
+        ended_ns,
+        lanes: 1,
+        ..RunEntry::default()
+    }
+}
+
+fn store<'a>(
+    segments: &'a [SimSegment],
+    runs: &'a [RunEntry],
+    held_bytes_max: usize,
+) -> Store<'a, SimSegment> {
+    Store {
+        segments: segments.iter().collect(),
+        runs,
+        missing_volumes: Vec::new(),
+        evicted_live_ns: 0,
+        evicted_import_ns: 0,
+        now_ns: 1_000_000,
+        durable_until_ns: None,
+        held_bytes_max,
+    }
+}
+
+fn ask_with(
+    segments: &[SimSegment],
+    runs: &[RunEntry],
+    request: &Request,
+    sink: &mut Collect,
+    held_bytes_max: usize,
+) -> Result<Summary, QueryError> {
+    let store = store(segments, runs, held_bytes_max);
+    execute(&store, request, sink, &AtomicBool::new(false))
+}
+
+fn ask(segments: &[SimSegment], request: &Request) -> (Vec<u64>, Summary) {
+    let mut sink = Collect::default();
+    let summary = ask_with(segments, &[run_entry(1)], request, &mut sink, HELD_BYTES_MAX).unwrap();
+    (sink.numbers, summary)
+}
+
+fn packets(spec: &[(u64, u16)], first: u64) -> Vec<SimPacket> {
+    let packet = |(n, (ts_ns, port)): (u64, &(u64, u16))| SimPacket {
+        ts_ns: *ts_ns,
+        port: *port,
+        number: first + n,
+    };
+    (0..).zip(spec).map(packet).collect()
+}
+
+/// One stream as the property draws it: packets, where chunks and segments end, and how much is
+/// copied.
+#[derive(Debug, Clone)]
+struct Drawn {
+    run: u64,
+    lane: u16,
+    link: usize,
+    packets: Vec<(u64, u16)>,
+    chunk: usize,
+    segment: usize,
+    /// Chunks that a following segment repeats.
+    copied: usize,
+    generous: usize,
+    open_end: bool,
+}
+
+fn drawn() -> impl Strategy<Value = Drawn> {
+    let packets =
+        proptest::collection::vec((2u64..60, prop::sample::select(vec![53u16, 80])), 0..40);
+    let sizes = (1usize..6, 1usize..5, 0usize..3, 0usize..4, any::<bool>());
+    (1u64..4, 0u16..2, 0usize..2, packets, sizes).prop_map(
+        |(run, lane, link, packets, (chunk, segment, copied, generous, open_end))| Drawn {
+            run,
+            lane,
+            link,
+            packets,
+            chunk,
+            segment,
+            copied: copied.min(segment - 1),
+            generous,
+            open_end,
+        },
+    )
+}
+
+impl Drawn {
+    fn all(&self) -> Vec<SimPacket> {
+        packets(
+            &self.packets,
+            (self.run << 32) + (u64::from(self.lane) << 24) + ((self.link as u64) << 16),
+        )
+    }
+
+    fn segments(&self, ordinal: &mut u64) -> Vec<SimSegment> {
+        let all = self.all();
+        let chunks: Vec<(u64, &[SimPacket])> =
+            all.chunks(self.chunk).enumerate().map(|(n, c)| ((n * self.chunk) as u64, c)).collect();
+        let mut segments = Vec::new();
+        let mut at = 0;
+        while at < chunks.len() {
+            let end = (at + self.segment).min(chunks.len());
+            *ordinal += 1;
+            let mut segment = SimSegment::new(self.run, self.lane, LINKS[self.link], *ordinal);
+            segment.generous = self.generous;
+            for (first, packets) in &chunks[at..end] {
+                segment = segment.chunk(*first, packets);
+            }
+            segments.push(if end == chunks.len() && self.open_end {
+                segment.still_open()
+            } else {
+                segment
+            });
+            if end == chunks.len() {
+                break;
+            }
+            at = end - self.copied;
+        }
+        segments
+    }
+}
+
+/// What the answer must be: every packet with its key, sorted.
+fn model(streams: &[Drawn], request: &Request) -> Vec<u64> {
+    let mut found = Vec::new();
+    for stream in streams {
+        let mut running = 0;
+        for (sequence, packet) in stream.all().into_iter().enumerate() {
+            running = running.max(packet.ts_ns);
+            let since = packet.ts_ns >= request.since_ns.unwrap_or(0);
+            let until = packet.ts_ns < request.until_ns.unwrap_or(u64::MAX);
+            let port = request.filter.is_empty() || packet.port == 53;
+            if since && until && port {
+                let time = if request.sort { packet.ts_ns } else { running };
+                found.push((
+                    (time, stream.run, stream.lane, LINKS[stream.link], sequence),
+                    packet.number,
+                ));
+            }
+        }
+    }
+    found.sort();
+    let limit = request.limit.unwrap_or(u64::MAX) as usize;
+    found.into_iter().map(|(_, number)| number).take(limit).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #[test]
+    fn answers_are_the_models(
+        streams in proptest::collection::vec(drawn(), 0..5),
+        filtered in any::<bool>(),
+        since in proptest::option::of(0u64..60),
+        length in proptest::option::of(1u64..60),
+        limit in proptest::option::of(0u64..20),
+        sort in any::<bool>(),
+    ) {
+        let mut streams = streams;
+        streams.sort_by_key(|s| (s.run, s.lane, s.link));
+        streams.dedup_by_key(|s| (s.run, s.lane, s.link));
+        let mut ordinal = 0;
+        let segments: Vec<SimSegment> =
+            streams.iter().flat_map(|stream| stream.segments(&mut ordinal)).collect();
+        let request = Request {
+            filter: if filtered { "udp port 53".into() } else { String::new() },
+            since_ns: since,
+            until_ns: length.map(|length| since.unwrap_or(0) + length),
+            limit,
+            sort,
+            ..Request::default()
+        };
+        let runs: Vec<RunEntry> = (1..4).map(run_entry).collect();
+        let mut sink = Collect::default();
+        let summary = ask_with(&segments, &runs, &request, &mut sink, HELD_BYTES_MAX).unwrap();
+        let expected = model(&streams, &request);
+        prop_assert_eq!(&sink.numbers, &expected);
+        prop_assert_eq!(summary.packets, expected.len() as u64);
+        let cut = limit.is_some_and(|limit| limit <= expected.len() as u64);
+        prop_assert_eq!(summary.limit_reached, cut);
+        let counted = Request { count_only: true, ..request };
+        let mut none = Collect::default();
+        let count = ask_with(&segments, &runs, &counted, &mut none, HELD_BYTES_MAX).unwrap();
+        prop_assert_eq!(count, summary);
+        prop_assert!(none.numbers.is_empty() && none.interfaces.is_empty());
+    }
+}
+
+/// Rows in short: segment, port of the flow, packets, first and last time.
+type Row = (String, u16, u64, u64, u64);
+
+fn list_flows(
+    segments: &[SimSegment],
+    runs: &[RunEntry],
+    request: &Request,
+) -> (Vec<Row>, Summary) {
+    let store = store(segments, runs, 0);
+    let mut rows = Vec::new();
+    let mut out = |row: &FlowRow| {
+        let port = row.a_port.into_iter().chain(row.b_port).find(|port| *port != 0x3039).unwrap();
+        assert_eq!((row.protocol.as_str(), row.bytes % row.packets), ("UDP", 0));
+        rows.push((row.segment.clone(), port, row.packets, row.first.ns, row.last.ns));
+        Ok(ControlFlow::Continue(()))
+    };
+    let summary = list(&store, request, &mut out, &AtomicBool::new(false)).unwrap();
+    (rows, summary)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #[test]
+    fn flows_are_counted_exactly_whatever_the_index_knows(
+        drawn in drawn(),
+        filter in prop::sample::select(vec![
+            ("", false, false), ("udp port 53", true, false), ("udp[15] & 1 = 0", false, true),
+            ("port 53 and udp[15] & 1 = 0", true, true),
+        ]),
+        since in proptest::option::of(0u64..60),
+        length in proptest::option::of(1u64..60),
+        unindexed in any::<bool>(),
+    ) {
+        let drawn = Drawn { copied: 0, ..drawn };
+        let mut segments = drawn.segments(&mut 0);
+        segments.iter_mut().for_each(|segment| segment.unindexed = unindexed);
+        let until_ns = length.map(|length| since.unwrap_or(0) + length);
+        let (text, port, even) = filter;
+        let request =
+            Request { filter: text.into(), since_ns: since, until_ns, ..Request::default() };
+        let mut expected: Vec<Row> = Vec::new();
+        let per_segment = drawn.chunk * drawn.segment;
+        for (n, packets) in drawn.all().chunks(per_segment).enumerate() {
+            let wanted = |p: &&SimPacket| {
+                p.ts_ns >= since.unwrap_or(0) && until_ns.is_none_or(|until| p.ts_ns < until)
+                    && (!port || p.port == 53) && (!even || p.number.is_multiple_of(2))
+            };
+            for port in [53, 80] {
+                let flow = packets.iter().filter(wanted).filter(|p| p.port == port);
+                let times: Vec<u64> = flow.map(|p| p.ts_ns).collect();
+                if let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) {
+                    expected.push((format!("#{}", n + 1), port, times.len() as u64, *first, *last));
+                }
+            }
+        }
+        let (mut rows, summary) = list_flows(&segments, &[run_entry(drawn.run)], &request);
+        prop_assert!(rows.is_sorted_by_key(|row| (row.0[1..].parse::<u64>().unwrap(), row.3)));
+        rows.sort();
+        expected.sort();
+        prop_assert_eq!(&rows, &expected);
+        prop_assert_eq!(summary.packets, rows.iter().map(|row| row.2).sum::<u64>());
+        if !unindexed && !even && since.is_none() && until_ns.is_none() {
+            prop_assert_eq!(summary.chunks_read, 0, "the index is enough");
+        }
+    }
+}
+
+#[test]
+fn rows_can_be_limited() {
+    let segment = SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53), (20, 80)], 0));
+    let request = Request { limit: Some(1), ..Request::default() };
+    let (rows, summary) = list_flows(&[segment], &[run_entry(1)], &request);
+    assert_eq!((rows.len(), summary.limit_reached), (1, true));
+}
+
+#[test]
+fn only_chunks_that_may_hold_an_answer_are_read() {
+    let quiet: Vec<(u64, u16)> = (10..20).map(|t| (t, 80)).collect();
+    let mut first = SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&quiet, 0));
+    first = first.chunk(10, &packets(&[(20, 53)], 10));
+    let second = SimSegment::new(1, 0, LINKS[0], 2).chunk(11, &packets(&[(30, 80)], 11));
+    let request = Request { filter: "udp port 53".into(), ..Request::default() };
+    let (numbers, summary) = ask(&[first, second], &request);
+    assert_eq!(numbers, [10]);
+    let reads = (
+        summary.segments_considered,
+        summary.segments_read,
+        summary.chunks_considered,
+        summary.chunks_read,
+    );
+    assert_eq!(reads, (2, 1, 3, 1));
+}
+
+#[test]
+fn a_damaged_chunk_is_told_and_its_copy_is_used() {
+    let data = packets(&[(10, 53), (20, 53), (30, 53)], 0);
+    let mut first = SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &data[..1]).chunk(1, &data[1..2]);
+    first.chunks[1].absent = Some(Cause::Damaged);
+    let rest = SimSegment::new(1, 0, LINKS[0], 2).chunk(2, &data[2..]);
+    let (numbers, summary) = ask(&[first.clone(), rest.clone()], &Request::default());
+    assert_eq!(numbers, [0, 2]);
+    assert!(!summary.complete);
+    assert_eq!((summary.damaged.len(), summary.damaged[0].chunk), (1, Some(1)));
+    assert_eq!((summary.gaps[0].from.ns, summary.gaps[0].until.ns), (20, 21));
+    let beside = Request { since_ns: Some(21), ..Request::default() };
+    assert!(ask(&[first.clone(), rest.clone()], &beside).1.complete);
+    let copy = SimSegment::new(1, 0, LINKS[0], 2).chunk(1, &data[1..2]).chunk(2, &data[2..]);
+    assert_eq!(ask(&[first, copy], &Request::default()).0, [0, 1, 2]);
+}
+
+#[test]
+fn absent_segments_are_told_by_cause() {
+    for cause in [Cause::WrongKey, Cause::MissingSegment, Cause::Retention, Cause::Damaged] {
+        let mut gone =
+            SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53), (15, 53)], 0));
+        gone.absent = Some(cause);
+        let kept = SimSegment::new(1, 0, LINKS[0], 2).chunk(2, &packets(&[(20, 53)], 2));
+        let (numbers, summary) = ask(&[gone.clone(), kept.clone()], &Request::default());
+        assert_eq!(numbers, [2]);
+        let gap = &summary.gaps[0];
+        assert_eq!((gap.cause, gap.from.ns, gap.until.ns, gap.packets), (cause, 10, 16, Some(2)));
+        let beside = Request { since_ns: Some(16), ..Request::default() };
+        assert!(ask(&[gone, kept], &beside).1.complete, "{cause}");
+    }
+}
+
+#[test]
+fn gaps_of_neighbours_count() {
+    let gap = |from_ns, until_ns| Gap {
+        cause: Cause::InterfaceDown,
+        from_ns,
+        until_ns,
+        packets: None,
+        cumulative: 0,
+        sequence: 1,
+    };
+    let segment = |ordinal: u64, at: u64| {
+        let mut segment =
+            SimSegment::new(1, 0, LINKS[0], ordinal).chunk(ordinal, &packets(&[(at, 53)], ordinal));
+        (segment.entry.opened_ns, segment.entry.closed_ns) = (at - 5, at + 5);
+        segment
+    };
+    let mut segments = vec![segment(1, 100), segment(2, 200), segment(3, 900), segment(4, 950)];
+    segments[1].gaps.push(gap(203, None));
+    segments[2].gaps.push(gap(203, Some(896)));
+    let silent = Request { since_ns: Some(500), until_ns: Some(600), ..Request::default() };
+    let (numbers, summary) = ask(&segments, &silent);
+    assert!(numbers.is_empty());
+    assert_eq!(summary.gaps.len(), 1);
+    assert_eq!((summary.gaps[0].from.ns, summary.gaps[0].until.ns), (203, 896));
+    let after = Request { since_ns: Some(896), until_ns: Some(1000), ..Request::default() };
+    assert!(ask(&segments, &after).1.complete);
+    let before = Request { since_ns: Some(100), until_ns: Some(203), ..Request::default() };
+    assert!(ask(&segments, &before).1.complete);
+}
+
+#[test]
+fn recovered_damage_counts() {
+    let mut segment = SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53)], 0));
+    segment.holes.push(Hole {
+        chunk: Some(1),
+        times_ns: Some((11, 15)),
+        packets: None,
+        what: "hole".into(),
+    });
+    let (_, summary) = ask(&[segment.clone()], &Request::default());
+    assert_eq!(
+        (summary.damaged.len(), summary.gaps[0].from.ns, summary.gaps[0].until.ns),
+        (1, 11, 15)
+    );
+    let before = Request { until_ns: Some(11), ..Request::default() };
+    assert!(ask(&[segment], &before).1.complete);
+}
+
+#[test]
+fn a_filter_that_does_not_fit_a_link_type() {
+    let ethernet = SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53)], 0));
+    let raw = SimSegment::new(1, 0, LINKS[1], 2).chunk(0, &packets(&[(500, 53)], 1));
+    let segments = [ethernet, raw];
+    let mut request =
+        Request { filter: "ether host 02:00:00:00:00:01".into(), ..Request::default() };
+    let mut sink = Collect::default();
+    let error = ask_with(&segments, &[run_entry(1)], &request, &mut sink, 0).unwrap_err();
+    assert!(error.is_misuse() && error.to_string().contains("RAW"), "{error}");
+    request.until_ns = Some(400);
+    assert_eq!(ask(&segments, &request).0, [0], "only link types in the window count");
+    request.until_ns = None;
+    request.skip_link_types = true;
+    let (numbers, summary) = ask(&segments, &request);
+    assert_eq!((numbers, summary.skipped_link_types), (vec![0], vec!["RAW".to_owned()]));
+    request.since_ns = Some(400);
+    let error = ask_with(&segments, &[run_entry(1)], &request, &mut sink, 0).unwrap_err();
+    assert!(error.is_misuse(), "nothing is left to look at: {error}");
+    let wrong = Request { filter: "host".into(), ..Request::default() };
+    assert!(ask_with(&[], &[], &wrong, &mut sink, 0).unwrap_err().is_misuse());
+}
+
+#[test]
+fn sorting_is_bounded() {
+    let late: Vec<(u64, u16)> = (0..1000).map(|n| (1000 - n, 53)).collect();
+    let mut segment = SimSegment::new(1, 0, LINKS[0], 1);
+    for (n, part) in late.chunks(10).enumerate() {
+        segment = segment.chunk(n as u64 * 10, &packets(part, n as u64 * 10));
+    }
+    let request = Request { sort: true, ..Request::default() };
+    let mut sink = Collect::default();
+    let runs = [run_entry(1)];
+    let error =
+        ask_with(std::slice::from_ref(&segment), &runs, &request, &mut sink, 10_000).unwrap_err();
+    assert!(matches!(error, QueryError::SortMemory { limit_bytes: 10_000 }), "{error}");
+    assert!(sink.numbers.is_empty());
+    ask_with(&[segment], &runs, &request, &mut sink, 100_000).unwrap();
+    assert_eq!(sink.numbers, (0..1000).rev().collect::<Vec<u64>>());
+    // What is in order needs one chunk's worth.
+    let mut segment = SimSegment::new(1, 0, LINKS[0], 1);
+    for n in 0..100 {
+        segment = segment.chunk(n, &packets(&[(10 + n, 53)], n));
+    }
+    let mut sink = Collect::default();
+    ask_with(&[segment], &runs, &request, &mut sink, 200).unwrap();
+    assert_eq!(sink.numbers.len(), 100);
+}
+
+#[test]
+fn the_receiver_may_stop_or_fail() {
+    let segment =
+        SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53), (20, 53), (30, 53)], 0));
+    let segments = [segment];
+    let all = Request::default();
+    let mut sink = Collect { stop_after: Some(2), ..Collect::default() };
+    let summary = ask_with(&segments, &[run_entry(1)], &all, &mut sink, 0).unwrap();
+    assert!(summary.limit_reached && summary.complete);
+    assert_eq!((summary.packets, summary.covered_until.unwrap().ns), (2, 21));
+    let mut sink = Collect { fail: Some(io::ErrorKind::BrokenPipe), ..Collect::default() };
+    assert!(ask_with(&segments, &[run_entry(1)], &all, &mut sink, 0).unwrap().limit_reached);
+    let mut sink = Collect { fail: Some(io::ErrorKind::StorageFull), ..Collect::default() };
+    assert!(matches!(
+        ask_with(&segments, &[run_entry(1)], &all, &mut sink, 0),
+        Err(QueryError::Sink(_))
+    ));
+    let empty = Request { since_ns: Some(5), until_ns: Some(5), ..Request::default() };
+    assert!(ask_with(&segments, &[], &empty, &mut sink, 0).unwrap_err().is_misuse());
+}
+
+#[test]
+fn a_cancelled_query_ends() {
+    let segments = [SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53)], 0))];
+    let store = store(&segments, &[], 0);
+    let result =
+        execute(&store, &Request::default(), &mut Collect::default(), &AtomicBool::new(true));
+    assert!(result.unwrap_err().is_cancelled());
+}
+
+#[test]
+fn a_payload_that_is_not_packets_is_damage() {
+    let mut segment =
+        SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53), (20, 53)], 0));
+    let second = segment.chunks[0].payload.len() / 2;
+    segment.chunks[0].payload[second + 4] ^= 1;
+    let (numbers, summary) = ask(&[segment.clone()], &Request::default());
+    assert_eq!((numbers, summary.damaged.len()), (vec![0], 1));
+    segment.chunks[0].payload[second + 4] ^= 1;
+    segment.chunks[0].payload[second + 8] = 3;
+    let (numbers, summary) = ask(&[segment], &Request::default());
+    assert_eq!(numbers, [0]);
+    assert!(summary.damaged[0].what.contains("interface 3 of 1"), "{}", summary.damaged[0].what);
+}

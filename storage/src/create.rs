@@ -1,0 +1,187 @@
+//! Making a store.
+//!
+//! Tables and ring are made durable before any superblock, and the first volume's superblock comes
+//! last: what has a superblock is complete, and a store whose making was interrupted does not open.
+
+use std::sync::Arc;
+
+use wirevault_format::limits::LBA_BYTES;
+use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
+use wirevault_format::{FormatError, StoreId};
+use wirevault_media::{Lock, Media, MediaFile, OpenMode, VOLUME_FILE};
+use wirevault_seal::{KeyProvider, KeyRing, random};
+
+use crate::StorageError;
+use crate::options::CreateOptions;
+use crate::plan::{Layout, Plan, plan};
+use crate::volume::{device, key_error, place_of};
+
+/// Makes a store on `volumes` (each with its absolute path) with sizes by rule.
+///
+/// # Errors
+/// `Quota` if the quota is too small, else as [`create_planned`].
+pub fn create(
+    volumes: &[(Arc<dyn Media>, String)],
+    store: StoreId,
+    options: &CreateOptions,
+) -> Result<StoreId, StorageError> {
+    let free = |(media, path): &(Arc<dyn Media>, String)| {
+        media.free_bytes().map_err(|source| device(path, "ask for its free space", source))
+    };
+    let free_bytes: Vec<u64> = volumes.iter().map(free).collect::<Result<_, _>>()?;
+    let plan = plan(options.quota_bytes, options.lanes, &free_bytes)?;
+    create_planned(volumes, store, options, &plan)
+}
+
+/// Makes a store of given sizes.
+///
+/// # Errors
+/// `InUse` if a directory holds a volume or segments already; `Volumes` if plan and volumes differ
+/// in number; `Encode`, `Key`, `Media` or `Device`.
+pub fn create_planned(
+    volumes: &[(Arc<dyn Media>, String)],
+    store: StoreId,
+    options: &CreateOptions,
+    plan: &Plan,
+) -> Result<StoreId, StorageError> {
+    if volumes.len() != plan.volumes.len() {
+        let (volumes, max) = (volumes.len(), plan.volumes.len());
+        return Err(StorageError::Volumes { volumes, max });
+    }
+    for (media, path) in volumes {
+        refuse_if_used(&**media, path)?;
+    }
+    let paths: Vec<String> = volumes.iter().map(|(_, path)| path.clone()).collect();
+    let mut blank = Vec::new();
+    for number in 0..volumes.len() {
+        blank.push(NewVolume::make(volumes, number, store, &paths, options, plan)?);
+    }
+    for volume in blank.iter().rev() {
+        volume.complete()?;
+    }
+    Ok(store)
+}
+
+/// A volume that lacks nothing but its superblock.
+struct NewVolume<'a> {
+    media: &'a dyn Media,
+    path: &'a str,
+    file: Arc<dyn MediaFile>,
+    superblock: [u8; LBA_BYTES],
+    _lock: Lock,
+}
+
+impl<'a> NewVolume<'a> {
+    fn make(
+        volumes: &'a [(Arc<dyn Media>, String)],
+        number: usize,
+        store: StoreId,
+        paths: &[String],
+        options: &CreateOptions,
+        plan: &Plan,
+    ) -> Result<Self, StorageError> {
+        let (media, path) = &volumes[number];
+        let failed = |doing: &str| {
+            let doing = doing.to_owned();
+            move |source| device(path, &doing, source)
+        };
+        let lock = media.lock()?;
+        let sizes = &plan.volumes[number];
+        let layout = Layout::new(sizes, number == 0, options.key.is_some());
+        let volume = random::volume_id().map_err(|source| key_error(path, source))?;
+        let superblock = Superblock {
+            sealed: options.key.is_some(),
+            store,
+            volume,
+            number: number as u16,
+            places: sizes.places,
+            generation: 1,
+            segment_bytes: plan.segment_bytes,
+            quota_bytes: sizes.quota_bytes,
+            created_ns: options.clock.unix_ns(),
+            evicted_live_ns: 0,
+            evicted_import_ns: 0,
+            segments_offset: layout.segments_offset,
+            segments_pages: layout.segments_pages,
+            runs_offset: layout.runs_offset,
+            runs_pages: layout.runs_pages,
+            ring_offset: layout.ring_offset,
+            ring_slot_bytes: layout.ring_slot_bytes,
+            key_id: options.key.as_ref().map_or_else(String::new, |key| key.id()),
+            key_path: options.key_path.clone(),
+            volume_paths: paths.to_vec(),
+        };
+        let encoded = superblock.encode();
+        let superblock = encoded.map_err(|source| encode_error(path, source))?;
+        let file = media.open(VOLUME_FILE, OpenMode::Create).map_err(failed("make volume.wv"))?;
+        // What an interrupted making left must not show through.
+        file.set_len(0).map_err(failed("empty volume.wv"))?;
+        file.allocate(layout.end).map_err(failed("reserve space for volume.wv"))?;
+        if let Some(key) = &options.key {
+            let mut ring = KeyRing::new(store, volume);
+            ring.advance_epoch();
+            let ring = encode_ring(&ring, &**key, layout.ring_slot_bytes, path)?;
+            file.write_at(&ring, layout.ring_offset).map_err(failed("write the key ring"))?;
+        }
+        file.sync().map_err(failed("make volume.wv durable"))?;
+        media.sync_dir().map_err(failed("make volume.wv durable"))?;
+        Ok(Self { media: &**media, path, file, superblock, _lock: lock })
+    }
+
+    fn complete(&self) -> Result<(), StorageError> {
+        let failed = |source| device(self.path, "write the superblock", source);
+        self.file.write_at(&self.superblock, SLOT_OFFSETS[0]).map_err(failed)?;
+        self.file.sync().map_err(failed)?;
+        self.media.sync_dir().map_err(failed)
+    }
+}
+
+/// Encodes a ring that fits its slot.
+pub(crate) fn encode_ring(
+    ring: &KeyRing,
+    key: &dyn KeyProvider,
+    slot_bytes: u64,
+    volume: &str,
+) -> Result<Vec<u8>, StorageError> {
+    let bytes = ring.encode(key).map_err(|source| key_error(volume, source))?;
+    match bytes.len() as u64 <= slot_bytes {
+        true => Ok(bytes),
+        false => {
+            let (what, value) = ("the key ring", bytes.len() as u64);
+            let source = FormatError::TooLarge { what, value, limit: slot_bytes };
+            Err(encode_error(volume, source))
+        }
+    }
+}
+
+pub(crate) fn encode_error(volume: &str, source: FormatError) -> StorageError {
+    StorageError::Encode { volume: volume.to_owned(), source }
+}
+
+/// Refuses a directory with a volume in it, whole or damaged, or with files named like segments:
+/// opening the new store would take those for leftovers and remove them.
+fn refuse_if_used(media: &dyn Media, path: &str) -> Result<(), StorageError> {
+    let used = |why: String| Err(StorageError::InUse { path: path.to_owned(), why });
+    let names = media.list().map_err(|source| device(path, "list it", source))?;
+    if let Some(name) = names.iter().find(|name| place_of(name).is_some()) {
+        return used(format!("it holds {name}, which is named like a segment"));
+    }
+    if !names.iter().any(|name| name == VOLUME_FILE) {
+        return Ok(());
+    }
+    let failed = |source| device(path, "read volume.wv", source);
+    let file = media.open(VOLUME_FILE, OpenMode::Read).map_err(failed)?;
+    for offset in SLOT_OFFSETS {
+        let mut block = [0; LBA_BYTES];
+        if file.len().map_err(failed)? < offset + LBA_BYTES as u64 {
+            continue;
+        }
+        file.read_exact_at(&mut block, offset).map_err(failed)?;
+        match Superblock::decode(&block) {
+            Ok(found) => return used(format!("it belongs to store {}", found.store)),
+            Err(FormatError::NotPresent { .. }) => {}
+            Err(error) => return used(format!("it holds a volume that does not decode: {error}")),
+        }
+    }
+    Ok(())
+}

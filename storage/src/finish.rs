@@ -1,0 +1,251 @@
+//! Closing a segment: index sections and footer behind its chunks.
+//!
+//! The segment table says "open" until all of this is durable. A crash in between leaves an open
+//! segment whose chunks are all there; the next start writes index and footer again, under fresh
+//! salts.
+
+use wirevault_format::footer::{ChunkEntry, CloseReason, DirectoryEntry, FOOTER_BYTES, Footer};
+use wirevault_format::gap::CAUSES;
+use wirevault_format::limits::LBA_BYTES;
+use wirevault_format::section::{PART_PAYLOAD_BYTES_MAX, PartHeader};
+use wirevault_format::table::{SegmentEntry, SegmentState};
+use wirevault_format::{LifeId, local};
+use wirevault_index::sections::EncodedSection;
+use wirevault_index::{ChunkDelta, SegmentIndex};
+use wirevault_seal::{Purpose, SALT_BYTES, SealError, SegmentKeys, TAG_BYTES};
+use wirevault_telemetry::clock::Clock;
+
+use crate::StorageError;
+use crate::store::OpenSegment;
+use crate::volume::{device, key_error};
+
+/// Bytes of the smallest padding block.
+const PADDING_BYTES_MIN: usize = local::START_BYTES + 4;
+
+/// What the index does not know of a segment that is closed.
+#[derive(Debug, Clone)]
+pub struct ClosingFacts {
+    /// Why it is closed.
+    pub reason: CloseReason,
+    /// Recovery closes it.
+    pub recovered: bool,
+    /// Recovery found damage below the watermark.
+    pub damaged: bool,
+    /// Captured bytes of its packets.
+    pub captured_bytes: u64,
+    /// Packets the lane received so far in the run.
+    pub received: u64,
+    /// Of them left out by policy.
+    pub shed: u64,
+    /// Of them dropped, by cause.
+    pub dropped: [u64; CAUSES],
+    /// Hash over the chunks, see [`wirevault_seal::chain::Chain`].
+    pub chain: [u8; 32],
+}
+
+/// A segment whose index and footer are durable, and whose entry in the table is not yet.
+#[derive(Debug, Clone)]
+#[must_use = "the segment counts as interrupted until `Store::close_segment` has this"]
+pub struct Finished {
+    pub(crate) entry: SegmentEntry,
+}
+
+impl Finished {
+    /// The entry that the table will have.
+    pub fn entry(&self) -> &SegmentEntry {
+        &self.entry
+    }
+}
+
+/// Writes index and footer behind the chunks, cuts the file there, and makes it durable. Needs no
+/// store; the chunks must be durable.
+///
+/// If the flows do not fit what is left of the segment they are left out and every chunk will be
+/// scanned. Chunk table and gaps are always written: only gaps in numbers that no lane produces
+/// could carry the file past a full segment then.
+///
+/// # Errors
+/// `Key`, `Index` if the index cannot be encoded, `Device`.
+pub fn finish_segment(
+    open: &OpenSegment,
+    index: &SegmentIndex,
+    facts: &ClosingFacts,
+    clock: &dyn Clock,
+) -> Result<Finished, StorageError> {
+    let sealed_as = Seal { keys: open.keys.as_ref(), life: open.entry.life };
+    let name = open.name.as_str();
+    let failed = |source| key_error(name, source);
+    let chunk_end = |chunk: &ChunkEntry| chunk.offset + u64::from(chunk.chunk_bytes);
+    let start = index.chunks().iter().map(chunk_end).max().unwrap_or(open.data_offset);
+    let room = open.segment_bytes.saturating_sub(start + FOOTER_BYTES as u64);
+    let mut tail = sealed_as.blocks(index.encode_sections()?, start).map_err(failed)?;
+    let (mut flows, mut unindexed_chunks) = (index.flows()?.len(), index.unindexed_chunks());
+    if tail.bytes.len() as u64 > room {
+        let coarse = without_flows(index)?;
+        tail = sealed_as.blocks(coarse.encode_sections()?, start).map_err(failed)?;
+        (flows, unindexed_chunks) = (0, coarse.unindexed_chunks());
+    }
+    let footer_offset = start + tail.bytes.len() as u64;
+    let file_bytes = footer_offset + FOOTER_BYTES as u64;
+    let entry = SegmentEntry {
+        state: SegmentState::Closed,
+        recovered: facts.recovered,
+        damaged: facts.damaged,
+        close_reason: facts.reason,
+        closed_ns: clock.unix_ns(),
+        times_ns: times_of(index.chunks()),
+        packets: index.chunks().iter().map(|chunk| u64::from(chunk.packets)).sum(),
+        captured_bytes: facts.captured_bytes,
+        file_bytes,
+        footer_offset,
+        sequences: sequences_of(index.chunks()),
+        chunks: index.chunks().len() as u32,
+        ..open.entry.clone()
+    };
+    let footer = Footer {
+        sealed: entry.sealed,
+        recovered: entry.recovered,
+        lane: entry.lane,
+        link_type: entry.link_type,
+        life: entry.life,
+        run: entry.run,
+        ordinal: entry.ordinal,
+        chunks: entry.chunks,
+        close_reason: entry.close_reason,
+        packets: entry.packets,
+        captured_bytes: entry.captured_bytes,
+        times_ns: entry.times_ns,
+        sequences: entry.sequences,
+        received: facts.received,
+        shed: facts.shed,
+        dropped: facts.dropped,
+        opened_ns: entry.opened_ns,
+        closed_ns: entry.closed_ns,
+        data_offset: open.data_offset,
+        index_offset: start,
+        flows: flows as u32,
+        unindexed_chunks,
+        chain: facts.chain,
+        directory: tail.directory,
+    };
+    let page = footer.encode(|aad| sealed_as.footer(aad)).map_err(failed)?;
+    tail.bytes.extend_from_slice(&page);
+    // One sync covers the bytes and the length: neither counts before the table says "closed".
+    let written = open.file.write_at(&tail.bytes, start);
+    written
+        .and_then(|()| open.file.set_len(file_bytes))
+        .and_then(|()| open.file.sync())
+        .map_err(|source| device(name, &format!("finish {}", open.file.name()), source))?;
+    Ok(Finished { entry })
+}
+
+/// Index blocks, padded so that the footer behind them starts on a logical block.
+struct Tail {
+    bytes: Vec<u8>,
+    directory: Vec<DirectoryEntry>,
+}
+
+/// How the records of one segment are sealed, if they are.
+struct Seal<'a> {
+    keys: Option<&'a SegmentKeys>,
+    life: LifeId,
+}
+
+impl Seal<'_> {
+    fn blocks(&self, sections: Vec<EncodedSection>, start: u64) -> Result<Tail, SealError> {
+        let mut tail = Tail { bytes: Vec::new(), directory: Vec::new() };
+        for section in sections {
+            let at = tail.bytes.len();
+            let mut parts = 0u16;
+            for payload in section.bytes.chunks(PART_PAYLOAD_BYTES_MAX) {
+                self.part(&mut tail.bytes, &section, parts, payload)?;
+                parts += 1;
+            }
+            tail.directory.push(DirectoryEntry {
+                id: section.id,
+                parts,
+                codec: section.codec,
+                offset: start + at as u64,
+                blocks_bytes: (tail.bytes.len() - at) as u32,
+                raw_bytes: section.raw_bytes,
+            });
+        }
+        let end = start as usize + tail.bytes.len();
+        let mut padding = end.next_multiple_of(LBA_BYTES) - end;
+        if (1..PADDING_BYTES_MIN).contains(&padding) {
+            padding += LBA_BYTES;
+        }
+        if padding > 0 {
+            tail.bytes.extend(local::skip_block(padding));
+        }
+        Ok(tail)
+    }
+
+    fn part(
+        &self,
+        out: &mut Vec<u8>,
+        section: &EncodedSection,
+        part: u16,
+        payload: &[u8],
+    ) -> Result<(), SealError> {
+        let header = PartHeader {
+            id: section.id,
+            part,
+            life: self.life,
+            sealed: self.keys.is_some(),
+            payload_bytes: payload.len() as u32,
+        };
+        let mut body = payload.to_vec();
+        let salt = match self.keys {
+            Some(keys) => keys.seal_record(Purpose::Index, &header.aad(), &mut body)?.salt,
+            None => [0; SALT_BYTES],
+        };
+        header.encode(out, &salt, &body);
+        Ok(())
+    }
+
+    fn footer(&self, aad: &[u8]) -> Result<([u8; SALT_BYTES], [u8; TAG_BYTES]), SealError> {
+        let reason = "a plain segment has no footer to seal";
+        let keys = self.keys.ok_or(SealError::NoSealer { life: self.life, reason })?;
+        let mut tag = Vec::new();
+        let salt = keys.seal_record(Purpose::Footer, aad, &mut tag)?.salt;
+        let tag = tag.try_into().map_err(|_| SealError::Cipher { doing: "seal a footer" })?;
+        Ok((salt, tag))
+    }
+}
+
+/// The same index with its chunks and gaps only.
+fn without_flows(index: &SegmentIndex) -> Result<SegmentIndex, StorageError> {
+    let mut coarse = SegmentIndex::new();
+    let mut gaps = index.gaps().to_vec();
+    gaps.sort_by_key(|(chunk, _)| *chunk);
+    let mut gaps = gaps.into_iter().peekable();
+    for (number, chunk) in index.chunks().iter().enumerate() {
+        let mut delta = ChunkDelta::small();
+        delta.number = number as u32;
+        delta.chunk = *chunk;
+        while let Some((_, gap)) = gaps.next_if(|(chunk, _)| *chunk <= delta.number) {
+            delta.gaps.push(gap);
+        }
+        delta.unindexed = true;
+        coarse.apply(&delta)?;
+    }
+    gaps.for_each(|(_, gap)| coarse.add_gap(gap));
+    Ok(coarse)
+}
+
+/// Smallest and largest packet time.
+fn times_of(chunks: &[ChunkEntry]) -> Option<(u64, u64)> {
+    let times = chunks.iter().filter_map(|chunk| chunk.times_ns);
+    times.reduce(|(min, max), (low, high)| (min.min(low), max.max(high)))
+}
+
+/// First stream sequence, and the one after the last. A chunk without packets says nothing unless
+/// there is no other.
+fn sequences_of(chunks: &[ChunkEntry]) -> (u64, u64) {
+    let mut with_packets = chunks.iter().filter(|chunk| chunk.packets > 0);
+    let first = with_packets.clone().next().or(chunks.first());
+    let last = with_packets.next_back().or(first);
+    let next = |chunk: &ChunkEntry| chunk.first_sequence.saturating_add(chunk.packets.into());
+    (first.map_or(0, |chunk| chunk.first_sequence), last.map_or(0, next))
+}

@@ -1,0 +1,43 @@
+//! Volumes, quotas and segments: the one writer of a store, and its recovery.
+//!
+//! ```text
+//!   create ──► volume files ◄── open: lock, recover, fresh keys
+//!                                 │
+//!   lane ──► Store::open_segment ─┤ gives up the oldest for the quota, takes a durable key
+//!     │                           ▼
+//!     └── chunks ──► file    OpenSegment
+//!                                 │
+//!   closer ──► finish_segment ────┴──► Store::close_segment
+//!              index, footer           table entry
+//! ```
+//!
+//! Every step is durable before the next begins, in the order that `docs/RECOVERY.md` lists with
+//! what a crash between two steps leaves and who repairs it. `tests/crash.rs` cuts the power at
+//! every one of them.
+//!
+//! - [`plan`](mod@plan): sizes. [`create`](mod@create): making a store. [`open`]: opening one.
+//! - [`store`]: the writer. [`finish`]: index and footer of a segment. [`reindex`]: its index from
+//!   its chunks. [`recovery`]: closing what a crash left open.
+//! - `volume`: superblock, table pages and key ring of one volume.
+
+#![forbid(unsafe_code)]
+
+pub mod create;
+pub mod error;
+pub mod finish;
+pub mod open;
+pub mod options;
+pub mod plan;
+pub mod recovery;
+pub mod reindex;
+pub mod store;
+mod volume;
+
+pub use create::{create, create_planned};
+pub use error::StorageError;
+pub use finish::{ClosingFacts, Finished, finish_segment};
+pub use options::CreateOptions;
+pub use plan::{Plan, VolumePlan, plan};
+pub use recovery::{RecoveredSegment, RecoveryReport};
+pub use reindex::rebuild_index;
+pub use store::{OpenRequest, OpenSegment, Store, StoreStatus, VolumeStatus};

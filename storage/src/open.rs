@@ -1,0 +1,170 @@
+//! Opening a store for writing: lock, read, recover, and only then take orders.
+//!
+//! | step | writes | a crash behind it leaves |
+//! |---|---|---|
+//! | 1 | locks all volumes, reads them | the store as it was |
+//! | 2 | closes or frees what a crash left open (`recovery`) | fewer open segments |
+//! | 3 | removes files of free places | nothing that counts |
+//! | 4 | marks runs as crashed | runs whose segments are all closed |
+//! | 5 | key rings: lives of the table, fresh spares | the older ring or the newer one |
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use wirevault_format::superblock::Superblock;
+use wirevault_format::table::{RunEntry, RunState, SegmentState};
+use wirevault_format::{FormatError, RunId};
+use wirevault_index::{IndexError, KeySource, Volume};
+use wirevault_media::{DirMedia, Media};
+use wirevault_telemetry::clock::Clock;
+
+use crate::StorageError;
+use crate::plan::{SEGMENT_BYTES_FLOOR, SPARES_MIN};
+use crate::recovery::{self, RecoveryReport};
+use crate::store::Store;
+use crate::volume::{VolumeWriter, device, place_of};
+
+impl Store {
+    /// Opens a store for writing, given all its volumes, and recovers what a crash left.
+    ///
+    /// # Errors
+    /// `Media` if another writer holds it; `Index` if a volume does not read, is of a newer
+    /// release, or the key is missing or wrong; `MissingVolume`, `Foreign`; `Device`, `Key`.
+    pub fn open(
+        volumes: Vec<Arc<dyn Media>>,
+        key: &KeySource,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, RecoveryReport), StorageError> {
+        let opened = volumes.into_iter().map(|media| VolumeWriter::open(media, key));
+        let mut volumes: Vec<VolumeWriter> = opened.collect::<Result<_, _>>()?;
+        volumes.sort_by_key(|volume| volume.superblock().number);
+        check_complete(&volumes)?;
+        let Some(first) = volumes.first() else {
+            return Err(StorageError::Volumes { volumes: 0, max: 1 });
+        };
+        let ordinals = volumes.iter().flat_map(VolumeWriter::entries).map(|entry| entry.ordinal);
+        let mut store = Self {
+            id: first.superblock().store,
+            next_ordinal: ordinals.max().unwrap_or(0) + 1,
+            volumes,
+            clock,
+            run: None,
+            open: HashMap::new(),
+            spares_wanted: SPARES_MIN,
+            key_trouble: None,
+        };
+        let mut report = recovery::recover_segments(&mut store)?;
+        report.files_removed = store.remove_leftovers()?;
+        report.runs_crashed = store.mark_crashed()?;
+        for volume in &mut store.volumes {
+            let wanted = volume.spares_wanted(SPARES_MIN);
+            volume.rewrite_ring(wanted)?;
+        }
+        Ok((store, report))
+    }
+
+    /// Opens the store whose first volume, or any other, is the directory `any`.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_dir(
+        any: &Path,
+        key: &KeySource,
+        clock: Arc<dyn Clock>,
+    ) -> Result<(Self, RecoveryReport), StorageError> {
+        let media: Arc<dyn Media> = Arc::new(DirMedia::open(any)?);
+        let named = Volume::read(Arc::clone(&media), key)?.superblock;
+        let mut volumes = Vec::new();
+        for (number, path) in named.volume_paths.iter().enumerate() {
+            if number == usize::from(named.number) {
+                // Its directory may have been moved since the paths were recorded.
+                volumes.push(Arc::clone(&media));
+                continue;
+            }
+            let missing =
+                |why: String| StorageError::MissingVolume { number, path: path.clone(), why };
+            let other = DirMedia::open(path).map_err(|error| missing(error.to_string()))?;
+            volumes.push(Arc::new(other));
+        }
+        Self::open(volumes, key, clock)
+    }
+
+    /// Removes files that are named like segments and lie at free places: a crash left them between
+    /// two steps of opening or giving up a segment.
+    fn remove_leftovers(&mut self) -> Result<u32, StorageError> {
+        let mut removed = 0;
+        for volume in &self.volumes {
+            let media = &volume.volume.media;
+            let names = media.list().map_err(|e| device(&volume.name, "list its files", e))?;
+            let free = |place: &u32| {
+                let entry = volume.entries().get(*place as usize);
+                entry.is_some_and(|entry| entry.state == SegmentState::Free)
+            };
+            let before = removed;
+            for place in names.iter().filter_map(|name| place_of(name)).filter(free) {
+                volume.remove_segment_file(place)?;
+                removed += 1;
+            }
+            if removed > before {
+                media.sync_dir().map_err(|e| device(&volume.name, "sync its directory", e))?;
+            }
+        }
+        Ok(removed)
+    }
+
+    fn mark_crashed(&mut self) -> Result<Vec<RunId>, StorageError> {
+        let first = &mut self.volumes[0];
+        let running = |(_, run): &(usize, &RunEntry)| run.state == RunState::Running;
+        let crashed: Vec<(usize, RunEntry)> = first
+            .runs()
+            .iter()
+            .enumerate()
+            .filter(running)
+            .map(|(at, run)| (at, RunEntry { state: RunState::Crashed, ..run.clone() }))
+            .collect();
+        for (at, run) in &crashed {
+            first.set_run(*at, run.clone())?;
+        }
+        Ok(crashed.iter().map(|(_, run)| run.run).collect())
+    }
+}
+
+/// All volumes of one store, each once, with sizes that can be worked with.
+fn check_complete(volumes: &[VolumeWriter]) -> Result<(), StorageError> {
+    let Some(first) = volumes.first() else { return Ok(()) };
+    let paths = &first.superblock().volume_paths;
+    for (number, volume) in volumes.iter().enumerate() {
+        let found = volume.superblock();
+        let store = first.superblock().store;
+        if found.store != store || usize::from(found.number) != number {
+            let (path, found_number, found) = (volume.name.clone(), found.number, found.store);
+            return Err(StorageError::Foreign { path, number, store, found_number, found });
+        }
+        check_sizes(found).map_err(|source| IndexError::Volume {
+            volume: volume.name.clone(),
+            what: "its superblock is damaged",
+            source,
+        })?;
+    }
+    match paths.get(volumes.len()) {
+        None => Ok(()),
+        Some(path) => Err(StorageError::MissingVolume {
+            number: volumes.len(),
+            path: path.clone(),
+            why: "it was not named".to_owned(),
+        }),
+    }
+}
+
+fn check_sizes(superblock: &Superblock) -> Result<(), FormatError> {
+    let field = |field, value| FormatError::Field { structure: "superblock", field, value };
+    match superblock {
+        Superblock { segment_bytes, .. } if *segment_bytes < SEGMENT_BYTES_FLOOR => {
+            Err(field("segment bytes", *segment_bytes))
+        }
+        Superblock { places: 0, .. } => Err(field("places", 0)),
+        Superblock { number: 0, runs_pages: 0, .. } => Err(field("pages of the run table", 0)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,278 @@
+//! How large segments are, how many places a volume has, and where its tables lie.
+
+use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
+use wirevault_format::segment::REGION_BYTES_MAX;
+use wirevault_format::superblock::{SLOT_OFFSETS, Superblock, VOLUMES_MAX};
+use wirevault_format::table::PAGE_ENTRIES;
+use wirevault_seal::ring::{self, WRAPPED_ROOT_BYTES_MAX};
+
+use crate::StorageError;
+
+/// Bytes of a full segment at most: a query reads the index of one segment at once.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of a full segment at least, for stores that are planned by rule: smaller ones would be all
+/// header and index.
+pub const SEGMENT_BYTES_MIN: u64 = 16 << 20;
+/// Bytes of a full segment at least, for a [`Plan::exact`]: header region, chunks and index fit.
+pub const SEGMENT_BYTES_FLOOR: u64 = 1 << 20;
+/// Segments that the quota holds for each lane: deleting the oldest then costs a lane at most a
+/// sixteenth of what it keeps.
+pub const SEGMENTS_PER_LANE: u64 = 16;
+/// Segments that one volume holds at least.
+pub const SEGMENTS_PER_VOLUME: u64 = 4;
+/// Places of a volume at least.
+pub const PLACES_MIN: u64 = 64;
+/// Places for each full segment that fits the quota: segments that were closed by age are short.
+pub const PLACES_PER_SEGMENT: u64 = 8;
+/// Places of a volume at most: a ring with all their keys stays within its own limit.
+pub const PLACES_MAX: u64 = ring::ENTRIES_MAX as u64 / 2;
+/// Spare keys at least.
+pub const SPARES_MIN: usize = 16;
+
+/// The part of a segment that its index may fill: one in this many bytes.
+const INDEX_SHARE: u64 = 16;
+const RUNS_PAGES: u32 = 32;
+const RING_ENTRY_BYTES: u64 = 48;
+const _: () = assert!(
+    SEGMENT_BYTES_FLOOR as usize * 15 / 16 >= REGION_BYTES_MAX + 2 * CHUNK_BYTES,
+    "the smallest segment holds the largest header and chunks"
+);
+
+/// Sizes of a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Bytes of a full segment, a power of two.
+    pub segment_bytes: u64,
+    /// One entry a volume.
+    pub volumes: Vec<VolumePlan>,
+}
+
+/// Sizes of one volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumePlan {
+    /// Bytes that the volume may occupy, its own file included.
+    pub quota_bytes: u64,
+    /// Places for segments.
+    pub places: u32,
+    /// Spare keys for which the key ring has room.
+    pub spares: usize,
+}
+
+/// Plans a store: `quota_bytes` over all volumes, shared in proportion to the bytes that are free
+/// on each. Without a quota it is half of what is free.
+///
+/// # Errors
+/// `Volumes`; `Quota` with the arithmetic if even the smallest segments do not fit.
+pub fn plan(
+    quota_bytes: Option<u64>,
+    lanes: u16,
+    free_bytes: &[u64],
+) -> Result<Plan, StorageError> {
+    check_volumes(free_bytes.len())?;
+    let free: u128 = free_bytes.iter().map(|bytes| u128::from(*bytes)).sum();
+    let quota = quota_bytes.map_or(free / 2, u128::from);
+    let lanes = u64::from(lanes.max(1));
+    let refuse = |arithmetic: String| Err(StorageError::Quota { arithmetic });
+    if quota > free {
+        return refuse(format!("a quota of {quota} bytes is more than the {free} bytes free"));
+    }
+    let need = u128::from(SEGMENTS_PER_LANE * lanes * SEGMENT_BYTES_MIN);
+    if quota < need {
+        return refuse(format!(
+            "a quota of {quota} bytes is too small: {SEGMENTS_PER_LANE} segments x {lanes} lanes x \
+             {SEGMENT_BYTES_MIN} bytes = {need} bytes are needed"
+        ));
+    }
+    // With nothing free everywhere the quota was refused above, so the divisor is not 0.
+    let share = |free_here: u64| (quota * u128::from(free_here) / free) as u64;
+    let shares: Vec<u64> = free_bytes.iter().map(|free_here| share(*free_here)).collect();
+    let smallest = shares.iter().copied().min().unwrap_or(0);
+    let fits = |segment_bytes: u64| {
+        quota >= u128::from(SEGMENTS_PER_LANE * lanes * segment_bytes)
+            && smallest >= (SEGMENTS_PER_VOLUME + 1) * segment_bytes
+    };
+    let mut segment_bytes = SEGMENT_BYTES_MAX;
+    while segment_bytes > SEGMENT_BYTES_MIN && !fits(segment_bytes) {
+        segment_bytes /= 2;
+    }
+    if !fits(segment_bytes) {
+        let need = (SEGMENTS_PER_VOLUME + 1) * SEGMENT_BYTES_MIN;
+        return refuse(format!(
+            "the smallest volume's share of the quota is {smallest} bytes: {SEGMENTS_PER_VOLUME} \
+             segments x {SEGMENT_BYTES_MIN} bytes and its tables need {need} bytes"
+        ));
+    }
+    let places = |quota_bytes: u64| {
+        let wanted = (quota_bytes / segment_bytes).saturating_mul(PLACES_PER_SEGMENT);
+        wanted.clamp(PLACES_MIN, PLACES_MAX) as u32
+    };
+    let volume = |quota_bytes: &u64| VolumePlan {
+        quota_bytes: *quota_bytes,
+        places: places(*quota_bytes),
+        spares: spares_wanted(lanes as u16),
+    };
+    Ok(Plan { segment_bytes, volumes: shares.iter().map(volume).collect() })
+}
+
+impl Plan {
+    /// A plan with these very sizes: quota and places of each volume.
+    ///
+    /// # Errors
+    /// `Volumes`, or `Quota` if the sizes contradict each other.
+    pub fn exact(
+        segment_bytes: u64,
+        volumes: &[(u64, u32)],
+        lanes: u16,
+    ) -> Result<Self, StorageError> {
+        check_volumes(volumes.len())?;
+        let refuse = |arithmetic: String| Err(StorageError::Quota { arithmetic });
+        let sizes = SEGMENT_BYTES_FLOOR..=SEGMENT_BYTES_MAX;
+        if !segment_bytes.is_power_of_two() || !sizes.contains(&segment_bytes) {
+            return refuse(format!(
+                "segments of {segment_bytes} bytes: a power of two from {SEGMENT_BYTES_FLOOR} to \
+                 {SEGMENT_BYTES_MAX} is needed"
+            ));
+        }
+        let spares = spares_wanted(lanes);
+        let volumes: Vec<_> = volumes
+            .iter()
+            .map(|(quota_bytes, places)| VolumePlan {
+                quota_bytes: *quota_bytes,
+                places: *places,
+                spares,
+            })
+            .collect();
+        for (number, volume) in volumes.iter().enumerate() {
+            let tables = Layout::new(volume, number == 0, true).end;
+            if volume.quota_bytes < tables + segment_bytes {
+                return refuse(format!(
+                    "a quota of {} bytes holds no segment: {tables} bytes of tables + \
+                     {segment_bytes} bytes are needed",
+                    volume.quota_bytes
+                ));
+            }
+            if volume.places == 0 || u64::from(volume.places) > PLACES_MAX {
+                return refuse(format!("{} places: 1 to {PLACES_MAX} can be", volume.places));
+            }
+        }
+        Ok(Self { segment_bytes, volumes })
+    }
+}
+
+fn check_volumes(volumes: usize) -> Result<(), StorageError> {
+    match (1..=VOLUMES_MAX).contains(&volumes) {
+        true => Ok(()),
+        false => Err(StorageError::Volumes { volumes, max: VOLUMES_MAX }),
+    }
+}
+
+/// Spare keys that so many lanes want: each may open two segments before the ring is written again.
+pub(crate) fn spares_wanted(lanes: u16) -> usize {
+    SPARES_MIN.max(2 * usize::from(lanes))
+}
+
+/// Spare keys for which the ring of an existing volume has room.
+pub(crate) fn spares_max(superblock: &Superblock) -> usize {
+    let fixed = ring::ring_bytes(0, WRAPPED_ROOT_BYTES_MAX) as u64;
+    let entries = superblock.ring_slot_bytes.saturating_sub(fixed) / RING_ENTRY_BYTES;
+    entries.saturating_sub(u64::from(superblock.places)) as usize
+}
+
+/// Bytes that the volume's own file occupies.
+pub(crate) fn volume_file_bytes(superblock: &Superblock) -> u64 {
+    superblock.ring_offset + 2 * superblock.ring_slot_bytes
+}
+
+/// Bytes of a segment that its index and footer may fill.
+pub(crate) fn index_reserve_bytes(segment_bytes: u64) -> u64 {
+    segment_bytes / INDEX_SHARE
+}
+
+/// Flows whose index fits the reserve: a flow takes about 25 bytes, its postings as many again.
+pub(crate) fn flows_max(segment_bytes: u64) -> u32 {
+    const FLOW_BYTES: u64 = 64;
+    let fit = index_reserve_bytes(segment_bytes) / FLOW_BYTES;
+    fit.min(u64::from(wirevault_index::flow_table::FLOWS_MAX)) as u32
+}
+
+/// Where the structures of a volume file lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) segments_offset: u64,
+    pub(crate) segments_pages: u32,
+    pub(crate) runs_offset: u64,
+    pub(crate) runs_pages: u32,
+    pub(crate) ring_offset: u64,
+    pub(crate) ring_slot_bytes: u64,
+    pub(crate) end: u64,
+}
+
+impl Layout {
+    pub(crate) fn new(volume: &VolumePlan, first: bool, sealed: bool) -> Self {
+        let lba = LBA_BYTES as u64;
+        let segments_offset = 2 * SLOT_OFFSETS[1];
+        let segments_pages = volume.places.div_ceil(PAGE_ENTRIES as u32);
+        let runs_offset = segments_offset + 2 * u64::from(segments_pages) * lba;
+        let runs_pages = if first { RUNS_PAGES } else { 0 };
+        let ring_offset = runs_offset + 2 * u64::from(runs_pages) * lba;
+        let entries = volume.places as usize + volume.spares;
+        let ring_bytes = ring::ring_bytes(entries, WRAPPED_ROOT_BYTES_MAX) as u64;
+        let ring_slot_bytes = if sealed { ring_bytes.next_multiple_of(lba) } else { 0 };
+        let end = ring_offset + 2 * ring_slot_bytes;
+        Self {
+            segments_offset,
+            segments_pages,
+            runs_offset,
+            runs_pages,
+            ring_offset,
+            ring_slot_bytes,
+            end,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_rule_gives_the_largest_segments_that_fit() {
+        let bytes = |quota, lanes| plan(Some(quota), lanes, &[u64::MAX]).map(|it| it.segment_bytes);
+        assert_eq!(bytes(16 * GIB, 1).unwrap(), GIB);
+        assert_eq!(bytes(16 * GIB - 1, 1).unwrap(), GIB / 2);
+        assert_eq!(bytes(16 * GIB, 4).unwrap(), GIB / 4);
+        assert_eq!(bytes(1 << 50, 1).unwrap(), GIB);
+        assert_eq!(bytes(256 << 20, 1).unwrap(), SEGMENT_BYTES_MIN);
+    }
+
+    #[test]
+    fn a_small_quota_is_refused_with_the_arithmetic() {
+        let text = plan(Some(1 << 20), 2, &[GIB]).unwrap_err().to_string();
+        assert!(text.contains("1048576") && text.contains("536870912"), "{text}");
+        let text = plan(Some(2 * GIB), 1, &[GIB]).unwrap_err().to_string();
+        assert!(text.contains("1073741824 bytes free"), "{text}");
+        let text = plan(Some(GIB), 1, &[GIB, 1 << 20]).unwrap_err().to_string();
+        assert!(text.contains("smallest volume"), "{text}");
+        assert!(matches!(plan(None, 1, &[]), Err(StorageError::Volumes { .. })));
+    }
+
+    #[test]
+    fn half_of_what_is_free_is_shared_in_proportion() {
+        let plan = plan(None, 1, &[96 * GIB, 32 * GIB]).unwrap();
+        let quotas: Vec<u64> = plan.volumes.iter().map(|it| it.quota_bytes).collect();
+        assert_eq!((quotas, plan.segment_bytes), (vec![48 * GIB, 16 * GIB], GIB));
+        assert_eq!((plan.volumes[0].places, plan.volumes[1].places), (384, 128));
+    }
+
+    #[test]
+    fn structures_follow_each_other() {
+        let volume = VolumePlan { quota_bytes: GIB, places: 64, spares: 16 };
+        let layout = Layout::new(&volume, true, true);
+        assert_eq!(layout.segments_pages, 3);
+        assert_eq!(layout.runs_offset, (2 << 20) + 6 * 4096);
+        assert!(layout.end.is_multiple_of(4096));
+        assert_eq!(Layout::new(&volume, true, false).ring_slot_bytes, 0);
+    }
+}

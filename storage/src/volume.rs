@@ -1,0 +1,350 @@
+//! Writing one volume's own structures: superblock, table pages, key ring; and making and removing
+//! segment files.
+//!
+//! # Order and crashes
+//! Every structure has two slots. A write goes into the slot that does not hold the newest valid
+//! copy, with the next generation (or epoch), and is synced before anything in memory changes. A
+//! torn write loses to the older copy, which is always a state that the start accepts. After a
+//! failed write or sync the volume takes no more writes: nobody knows what it holds.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use wirevault_format::LifeId;
+use wirevault_format::limits::LBA_BYTES;
+use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
+use wirevault_format::table::{
+    Entry, PAGE_ENTRIES, RunEntry, SegmentEntry, SegmentState, encode_page,
+};
+use wirevault_index::volume::{Table, page_offset, segment_file_name};
+use wirevault_index::{IndexError, KeySource, Volume};
+use wirevault_media::{Lock, Media, MediaFile, OpenMode, VOLUME_FILE};
+use wirevault_seal::{KeyProvider, KeyRing, SealError, SegmentKeys};
+
+use crate::StorageError;
+use crate::create::{encode_error, encode_ring};
+use crate::plan::{spares_max, volume_file_bytes};
+
+/// A volume that this process writes.
+pub(crate) struct VolumeWriter {
+    pub(crate) volume: Volume,
+    pub(crate) name: String,
+    file: Arc<dyn MediaFile>,
+    provider: Option<Arc<dyn KeyProvider>>,
+    /// Keys that no segment has and that a durable ring holds.
+    spares: VecDeque<SegmentKeys>,
+    failed: Option<String>,
+    _lock: Lock,
+}
+
+impl VolumeWriter {
+    /// Locks and reads a volume. Nothing is written.
+    pub(crate) fn open(media: Arc<dyn Media>, key: &KeySource) -> Result<Self, StorageError> {
+        let name = media.describe();
+        // Locking would make the file where there is none.
+        let file = media.open(VOLUME_FILE, OpenMode::ReadWrite).map_err(|source| {
+            let (path, why) = (name.clone(), format!("{VOLUME_FILE}: {source}"));
+            match source.kind() {
+                io::ErrorKind::NotFound => IndexError::NotAStore { path, why }.into(),
+                _ => device(&name, "open volume.wv to write it", source),
+            }
+        })?;
+        let lock = media.lock()?;
+        let mut volume = Volume::read(media, key)?;
+        if let Some(Err(_)) = &volume.ring
+            && let Some(Err(error)) = volume.ring.take()
+        {
+            return Err(error.into());
+        }
+        let provider = match volume.superblock.sealed {
+            true => Some(volume.open_key(key)?),
+            false => None,
+        };
+        let superblock = &volume.superblock;
+        if let Some(Ok(ring)) = &volume.ring
+            && (ring.store(), ring.volume()) != (superblock.store, superblock.volume)
+        {
+            let detail = "it belongs to another volume";
+            let source = SealError::Damaged { what: "the key ring", detail };
+            return Err(key_error(&name, source));
+        }
+        let (spares, failed) = (VecDeque::new(), None);
+        Ok(Self { volume, name, file, provider, spares, failed, _lock: lock })
+    }
+
+    pub(crate) fn superblock(&self) -> &Superblock {
+        &self.volume.superblock
+    }
+
+    pub(crate) fn entries(&self) -> &[SegmentEntry] {
+        &self.volume.segments.entries
+    }
+
+    pub(crate) fn runs(&self) -> &[RunEntry] {
+        &self.volume.runs.entries
+    }
+
+    pub(crate) fn failed(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// Takes no more writes from now on.
+    pub(crate) fn set_failed(&mut self, why: String) {
+        self.failed.get_or_insert(why);
+    }
+
+    /// Bytes that count against the quota: an open segment counts as full.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        let superblock = self.superblock();
+        let bytes = |entry: &SegmentEntry| match entry.state {
+            SegmentState::Free => 0,
+            SegmentState::Open => superblock.segment_bytes,
+            SegmentState::Closed => entry.file_bytes,
+        };
+        volume_file_bytes(superblock) + self.entries().iter().map(bytes).sum::<u64>()
+    }
+
+    /// Makes new entries of the segment table durable, page by page in the order given.
+    pub(crate) fn set_segments(
+        &mut self,
+        changes: &[(u32, SegmentEntry)],
+    ) -> Result<(), StorageError> {
+        let mut rest = changes;
+        while let Some((place, _)) = rest.first() {
+            let page = *place as usize / PAGE_ENTRIES;
+            let in_page =
+                |(place, _): &&(u32, SegmentEntry)| *place as usize / PAGE_ENTRIES == page;
+            let together = rest.iter().take_while(in_page).count();
+            let changes: Vec<_> =
+                rest[..together].iter().map(|(at, entry)| (*at as usize, entry.clone())).collect();
+            let superblock = &self.volume.superblock;
+            let (offset, pages) = (superblock.segments_offset, superblock.segments_pages);
+            let next = NextPage::new(&self.volume.segments, offset, pages, page, changes);
+            self.write("write the segment table", next.offset, &next.bytes)?;
+            next.apply(&mut self.volume.segments);
+            rest = &rest[together..];
+        }
+        Ok(())
+    }
+
+    /// Makes one new entry of the run table durable.
+    pub(crate) fn set_run(&mut self, at: usize, entry: RunEntry) -> Result<(), StorageError> {
+        let superblock = &self.volume.superblock;
+        let (offset, pages) = (superblock.runs_offset, superblock.runs_pages);
+        let changes = vec![(at, entry)];
+        let page = at / PAGE_ENTRIES;
+        let next = NextPage::new(&self.volume.runs, offset, pages, page, changes);
+        self.write("write the run table", next.offset, &next.bytes)?;
+        next.apply(&mut self.volume.runs);
+        Ok(())
+    }
+
+    /// Makes a changed superblock durable.
+    pub(crate) fn set_superblock(
+        &mut self,
+        change: impl FnOnce(&mut Superblock),
+    ) -> Result<(), StorageError> {
+        let mut next = self.volume.superblock.clone();
+        change(&mut next);
+        next.generation += 1;
+        let slot = 1 - self.volume.superblock_slot;
+        let block = next.encode().map_err(|source| encode_error(&self.name, source))?;
+        self.write("write the superblock", SLOT_OFFSETS[slot], &block)?;
+        self.volume.superblock = next;
+        self.volume.superblock_slot = slot;
+        Ok(())
+    }
+
+    /// Spare keys at hand.
+    pub(crate) fn spares(&self) -> usize {
+        self.spares.len()
+    }
+
+    /// How many of so many spares the ring has room for.
+    pub(crate) fn spares_wanted(&self, wanted: usize) -> usize {
+        wanted.min(spares_max(self.superblock()))
+    }
+
+    /// Writes the ring anew: the keys of the lives in the table, the spares at hand, and new spares
+    /// until there are `wanted` (or as many as there is room for). Does nothing in plain stores.
+    pub(crate) fn rewrite_ring(&mut self, wanted: usize) -> Result<(), StorageError> {
+        let (Some(provider), Some(Ok(ring))) = (&self.provider, &self.volume.ring) else {
+            return Ok(());
+        };
+        let failed = |source| key_error(&self.name, source);
+        let superblock = &self.volume.superblock;
+        let mut ring: KeyRing = ring.clone();
+        let held = self.entries().iter().filter(|entry| entry.state != SegmentState::Free);
+        let spare = self.spares.iter().map(SegmentKeys::life);
+        let named: HashSet<LifeId> = held.map(|entry| entry.life).chain(spare).collect();
+        ring.retain(|keys| named.contains(&keys.life()));
+        let mut fresh = Vec::new();
+        for _ in self.spares.len()..self.spares_wanted(wanted) {
+            let keys = SegmentKeys::generate().map_err(failed)?;
+            ring.insert(keys.clone()).map_err(failed)?;
+            fresh.push(keys);
+        }
+        ring.advance_epoch();
+        let slot = 1 - self.volume.ring_slot;
+        let bytes = encode_ring(&ring, &**provider, superblock.ring_slot_bytes, &self.name)?;
+        let offset = superblock.ring_offset + slot as u64 * superblock.ring_slot_bytes;
+        self.write("write the key ring", offset, &bytes)?;
+        // Only now may a segment open with one of the new keys.
+        self.volume.ring = Some(Ok(ring));
+        self.volume.ring_slot = slot;
+        self.spares.extend(fresh);
+        Ok(())
+    }
+
+    /// A key for a new life, durable already. It is spent whatever becomes of the segment.
+    pub(crate) fn take_spare(&mut self) -> Option<SegmentKeys> {
+        self.spares.pop_front()
+    }
+
+    /// Key of a life that the table names.
+    pub(crate) fn keys(&self, entry: &SegmentEntry) -> Option<SegmentKeys> {
+        match &self.volume.ring {
+            Some(Ok(ring)) if entry.sealed => ring.get(entry.life).cloned(),
+            _ => None,
+        }
+    }
+
+    /// Makes the file of a place: header region and space for a full segment, with its name, all
+    /// durable. A file that a crash left there is removed first.
+    pub(crate) fn make_segment_file(
+        &mut self,
+        place: u32,
+        region: &[u8],
+    ) -> Result<Arc<dyn MediaFile>, StorageError> {
+        self.check()?;
+        let made = self.try_make_segment_file(place, region);
+        if made.is_err() {
+            // What is left of it is removed at the next start, if not now.
+            let _ = self.volume.media.remove(&segment_file_name(place));
+        }
+        made
+    }
+
+    fn try_make_segment_file(
+        &self,
+        place: u32,
+        region: &[u8],
+    ) -> Result<Arc<dyn MediaFile>, StorageError> {
+        let media = &self.volume.media;
+        let name = segment_file_name(place);
+        let failed = |doing: &str| {
+            let doing = format!("{doing} {name}");
+            move |source| device(&self.name, &doing, source)
+        };
+        self.remove_segment_file(place)?;
+        let file = media.open(&name, OpenMode::CreateNew).map_err(failed("make"))?;
+        let wanted_bytes = self.superblock().segment_bytes;
+        file.allocate(wanted_bytes).map_err(|source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StorageError::DiskFull {
+                volume: self.name.clone(),
+                wanted_bytes,
+                free_bytes: media.free_bytes().unwrap_or(0),
+            },
+            _ => failed("reserve space for")(source),
+        })?;
+        file.write_at(region, 0).map_err(failed("write the header of"))?;
+        file.sync().map_err(failed("make durable"))?;
+        media.sync_dir().map_err(failed("make durable the name of"))?;
+        Ok(file)
+    }
+
+    /// Removes the file of a place that is free. A crash may bring it back; the next start removes
+    /// it then.
+    pub(crate) fn remove_segment_file(&self, place: u32) -> Result<(), StorageError> {
+        let name = segment_file_name(place);
+        match self.volume.media.remove(&name) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(device(&self.name, &format!("remove {name}"), source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check(&self) -> Result<(), StorageError> {
+        match &self.failed {
+            None => Ok(()),
+            Some(why) => Err(StorageError::Failed { volume: self.name.clone(), why: why.clone() }),
+        }
+    }
+
+    fn write(&mut self, doing: &str, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        self.check()?;
+        let written = self.file.write_at(bytes, offset).and_then(|()| self.file.sync());
+        written.map_err(|source| {
+            self.failed = Some(format!("cannot {doing}: {source}"));
+            device(&self.name, doing, source)
+        })
+    }
+}
+
+/// A page of a table as it will be.
+struct NextPage<E> {
+    page: usize,
+    generation: u64,
+    slot: usize,
+    offset: u64,
+    bytes: [u8; LBA_BYTES],
+    changes: Vec<(usize, E)>,
+}
+
+impl<E: Entry> NextPage<E> {
+    fn new(
+        table: &Table<E>,
+        table_offset: u64,
+        pages: u32,
+        page: usize,
+        changes: Vec<(usize, E)>,
+    ) -> Self {
+        let (generation, slot) = table.pages[page];
+        let (generation, slot) = (generation + 1, 1 - slot);
+        let first = page * PAGE_ENTRIES;
+        let end = table.entries.len().min(first + PAGE_ENTRIES);
+        let mut entries = table.entries[first..end].to_vec();
+        for (at, entry) in &changes {
+            entries[at - first] = entry.clone();
+        }
+        let bytes = encode_page(page as u32, generation, &entries);
+        let offset = page_offset(table_offset, pages, slot, page as u32);
+        Self { page, generation, slot, offset, bytes, changes }
+    }
+
+    fn apply(self, table: &mut Table<E>) {
+        table.pages[self.page] = (self.generation, self.slot);
+        for (at, entry) in self.changes {
+            table.entries[at] = entry;
+        }
+    }
+}
+
+/// Place of the segment file with that name.
+pub(crate) fn place_of(name: &str) -> Option<u32> {
+    let place = name.strip_suffix(".pcapng")?.parse().ok()?;
+    (segment_file_name(place) == name).then_some(place)
+}
+
+pub(crate) fn device(volume: &str, doing: &str, source: io::Error) -> StorageError {
+    StorageError::Device { volume: volume.to_owned(), doing: doing.to_owned(), source }
+}
+
+pub(crate) fn key_error(volume: &str, source: SealError) -> StorageError {
+    StorageError::Key { volume: volume.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_we_give_are_ours() {
+        assert_eq!(place_of("000012.pcapng"), Some(12));
+        for other in ["12.pcapng", "000012.pcap", "+00012.pcapng", "evidence.pcapng", "volume.wv"] {
+            assert_eq!(place_of(other), None, "{other}");
+        }
+    }
+}

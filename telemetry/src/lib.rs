@@ -1,0 +1,25 @@
+//! What the recorder says about itself.
+//!
+//! ```text
+//!  lane thread ──► books ◄── writer thread        histogram ◄── any thread
+//!                    │ snapshot                        │ snapshot
+//!                    └──────────► metrics page ◄───────┘
+//! ```
+//!
+//! - [`books`]: the counters of one lane, and the one equation they must satisfy.
+//! - [`clock`]: the only place that asks the operating system for the time.
+//! - [`histogram`]: latency histograms without locks.
+//! - [`metrics`]: the closed list of metric names, and the page that Prometheus reads.
+//! - [`log`]: the tracing subscriber of the binaries.
+//!
+//! Nothing here opens a socket: exporters belong to the daemon.
+
+#![forbid(unsafe_code)]
+
+pub mod books;
+pub mod clock;
+pub mod histogram;
+pub mod log;
+pub mod metrics;
+mod seqlock;
+mod sync;

@@ -1,0 +1,354 @@
+//! The closed list of metrics, and the page that Prometheus reads.
+//!
+//! A page is built on request from values that others counted; nothing is registered, so a lane or
+//! a device that went away is simply not on the next page.
+//!
+//! ```
+//! use wirevault_telemetry::metrics::{Counter, Gauge, MetricsPage};
+//!
+//! let mut page = MetricsPage::new();
+//! page.counter(Counter::LaneStoredPackets, &[("lane", "0")], 12);
+//! page.gauge(Gauge::BufferPressureRatio, &[], 0.25);
+//! let text = page.render();
+//! assert!(text.contains("wirevault_lane_stored_packets_total{lane=\"0\"} 12\n"));
+//! ```
+//!
+//! Names are `wirevault_<component>_<thing>_<unit>`, counters end in `_total`. Labels have few
+//! values: a lane, a device, a cause. Never an address, a file or a query.
+
+use std::{collections::BTreeMap, fmt};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, text},
+    metrics::{MetricType, exemplar::Exemplar},
+    registry::Registry,
+};
+
+use crate::{
+    books::{CAUSES_MAX, Snapshot},
+    histogram::LatencySnapshot,
+};
+
+/// The HTTP content type of a rendered page.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What stands before every name.
+const PREFIX: &str = "wirevault";
+
+/// One enum of names for one kind of metric: variant, name without prefix, help.
+macro_rules! names {
+    ($(#[$doc:meta])* $kind:ident { $($variant:ident = $name:literal, $help:literal;)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $kind {
+            $(#[doc = $help] $variant,)+
+        }
+
+        impl $kind {
+            /// Every metric of this kind.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// The name without the prefix, and without a counter's `_total`.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),+ }
+            }
+
+            /// What it means, in one sentence.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help),+ }
+            }
+        }
+    };
+}
+
+names! {
+    /// Values that only grow while the process runs. Prometheus sees the name with `_total`.
+    Counter {
+        LaneReceivedPackets = "lane_received_packets",
+            "Packets the source received, drops included.";
+        LaneReceivedBytes = "lane_received_bytes",
+            "Bytes of packets on the wire that were received.";
+        LaneStoredPackets = "lane_stored_packets", "Packets acknowledged, that is durable.";
+        LaneShedPackets = "lane_shed_packets", "Packets left out by a configured policy.";
+        LaneDroppedPackets = "lane_dropped_packets", "Packets lost, by cause.";
+        LaneCutPackets = "lane_cut_packets", "Packets stored with some of their bytes cut.";
+        LaneUnparsedPackets = "lane_unparsed_packets", "Packets stored that no parser understood.";
+        LaneUnreadableRecords = "lane_unreadable_records", "Imported records without a known end.";
+        SourceFailuresCount = "source_failures_count", "Times a source stopped delivering.";
+        NvmeWrittenBytes = "nvme_written_bytes", "Bytes that a device accepted.";
+        NvmeSyncsCount = "nvme_syncs_count", "Flushes that a device completed.";
+        NvmeFailuresCount = "nvme_failures_count", "Writes and flushes that failed.";
+        PipelineRewrittenChunks = "pipeline_rewritten_chunks",
+            "Chunks sealed again for another device.";
+        IndexLostDeltas = "index_lost_deltas", "Chunk deltas lost; those chunks are scanned.";
+        StorageOpenedSegments = "storage_opened_segments", "Segments opened.";
+        StorageDeletedSegments = "storage_deleted_segments", "Segments deleted, by reason.";
+        StorageDeletedBytes = "storage_deleted_bytes", "Bytes freed by deleting segments.";
+        QueryFinishedCount = "query_finished_count", "Queries finished, by result.";
+        QueryReadBytes = "query_read_bytes", "Bytes that queries read from devices.";
+        QueryMatchedPackets = "query_matched_packets", "Packets that queries returned.";
+        SideFullCount = "side_full_count", "Values lost on a full side channel, by channel.";
+    }
+}
+
+names! {
+    /// Values that go up and down.
+    Gauge {
+        LaneInFlightPackets = "lane_in_flight_packets", "Packets received and not yet settled.";
+        LaneRingPackets = "lane_ring_packets", "Packets waiting in the source's ring.";
+        LaneWatermarkPackets = "lane_watermark_packets",
+            "Sequence number below which all is durable.";
+        LaneUnacknowledgedSeconds = "lane_unacknowledged_seconds",
+            "Age of the oldest packet not durable.";
+        SourceUpState = "source_up_state", "1 while the source delivers, 0 while it does not.";
+        BufferArenaBytes = "buffer_arena_bytes", "Bytes of the chunk arena, by page size.";
+        BufferFreeChunks = "buffer_free_chunks", "Chunks that can be taken.";
+        BufferPressureRatio = "buffer_pressure_ratio",
+            "Share of the chunks that is in use, 0 to 1.";
+        NvmeInFlightWrites = "nvme_in_flight_writes", "Writes submitted and not completed.";
+        NvmeFailedState = "nvme_failed_state", "1 when a device refuses further writes.";
+        PipelinePressureLevel = "pipeline_pressure_level",
+            "Step of the order of sacrifice, 0 is none.";
+        StorageUsedBytes = "storage_used_bytes", "Bytes of segments on a volume.";
+        StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
+        StorageFreeBytes = "storage_free_bytes", "Bytes free on a volume's file system or device.";
+        StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
+        StorageDegradedState = "storage_degraded_state", "1 while a volume is out of use.";
+        StorageOldestSeconds = "storage_oldest_seconds", "Unix time of the oldest packet kept.";
+        IndexMemoryBytes = "index_memory_bytes", "Bytes of memory that the index holds.";
+        QueryRunningCount = "query_running_count", "Queries running now.";
+        DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
+        DaemonInfoState = "daemon_info_state", "Always 1; the labels say version and run.";
+    }
+}
+
+names! {
+    /// Distributions of durations.
+    Histogram {
+        NvmeWriteSeconds = "nvme_write_seconds", "Time from submitting a write to its completion.";
+        NvmeSyncSeconds = "nvme_sync_seconds", "Time from submitting a flush to its completion.";
+        PipelineAcknowledgeSeconds = "pipeline_acknowledge_seconds",
+            "Time from handing a chunk over to its acknowledgement.";
+        PipelineSealSeconds = "pipeline_seal_seconds", "Time to seal one chunk.";
+        QueryPlanSeconds = "query_plan_seconds", "Time to choose segments and chunks.";
+        QueryDurationSeconds = "query_duration_seconds", "Time from a query's start to its end.";
+    }
+}
+
+/// Labels of one value, as given by the caller.
+pub type Labels<'a> = [(&'a str, &'a str)];
+
+/// Metrics of one moment.
+#[derive(Debug, Default)]
+pub struct MetricsPage {
+    counters: Family<Counter, u64>,
+    gauges: Family<Gauge, f64>,
+    histograms: Family<Histogram, LatencySnapshot>,
+}
+
+impl MetricsPage {
+    /// An empty page.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the value of a counter. A second value with the same labels replaces the first.
+    pub fn counter(&mut self, name: Counter, labels: &Labels<'_>, value: u64) {
+        put(&mut self.counters, name, labels, value);
+    }
+
+    /// Adds the value of a gauge. A second value with the same labels replaces the first.
+    pub fn gauge(&mut self, name: Gauge, labels: &Labels<'_>, value: f64) {
+        put(&mut self.gauges, name, labels, value);
+    }
+
+    /// Adds a histogram. A second one with the same labels replaces the first.
+    pub fn histogram(&mut self, name: Histogram, labels: &Labels<'_>, value: LatencySnapshot) {
+        put(&mut self.histograms, name, labels, value);
+    }
+
+    /// Adds all counters of one lane. `cause` names a cause by its number; causes it does not
+    /// name are left out while they are 0, and shown as `other` when they are not. `now_ns` is the
+    /// Unix time that the age of the oldest unacknowledged packet is counted to.
+    pub fn books(
+        &mut self,
+        books: &Snapshot,
+        now_ns: u64,
+        cause: impl Fn(usize) -> Option<&'static str>,
+    ) {
+        let lane = books.lane.to_string();
+        let labels = [("lane", lane.as_str())];
+        self.counter(Counter::LaneReceivedPackets, &labels, books.received);
+        self.counter(Counter::LaneStoredPackets, &labels, books.stored);
+        self.counter(Counter::LaneShedPackets, &labels, books.shed);
+        self.counter(Counter::LaneCutPackets, &labels, books.cut);
+        self.counter(Counter::LaneUnparsedPackets, &labels, books.unparsed);
+        self.counter(Counter::LaneUnreadableRecords, &labels, books.unreadable);
+        let mut other = 0;
+        for at in 0..CAUSES_MAX {
+            match cause(at) {
+                Some(name) => {
+                    let labels = [("lane", lane.as_str()), ("cause", name)];
+                    self.counter(Counter::LaneDroppedPackets, &labels, books.dropped[at]);
+                }
+                None => other += books.dropped[at],
+            }
+        }
+        if other > 0 {
+            let labels = [("lane", lane.as_str()), ("cause", "other")];
+            self.counter(Counter::LaneDroppedPackets, &labels, other);
+        }
+        let age_ns =
+            books.unacknowledged_since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
+        self.gauge(Gauge::LaneInFlightPackets, &labels, books.in_flight as f64);
+        self.gauge(Gauge::LaneRingPackets, &labels, books.in_ring as f64);
+        self.gauge(Gauge::LaneWatermarkPackets, &labels, books.watermark as f64);
+        self.gauge(Gauge::LaneUnacknowledgedSeconds, &labels, age_ns as f64 / 1e9);
+    }
+
+    /// The page as OpenMetrics text: see [`CONTENT_TYPE`].
+    pub fn render(self) -> String {
+        let mut registry = Registry::with_prefix(PREFIX);
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        text::encode(&mut text, &registry).expect("writing to a string does not fail");
+        text
+    }
+}
+
+impl Collector for MetricsPage {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (metric, values) in &self.counters {
+            let mut family = encoder.encode_descriptor(
+                metric.name(),
+                metric.help(),
+                None,
+                MetricType::Counter,
+            )?;
+            for (labels, value) in values {
+                with_labels(&mut family, labels, |metric| {
+                    metric.encode_counter(value, None::<&Exemplar<OwnedLabels, u64>>)
+                })?;
+            }
+        }
+        for (metric, values) in &self.gauges {
+            let mut family =
+                encoder.encode_descriptor(metric.name(), metric.help(), None, MetricType::Gauge)?;
+            for (labels, value) in values {
+                with_labels(&mut family, labels, |metric| metric.encode_gauge(value))?;
+            }
+        }
+        for (metric, values) in &self.histograms {
+            let mut family = encoder.encode_descriptor(
+                metric.name(),
+                metric.help(),
+                None,
+                MetricType::Histogram,
+            )?;
+            for (labels, value) in values {
+                with_labels(&mut family, labels, |metric| {
+                    metric.encode_histogram::<OwnedLabels>(
+                        value.sum_ns as f64 / 1e9,
+                        value.count(),
+                        &value.seconds(),
+                        None,
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Encodes one value of a family; without labels it has no braces either.
+fn with_labels(
+    family: &mut MetricEncoder<'_>,
+    labels: &OwnedLabels,
+    encode: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,
+) -> fmt::Result {
+    if labels.is_empty() { encode(family) } else { encode(&mut family.encode_family(labels)?) }
+}
+
+type OwnedLabels = Vec<(String, String)>;
+type Family<K, V> = BTreeMap<K, BTreeMap<OwnedLabels, V>>;
+
+fn put<K: Ord, V>(family: &mut Family<K, V>, name: K, labels: &Labels<'_>, value: V) {
+    let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    family.entry(name).or_default().insert(labels.collect(), value);
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::histogram::Latency;
+
+    #[test]
+    fn names_follow_the_rule_and_are_unique() {
+        let counters = Counter::ALL.iter().map(|metric| (metric.name(), metric.help()));
+        let gauges = Gauge::ALL.iter().map(|metric| (metric.name(), metric.help()));
+        let histograms = Histogram::ALL.iter().map(|metric| (metric.name(), metric.help()));
+        let units = [
+            "packets", "bytes", "records", "chunks", "segments", "deltas", "writes", "count",
+            "seconds", "ratio", "state", "level",
+        ];
+        let mut seen = BTreeSet::new();
+        for (name, help) in counters.chain(gauges).chain(histograms) {
+            assert!(name.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase()), "{name}");
+            assert!(name.split('_').count() >= 3, "{name}: component, thing and unit");
+            let unit = name.rsplit('_').next().expect("split gives at least one part");
+            assert!(units.contains(&unit), "{name}: unknown unit {unit}");
+            assert!(help.ends_with('.') && !help.starts_with(char::is_lowercase), "{name}: {help}");
+            assert!(seen.insert(name), "{name} stands twice");
+        }
+    }
+
+    #[test]
+    fn a_page_reads_as_openmetrics() {
+        let latency = Latency::new();
+        latency.record_ns(1_500);
+        latency.record_ns(u64::MAX / 2);
+        let mut page = MetricsPage::new();
+        page.counter(Counter::NvmeWrittenBytes, &[("device", "nvme\"0\\\n")], 7);
+        page.counter(Counter::NvmeWrittenBytes, &[("device", "b")], 8);
+        page.gauge(Gauge::BufferPressureRatio, &[], 0.5);
+        page.histogram(Histogram::NvmeWriteSeconds, &[("device", "b")], latency.snapshot());
+        let text = page.render();
+        for line in [
+            "# TYPE wirevault_nvme_written_bytes counter",
+            "wirevault_nvme_written_bytes_total{device=\"b\"} 8",
+            "wirevault_nvme_written_bytes_total{device=\"nvme\\\"0\\\\\\n\"} 7",
+            "wirevault_buffer_pressure_ratio 0.5",
+            "wirevault_nvme_write_seconds_bucket{le=\"0.000001024\",device=\"b\"} 0",
+            "wirevault_nvme_write_seconds_bucket{le=\"0.000002048\",device=\"b\"} 1",
+            "wirevault_nvme_write_seconds_bucket{le=\"+Inf\",device=\"b\"} 2",
+            "wirevault_nvme_write_seconds_count{device=\"b\"} 2",
+        ] {
+            assert!(text.lines().any(|got| got == line), "{line}\nis not in\n{text}");
+        }
+        assert_eq!(text.matches("# TYPE wirevault_nvme_written_bytes ").count(), 1);
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_books_of_a_lane_come_with_their_causes() {
+        let mut books = Snapshot { lane: 2, received: 10, stored: 4, ..Snapshot::default() };
+        books.dropped[0] = 1;
+        books.dropped[9] = 5;
+        books.unacknowledged_since_ns = Some(1_000_000_000);
+        let mut page = MetricsPage::new();
+        page.books(&books, 3_500_000_000, |at| ["ring", "buffer"].get(at).copied());
+        let text = page.render();
+        for line in [
+            "wirevault_lane_received_packets_total{lane=\"2\"} 10",
+            "wirevault_lane_dropped_packets_total{lane=\"2\",cause=\"ring\"} 1",
+            "wirevault_lane_dropped_packets_total{lane=\"2\",cause=\"buffer\"} 0",
+            "wirevault_lane_dropped_packets_total{lane=\"2\",cause=\"other\"} 5",
+            "wirevault_lane_unacknowledged_seconds{lane=\"2\"} 2.5",
+        ] {
+            assert!(text.lines().any(|got| got == line), "{line}\nis not in\n{text}");
+        }
+    }
+}

@@ -8,7 +8,7 @@ use crate::settings::{Fanout, Hugepages, LogLevel, Speed};
 use crate::units::{duration_text, size_text};
 
 /// Volumes of a store at most.
-pub const VOLUMES_MAX: usize = 64;
+pub const VOLUMES_MAX: usize = 8;
 /// Interfaces at most: a segment describes no more.
 pub const INTERFACES_MAX: usize = wirevault_format::limits::SEGMENT_INTERFACES_MAX;
 /// Bytes of an interface name at most. Source: IFNAMSIZ of linux/if.h, less the closing zero byte.

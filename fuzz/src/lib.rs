@@ -107,7 +107,9 @@ pub fn flows(bytes: &[u8]) {
 /// A capture file: pcap or pcapng, compressed or not.
 pub fn import(bytes: &[u8]) {
     let input = Box::new(Cursor::new(bytes.to_vec()));
-    let Ok(mut source) = ReplaySource::from_reader("fuzz".to_owned(), input, Speed::Full) else { return };
+    let Ok(mut source) = ReplaySource::from_reader("fuzz".to_owned(), input, Speed::Full) else {
+        return;
+    };
     let mut sink = |_: &Packet<'_>| ControlFlow::Continue(());
     for _ in 0..POLLS_MAX {
         match source.poll(&mut sink, Duration::ZERO) {

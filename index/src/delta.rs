@@ -10,7 +10,7 @@ use wirevault_packet::{Direction, FlowKey};
 /// Packets that one chunk can hold at most: all of them empty.
 const PACKETS_MAX: usize = PAYLOAD_BYTES_MAX / EPB_FIXED_BYTES;
 /// Gaps for which a delta has room without allocating.
-const GAPS: usize = 32;
+const GAPS: usize = 64;
 
 /// What was seen of one flow, in one chunk or in a whole segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -63,7 +63,7 @@ pub enum IndexError {
         found: LifeId,
     },
     /// Bytes of a segment fail their check.
-    #[error("segment {segment}{}: {source}", chunk.map(|n| format!(", chunk {n}")).unwrap_or_default())]
+    #[error("segment {segment}{}: {source}", of_chunk(*chunk))]
     Damaged {
         /// Name of the segment.
         segment: String,
@@ -74,7 +74,7 @@ pub enum IndexError {
         source: FormatError,
     },
     /// Bytes of a sealed segment fail authentication.
-    #[error("segment {segment}{}: {source}", chunk.map(|n| format!(", chunk {n}")).unwrap_or_default())]
+    #[error("segment {segment}{}: {source}", of_chunk(*chunk))]
     Unsealed {
         /// Name of the segment.
         segment: String,
@@ -104,6 +104,10 @@ pub enum IndexError {
         #[source]
         source: io::Error,
     },
+}
+
+fn of_chunk(chunk: Option<u32>) -> String {
+    chunk.map(|number| format!(", chunk {number}")).unwrap_or_default()
 }
 
 impl IndexError {

@@ -9,7 +9,7 @@ use wirevault_packet::{Direction, FlowKey};
 
 use crate::delta::{ChunkDelta, FlowStats, FlowTouch};
 
-/// Packets of a batch at most.
+/// Packets that are looked up together.
 pub const BATCH: usize = 32;
 /// Flows of a segment at most. Their index is then about 10 MB; packets of further flows are found
 /// by scanning.
@@ -120,8 +120,13 @@ impl FlowTable {
         self.chunk = delta.number + 1;
     }
 
-    /// Enters at most [`BATCH`] packets. A packet that finds no room makes its chunk unindexed.
+    /// Enters packets, best [`BATCH`] at a time. A packet that finds no room makes its chunk
+    /// unindexed.
     pub fn upsert(&mut self, notes: &[PacketNote], delta: &mut ChunkDelta) {
+        notes.chunks(BATCH).for_each(|batch| self.upsert_batch(batch, delta));
+    }
+
+    fn upsert_batch(&mut self, notes: &[PacketNote], delta: &mut ChunkDelta) {
         let mask = self.slots.len() - 1;
         let mut first = [EMPTY; BATCH];
         for (slot, note) in first.iter_mut().zip(notes) {
@@ -174,5 +179,84 @@ impl FlowTable {
         flow.chunk = self.chunk;
         flow.touch = delta.touched.len() as u32;
         delta.touched.push(FlowTouch { flow: number as u32, stats: note.stats() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wirevault_format::LinkType;
+    use wirevault_packet::dissect;
+
+    use super::*;
+
+    fn notes(count: u32) -> Vec<PacketNote> {
+        let note = |n: u32| {
+            let mut packet = [0; 20];
+            packet[0] = 0x45;
+            packet[12..16].copy_from_slice(&n.to_be_bytes());
+            let dissected = dissect(LinkType::RAW, &packet);
+            let (key, hash) = (dissected.key, dissected.hash);
+            PacketNote { key, hash, ts_ns: n.into(), wire_len: 20, ..PacketNote::default() }
+        };
+        (0..count).map(note).collect()
+    }
+
+    fn chunk(table: &mut FlowTable, number: u32, notes: &[PacketNote]) -> ChunkDelta {
+        let mut delta = ChunkDelta::small();
+        delta.number = number;
+        table.begin_chunk(&delta);
+        table.upsert(notes, &mut delta);
+        delta
+    }
+
+    #[test]
+    fn a_flow_is_new_once_and_touched_once_a_chunk() {
+        let mut table = FlowTable::new(FlowOptions::default());
+        let notes = notes(3);
+        let first = chunk(&mut table, 0, &[notes[0], notes[1], notes[0]]);
+        assert_eq!(first.new_flows, [notes[0].key, notes[1].key]);
+        let packets: Vec<_> = first.touched.iter().map(|t| (t.flow, t.stats.packets)).collect();
+        assert_eq!(packets, [(0, 2), (1, 1)]);
+        let second = chunk(&mut table, 1, &[notes[2], notes[1]]);
+        assert_eq!(second.new_flows, [notes[2].key]);
+        let flows: Vec<_> = second.touched.iter().map(|touch| touch.flow).collect();
+        assert_eq!(flows, [2, 1]);
+    }
+
+    #[test]
+    fn a_full_table_leaves_new_flows_to_scanning() {
+        let mut table = FlowTable::new(FlowOptions { flows_max: 100 });
+        let notes = notes(1000);
+        let full = chunk(&mut table, 0, &notes);
+        assert!(full.unindexed);
+        assert_eq!((full.new_flows.len(), full.touched.len()), (100, 100));
+        let known = chunk(&mut table, 1, &notes[..100]);
+        assert!(!known.unindexed);
+        assert_eq!((known.new_flows.len(), known.touched.len()), (0, 100));
+        table.reset(50);
+        let again = chunk(&mut table, 0, &notes[..60]);
+        assert_eq!((again.new_flows.len(), again.unindexed), (50, true));
+    }
+
+    #[test]
+    fn keys_made_to_collide_do_not_stop_it() {
+        let mut table = FlowTable::new(FlowOptions { flows_max: 1000 });
+        let mut notes = notes(200);
+        notes.iter_mut().for_each(|note| note.hash = 7);
+        let delta = chunk(&mut table, 0, &notes);
+        assert_eq!((delta.new_flows.len(), delta.unindexed), (PROBES_MAX, true));
+    }
+
+    #[test]
+    fn the_fullest_chunk_does_not_allocate() {
+        let mut table = FlowTable::new(FlowOptions::default());
+        let mut delta = ChunkDelta::new();
+        let room = (delta.new_flows.capacity(), delta.touched.capacity());
+        let flows = notes(room.0 as u32);
+        delta.clear();
+        table.begin_chunk(&delta);
+        table.upsert(&flows, &mut delta);
+        assert_eq!((delta.new_flows.capacity(), delta.touched.capacity()), room);
+        assert_eq!(delta.new_flows.len(), flows.len());
     }
 }

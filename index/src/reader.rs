@@ -33,6 +33,7 @@ pub struct SegmentReader {
     opener: Option<DataOpener>,
     index: Index,
     damage: Vec<Damage>,
+    index_damage: Option<String>,
     footer: Option<Footer>,
 }
 
@@ -74,12 +75,21 @@ impl SegmentReader {
             opener,
             index: Index::Own(Box::new(SegmentIndex::new())),
             damage: Vec::new(),
+            index_damage: None,
             footer: None,
         };
         match &segment.content {
             Content::Live(index) => reader.index = Index::Live(Arc::clone(index)),
             Content::Stored if segment.entry.state == SegmentState::Closed => {
-                reader.load_closed(segment.entry.footer_offset, keys.as_ref())?;
+                match reader.load_closed(segment.entry.footer_offset, keys.as_ref()) {
+                    Ok(()) => {}
+                    // What the index says can be found out again from the chunks, more slowly.
+                    Err(error) if error.is_damage() => {
+                        reader.load_interrupted(segment.entry.sequences.1)?;
+                        reader.index_damage = Some(error.to_string());
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             Content::Stored => reader.load_interrupted(segment.stream_watermark)?,
         }
@@ -109,6 +119,11 @@ impl SegmentReader {
     /// What was acknowledged and is not there, as far as opening the segment showed it.
     pub fn damage(&self) -> &[Damage] {
         &self.damage
+    }
+
+    /// What is wrong with footer or index of a closed segment; its chunks are then scanned.
+    pub fn index_damage(&self) -> Option<&str> {
+        self.index_damage.as_deref()
     }
 
     /// Looks into the index. A live segment's index grows between two calls.

@@ -48,14 +48,20 @@ const NO: Option<bool> = Some(false);
 /// The decision table. A test proves that exactly one row matches every input.
 #[rustfmt::skip]
 pub const ROWS: &[Row] = &[
-    Row { case: 'A', header: YES, body: YES,  follows: YES,  acknowledged: None, decision: Decision::Keep },
-    Row { case: 'B', header: YES, body: YES,  follows: NO,   acknowledged: NO,   decision: Decision::Cut },
-    Row { case: 'C', header: YES, body: NO,   follows: None, acknowledged: NO,   decision: Decision::Cut },
-    Row { case: 'D', header: NO,  body: None, follows: None, acknowledged: NO,   decision: Decision::Cut },
-    Row { case: 'E', header: YES, body: YES,  follows: NO,   acknowledged: YES,  decision: Decision::Hole },
-    Row { case: 'F', header: YES, body: NO,   follows: None, acknowledged: YES,  decision: Decision::Damaged },
-    Row { case: 'G', header: NO,  body: None, follows: None, acknowledged: YES,  decision: Decision::Damaged },
+    row('A', [YES, YES,  YES,  None], Decision::Keep),
+    row('B', [YES, YES,  NO,   NO],   Decision::Cut),
+    row('C', [YES, NO,   None, NO],   Decision::Cut),
+    row('D', [NO,  None, None, NO],   Decision::Cut),
+    row('E', [YES, YES,  NO,   YES],  Decision::Hole),
+    row('F', [YES, NO,   None, YES],  Decision::Damaged),
+    row('G', [NO,  None, None, YES],  Decision::Damaged),
 ];
+
+/// A row: header, body, follows, acknowledged.
+const fn row(case: char, questions: [Option<bool>; 4], decision: Decision) -> Row {
+    let [header, body, follows, acknowledged] = questions;
+    Row { case, header, body, follows, acknowledged, decision }
+}
 
 /// Looks the decision up.
 pub fn decide(header: bool, body: bool, follows: bool, acknowledged: bool) -> Decision {

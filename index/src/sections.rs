@@ -13,7 +13,7 @@
 //! | postings | for each flow: count, then chunk numbers as differences |
 //! | filter | 1 byte (0: no host filter), binary fuse descriptor (seed u64, segment length, its mask, segment count length u32 each), fingerprint count u32, fingerprints; 8192 bytes of port bitmap |
 //!
-//! Columns of flows: shape number; numbers of all its addresses (IPv4 first, IPv6 counted on);
+//! Columns of flows: shape number; numbers of all its addresses, each in the list of its family;
 //! ports, u16; first time as zigzag difference to the flow before; duration; packets; bytes;
 //! smallest wire length and what the largest adds; the same for captured length; three bytes: TCP
 //! flags of any packet, of every packet, directions.
@@ -24,18 +24,20 @@ use wirevault_format::Gap;
 use wirevault_format::footer::{ChunkEntry, Codec};
 use wirevault_format::gap::GAP_BYTES;
 use wirevault_format::section::SectionId;
-use wirevault_packet::{FlowKey, ValueKind, value_layout};
+use wirevault_packet::{FlowKey, MAX_KEY_BYTES, ValueKind, value_layout};
 
 use crate::IndexError;
 use crate::delta::FlowStats;
+use crate::flow_table::FLOWS_MAX;
 use crate::segment_index::FlowRecord;
-use crate::select::{FuseFilter, HostFilter, PORT_BITMAP_BYTES, values};
+use crate::select::{FuseFilter, HostFilter, PORT_BITMAP_BYTES};
 
 /// zstd level: 1 shrinks by a third for a third of the closing time; higher levels hardly shrink
 /// more.
 const ZSTD_LEVEL: i32 = 1;
-/// Values of one key at most; a key holds fewer.
-const VALUES_MAX: usize = 64;
+/// Flows read back at most: several times what a writer puts into a segment, and few enough that a
+/// damaged count cannot take all memory.
+const FLOWS_READ_MAX: usize = 4 * FLOWS_MAX as usize;
 
 /// A section ready to be cut into blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,9 +79,9 @@ pub(crate) fn encode(
         compress(SectionId::Gaps, encode_gaps(gaps, unindexed))?,
     ];
     if !flows.is_empty() {
-        let mut tables = Tables::default();
+        let mut tables = Tables { ports: vec![0; PORT_BITMAP_BYTES], ..Tables::default() };
         let columns = encode_flows(flows, &mut tables);
-        let filter = HostFilter::build(flows.iter().map(|flow| &flow.key));
+        let filter = HostFilter::build(&tables.list4, &tables.list6, tables.ports.clone());
         sections.push(compress(SectionId::Shapes, tables.encode_shapes())?);
         sections.push(compress(SectionId::Hosts, tables.encode_hosts())?);
         sections.push(compress(SectionId::Flows, columns)?);
@@ -125,6 +127,8 @@ struct Tables {
     list4: Vec<[u8; 4]>,
     hosts6: HashMap<[u8; 16], u32>,
     list6: Vec<[u8; 16]>,
+    /// One bit a port.
+    ports: Vec<u8>,
 }
 
 impl Tables {
@@ -175,9 +179,17 @@ impl Tables {
 fn encode_flows(flows: &[FlowRecord], tables: &mut Tables) -> Vec<u8> {
     let mut out = Vec::new();
     put(&mut out, flows.len() as u64);
-    flows.iter().for_each(|flow| put(&mut out, u64::from(tables.shape(flow.key.shape()))));
-    for flow in flows {
-        for (kind, value) in values(&flow.key) {
+    let numbers: Vec<u32> = flows.iter().map(|flow| tables.shape(flow.key.shape())).collect();
+    numbers.iter().for_each(|number| put(&mut out, u64::from(*number)));
+    // A key in memory was made by `dissect` or passed `from_parts`, so its shape has a layout.
+    let layout = |shape: &Vec<u8>| value_layout(shape).unwrap_or_default();
+    let layouts: Vec<Vec<ValueKind>> = tables.shape_list.iter().map(layout).collect();
+    let mut ports = Vec::with_capacity(flows.len() * 4);
+    for (flow, number) in flows.iter().zip(numbers) {
+        let mut values = flow.key.values();
+        for kind in &layouts[number as usize] {
+            let (value, rest) = values.split_at(kind.bytes().min(values.len()));
+            values = rest;
             match kind {
                 ValueKind::Addr4 => {
                     let number = value.try_into().map_or(0, |addr| tables.host4(addr));
@@ -187,14 +199,15 @@ fn encode_flows(flows: &[FlowRecord], tables: &mut Tables) -> Vec<u8> {
                     let number = value.try_into().map_or(0, |addr| tables.host6(addr));
                     put(&mut out, u64::from(number));
                 }
-                ValueKind::Port => {}
+                ValueKind::Port => {
+                    let port = value.try_into().map_or(0, u16::from_be_bytes);
+                    ports.extend(port.to_le_bytes());
+                    tables.ports[usize::from(port / 8)] |= 1 << (port % 8);
+                }
             }
         }
     }
-    for flow in flows {
-        let ports = values(&flow.key).into_iter().filter(|(kind, _)| *kind == ValueKind::Port);
-        ports.for_each(|(_, value)| out.extend(value.iter().rev()));
-    }
+    out.append(&mut ports);
     let mut before = 0u64;
     for flow in flows {
         let first = flow.stats.times_ns.0;
@@ -202,13 +215,14 @@ fn encode_flows(flows: &[FlowRecord], tables: &mut Tables) -> Vec<u8> {
         before = first;
     }
     let columns: [fn(&FlowStats) -> u64; 7] = [
-        |stats| stats.times_ns.1 - stats.times_ns.0,
+        // A flow without packets has its bounds reversed.
+        |stats| stats.times_ns.1.saturating_sub(stats.times_ns.0),
         |stats| stats.packets,
         |stats| stats.bytes,
         |stats| u64::from(stats.wire_len.0),
-        |stats| u64::from(stats.wire_len.1 - stats.wire_len.0),
+        |stats| u64::from(stats.wire_len.1.saturating_sub(stats.wire_len.0)),
         |stats| u64::from(stats.captured_len.0),
-        |stats| u64::from(stats.captured_len.1 - stats.captured_len.0),
+        |stats| u64::from(stats.captured_len.1.saturating_sub(stats.captured_len.0)),
     ];
     for column in columns {
         flows.iter().for_each(|flow| put(&mut out, column(&flow.stats)));
@@ -322,40 +336,46 @@ pub fn decode_flows(
     let layouts: Vec<Vec<ValueKind>> =
         shapes.iter().map(|shape| value_layout(shape)).collect::<Result<_, _>>()?;
     let mut read = Cursor::new("flows", flows);
-    // Each flow takes at least one byte in each of ten columns, but hostile counts only matter in
-    // orders of magnitude.
-    let count = read.count(8)?;
+    // Twelve columns have at least one byte a flow.
+    let count = read.count(12)?;
+    if count > FLOWS_READ_MAX {
+        return Err(read.wrong(format!("{count} flows, at most {FLOWS_READ_MAX}")));
+    }
     let mut shape_numbers = Vec::with_capacity(count);
     for _ in 0..count {
         let number = read.u32()? as usize;
-        if number >= shapes.len() || layouts[number].len() > VALUES_MAX {
+        if number >= shapes.len() {
             return Err(read.wrong(format!("shape {number} of {}", shapes.len())));
         }
         shape_numbers.push(number);
     }
-    let mut keys: Vec<Vec<(ValueKind, Vec<u8>)>> = Vec::with_capacity(count);
+    let mut hosts_of = Vec::with_capacity(count * 2);
     for number in &shape_numbers {
-        let mut key = Vec::with_capacity(layouts[*number].len());
-        for kind in &layouts[*number] {
-            let value = match kind {
-                ValueKind::Addr4 => hosts.addr4(read.u32()?)?.to_vec(),
-                ValueKind::Addr6 => hosts.addr6(read.u32()?)?.to_vec(),
-                ValueKind::Port => Vec::new(),
-            };
-            key.push((*kind, value));
+        for kind in layouts[*number].iter().filter(|kind| **kind != ValueKind::Port) {
+            hosts_of.push(hosts.check(*kind, read.u32()?)?);
         }
-        keys.push(key);
     }
-    for (_, value) in keys.iter_mut().flatten().filter(|(kind, _)| *kind == ValueKind::Port) {
-        let [low, high] = read.array()?;
-        *value = vec![high, low];
-    }
+    let is_port = |kind: &&ValueKind| **kind == ValueKind::Port;
+    let counts: Vec<usize> =
+        layouts.iter().map(|layout| layout.iter().filter(is_port).count()).collect();
+    let ports = shape_numbers.iter().map(|number| counts[*number]).sum::<usize>();
+    let mut ports = read.take(ports * 2)?.as_chunks::<2>().0.iter();
     let stats = decode_stats(&mut read, count)?;
     read.end()?;
     let mut read = Cursor::new("postings", postings);
     let mut records = Vec::with_capacity(count);
-    for ((number, key), stats) in shape_numbers.into_iter().zip(keys).zip(stats) {
-        let values: Vec<u8> = key.into_iter().flat_map(|(_, value)| value).collect();
+    let mut hosts_of = hosts_of.into_iter();
+    let mut values = Vec::with_capacity(MAX_KEY_BYTES);
+    for (number, stats) in shape_numbers.into_iter().zip(stats) {
+        values.clear();
+        for kind in &layouts[number] {
+            match kind {
+                ValueKind::Port => {
+                    values.extend(ports.next().into_iter().flat_map(|[low, high]| [*high, *low]));
+                }
+                _ => values.extend_from_slice(hosts.addr(*kind, hosts_of.next())),
+            }
+        }
         let key = FlowKey::from_parts(&shapes[number], &values)?;
         records.push(FlowRecord { key, stats, chunks: read.ascending(chunks)? });
     }
@@ -418,12 +438,23 @@ impl<'a> Hosts<'a> {
         Ok(Self { list4, list6 })
     }
 
-    fn addr4(&self, number: u32) -> Result<[u8; 4], IndexError> {
-        self.list4.get(number as usize).copied().ok_or_else(|| missing_host(number))
+    /// Gives the number back if there is such an address.
+    fn check(&self, kind: ValueKind, number: u32) -> Result<u32, IndexError> {
+        let count = match kind {
+            ValueKind::Addr4 => self.list4.len(),
+            _ => self.list6.len(),
+        };
+        if (number as usize) < count { Ok(number) } else { Err(missing_host(number)) }
     }
 
-    fn addr6(&self, number: u32) -> Result<[u8; 16], IndexError> {
-        self.list6.get(number as usize).copied().ok_or_else(|| missing_host(number))
+    /// The address with a number that was checked.
+    fn addr(&self, kind: ValueKind, number: Option<u32>) -> &'a [u8] {
+        let at = number.map_or(usize::MAX, |number| number as usize);
+        let addr = match kind {
+            ValueKind::Addr4 => self.list4.get(at).map(|addr| addr.as_slice()),
+            _ => self.list6.get(at).map(|addr| addr.as_slice()),
+        };
+        addr.unwrap_or_default()
     }
 }
 

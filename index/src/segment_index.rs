@@ -17,7 +17,7 @@ use wirevault_packet::bpf::Program;
 use crate::IndexError;
 use crate::delta::{ChunkDelta, FlowStats};
 use crate::sections::{self, EncodedSection};
-use crate::select::{self, HostFilter, Selection};
+use crate::select::{self, Chunks, HostFilter, Selection};
 
 /// A flow and what was seen of it in the segment.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +67,9 @@ impl SegmentIndex {
             let (found, expected) = (delta.number, self.chunks.len());
             return Err(wrong(format!("chunk {found} follows instead of {expected}")));
         }
+        if self.stored.is_some() {
+            return Err(wrong("a closed segment takes no chunk".to_owned()));
+        }
         let flows = self.flows.len() + delta.new_flows.len();
         if let Some(touch) = delta.touched.iter().find(|touch| touch.flow as usize >= flows) {
             return Err(wrong(format!("flow {} of {flows} is touched", touch.flow)));
@@ -88,7 +91,9 @@ impl SegmentIndex {
         for touch in &delta.touched {
             let flow = &mut self.flows[touch.flow as usize];
             flow.stats.add(&touch.stats);
-            flow.chunks.push(delta.number);
+            if flow.chunks.last() != Some(&delta.number) {
+                flow.chunks.push(delta.number);
+            }
         }
         self.gaps.extend(delta.gaps.iter().map(|gap| (delta.number, *gap)));
         self.chunks.push(delta.chunk);
@@ -136,7 +141,7 @@ impl SegmentIndex {
         match &self.stored {
             None => Ok(&self.flows),
             Some(stored) => stored
-                .flows(self.chunks.len())
+                .flows(&self.chunks, &self.unindexed)
                 .map_err(|what| IndexError::Section { section: "flows", what }),
         }
     }
@@ -163,7 +168,11 @@ impl SegmentIndex {
             None => (Vec::new(), vec![true; chunks.len()]),
         };
         let shapes = loader(SectionId::Shapes)?.map(|bytes| sections::decode_shapes(&bytes));
-        let filter = loader(SectionId::Filter)?.map(|bytes| sections::decode_filter(&bytes));
+        // Without shapes there is nothing to ask the filter about, and it must not rule out all.
+        let filter = match &shapes {
+            Some(_) => loader(SectionId::Filter)?.map(|bytes| sections::decode_filter(&bytes)),
+            None => None,
+        };
         let stored = Stored {
             shapes: shapes.transpose()?.unwrap_or_default(),
             filter: filter.transpose()?,
@@ -177,47 +186,62 @@ impl SegmentIndex {
     /// always a superset.
     pub fn select(&self, program: &Program, since_ns: u64, until_ns: u64) -> Selection {
         let window = (since_ns, until_ns);
-        let mut marked = self.unindexed.clone();
+        let mut chunks = Chunks::new(&self.chunks, &self.unindexed, window);
         let mut index_damage = None;
-        let filter = self.stored.as_ref().and_then(|stored| stored.filter.as_ref());
-        let ruled_out = self.stored.as_ref().zip(filter).is_some_and(|(stored, filter)| {
-            let shapes = stored.shapes.iter().map(Vec::as_slice);
-            !select::shapes_may_match(shapes, program, filter)
-        });
-        if !ruled_out {
+        if !self.is_ruled_out(program) {
             match self.flows() {
-                Ok(flows) => select::mark_flows(flows, program, window, filter, &mut marked),
+                Ok(flows) => select::mark_flows(flows, program, window, &mut chunks),
                 Err(error) => {
                     index_damage = Some(error.to_string());
-                    marked.fill(true);
+                    chunks.mark_all();
                 }
             }
         }
-        let inside = |entry: &ChunkEntry| {
-            entry.times_ns.is_some_and(|(min_ns, max_ns)| max_ns >= since_ns && min_ns < until_ns)
-        };
-        let chunks =
-            self.chunks.iter().enumerate().filter(|(n, entry)| marked[*n] && inside(entry));
         Selection {
-            chunks: chunks.map(|(n, _)| n as u32).collect(),
+            chunks: chunks.marked(),
             chunks_considered: self.chunks.iter().filter(|entry| entry.packets > 0).count(),
             index_damage,
         }
     }
+
+    /// Whether shapes and filter of a closed segment show that no flow of it matches.
+    fn is_ruled_out(&self, program: &Program) -> bool {
+        let Some(Stored { shapes, filter: Some(filter), .. }) = &self.stored else { return false };
+        !select::shapes_may_match(shapes.iter().map(Vec::as_slice), program, filter)
+    }
 }
 
 impl Stored {
-    fn flows(&self, chunks: usize) -> Result<&[FlowRecord], String> {
+    fn flows(&self, chunks: &[ChunkEntry], scanned: &[bool]) -> Result<&[FlowRecord], String> {
         let flows = self.flows.get_or_init(|| {
-            let load = |id| (self.loader)(id).map_err(|error| error.to_string());
-            let (hosts, flows) = (load(SectionId::Hosts)?, load(SectionId::Flows)?);
-            let (Some(hosts), Some(flows)) = (hosts, flows) else { return Ok(Vec::new()) };
-            let postings = load(SectionId::Postings)?.unwrap_or_default();
-            sections::decode_flows(&self.shapes, &hosts, &flows, &postings, chunks)
-                .map_err(|error| error.to_string())
+            let flows = self.load(chunks.len())?;
+            match unexplained(&flows, chunks, scanned) {
+                None => Ok(flows),
+                Some(chunk) => Err(format!("no flow explains the packets of chunk {chunk}")),
+            }
         });
         flows.as_deref().map_err(Clone::clone)
     }
+
+    fn load(&self, chunks: usize) -> Result<Vec<FlowRecord>, String> {
+        let load = |id| (self.loader)(id).map_err(|error| error.to_string());
+        let (hosts, flows) = (load(SectionId::Hosts)?, load(SectionId::Flows)?);
+        // Of a segment without flows there are no such sections.
+        let (Some(hosts), Some(flows)) = (hosts, flows) else { return Ok(Vec::new()) };
+        let postings = load(SectionId::Postings)?.unwrap_or_default();
+        sections::decode_flows(&self.shapes, &hosts, &flows, &postings, chunks)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// A chunk with packets that is not to be scanned and that no flow names: it would be left out of
+/// every answer.
+fn unexplained(flows: &[FlowRecord], chunks: &[ChunkEntry], scanned: &[bool]) -> Option<usize> {
+    let mut named = vec![false; chunks.len()];
+    for chunk in flows.iter().flat_map(|flow| &flow.chunks) {
+        named[*chunk as usize] = true;
+    }
+    (0..chunks.len()).find(|n| chunks[*n].packets > 0 && !scanned[*n] && !named[*n])
 }
 
 impl fmt::Debug for SegmentIndex {

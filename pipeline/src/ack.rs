@@ -5,11 +5,11 @@
 //! above it is promised.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use wirevault_format::{Cause, Gap, LinkType};
-use wirevault_telemetry::books::{WriterCounts, WriterSide};
+use wirevault_telemetry::books::{ByCause, WriterCounts, WriterSide};
 
 use crate::job::CHUNK_GAPS_MAX;
 use crate::status::{LaneShared, lock};
@@ -57,7 +57,10 @@ pub struct Span {
 impl LaneAcks {
     pub(crate) fn new(pen: WriterSide, lane: Arc<LaneShared>) -> Self {
         let counts = WriterCounts::default();
-        Self { state: Mutex::new(State { pen, counts, streams: Vec::new(), lost: Vec::new() }), lane }
+        Self {
+            state: Mutex::new(State { pen, counts, streams: Vec::new(), lost: Vec::new() }),
+            lane,
+        }
     }
 
     /// Watermark of a stream, to be written into the next chunk's header.
@@ -86,9 +89,12 @@ impl LaneAcks {
         state.publish();
     }
 
-    /// Gives every loss that the data does not tell of yet to `tell`, which writes it down.
-    pub(crate) fn take_lost(&self, tell: impl FnMut(Gap)) {
-        lock(&self.state).lost.drain(..).for_each(tell);
+    /// Gives every loss that the data does not tell of yet to `tell`, which writes it down. Gives
+    /// the packets that writers lost so far, by cause.
+    pub(crate) fn take_lost(&self, tell: impl FnMut(Gap)) -> ByCause {
+        let mut state = lock(&self.state);
+        state.lost.drain(..).for_each(tell);
+        state.counts.dropped
     }
 
     /// Chunks are lost: no device took them. The watermark passes over them, as a gap in the data

@@ -16,7 +16,7 @@ use wirevault_format::footer::CloseReason;
 use wirevault_format::gap::CAUSES;
 use wirevault_format::{Gap, LifeId};
 use wirevault_index::{ChunkDelta, SegmentIndex};
-use wirevault_storage::{ClosingFacts, Store, StorageError, finish_segment, rebuild_index};
+use wirevault_storage::{ClosingFacts, StorageError, Store, finish_segment, rebuild_index};
 use wirevault_telemetry::clock::Clock;
 
 use crate::ack::LaneAcks;
@@ -82,13 +82,20 @@ impl Closer {
         }
         for thread in self.threads {
             if thread.join().is_err() {
-                tracing::error!("a thread that closed a segment panicked; the next start recovers it");
+                tracing::error!(
+                    "a thread that closed a segment panicked; the next start recovers it"
+                );
             }
         }
     }
 
     fn durable(&mut self, segment: &Arc<LiveSegment>, delta: Box<ChunkDelta>) {
         let life = segment.open.entry.life;
+        if segment.index_lost.load(Ordering::Acquire) {
+            // The index is made anew when the segment closes.
+            give_back(&self.deltas, segment, delta);
+            return;
+        }
         let early = self.early.entry(life).or_default();
         early.insert(delta.number, delta);
         let mut index = segment.index.write().unwrap_or_else(PoisonError::into_inner);
@@ -97,12 +104,7 @@ impl Closer {
                 tracing::error!("an index delta was refused: {error}");
                 segment.index_lost.store(true, Ordering::Release);
             }
-            let lane = usize::from(segment.open.entry.lane);
-            if delta.is_full_size()
-                && let Some(spares) = self.deltas.get(lane)
-            {
-                let _ = spares.push(delta);
-            }
+            give_back(&self.deltas, segment, delta);
         }
         if early.is_empty() {
             self.early.remove(&life);
@@ -142,6 +144,18 @@ impl Closer {
     }
 }
 
+/// Returns a delta to its lane.
+fn give_back(
+    deltas: &[Arc<ArrayQueue<Box<ChunkDelta>>>],
+    segment: &LiveSegment,
+    delta: Box<ChunkDelta>,
+) {
+    let spares = deltas.get(usize::from(segment.open.entry.lane));
+    if let Some(spares) = spares.filter(|_| delta.is_full_size()) {
+        let _ = spares.push(delta);
+    }
+}
+
 fn close(
     closing: &Closing,
     store: &Mutex<Store>,
@@ -150,12 +164,16 @@ fn close(
 ) -> Result<(), StorageError> {
     let segment = &closing.segment;
     let life = segment.open.entry.life;
+    if segment.failed.load(Ordering::Acquire) {
+        let why = "a write or flush of a segment failed";
+        lock(store).set_volume_failed(segment.open.volume, why);
+    }
     let rebuilt = match segment.index_lost.load(Ordering::Acquire) {
         true => Some(rebuild_index(&segment.open)?),
         false => None,
     };
     let mut told: Vec<Gap> = Vec::new();
-    closing.acks.take_lost(|gap| told.push(gap));
+    let lost = closing.acks.take_lost(|gap| told.push(gap));
     let finish = |index: &SegmentIndex, chain| {
         let facts = ClosingFacts {
             reason: closing.reason,
@@ -164,7 +182,8 @@ fn close(
             captured_bytes: closing.captured_bytes,
             received: closing.received,
             shed: closing.shed,
-            dropped: closing.dropped,
+            // The lane's last count may be older than the writers'.
+            dropped: std::array::from_fn(|cause| closing.dropped[cause].max(lost[cause])),
             chain,
         };
         finish_segment(&segment.open, index, &facts, clock)
@@ -185,9 +204,10 @@ fn close(
     };
     let mut store = lock(store);
     let empty = segment.index.read().unwrap_or_else(PoisonError::into_inner).chunks().is_empty();
-    match empty {
-        true => store.release_segment(&segment.open)?,
-        false => drop(store.close_segment(&segment.open, finished?)?),
+    if empty {
+        store.release_segment(&segment.open)?;
+    } else {
+        store.close_segment(&segment.open, finished?)?;
     }
     // Under the store's lock, so that no catalog sees the segment twice or not at all.
     registry.remove(life);

@@ -11,9 +11,11 @@ use wirevault_format::{Gap, Interface, LinkType};
 
 /// Packets that one chunk can hold at most: all of them empty.
 pub const CHUNK_PACKETS_MAX: usize = PAYLOAD_BYTES_MAX / EPB_FIXED_BYTES;
-/// Gaps that a lane, and as many that its writers, put into one chunk at most; more are joined before.
+/// Gaps that a lane, and as many that its writers, put into one chunk at most; more are joined
+/// before.
 pub const CHUNK_GAPS_MAX: usize = 24;
-/// Bytes that a lane keeps free behind the packets of a chunk, so that every gap that is due has room in it.
+/// Bytes that a lane keeps free behind the packets of a chunk, so that every gap that is due has
+/// room in it.
 pub const GAP_ROOM_BYTES: usize = 2 * CHUNK_GAPS_MAX * GAP_BYTES;
 
 /// A chunk that a lane fills.

@@ -17,8 +17,8 @@ use wirevault_format::limits::SEGMENT_INTERFACES_MAX;
 use wirevault_format::pcapng::write::{EpbParts, FLAGS_OPTION_BYTES, put_epb};
 use wirevault_format::{Cause, Gap, Interface, LinkType, pcapng};
 use wirevault_packet::bpf::Program;
-use wirevault_telemetry::clock::Clock;
 use wirevault_telemetry::books::{LaneCounts, LaneSide};
+use wirevault_telemetry::clock::Clock;
 
 use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
 use crate::status::{LaneShared, LaneState};
@@ -120,7 +120,8 @@ impl Lane {
                 }
             }
             let replay = !self.source.is_live();
-            let late = draining_since.is_some_and(|since| replay || since.elapsed() > DRAIN_TIME_MAX);
+            let late =
+                draining_since.is_some_and(|since| replay || since.elapsed() > DRAIN_TIME_MAX);
             if late {
                 break;
             }
@@ -362,10 +363,9 @@ impl Fill {
     fn flush_aged(&mut self, flush_age: Duration) {
         let shed_due = self.shed_since.is_some_and(|(since, _)| since.elapsed() >= SHED_AGE);
         let gap_due = self.pending_since.is_some_and(|since| since.elapsed() >= flush_age);
-        if (gap_due || shed_due) && !self.streams.is_empty() {
-            if self.streams[0].current.is_some() || self.begin(0) {
-                self.hand_over(0);
-            }
+        let due = (gap_due || shed_due) && !self.streams.is_empty();
+        if due && (self.streams[0].current.is_some() || self.begin(0)) {
+            self.hand_over(0);
         }
         for at in 0..self.streams.len() {
             let current = self.streams[at].current.as_ref();

@@ -1,7 +1,7 @@
 //! Segments that lanes of this process write, as queries see them.
 
-use std::sync::atomic::{AtomicBool, AtomicU32};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use wirevault_format::LifeId;
 use wirevault_index::SegmentIndex;
@@ -47,6 +47,17 @@ impl Registry {
 
     pub(crate) fn remove(&self, life: LifeId) {
         lock(&self.segments).retain(|segment| segment.open.entry.life != life);
+    }
+
+    /// For each segment whose index is incomplete: the largest packet time that it shows.
+    pub(crate) fn shown_until_ns(&self) -> Vec<u64> {
+        let lost = |segment: &&Arc<LiveSegment>| segment.index_lost.load(Ordering::Acquire);
+        let shown = |segment: &Arc<LiveSegment>| {
+            let index = segment.index.read().unwrap_or_else(PoisonError::into_inner);
+            let times = index.chunks().iter().filter_map(|chunk| chunk.times_ns);
+            times.map(|(_, max_ns)| max_ns).max().unwrap_or(segment.open.entry.opened_ns)
+        };
+        lock(&self.segments).iter().filter(lost).map(shown).collect()
     }
 
     /// Life and index of every segment that is being written, for the catalog.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use wirevault_format::{Interface, LinkType};
-use wirevault_storage::{OpenRequest, OpenSegment, Store, StorageError};
+use wirevault_storage::{OpenRequest, OpenSegment, StorageError, Store};
 
 use crate::status::lock;
 

@@ -8,8 +8,7 @@ use wirevault_buffer::Arena;
 use wirevault_nvme::{NvmeError, Queue, QueueOptions, open_best};
 
 /// Makes the queue to the device of a volume, on the thread that will use it.
-pub type QueueMaker =
-    Arc<dyn Fn(usize, &Arena) -> Result<Box<dyn Queue>, NvmeError> + Send + Sync>;
+pub type QueueMaker = Arc<dyn Fn(usize, &Arena) -> Result<Box<dyn Queue>, NvmeError> + Send + Sync>;
 
 /// How a pipeline runs.
 #[derive(Clone)]

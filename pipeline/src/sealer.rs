@@ -15,8 +15,8 @@ use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::{ChunkEntry, CloseReason};
 use wirevault_format::gap::CAUSES;
 use wirevault_format::{Cause, Interface, LinkType, RunId};
-use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
 use wirevault_index::ChunkDelta;
+use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
 use wirevault_packet::dissect;
 use wirevault_seal::chain::Chain;
 use wirevault_seal::{DataSealer, SealError};
@@ -63,8 +63,12 @@ pub(crate) struct SealStream {
     watermark: Arc<AtomicU64>,
     table: FlowTable,
     current: Option<Current>,
-    next: Option<(Arc<Vec<Interface>>, Receiver<Result<OpenSegment, StorageError>>)>,
+    /// The next segment, on its way, and the interfaces it describes.
+    next: Option<(Arc<Vec<Interface>>, Opened)>,
 }
+
+/// Where the answer to an order for a segment arrives.
+type Opened = Receiver<Result<OpenSegment, StorageError>>;
 
 /// The segment that a stream writes.
 struct Current {
@@ -100,7 +104,8 @@ impl Sealer {
 
     fn take(&mut self, mut job: Box<Job>) {
         let at = self.stream(job.link_type);
-        self.acks.take_lost(|gap| job.push_gap(gap));
+        let lost = self.acks.take_lost(|gap| job.push_gap(gap));
+        job.dropped.iter_mut().zip(lost).for_each(|(dropped, lost)| *dropped += lost);
         let chunk_bytes = (HEADER_BYTES + job.payload_bytes() + chunk::TAIL_BYTES_MIN)
             .next_multiple_of(wirevault_format::limits::LBA_BYTES) as u64;
         self.roll(at, &job, chunk_bytes);
@@ -161,11 +166,7 @@ impl Sealer {
         }
     }
 
-    fn order(
-        &self,
-        link_type: LinkType,
-        interfaces: &Arc<Vec<Interface>>,
-    ) -> Receiver<Result<OpenSegment, StorageError>> {
+    fn order(&self, link_type: LinkType, interfaces: &Arc<Vec<Interface>>) -> Opened {
         let (reply, answer) = bounded(1);
         let interfaces = Arc::clone(interfaces);
         let order = OpenOrder { lane: self.lane, link_type, interfaces, reply };
@@ -204,7 +205,7 @@ impl Sealer {
         })
     }
 
-    fn release(&self, prepared: Receiver<Result<OpenSegment, StorageError>>) {
+    fn release(&self, prepared: Opened) {
         if let Ok(Ok(open)) = prepared.recv() {
             let _ = self.opener.send(ToOpener::Release(Box::new(open)));
         }

@@ -10,8 +10,8 @@ use crossbeam_queue::ArrayQueue;
 use wirevault_buffer::Pool;
 use wirevault_index::{Catalog, ChunkDelta};
 use wirevault_storage::{Store, StoreStatus};
-use wirevault_telemetry::clock::Clock;
 use wirevault_telemetry::books::{self, LaneBooks, LaneCounts, Snapshot};
+use wirevault_telemetry::clock::Clock;
 
 use crate::ack::LaneAcks;
 use crate::closer::{Closer, ToCloser};
@@ -105,7 +105,8 @@ impl Pipeline {
             volume_views.push(view);
         }
         let opener_store = Arc::clone(&store);
-        starter.spawn("opener".to_owned(), None, move || opener::run(&opener_store, &opener_inbox))?;
+        starter
+            .spawn("opener".to_owned(), None, move || opener::run(&opener_store, &opener_inbox))?;
 
         let jobs = Jobs::new(have);
         let parts = LaneParts { pool: &pool, jobs: &jobs, clock: &clock, stop: &stop, options };
@@ -246,7 +247,9 @@ impl Pipeline {
                 _ => durable_ns,
             }
         };
-        self.lanes.iter().filter(|lane| lane.live).map(lane_until).min()
+        let lanes = self.lanes.iter().filter(|lane| lane.live).map(lane_until);
+        // A segment whose index misses a chunk shows queries nothing behind it until it closes.
+        lanes.chain(self.registry.shown_until_ns()).min()
     }
 }
 
@@ -271,7 +274,8 @@ impl Starter {
             run();
         };
         let thread = std::thread::Builder::new().name(name.clone()).spawn(pinned);
-        let thread = thread.map_err(|source| PipelineError::Thread { name: name.clone(), source })?;
+        let thread =
+            thread.map_err(|source| PipelineError::Thread { name: name.clone(), source })?;
         self.threads.push((name, thread));
         Ok(())
     }

@@ -63,7 +63,13 @@ impl TailHub {
         watchers.retain_mut(|watcher| {
             let (interfaces, payload) = (Arc::clone(interfaces), payload.to_vec());
             let missed = watcher.missed;
-            match watcher.sender.try_send(TailChunk { interfaces, link_type, lane, payload, missed }) {
+            match watcher.sender.try_send(TailChunk {
+                interfaces,
+                link_type,
+                lane,
+                payload,
+                missed,
+            }) {
                 Ok(()) => watcher.missed = 0,
                 Err(TrySendError::Full(_)) => watcher.missed += 1,
                 Err(TrySendError::Disconnected(_)) => return false,

@@ -98,11 +98,11 @@ impl Writer {
             open = self.submit_all(open);
             self.commit(!open);
             let in_flight = self.queue.in_flight() > 0;
-            if in_flight || !open {
-                if let Err(error) = self.queue.poll(BUSY_WAIT, &mut completions) {
-                    tracing::error!("the device queue failed: {error}");
-                    std::thread::sleep(BUSY_WAIT);
-                }
+            if (in_flight || !open)
+                && let Err(error) = self.queue.poll(BUSY_WAIT, &mut completions)
+            {
+                tracing::error!("the device queue failed: {error}");
+                std::thread::sleep(BUSY_WAIT);
             }
             for completion in completions.drain(..) {
                 self.complete(completion);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
+use wirevault_format::table::{Entry, RunEntry, SegmentEntry, encode_page};
 use wirevault_format::{FormatError, StoreId};
 use wirevault_media::{Lock, Media, MediaFile, OpenMode, VOLUME_FILE};
 use wirevault_seal::{KeyProvider, KeyRing, random};
@@ -117,6 +118,12 @@ impl<'a> NewVolume<'a> {
         // What an interrupted making left must not show through.
         file.set_len(0).map_err(failed("empty volume.wv"))?;
         file.allocate(layout.end).map_err(failed("reserve space for volume.wv"))?;
+        // The first real writing of a page may be torn: an older copy must be there already.
+        let segments = blank_pages::<SegmentEntry>(layout.segments_pages);
+        let runs = blank_pages::<RunEntry>(layout.runs_pages);
+        for (pages, offset) in [(segments, layout.segments_offset), (runs, layout.runs_offset)] {
+            file.write_at(&pages, offset).map_err(failed("write the tables"))?;
+        }
         if let Some(key) = &options.key {
             let mut ring = KeyRing::new(store, volume);
             ring.advance_epoch();
@@ -134,6 +141,11 @@ impl<'a> NewVolume<'a> {
         self.file.sync().map_err(failed)?;
         self.media.sync_dir().map_err(failed)
     }
+}
+
+/// One slot of a table without entries.
+fn blank_pages<E: Entry>(pages: u32) -> Vec<u8> {
+    (0..pages).flat_map(|page| encode_page::<E>(page, 1, &[])).collect()
 }
 
 /// Encodes a ring that fits its slot.

@@ -1,0 +1,68 @@
+//! `wirevault-bench`: how fast the recorder is, beside what the machine could do at best.
+//!
+//! ```text
+//!  pipeline: packets in memory ──► lane ─► seal ─► write ──► nothing, or a file
+//!  live:     sender ──► veth ═══ veth ──► lane ─► seal ─► write ──► files
+//! ```
+//! Every figure comes with those of the same run that it is measured against: memcpy, AES-256-GCM
+//! and O_DIRECT writes. `--json` prints the same as one JSON object.
+//!
+//! - [`packets`]: packets in memory, and a source that hands them out. [`site`]: a temporary sealed
+//!   store and its pipeline. [`limits`]: what the machine can do. [`threads`]: CPU time by stage.
+//! - [`sender`]: sequence-stamped packets at a steady rate, over [`sys`], the only unsafe code.
+
+#![deny(unsafe_code)]
+
+mod limits;
+mod live;
+mod packets;
+mod pipeline;
+mod sender;
+mod site;
+#[expect(unsafe_code, reason = "one system call that sends many frames")]
+mod sys;
+mod threads;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Measures the recorder.
+#[derive(Debug, Parser)]
+#[command(name = "wirevault-bench", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// From memory through the pipeline, sealed and indexed, into nothing and into a file.
+    #[command(
+        after_help = "Example: cargo run --release -p wirevault-bench -- pipeline --device null"
+    )]
+    Pipeline(pipeline::Options),
+    /// From an interface into sealed and indexed segments, at steady rates. Needs root.
+    #[command(
+        after_help = "Example: cargo run --release -p wirevault-bench -- live --secs 10 --runs 1"
+    )]
+    Live(live::Options),
+}
+
+fn main() -> ExitCode {
+    if cfg!(debug_assertions) {
+        eprintln!("wirevault-bench: this is a debug build; its figures mean nothing");
+    }
+    let done = match Arguments::parse().what {
+        What::Pipeline(options) => pipeline::run(&options),
+        What::Live(options) => live::run(&options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("wirevault-bench: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

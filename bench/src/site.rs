@@ -1,0 +1,75 @@
+//! A temporary sealed store, and a pipeline into it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
+use wirevault_capture::Source;
+use wirevault_format::limits::SNAPLEN_MAX;
+use wirevault_index::KeySource;
+use wirevault_media::{DirMedia, Media};
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_seal::{FileProvider, random};
+use wirevault_storage::{CreateOptions, Store, create};
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+/// Folder that is removed with everything in it.
+pub(crate) struct Site {
+    folder: TempDir,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+impl Site {
+    /// A folder in `under`, or in the system's folder for temporary files.
+    pub(crate) fn new(under: Option<&Path>) -> Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("wirevault-bench-");
+        let folder = match under {
+            Some(under) => builder.tempdir_in(under),
+            None => builder.tempdir(),
+        };
+        Ok(Self { folder: folder.context("temporary folder")?, clock: Arc::new(SystemClock) })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Makes a sealed store for one lane and starts a pipeline from `source` into it.
+    pub(crate) fn start(
+        &self,
+        source: Box<dyn Source>,
+        quota_bytes: u64,
+        arena_bytes: usize,
+        cpu: Option<usize>,
+        options: &PipelineOptions,
+    ) -> Result<Pipeline> {
+        let path = self.path().join("store");
+        let key_path = self.path().join("store.key");
+        let key = FileProvider::create(&key_path)?;
+        let made_with = CreateOptions {
+            quota_bytes: Some(quota_bytes),
+            lanes: 1,
+            key: Some(Arc::new(key)),
+            key_path: key_path.display().to_string(),
+            clock: Arc::clone(&self.clock),
+        };
+        let media: Arc<dyn Media> = Arc::new(DirMedia::create(&path)?);
+        create(&[(media, path.display().to_string())], random::store_id()?, &made_with)?;
+        let store = Store::open_dir(&path, &KeySource::Recorded, Arc::clone(&self.clock))?.0;
+        let arena =
+            ArenaOptions { bytes: arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
+        let pool = Pool::new(Arena::new(arena)?);
+        let lane = LaneSpec { source, snaplen_bytes: SNAPLEN_MAX, filter: None, cpu };
+        let clock = Arc::clone(&self.clock);
+        Ok(Pipeline::start(store, pool, vec![lane], options, clock)?)
+    }
+
+    /// Makes room for the next store.
+    pub(crate) fn clear(&self) -> Result<()> {
+        std::fs::remove_dir_all(self.path().join("store")).context("removing the store")?;
+        std::fs::remove_file(self.path().join("store.key")).context("removing the key")
+    }
+}

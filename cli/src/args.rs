@@ -1,0 +1,336 @@
+//! What can be typed: verbs, flags, their meaning and an example of each.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use wirevault_daemon::api::DEFAULT_SOCKET;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 found, or all is well; 1 nothing found; 2 error; 3 the answer is incomplete, or \
+something is damaged.
+Times: `5m ago`, `10:00`, `2026-11-21 10:00`, `2026-11-21T10:00:00Z`, `@1795255200`; local where \
+no offset is stated.
+Example: wirevault query --since '5m ago' 'host 10.0.0.1 and tcp port 443' -w found.pcapng";
+
+/// Finds packets again that Wirevault recorded.
+#[derive(Debug, Parser)]
+#[command(name = "wirevault", version, styles = STYLES, max_term_width = 100)]
+#[command(after_help = AFTER_HELP, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make a store.
+    #[command(after_help = "Example: wirevault init /var/lib/wirevault --quota 500GiB")]
+    Init(InitArgs),
+    /// Put packets of pcap and pcapng files into a store.
+    ///
+    /// Files may be compressed with gzip, zstd or lz4. What a file holds and a store cannot keep is
+    /// counted and told.
+    #[command(
+        after_help = "Example: wirevault import --store ./store monday.pcapng tuesday.pcap.gz"
+    )]
+    Import(ImportArgs),
+    /// Find packets: by time, and by a filter in tcpdump's language.
+    ///
+    /// Without -w every packet is one line, as tcpdump shows it. What the answer may lack is told on
+    /// standard error.
+    #[command(after_help = "\
+Examples:
+  wirevault query --store ./store 'udp port 53' --limit 10
+  wirevault query --since '1h ago' 'host 10.0.0.1' -w - | tshark -r -")]
+    Query(QueryArgs),
+    /// List the flows that packets belong to.
+    #[command(after_help = "Example: wirevault flows --since '10m ago' 'tcp port 443' --csv")]
+    Flows(FlowsArgs),
+    /// Show packets as they arrive. The daemon must be running.
+    ///
+    /// Copies are taken before packets are stored; what this command is too slow for is told, and is
+    /// stored all the same.
+    #[command(after_help = "\
+Examples:
+  wirevault tail 'arp or icmp'
+  wirevault tail -w - | tshark -r -")]
+    Tail(TailArgs),
+    /// Show what is recorded, where it goes, and what was lost.
+    #[command(after_help = "Example: wirevault status --json | jq '.lanes[].dropped_by_cause'")]
+    Status(StatusArgs),
+    /// List the segments of a store.
+    #[command(after_help = "Example: wirevault segments --store ./store")]
+    Segments(SegmentsArgs),
+    /// Check every chunk of every segment. Exit code 0: whole; 3: damaged.
+    #[command(after_help = "Example: wirevault verify --store ./store --json")]
+    Verify(VerifyArgs),
+    /// Look at the structures of a store. Keys are never shown.
+    #[command(after_help = "Example: wirevault inspect volume ./store")]
+    #[command(subcommand)]
+    Inspect(InspectVerb),
+}
+
+/// Where an answer comes from.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("place").args(["store", "socket"]))]
+pub(crate) struct Place {
+    /// Directory of a store: its first volume. No daemon is needed.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Socket of the daemon [default: /run/wirevault/wirevault.sock].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Key file of a sealed store, where it is not where `init` put it.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// Which packets.
+#[derive(Debug, Args)]
+pub(crate) struct Question {
+    /// Filter in tcpdump's language; several words are joined. Without it every packet is meant.
+    #[arg(value_name = "FILTER")]
+    pub(crate) filter: Vec<String>,
+    /// Only packets at or after this time.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Only packets before this time.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
+    /// Leave out link types that the filter does not fit, instead of refusing.
+    #[arg(long)]
+    pub(crate) skip_linktype: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Directory of the store: its first volume. It is made if it is missing.
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Store packets unencrypted: tshark and tcpdump then open segments as they are.
+    #[arg(long, conflicts_with = "key")]
+    pub(crate) plaintext: bool,
+    /// Bytes that all volumes together may take, `500GiB` for example [default: half of what is free].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) quota: Option<u64>,
+    /// Key file. It is used if it is there, else made. It must lie outside the store
+    /// [default: /etc/wirevault/keys/ID.key, or in the user's configuration directory].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// A further volume: a directory on another device. May be given several times.
+    #[arg(long = "volume", value_name = "DIR")]
+    pub(crate) volumes: Vec<PathBuf>,
+    /// Lanes that will record at the same time; it decides the size of segments.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) lanes: u16,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// Directory of the store: its first volume.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: PathBuf,
+    /// Files, in the order of their packets.
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Key file of a sealed store, where it is not where `init` put it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Kind of file that `-w` writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FileFormat {
+    /// Keeps interfaces, comments and direction, and ends with a statement of completeness.
+    Pcapng,
+    /// Classic, with nanoseconds; one link type only.
+    Pcap,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QueryArgs {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) question: Question,
+    /// Write packets to a file; `-` is standard output.
+    #[arg(short = 'w', long = "write", value_name = "FILE")]
+    pub(crate) write: Option<PathBuf>,
+    /// Kind of file that -w writes.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = FileFormat::Pcapng)]
+    #[arg(requires = "write")]
+    pub(crate) format: FileFormat,
+    /// Stop after so many packets.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// Only say how many packets there are.
+    #[arg(long, conflicts_with = "write")]
+    pub(crate) count: bool,
+    /// Strictly by time. Else packets of one lane stay in the order in which they were captured.
+    #[arg(long)]
+    pub(crate) sort: bool,
+    /// Write what the answer says of itself as JSON: completeness, gaps, damage.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) summary: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FlowsArgs {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    #[command(flatten)]
+    pub(crate) question: Question,
+    /// Stop after so many flows.
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<u64>,
+    /// One JSON object a line.
+    #[arg(long, conflicts_with = "csv")]
+    pub(crate) json: bool,
+    /// Comma-separated values with a line of headings.
+    #[arg(long)]
+    pub(crate) csv: bool,
+    /// Write what the answer says of itself as JSON: completeness, gaps, damage.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) summary: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TailArgs {
+    /// Filter in tcpdump's language; several words are joined. Without it every packet is shown.
+    #[arg(value_name = "FILTER")]
+    pub(crate) filter: Vec<String>,
+    /// Socket of the daemon.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+    /// Write pcapng to a file; `-` is standard output.
+    #[arg(short = 'w', long = "write", value_name = "FILE")]
+    pub(crate) write: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SegmentsArgs {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Directory of the store: its first volume.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: PathBuf,
+    /// Key file of a sealed store, where it is not where `init` put it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum InspectVerb {
+    /// Print every size, offset and number that the format promises.
+    #[command(after_help = "Example: wirevault inspect constants")]
+    Constants,
+    /// Print header, chunks and footer of a segment. No key is needed.
+    #[command(after_help = "\
+Examples:
+  wirevault inspect segment ./store/000003.pcapng
+  wirevault inspect segment 0:000003#17 --store ./store")]
+    Segment(InspectSegmentArgs),
+    /// Print superblock, tables and key ring of a volume.
+    #[command(after_help = "Example: wirevault inspect volume ./store --json")]
+    Volume(InspectVolumeArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectSegmentArgs {
+    /// File of the segment, or its name as `wirevault segments` shows it.
+    #[arg(value_name = "FILE|NAME")]
+    pub(crate) segment: String,
+    /// Directory of the store, to find a segment by its name.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectVolumeArgs {
+    /// Directory of the volume.
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Key file of a sealed store, where it is not where `init` put it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let size = text.parse::<ByteSize>().map(|size| size.as_u64());
+    size.map_err(|_| "a size is a number and a unit, such as 512MiB, 1.5TiB or 100GB".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_an_example() {
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example"), "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
+
+    #[test]
+    fn the_default_socket_is_the_one_that_help_names() {
+        let mut command = Arguments::command();
+        let status = command.find_subcommand_mut("status").unwrap();
+        assert!(status.render_long_help().to_string().contains(DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn sizes_have_binary_and_decimal_units() {
+        assert_eq!(size("512MiB"), Ok(512 << 20));
+        assert_eq!(size("1GB"), Ok(1_000_000_000));
+        assert_eq!(size("4096"), Ok(4096));
+        assert!(size("much").is_err());
+        assert!(size("-1").is_err());
+    }
+}

@@ -1,0 +1,125 @@
+//! What can go wrong between a typed line and its answer.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use wirevault_daemon::DaemonError;
+use wirevault_format::FormatError;
+use wirevault_index::IndexError;
+use wirevault_media::MediaError;
+use wirevault_query::QueryError;
+use wirevault_query::time::TimeError;
+use wirevault_seal::SealError;
+use wirevault_storage::StorageError;
+
+/// A verb did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CliError {
+    /// Misuse: what was typed does not go together.
+    #[error("{0}")]
+    Usage(String),
+    /// Misuse: a flag's value is not a time.
+    #[error("--{flag}: {source}")]
+    Time { flag: &'static str, source: TimeError },
+    /// The store or a segment cannot be read.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// The question cannot be answered.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// The store cannot be made.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The key cannot be made or read.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// A volume's directory cannot be used.
+    #[error(transparent)]
+    Media(#[from] MediaError),
+    /// An import cannot begin or go on.
+    #[error(transparent)]
+    Import(#[from] DaemonError),
+    /// A file is not the structure that it should be.
+    #[error("{}: {source}", path.display())]
+    Format { path: PathBuf, source: FormatError },
+    /// Nobody listens at the socket, or may not be spoken to.
+    #[error("cannot reach wirevaultd at {}: {source}; {}", socket.display(), way_out(source))]
+    Connect { socket: PathBuf, source: io::Error },
+    /// The daemon refuses.
+    #[error("{message}")]
+    Refused { message: String },
+    /// The daemon's answer is not what this release understands, or ended early.
+    #[error("wirevaultd's answer {what}")]
+    Answer { what: String },
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    /// The answer's receiver failed.
+    #[error("writing the answer failed: {0}")]
+    Output(#[from] io::Error),
+    /// The operating system refuses what every run needs.
+    #[error("cannot start: {0}")]
+    Start(#[source] io::Error),
+}
+
+impl CliError {
+    pub(crate) fn file(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        |source| Self::File { path: path.to_owned(), source }
+    }
+
+    /// Whoever reads our output has gone, as `head` does when it has seen enough.
+    pub(crate) fn is_closed_pipe(&self) -> bool {
+        let error: &io::Error = match self {
+            Self::Output(error) | Self::Query(QueryError::Sink(error)) => error,
+            Self::File { source, .. } => source,
+            _ => return false,
+        };
+        error.kind() == io::ErrorKind::BrokenPipe
+    }
+}
+
+/// An error with its causes in one line; what a cause repeats is said once.
+pub(crate) fn in_words(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn way_out(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "this user may not use the socket: see `api` in the daemon's configuration"
+        }
+        _ => "start wirevaultd, name its socket with --socket, or a store with --store",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_error_names_socket_reason_and_way_out() {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        let error = CliError::Connect { socket: "/run/x.sock".into(), source };
+        let text = in_words(&error);
+        assert!(text.starts_with("cannot reach wirevaultd at /run/x.sock: "), "{text}");
+        assert!(text.ends_with("or a store with --store"), "{text}");
+        assert_eq!(text.matches("not found").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn only_broken_pipes_are_closed_pipes() {
+        assert!(CliError::Output(io::ErrorKind::BrokenPipe.into()).is_closed_pipe());
+        assert!(!CliError::Output(io::ErrorKind::StorageFull.into()).is_closed_pipe());
+        assert!(!CliError::Usage(String::new()).is_closed_pipe());
+    }
+}

@@ -1,0 +1,96 @@
+//! Where an answer comes from, and which packets are meant.
+
+use std::path::{Path, PathBuf};
+
+use wirevault_daemon::api::DEFAULT_SOCKET;
+use wirevault_index::{KeySource, StoreReader, open_store};
+use wirevault_query::Request;
+use wirevault_query::time::{local_zone, parse};
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use crate::args::{Place, Question};
+use crate::client::Client;
+use crate::error::CliError;
+use crate::interrupt::Cancel;
+
+/// Who is asked.
+pub(crate) enum Asked {
+    /// The store itself.
+    Store(StoreReader),
+    /// The daemon.
+    Daemon(Client),
+}
+
+/// Opens the store, or connects to the daemon.
+///
+/// # Errors
+/// `Index`, `Connect`.
+pub(crate) fn ask(place: &Place, cancel: &Cancel) -> Result<Asked, CliError> {
+    if let Some(dir) = &place.store {
+        return Ok(Asked::Store(open(dir, place.key.as_deref())?));
+    }
+    let socket = place.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
+    Ok(Asked::Daemon(Client::connect(socket, cancel)?))
+}
+
+/// Opens a store for reading.
+///
+/// # Errors
+/// `Index`.
+pub(crate) fn open(dir: &Path, key: Option<&Path>) -> Result<StoreReader, CliError> {
+    Ok(open_store(dir, &key_source(key))?)
+}
+
+/// The key that was named, or the one that the store recorded.
+pub(crate) fn key_source(key: Option<&Path>) -> KeySource {
+    key.map_or(KeySource::Recorded, |path| KeySource::File(PathBuf::from(path)))
+}
+
+/// The question as the query crate takes it.
+///
+/// # Errors
+/// `Time`.
+pub(crate) fn request(question: &Question) -> Result<Request, CliError> {
+    let now_ns = SystemClock.unix_ns();
+    let time = |flag: &'static str, text: &Option<String>| {
+        let read = |text: &String| {
+            parse(text, now_ns, &local_zone()).map_err(|source| CliError::Time { flag, source })
+        };
+        text.as_ref().map(read).transpose()
+    };
+    Ok(Request {
+        filter: question.filter.join(" "),
+        since_ns: time("since", &question.since)?,
+        until_ns: time("until", &question.until)?,
+        skip_link_types: question.skip_linktype,
+        ..Request::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn question(filter: &[&str], since: Option<&str>) -> Question {
+        Question {
+            filter: filter.iter().map(ToString::to_string).collect(),
+            since: since.map(ToOwned::to_owned),
+            until: None,
+            skip_linktype: true,
+        }
+    }
+
+    #[test]
+    fn words_of_a_filter_are_joined() {
+        let request = request(&question(&["tcp", "port", "80"], Some("@1.5"))).unwrap();
+        assert_eq!(request.filter, "tcp port 80");
+        assert_eq!(request.since_ns, Some(1_500_000_000));
+        assert!(request.skip_link_types && request.until_ns.is_none());
+    }
+
+    #[test]
+    fn a_wrong_time_names_its_flag() {
+        let error = request(&question(&[], Some("soon"))).unwrap_err();
+        assert!(error.to_string().starts_with("--since: `soon` is not a time"), "{error}");
+    }
+}

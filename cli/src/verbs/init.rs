@@ -1,0 +1,184 @@
+//! `wirevault init`: a new store, and where its key is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use wirevault_format::StoreId;
+use wirevault_index::{KeySource, open_store};
+use wirevault_media::{DirMedia, Media};
+use wirevault_seal::{FileProvider, KeyProvider, default_key_path, random};
+use wirevault_storage::{CreateOptions, create};
+use wirevault_telemetry::clock::SystemClock;
+
+use crate::args::InitArgs;
+use crate::error::CliError;
+use crate::outcome::Outcome;
+use crate::output::{Paint, count_text, put, size_text};
+
+/// Makes a store. What a failed attempt made is removed again.
+pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
+    let dirs: Vec<&Path> =
+        [&args.dir].into_iter().chain(&args.volumes).map(PathBuf::as_path).collect();
+    let mut made = Made::default();
+    let mut volumes: Vec<(Arc<dyn Media>, String)> = Vec::new();
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for dir in dirs {
+        if !dir.exists() {
+            made.dirs.push(dir.to_owned());
+        }
+        let media = DirMedia::create(dir)?;
+        let path = media.path().to_owned();
+        if let Some(other) = paths.iter().find(|other| **other == path) {
+            let path = other.display();
+            return Err(CliError::Usage(format!("{path} was named twice; a volume is one place")));
+        }
+        volumes.push((Arc::new(media), text(&path)?));
+        paths.push(path);
+    }
+    let store = random::store_id()?;
+    let key = match args.plaintext {
+        true => None,
+        false => Some(key(args.key.as_deref(), store, &paths, &mut made)?),
+    };
+    let options = CreateOptions {
+        quota_bytes: args.quota,
+        lanes: args.lanes,
+        key: key.as_ref().map(|key| Arc::clone(key) as Arc<dyn KeyProvider>),
+        key_path: key.as_ref().map_or(Ok(String::new()), |key| text(key.path()))?,
+        clock: Arc::new(SystemClock),
+    };
+    create(&volumes, store, &options)?;
+    let made_key = made.key.is_some();
+    made.keep();
+    tell_store(&paths[0], store)?;
+    tell_key(key.as_deref(), made_key)?;
+    Ok(Outcome::Found)
+}
+
+/// Opens the key file that was named if it exists, else makes one.
+fn key(
+    named: Option<&Path>,
+    store: StoreId,
+    volumes: &[PathBuf],
+    made: &mut Made,
+) -> Result<Arc<FileProvider>, CliError> {
+    let path = match named {
+        Some(path) => std::path::absolute(path).map_err(CliError::file(path))?,
+        None => default_key_path(store)?,
+    };
+    // Directories of the path that exist already may be links into the store.
+    let existing = path.ancestors().skip(1).find_map(|dir| dir.canonicalize().ok());
+    let inside = |dir: &Path| volumes.iter().any(|volume| dir.starts_with(volume));
+    if inside(&path) || existing.is_some_and(|dir| inside(&dir)) {
+        let path = path.display();
+        return Err(CliError::Usage(format!(
+            "the key {path} would lie inside the store: whoever takes the disk has the key; name \
+             another place with --key"
+        )));
+    }
+    let provider = match path.exists() {
+        true => FileProvider::open(&path)?,
+        false => {
+            let provider = FileProvider::create(&path)?;
+            made.key = Some(path);
+            provider
+        }
+    };
+    Ok(Arc::new(provider))
+}
+
+fn tell_store(first: &Path, store: StoreId) -> Result<(), CliError> {
+    let reader = open_store(first, &KeySource::Recorded)?;
+    let mut text = format!("store      {store}\n");
+    let mut segments = 0;
+    for volume in &reader.volumes {
+        let superblock = &volume.superblock;
+        let (path, quota) = (volume.media.describe(), size_text(superblock.quota_bytes));
+        text += &format!("volume {:<3} {path}, at most {quota}\n", superblock.number);
+        segments = superblock.segment_bytes;
+    }
+    let volumes = count_text(reader.volumes.len() as u64, "volume");
+    text += &format!("segments   {} each, on {volumes}\n", size_text(segments));
+    put(&text)
+}
+
+fn tell_key(key: Option<&FileProvider>, made: bool) -> Result<(), CliError> {
+    let paint = Paint::stdout();
+    let Some(key) = key else {
+        return put("key        none: packets are stored unencrypted\n");
+    };
+    let (path, id) = (key.path().display(), key.id());
+    let new = if made { "new" } else { "was there already" };
+    put(&format!("key        {path} ({id}, {new})\n"))?;
+    put(&format!(
+        "{}\n",
+        paint.warn(
+            "Back the key up now, away from this machine and away from the store: without it \
+             nothing in the store can ever be read."
+        )
+    ))
+}
+
+fn text(path: &Path) -> Result<String, CliError> {
+    path.to_str().map(ToOwned::to_owned).ok_or_else(|| {
+        CliError::Usage(format!(
+            "{} is not UTF-8; a store records its paths as text",
+            path.display()
+        ))
+    })
+}
+
+/// What this attempt made, removed unless it is kept.
+#[derive(Debug, Default)]
+struct Made {
+    key: Option<PathBuf>,
+    dirs: Vec<PathBuf>,
+}
+
+impl Made {
+    /// Field by field: assigning a new value would drop, and so remove, what is to be kept.
+    fn keep(&mut self) {
+        self.key = None;
+        self.dirs.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(key) = &self.key {
+            // Nothing was ever sealed with it.
+            let _ = fs::remove_file(key);
+        }
+        for dir in &self.dirs {
+            // It stays if it is not empty.
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_stays_and_the_rest_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        for keep in [true, false] {
+            let made = dir.path().join("made");
+            let key = dir.path().join("key");
+            fs::create_dir(&made).unwrap();
+            fs::write(&key, "k").unwrap();
+            let mut attempt = Made { key: Some(key.clone()), dirs: vec![made.clone()] };
+            if keep {
+                attempt.keep();
+            }
+            drop(attempt);
+            assert_eq!((key.exists(), made.exists()), (keep, keep));
+            if keep {
+                fs::remove_file(&key).unwrap();
+                fs::remove_dir(&made).unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The verbs, one file each.
+
+pub(crate) mod flows;
+pub(crate) mod import;
+pub(crate) mod init;
+pub(crate) mod inspect;
+pub(crate) mod query;
+pub(crate) mod segments;
+pub(crate) mod status;
+pub(crate) mod tail;
+pub(crate) mod verify;

@@ -1,0 +1,307 @@
+//! `wirevault status`: one page that says whether it records, and what was lost.
+
+use std::fmt::Write;
+
+use wirevault_daemon::api::{self, BufferStatus, LaneStatus, State, StatusReport, VolumeStatus};
+use wirevault_daemon::status;
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use crate::args::StatusArgs;
+use crate::error::CliError;
+use crate::interrupt;
+use crate::outcome::Outcome;
+use crate::output::{Paint, count_text, put, put_json, size_text, table, table_text};
+use crate::place::{self, Asked};
+
+/// State of a volume at which nothing is wrong.
+const OK: &str = "ok";
+
+/// Shows the status.
+pub(crate) fn show(args: &StatusArgs) -> Result<Outcome, CliError> {
+    let cancel = interrupt::watch()?;
+    let report: StatusReport = match place::ask(&args.place, &cancel)? {
+        Asked::Store(store) => status::offline(&store, &store.catalog(SystemClock.unix_ns())),
+        Asked::Daemon(mut client) => client.get(api::STATUS)?,
+    };
+    match args.json {
+        true => put_json(&report)?,
+        false => put(&page(&report, Paint::stdout()))?,
+    }
+    Ok(Outcome::Found)
+}
+
+/// The page. Sections without content are left out.
+fn page(report: &StatusReport, paint: Paint) -> String {
+    let mut page = head(report, paint);
+    for reason in &report.reasons {
+        line(&mut page, &paint.warn(&format!("  ! {reason}")));
+    }
+    lanes(&mut page, report, paint);
+    volumes(&mut page, &report.volumes, paint);
+    if let Some(buffer) = &report.buffer {
+        buffer_section(&mut page, buffer, paint);
+    }
+    if let Some(recovery) = report.recovery.as_ref().filter(|recovery| !recovery.is_clean()) {
+        line(&mut page, &format!("\n{}", paint.strong("repaired at the last start")));
+        let segments = count_text(recovery.segments, "interrupted segment");
+        let packets = count_text(recovery.packets, "packet");
+        line(&mut page, &format!("  {segments} closed with {packets}"));
+        for damage in &recovery.damage {
+            line(&mut page, &paint.bad(&format!("  ! {damage}")));
+        }
+    }
+    page
+}
+
+fn head(report: &StatusReport, paint: Paint) -> String {
+    let state = match report.state {
+        State::Recording => paint.good("recording"),
+        State::Degraded => paint.warn("recording, DEGRADED"),
+        State::Ended => "all sources have ended".to_owned(),
+        State::Stopping => paint.warn("stopping"),
+        State::Offline => "offline: read from the store, no daemon was asked".to_owned(),
+    };
+    let sealed = if report.sealed { "sealed" } else { "plaintext" };
+    let segments = count_text(report.segments, "segment");
+    let mut head = format!("{} {state}\n", paint.strong("wirevault"));
+    line(&mut head, &format!("store     {}, {sealed}, {segments}", report.store));
+    if let Some(started) = &report.started {
+        let seconds = report.now.ns.saturating_sub(started.ns) / 1_000_000_000;
+        line(&mut head, &format!("running   since {started}, {}", duration(seconds)));
+    }
+    line(&mut head, &format!("release   {}", report.version));
+    head
+}
+
+fn lanes(page: &mut String, report: &StatusReport, paint: Paint) {
+    if report.lanes.is_empty() {
+        return;
+    }
+    line(page, &format!("\n{}", paint.strong("lanes, in packets")));
+    let headings =
+        ["lane", "source", "state", "received", "stored", "shed", "dropped", "in flight", "oldest"];
+    let mut table = table(&headings, &[0, 3, 4, 5, 6, 7, 8]);
+    for lane in &report.lanes {
+        let interface = lane.interface.as_deref().unwrap_or_default();
+        table.add_row([
+            lane.lane.to_string(),
+            format!("{} {interface}", lane.source).trim_end().to_owned(),
+            lane.state.clone(),
+            lane.received.to_string(),
+            lane.stored.to_string(),
+            lane.shed.to_string(),
+            lane.dropped.to_string(),
+            lane.in_flight.to_string(),
+            format!("{} ms", lane.unacknowledged_age_ms),
+        ]);
+    }
+    page.push_str(&table_text(&table, "  "));
+    for lane in &report.lanes {
+        lane_lines(page, lane, report.state == State::Offline, paint);
+    }
+}
+
+fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint) {
+    let mut say = |text: String| line(page, &format!("  lane {}: {text}", lane.lane));
+    let lost = lane.dropped_by_cause.iter().filter(|(_, packets)| **packets > 0);
+    for (cause, packets) in lost {
+        say(paint.bad(&format!("{} lost: {cause}", count_text(*packets, "packet"))));
+    }
+    let counts = [
+        (lane.cut, "cut"),
+        (lane.unparsed, "not parsed"),
+        (lane.unreadable, "not readable"),
+        (lane.unindexed_chunks, "in chunks without index (chunks)"),
+    ];
+    for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+        say(format!("{count} {what}"));
+    }
+    if let Some(until) = &lane.durable_until {
+        say(format!("durable up to {until}, watermark {}", lane.watermark));
+    }
+    if let Some(error) = &lane.error {
+        say(paint.bad(error));
+    }
+    if offline {
+        return;
+    }
+    let mut uses = vec![format!("pages {}", lane.hugepages)];
+    uses.extend(lane.fanout.as_ref().map(|fanout| format!("fanout {fanout}")));
+    uses.extend(lane.cpu.map(|cpu| format!("cpu {cpu}")));
+    uses.extend((lane.ring_bytes > 0).then(|| format!("ring {}", size_text(lane.ring_bytes))));
+    uses.extend((!lane.clocks.is_empty()).then(|| format!("clock {}", lane.clocks.join(", "))));
+    say(uses.join("; "));
+    for note in &lane.notes {
+        say(format!("note: {note}"));
+    }
+}
+
+fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
+    if volumes.is_empty() {
+        return;
+    }
+    line(page, &format!("\n{}", paint.strong("volumes")));
+    let headings = ["path", "state", "used", "quota", "", "segments", "write p99", "sync p99"];
+    let mut table = table(&headings, &[2, 3, 4, 5, 6, 7]);
+    let micros = |time: Option<u64>| time.map_or("-".to_owned(), |micros| format!("{micros} us"));
+    for volume in volumes {
+        table.add_row([
+            volume.path.clone(),
+            if volume.state == OK { OK } else { "FAILED" }.to_owned(),
+            size_text(volume.used_bytes),
+            size_text(volume.quota_bytes),
+            format!("{} %", (volume.used_bytes * 100).div_ceil(volume.quota_bytes.max(1))),
+            volume.segments.to_string(),
+            micros(volume.write_p99_us),
+            micros(volume.sync_p99_us),
+        ]);
+    }
+    page.push_str(&table_text(&table, "  "));
+    for volume in volumes.iter().filter(|volume| volume.state != OK) {
+        line(page, &paint.bad(&format!("  {}: {}", volume.path, volume.state)));
+    }
+    for volume in volumes.iter().filter(|volume| !volume.backend.is_empty()) {
+        let has = |on: bool, what: &str| format!("{what} {}", if on { "yes" } else { "NO" });
+        let uses = [
+            volume.backend.clone(),
+            has(volume.o_direct, "O_DIRECT"),
+            has(volume.registered_buffers, "registered buffers"),
+            has(volume.registered_files, "registered files"),
+        ];
+        line(page, &format!("  {}: {}", volume.path, uses.join("; ")));
+        for why in &volume.why_not {
+            line(page, &paint.warn(&format!("    not in use: {why}")));
+        }
+        if volume.failed_chunks > 0 {
+            let chunks = count_text(volume.failed_chunks, "chunk");
+            line(page, &paint.bad(&format!("    {chunks} given up: the device failed")));
+        }
+    }
+}
+
+fn buffer_section(page: &mut String, buffer: &BufferStatus, paint: Paint) {
+    line(page, &format!("\n{}", paint.strong("buffer")));
+    let locked = if buffer.locked { "locked" } else { "NOT locked" };
+    let (bytes, pages) = (size_text(buffer.bytes), &buffer.hugepages);
+    line(page, &format!("  {bytes}, pages {pages}, {locked}"));
+    let (used, chunks) = (buffer.in_flight, buffer.chunks);
+    let permille = buffer.pressure_permille;
+    line(
+        page,
+        &format!(
+            "  {used} of {chunks} chunks in use, pressure {}.{} %",
+            permille / 10,
+            permille % 10
+        ),
+    );
+    for why in &buffer.why_not {
+        line(page, &paint.warn(&format!("  not in use: {why}")));
+    }
+}
+
+fn line(page: &mut String, text: &str) {
+    // Writing into a text cannot fail.
+    let _ = writeln!(page, "{text}");
+}
+
+/// A span of time in its two largest units: `3d 4h`, `12m 5s`.
+fn duration(seconds: u64) -> String {
+    let parts = [
+        (seconds / 86_400, "d"),
+        (seconds / 3600 % 24, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+    ];
+    let first = parts.iter().position(|(count, _)| *count > 0).unwrap_or(3);
+    let shown = parts[first..].iter().take(2).map(|(count, unit)| format!("{count}{unit}"));
+    shown.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> StatusReport {
+        let mut lane = LaneStatus {
+            interface: Some("eth0".to_owned()),
+            source: "packet_mmap".to_owned(),
+            state: "running".to_owned(),
+            received: 110,
+            stored: 90,
+            dropped: 15,
+            in_flight: 5,
+            hugepages: "2 MiB".to_owned(),
+            fanout: Some("hash".to_owned()),
+            ..LaneStatus::default()
+        };
+        lane.dropped_by_cause.insert("ring_overflow".to_owned(), 15);
+        lane.dropped_by_cause.insert("no_buffer".to_owned(), 0);
+        let volume = VolumeStatus {
+            path: "/data".to_owned(),
+            quota_bytes: 1 << 30,
+            used_bytes: 1 << 28,
+            state: "ok".to_owned(),
+            backend: "io_uring".to_owned(),
+            registered_files: true,
+            why_not: vec!["O_DIRECT: the file system refuses it".to_owned()],
+            ..VolumeStatus::default()
+        };
+        StatusReport {
+            state: State::Degraded,
+            reasons: vec!["lane 0 lost packets".to_owned()],
+            store: "ab".repeat(16),
+            sealed: true,
+            started: Some(0.into()),
+            now: 90_000_000_000_000.into(),
+            version: "0.1.0".to_owned(),
+            lanes: vec![lane],
+            volumes: vec![volume],
+            missing_volumes: Vec::new(),
+            buffer: Some(BufferStatus { pressure_permille: 123, ..BufferStatus::default() }),
+            segments: 1,
+            recovery: None,
+        }
+    }
+
+    #[test]
+    fn the_page_says_what_is_lost_and_what_is_not_in_use() {
+        let page = page(&report(), Paint::stderr());
+        for wanted in [
+            "wirevault recording, DEGRADED",
+            "sealed, 1 segment\n",
+            "1d 1h",
+            "! lane 0 lost packets",
+            "packet_mmap eth0",
+            "15 packets lost: ring_overflow",
+            "pages 2 MiB; fanout hash",
+            "256.0 MiB",
+            "25 %",
+            "O_DIRECT NO; registered buffers NO; registered files yes",
+            "not in use: O_DIRECT: the file system refuses it",
+            "pressure 12.3 %",
+        ] {
+            assert!(page.contains(wanted), "{wanted} is not in\n{page}");
+        }
+        assert!(!page.contains("no_buffer"), "{page}");
+        assert!(page.lines().all(|line| line.chars().count() <= 100), "{page}");
+    }
+
+    #[test]
+    fn an_offline_page_has_no_machine_facts() {
+        let mut report = report();
+        report.state = State::Offline;
+        (report.started, report.buffer) = (None, None);
+        report.volumes[0].backend.clear();
+        let page = page(&report, Paint::stderr());
+        assert!(page.contains("offline") && !page.contains("O_DIRECT"), "{page}");
+        assert!(!page.contains("fanout"), "{page}");
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        assert_eq!(duration(0), "0s");
+        assert_eq!(duration(59), "59s");
+        assert_eq!(duration(3600), "1h 0m");
+        assert_eq!(duration(90_061), "1d 1h");
+    }
+}

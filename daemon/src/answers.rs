@@ -1,0 +1,319 @@
+//! Answers that are streamed: a query runs on a thread that may block, and writes into a bounded
+//! channel that the connection empties.
+//!
+//! - A reader that is slow makes the query wait; one that is gone cancels it.
+//! - The first piece decides the status: an error before it is a status of its own, one after it
+//!   breaks the connection off, so that no cut answer looks whole.
+//! - So many answers run at a time; more are refused with 503. A query can never cost packets: it
+//!   takes no lock that a lane waits for.
+
+use std::io::{self, BufWriter, Write};
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Json, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_core::Stream;
+use serde::Serialize;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use wirevault_query::export::PcapngSink;
+use wirevault_query::{QueryError, Request, Summary, flows, run};
+
+use crate::api::{ErrorBody, JSON_LINES_TYPE, PCAPNG_TYPE, QueryBody};
+use crate::error::chain;
+use crate::server::App;
+
+/// Answers that are made at a time; each may hold a thread and some MiB.
+pub(crate) const ANSWERS_MAX: usize = 32;
+/// Pieces of an answer that wait for the connection. A piece has 256 KiB at most.
+const PIECES: usize = 4;
+/// Bytes of flow rows that are collected before they are sent.
+const ROWS_BYTES: usize = 64 << 10;
+
+/// Why there is no answer, or no more of it.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The question is at fault.
+    Refused(String),
+    /// The answer is.
+    Failed(String),
+}
+
+/// Packets, as pcapng.
+pub(crate) async fn query(
+    State(app): State<App>,
+    body: Result<Json<QueryBody>, JsonRejection>,
+) -> Response {
+    let request = match question(body) {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    let asked = app.clone();
+    stream(&app, PCAPNG_TYPE, move |pipe, cancel| {
+        counted(&asked, |catalog| {
+            let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
+            let summary = run(catalog, &request, &mut sink, cancel)?;
+            sink.finish(&summary).map_err(QueryError::Sink)?;
+            Ok(summary)
+        })
+    })
+    .await
+}
+
+/// Flows, one JSON object a line, and the summary as the last line.
+pub(crate) async fn flow_rows(
+    State(app): State<App>,
+    body: Result<Json<QueryBody>, JsonRejection>,
+) -> Response {
+    /// The last line.
+    #[derive(Serialize)]
+    struct Last<'a> {
+        summary: &'a Summary,
+    }
+
+    let request = match question(body) {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    let asked = app.clone();
+    stream(&app, JSON_LINES_TYPE, move |pipe, cancel| {
+        counted(&asked, |catalog| {
+            let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
+            let summary = flows(
+                catalog,
+                &request,
+                &mut |row| put_line(&mut lines, row).map(|()| ControlFlow::Continue(())),
+                cancel,
+            )?;
+            put_line(&mut lines, &Last { summary: &summary }).map_err(QueryError::Sink)?;
+            lines.flush().map_err(QueryError::Sink)?;
+            Ok(summary)
+        })
+    })
+    .await
+}
+
+/// Runs `work` on a thread of its own and streams what it writes.
+pub(crate) async fn stream(
+    app: &App,
+    content_type: &'static str,
+    work: impl FnOnce(&mut Pipe, &AtomicBool) -> Result<(), Failure> + Send + 'static,
+) -> Response {
+    let Some(permit) = app.permit() else {
+        let text = format!("{ANSWERS_MAX} answers are being made already; ask again later");
+        return error(StatusCode::SERVICE_UNAVAILABLE, text);
+    };
+    let cancel = Arc::new(AtomicBool::new(false));
+    app.cancel_at_stop(&cancel);
+    let (sender, pieces) = channel(PIECES);
+    let mut answer = Answer { first: None, pieces, cancel: Arc::clone(&cancel) };
+    tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        let mut pipe = Pipe { sender, held: None };
+        // A receiver that is gone does not want to know either way.
+        match work(&mut pipe, &cancel) {
+            Ok(()) => drop(pipe.flush()),
+            Err(failure) => drop(pipe.sender.blocking_send(Err(failure))),
+        }
+    });
+    match answer.pieces.recv().await {
+        Some(Ok(piece)) => answer.first = Some(piece),
+        Some(Err(Failure::Refused(text))) => return error(StatusCode::BAD_REQUEST, text),
+        Some(Err(Failure::Failed(text))) => return error(StatusCode::INTERNAL_SERVER_ERROR, text),
+        None => {}
+    }
+    let content_type = HeaderValue::from_static(content_type);
+    ([(header::CONTENT_TYPE, content_type)], Body::from_stream(answer)).into_response()
+}
+
+/// An error as JSON.
+pub(crate) fn error(status: StatusCode, text: String) -> Response {
+    (status, Json(ErrorBody { error: text })).into_response()
+}
+
+/// The writing end of an answer.
+///
+/// The first piece is held back until more comes or until a flush: a writer that fails passes on
+/// what it has buffered when it is dropped, and the failure must come first.
+#[derive(Debug)]
+pub(crate) struct Pipe {
+    sender: Sender<Result<Bytes, Failure>>,
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+enum Held {
+    First(Bytes),
+    Sent,
+}
+
+impl Pipe {
+    fn send(&self, bytes: Bytes) -> io::Result<()> {
+        let sent = self.sender.blocking_send(Ok(bytes));
+        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    }
+}
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let piece = Bytes::copy_from_slice(bytes);
+        match self.held {
+            None => self.held = Some(Held::First(piece)),
+            Some(_) => {
+                self.flush()?;
+                self.send(piece)?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    /// Sends what is held back.
+    fn flush(&mut self) -> io::Result<()> {
+        match self.held.replace(Held::Sent) {
+            Some(Held::First(piece)) => self.send(piece),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The reading end of an answer. Dropping it, as a closed connection does, cancels the work.
+struct Answer {
+    first: Option<Bytes>,
+    pieces: Receiver<Result<Bytes, Failure>>,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Stream for Answer {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        self.pieces.poll_recv(context).map(|piece| {
+            piece.map(|piece| {
+                piece.map_err(|failure| {
+                    let (Failure::Refused(text) | Failure::Failed(text)) = failure;
+                    tracing::warn!("an answer was broken off: {text}");
+                    io::Error::other(text)
+                })
+            })
+        })
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Looks at the catalog, runs a query over it and books its result.
+fn counted(
+    app: &App,
+    ask: impl FnOnce(&wirevault_index::Catalog) -> Result<Summary, QueryError>,
+) -> Result<(), Failure> {
+    let catalog = app.pipeline().map(|pipeline| pipeline.catalog());
+    let catalog = catalog.ok_or_else(|| Failure::Failed("the recorder has stopped".to_owned()))?;
+    let started = Instant::now();
+    let questions = app.questions();
+    questions.running.fetch_add(1, Ordering::Relaxed);
+    let result = ask(&catalog);
+    questions.running.fetch_sub(1, Ordering::Relaxed);
+    let took_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    questions.duration.record_ns(took_ns);
+    let (count, result) = match result {
+        Ok(summary) => {
+            questions.matched_packets.fetch_add(summary.packets, Ordering::Relaxed);
+            (&questions.answered, Ok(()))
+        }
+        Err(failed) if failed.is_misuse() => {
+            (&questions.refused, Err(Failure::Refused(chain(&failed))))
+        }
+        Err(failed) if failed.is_cancelled() || matches!(failed, QueryError::Sink(_)) => {
+            (&questions.cancelled, Err(Failure::Failed(chain(&failed))))
+        }
+        Err(failed) => (&questions.failed, Err(Failure::Failed(chain(&failed)))),
+    };
+    count.fetch_add(1, Ordering::Relaxed);
+    result
+}
+
+#[expect(clippy::result_large_err, reason = "the response is the answer, not an error to pass on")]
+fn question(body: Result<Json<QueryBody>, JsonRejection>) -> Result<Request, Response> {
+    match body {
+        Ok(Json(body)) => Ok(body.into()),
+        Err(rejection) => Err(error(rejection.status(), rejection.body_text())),
+    }
+}
+
+fn put_line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    out.write_all(b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    fn answer(pieces: usize) -> (Pipe, Answer) {
+        let (sender, receiver) = channel(pieces);
+        let cancel = Arc::new(AtomicBool::new(false));
+        (Pipe { sender, held: None }, Answer { first: None, pieces: receiver, cancel })
+    }
+
+    async fn next(answer: &mut Answer) -> Option<io::Result<Bytes>> {
+        poll_fn(|context| Pin::new(&mut *answer).poll_next(context)).await
+    }
+
+    #[test]
+    fn a_dropped_answer_cancels_and_breaks_the_pipe() {
+        let (mut pipe, answer) = answer(1);
+        let cancel = Arc::clone(&answer.cancel);
+        pipe.write_all(b"one").unwrap();
+        pipe.flush().unwrap();
+        drop(answer);
+        assert!(cancel.load(Ordering::Relaxed));
+        assert_eq!(pipe.write_all(b"two").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+    }
+
+    #[test]
+    fn a_failure_comes_before_what_was_written_first() {
+        let (mut pipe, mut answer) = answer(2);
+        let mut writer = BufWriter::new(&mut pipe);
+        writer.write_all(b"header").unwrap();
+        drop(writer);
+        assert!(answer.pieces.try_recv().is_err(), "it is held back");
+        pipe.flush().unwrap();
+        assert_eq!(answer.pieces.try_recv().unwrap().unwrap(), "header");
+    }
+
+    #[tokio::test]
+    async fn pieces_come_in_order_and_a_failure_is_an_error() {
+        let (mut pipe, mut answer) = answer(4);
+        answer.first = Some(Bytes::from_static(b"zero"));
+        let writing = std::thread::spawn(move || {
+            pipe.write_all(b"one").unwrap();
+            pipe.write_all(b"two").unwrap();
+            let _ = pipe.sender.blocking_send(Err(Failure::Failed("broken".to_owned())));
+        });
+        assert_eq!(next(&mut answer).await.unwrap().unwrap(), "zero");
+        assert_eq!(next(&mut answer).await.unwrap().unwrap(), "one");
+        assert_eq!(next(&mut answer).await.unwrap().unwrap(), "two");
+        assert_eq!(next(&mut answer).await.unwrap().unwrap_err().to_string(), "broken");
+        assert!(next(&mut answer).await.is_none());
+        writing.join().unwrap();
+    }
+}

@@ -1,0 +1,355 @@
+//! Paths and JSON of the API: HTTP/1.1 over a unix socket.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`StatusReport`] |
+//! | `GET /v1/segments` | list of [`SegmentRow`], oldest first |
+//! | `GET /v1/metrics` | OpenMetrics text |
+//! | `POST /v1/query` with a [`QueryBody`] | pcapng; the last block's comment holds the summary |
+//! | `POST /v1/flows` with a [`QueryBody`] | one JSON object a line, last `{"summary":...}` |
+//! | `GET /v1/tail?filter=EXPR` | pcapng without end; what a slow reader missed is a comment |
+//!
+//! An error before the first byte of an answer is a status of 4xx or 5xx with an [`ErrorBody`]. An
+//! error later breaks the connection off: an answer without its last chunk, and so without a
+//! summary, is not whole.
+//!
+//! ```text
+//! $ curl --unix-socket /run/wirevault/wirevault.sock http://localhost/v1/query \
+//!     -H 'content-type: application/json' -d '{"filter":"tcp port 443"}' | tcpdump -nr -
+//! $ curl --unix-socket /run/wirevault/wirevault.sock http://localhost/v1/query \
+//!     -H 'content-type: application/json' -d '{"filter":"tcpp"}'
+//! {"error":"the filter does not fit link type EN10MB: can't parse filter expression: ..."}
+//! ```
+//!
+//! Times are Unix nanoseconds in requests; in answers they are objects of both forms, such as
+//! `{"utc":"2026-11-21T05:00:00Z","ns":1795237200000000000}`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use wirevault_query::Request;
+pub use wirevault_query::summary::Instant;
+
+/// Where the socket is if nobody says otherwise: the default of `api.socket`.
+pub const DEFAULT_SOCKET: &str = "/run/wirevault/wirevault.sock";
+/// Path of the status.
+pub const STATUS: &str = "/v1/status";
+/// Path of the list of segments.
+pub const SEGMENTS: &str = "/v1/segments";
+/// Path of the metrics.
+pub const METRICS: &str = "/v1/metrics";
+/// Path of queries.
+pub const QUERY: &str = "/v1/query";
+/// Path of flow queries.
+pub const FLOWS: &str = "/v1/flows";
+/// Path of the live view; the query parameter is `filter`.
+pub const TAIL: &str = "/v1/tail";
+/// Content type of pcapng answers.
+pub const PCAPNG_TYPE: &str = "application/x-pcapng";
+/// Content type of answers of one JSON object a line.
+pub const JSON_LINES_TYPE: &str = "application/x-ndjson";
+
+/// What is wrong with a request, or why it cannot be answered now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// In words: the thing, its value, the way out.
+    pub error: String,
+}
+
+/// A question: [`Request`] as JSON. Every field may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueryBody {
+    /// tcpdump's filter language; empty takes every packet.
+    pub filter: String,
+    /// Start of the window in packet time, ns.
+    pub since_ns: Option<u64>,
+    /// First nanosecond after the window.
+    pub until_ns: Option<u64>,
+    /// Packets at most.
+    pub limit: Option<u64>,
+    /// Strictly by time.
+    pub sort: bool,
+    /// Leave out link types that the filter does not fit.
+    pub skip_link_types: bool,
+    /// Count only: the answer holds no packets, only the summary.
+    pub count_only: bool,
+}
+
+impl From<QueryBody> for Request {
+    fn from(body: QueryBody) -> Self {
+        let QueryBody { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only } =
+            body;
+        Self { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only }
+    }
+}
+
+impl From<Request> for QueryBody {
+    fn from(request: Request) -> Self {
+        let Request { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only } =
+            request;
+        Self { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only }
+    }
+}
+
+/// What a store as a whole is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Every lane takes packets.
+    Recording,
+    /// It records, but something is not as it should be: see `reasons`.
+    Degraded,
+    /// Every source came to its end.
+    Ended,
+    /// It was told to stop and drains.
+    Stopping,
+    /// Read from the store; no recorder was asked.
+    Offline,
+}
+
+/// State of a recorder, or of a store that nobody was asked about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// What it is doing.
+    pub state: State,
+    /// Why it is degraded; empty otherwise.
+    pub reasons: Vec<String>,
+    /// Store id.
+    pub store: String,
+    /// Whether packets are encrypted.
+    pub sealed: bool,
+    /// When the recorder started; nothing offline.
+    pub started: Option<Instant>,
+    /// When this report was made.
+    pub now: Instant,
+    /// Release of the program that made the report.
+    pub version: String,
+    /// Lanes; offline those of the newest run.
+    pub lanes: Vec<LaneStatus>,
+    /// Volumes.
+    pub volumes: Vec<VolumeStatus>,
+    /// Paths and reasons of volumes that cannot be opened.
+    pub missing_volumes: Vec<String>,
+    /// The packet buffer; nothing offline.
+    pub buffer: Option<BufferStatus>,
+    /// Segments, open ones included.
+    pub segments: u64,
+    /// What the last start had to repair; nothing offline.
+    pub recovery: Option<RecoveryStatus>,
+}
+
+/// The books of one lane, and how it works.
+///
+/// `received = stored + shed + dropped + in_flight`; the other counts are parts of these, or stand
+/// beside them where that is said.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneStatus {
+    /// Number.
+    pub lane: u16,
+    /// Interface; nothing for a file.
+    pub interface: Option<String>,
+    /// Kind of source: `packet_mmap`, `replay`; offline `live` or `import`.
+    pub source: String,
+    /// `running`, `starved`, `interface_down`, `blocked`, `ended`.
+    pub state: String,
+    /// Packets that came in.
+    pub received: u64,
+    /// Packets durable.
+    pub stored: u64,
+    /// Packets left out by a configured filter.
+    pub shed: u64,
+    /// Packets lost.
+    pub dropped: u64,
+    /// The same by cause.
+    pub dropped_by_cause: BTreeMap<String, u64>,
+    /// Packets on their way.
+    pub in_flight: u64,
+    /// Those of them that are still in the source's ring.
+    pub in_ring: u64,
+    /// Packets stored with some of their bytes cut.
+    pub cut: u64,
+    /// Packets stored whose headers no parser understood.
+    pub unparsed: u64,
+    /// Records of a file that cannot be delimited: beside the sum.
+    pub unreadable: u64,
+    /// Sequence number below which everything is durable.
+    pub watermark: u64,
+    /// Age of the oldest packet that is not durable, ms; 0 when all are.
+    pub unacknowledged_age_ms: u64,
+    /// Largest packet time below the watermark.
+    pub durable_until: Option<Instant>,
+    /// Chunks that queries must scan, because the index does not cover them.
+    pub unindexed_chunks: u64,
+    /// Pages that hold the lane's chunks.
+    pub hugepages: String,
+    /// How the interface's packets are shared between lanes; nothing with one lane.
+    pub fanout: Option<String>,
+    /// Bytes of the kernel's ring.
+    pub ring_bytes: u64,
+    /// CPU the lane is pinned to.
+    pub cpu: Option<usize>,
+    /// What stamps the packets.
+    pub clocks: Vec<String>,
+    /// What else people should know of the source.
+    pub notes: Vec<String>,
+    /// The last thing that went wrong.
+    pub error: Option<String>,
+}
+
+/// One volume and its device queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Path.
+    pub path: String,
+    /// Bytes that segments may take.
+    pub quota_bytes: u64,
+    /// Bytes that they take.
+    pub used_bytes: u64,
+    /// Segments.
+    pub segments: u64,
+    /// Places for segments.
+    pub places: u64,
+    /// Bytes of one segment.
+    pub segment_bytes: u64,
+    /// How it is; `ok` unless something failed.
+    pub state: String,
+    /// Back end of its queue: `io_uring`, `thread`; empty offline.
+    pub backend: String,
+    /// Whether writes go past the page cache.
+    pub o_direct: bool,
+    /// Whether chunks are written from memory that the kernel knows already.
+    pub registered_buffers: bool,
+    /// Whether files are registered with the kernel.
+    pub registered_files: bool,
+    /// What was wanted and is not so, with the reason.
+    pub why_not: Vec<String>,
+    /// Half of the writes took no longer, µs; an upper bound, at most twice too high.
+    pub write_p50_us: Option<u64>,
+    /// 99 % of the writes took no longer.
+    pub write_p99_us: Option<u64>,
+    /// Half of the flushes took no longer.
+    pub sync_p50_us: Option<u64>,
+    /// 99 % of the flushes took no longer.
+    pub sync_p99_us: Option<u64>,
+    /// Bytes written since the start.
+    pub written_bytes: u64,
+    /// Chunks given up because the device failed.
+    pub failed_chunks: u64,
+}
+
+/// The packet buffer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BufferStatus {
+    /// Bytes.
+    pub bytes: u64,
+    /// Pages in use.
+    pub hugepages: String,
+    /// Bytes backed by hugepages.
+    pub huge_bytes: u64,
+    /// Whether it cannot be swapped out.
+    pub locked: bool,
+    /// Chunks.
+    pub chunks: u64,
+    /// Chunks in use.
+    pub in_flight: u64,
+    /// Share of the chunks in use, in thousandths.
+    pub pressure_permille: u64,
+    /// What was wanted and is not so, with the way out.
+    pub why_not: Vec<String>,
+}
+
+/// What a start had to repair after a crash.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecoveryStatus {
+    /// Interrupted segments that were closed.
+    pub segments: u64,
+    /// Packets in them.
+    pub packets: u64,
+    /// Places whose segment held nothing yet.
+    pub empty_segments: u64,
+    /// Runs that a crash ended.
+    pub crashed_runs: u64,
+    /// Interrupted segments that could not be closed, with the reason; the next start tries again.
+    pub set_aside: Vec<String>,
+    /// What was acknowledged and is not there: one line each. Empty unless a device lied or rotted.
+    pub damage: Vec<String>,
+}
+
+impl RecoveryStatus {
+    /// The last end was clean.
+    pub fn is_clean(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentRow {
+    /// Name.
+    pub name: String,
+    /// Volume number.
+    pub volume: u16,
+    /// Place on the volume.
+    pub place: u32,
+    /// Store-wide number; the smallest is given up first.
+    pub ordinal: u64,
+    /// `open` (being written), `interrupted` (a crash left it so), `closed`.
+    pub state: String,
+    /// Why it was closed; nothing while it is not.
+    pub close_reason: Option<String>,
+    /// Packets are encrypted.
+    pub sealed: bool,
+    /// Written by an import.
+    pub import: bool,
+    /// Closed by recovery.
+    pub recovered: bool,
+    /// Recovery found damage.
+    pub damaged: bool,
+    /// Run.
+    pub run: String,
+    /// Lane.
+    pub lane: u16,
+    /// Link type.
+    pub link_type: String,
+    /// Smallest packet time.
+    pub from: Option<Instant>,
+    /// Largest packet time.
+    pub until: Option<Instant>,
+    /// When it was opened.
+    pub opened: Instant,
+    /// When it was closed.
+    pub closed: Option<Instant>,
+    /// Packets.
+    pub packets: u64,
+    /// Captured bytes.
+    pub captured_bytes: u64,
+    /// Bytes on the volume; nothing while it is written.
+    pub file_bytes: Option<u64>,
+    /// Chunks.
+    pub chunks: u64,
+    /// Why it cannot be read, if so.
+    pub error: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_needs_no_field_and_takes_no_other() {
+        let body: QueryBody = serde_json::from_str("{}").unwrap();
+        assert_eq!(Request::from(body), Request::default());
+        let body: QueryBody = serde_json::from_str(r#"{"filter":"tcp","limit":3}"#).unwrap();
+        assert_eq!((body.filter.as_str(), body.limit), ("tcp", Some(3)));
+        let error = serde_json::from_str::<QueryBody>(r#"{"filtre":"tcp"}"#).unwrap_err();
+        assert!(error.to_string().contains("filtre"), "{error}");
+    }
+
+    #[test]
+    fn the_default_socket_is_the_configurations() {
+        let text = "store: /a\ncapture:\n  - interface: eth0\n";
+        let config = wirevault_config::parse(text, "t").unwrap();
+        assert_eq!(config.api.socket, std::path::Path::new(DEFAULT_SOCKET));
+    }
+}

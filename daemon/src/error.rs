@@ -1,0 +1,209 @@
+//! What can keep the recorder from starting or ending well, and what the process then exits with.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use wirevault_buffer::BufferError;
+use wirevault_capture::CaptureError;
+use wirevault_config::ConfigError;
+use wirevault_index::IndexError;
+use wirevault_pipeline::PipelineError;
+use wirevault_query::filter::FilterError;
+use wirevault_storage::StorageError;
+use wirevault_telemetry::log::LogError;
+
+/// What a process says by its exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Exit {
+    /// All went well.
+    Ok = 0,
+    /// Something failed while it ran.
+    Failed = 1,
+    /// Arguments or configuration are wrong.
+    Usage = 2,
+    /// The store cannot be used: absent, damaged, incomplete, or of a newer release.
+    Store = 3,
+    /// The key is missing or is another store's.
+    Key = 4,
+    /// Another process writes the store or answers on the socket.
+    Busy = 5,
+    /// The machine does not give what is needed: a privilege, an interface, memory.
+    Machine = 6,
+}
+
+impl Exit {
+    /// The codes and their meanings, for `--help`.
+    pub const HELP: &str = "Exit codes: 0 ended well; 1 failed while running; 2 wrong arguments or \
+        configuration; 3 the store cannot be used; 4 its key cannot; 5 another process has the \
+        store or the socket; 6 the machine lacks a privilege, an interface or memory.";
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// The recorder cannot start, or did not end well.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DaemonError {
+    /// The configuration cannot be read or is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A value of the configuration does not fit this machine or this store.
+    #[error("{path} is {value}: {problem}; {way_out}")]
+    Setting {
+        /// Where it stands in the configuration.
+        path: String,
+        /// The value.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        way_out: String,
+    },
+    /// A capture filter does not compile.
+    #[error("{path}: {source}; try it with `tcpdump -d`")]
+    Filter {
+        /// Where it stands in the configuration.
+        path: String,
+        /// What libpcap says.
+        source: FilterError,
+    },
+    /// The store refuses to be written.
+    #[error(transparent)]
+    Store(#[from] StorageError),
+    /// The store cannot be read.
+    #[error(transparent)]
+    Read(#[from] IndexError),
+    /// A source of packets cannot be opened.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// There is no memory for the packet buffer.
+    #[error("buffer.size: {0}")]
+    Buffer(#[from] BufferError),
+    /// The pipeline did not start or did not end well.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// Somebody answers on the socket.
+    #[error(
+        "a recorder already answers on {}; stop it, or set another `api.socket`",
+        path.display()
+    )]
+    SocketInUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("{}: {step} failed; `api.socket` names another place", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// What was being done.
+        step: &'static str,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Logging cannot be set up.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The operating system refused something that has no name in the configuration.
+    #[error("{what} failed")]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// The operating system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The pipeline ended although nobody asked it to.
+    #[error("all lanes ended although nobody asked them to; the messages before this say why")]
+    EndedEarly,
+    /// There is nothing to import.
+    #[error("no file to import was named")]
+    NoFiles,
+}
+
+impl DaemonError {
+    /// What the process exits with.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Config(_) | Self::Setting { .. } | Self::Filter { .. } | Self::NoFiles => {
+                Exit::Usage
+            }
+            Self::Store(error) => store_exit(error),
+            Self::Read(error) => read_exit(error),
+            Self::Capture(CaptureError::File { .. } | CaptureError::Unsupported { .. }) => {
+                Exit::Usage
+            }
+            Self::Capture(_) | Self::Buffer(_) | Self::Socket { .. } => Exit::Machine,
+            Self::SocketInUse { .. } => Exit::Busy,
+            Self::Pipeline(PipelineError::Store(error)) => store_exit(error),
+            Self::Pipeline(PipelineError::TooFewBuffers { .. }) => Exit::Usage,
+            Self::Pipeline(_) | Self::Log(_) | Self::System { .. } | Self::EndedEarly => {
+                Exit::Failed
+            }
+        }
+    }
+
+    /// The message with its causes, in one line.
+    pub fn chain(&self) -> String {
+        chain(self)
+    }
+}
+
+/// An error with its causes, in one line; a cause that a message repeats already is left out.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+fn store_exit(error: &StorageError) -> Exit {
+    match error {
+        _ if error.is_locked() => Exit::Busy,
+        StorageError::Index(error) => read_exit(error),
+        StorageError::Key { .. } => Exit::Key,
+        _ => Exit::Store,
+    }
+}
+
+fn read_exit(error: &IndexError) -> Exit {
+    match error {
+        IndexError::Key { .. } | IndexError::NoKey { .. } => Exit::Key,
+        _ => Exit::Store,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_follow_once() {
+        let source = io::Error::other("no such thing");
+        let error = DaemonError::System { what: "reading", source };
+        assert_eq!(error.chain(), "reading failed: no such thing");
+        let error = DaemonError::Read(IndexError::NotAStore { path: "/x".into(), why: "y".into() });
+        assert_eq!((error.exit(), error.exit() as u8), (Exit::Store, 3));
+        assert!(error.chain().contains("wirevault init /x"), "{}", error.chain());
+    }
+
+    #[test]
+    fn the_help_names_every_code() {
+        for code in 0..=Exit::Machine as u8 {
+            assert!(Exit::HELP.contains(&format!(" {code} ")), "{code}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Imports: capture files into a store, without any of the service around it. One run, one lane.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
+use wirevault_capture::Speed;
+use wirevault_format::limits::SNAPLEN_MAX;
+use wirevault_index::KeySource;
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_storage::Store;
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use crate::DaemonError;
+use crate::api::RecoveryStatus;
+pub use crate::chain::FileReport;
+use crate::chain::{ChainSource, Reports, lock};
+use crate::serve::recovery_status;
+
+/// How often the progress is told.
+const LOOK: Duration = Duration::from_millis(100);
+/// Bytes of packet buffer that keep a disk busy.
+const ARENA_BYTES: usize = 64 << 20;
+
+/// What to import, and where to.
+pub struct ImportOptions {
+    /// First directory of the store.
+    pub store: PathBuf,
+    /// Its key.
+    pub key: KeySource,
+    /// Capture files, in order.
+    pub files: Vec<PathBuf>,
+    /// With the pauses between the packets.
+    pub realtime: bool,
+    /// Bytes of packet buffer.
+    pub arena_bytes: usize,
+    /// Set it to end early: what was taken until then is stored.
+    pub cancel: Arc<AtomicBool>,
+}
+
+impl ImportOptions {
+    /// At full speed, with the usual buffer and the key that the store names.
+    pub fn new(store: PathBuf, files: Vec<PathBuf>) -> Self {
+        Self {
+            store,
+            key: KeySource::Recorded,
+            files,
+            realtime: false,
+            arena_bytes: ARENA_BYTES,
+            cancel: Arc::default(),
+        }
+    }
+}
+
+/// How far an import is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// File being read; empty at the end.
+    pub file: String,
+    /// Files that have ended.
+    pub files_ended: usize,
+    /// Files there are.
+    pub files: usize,
+    /// Packets taken.
+    pub packets: u64,
+    /// Captured bytes of them.
+    pub bytes: u64,
+    /// Packets durable.
+    pub stored: u64,
+}
+
+/// What came of an import.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportReport {
+    /// Packets read.
+    pub packets: u64,
+    /// Captured bytes of them.
+    pub bytes: u64,
+    /// Packets durable; fewer than `packets` only if a device failed.
+    pub stored: u64,
+    /// Packets lost on the way to the device.
+    pub dropped: u64,
+    /// Interfaces.
+    pub interfaces: u64,
+    /// Packets cut, because they were longer than a chunk.
+    pub cut: u64,
+    /// Files that could not be opened, or not be read to their end.
+    pub unreadable: u64,
+    /// Packets whose time had parts below the nanosecond, or lay outside 1970 to 2554.
+    pub times_rounded: u64,
+    /// Packets that lost some of their options.
+    pub options_cut: u64,
+    /// It was ended early.
+    pub cancelled: bool,
+    /// The last thing that went wrong in the pipeline.
+    pub error: Option<String>,
+    /// What opening the store had to repair.
+    pub recovery: RecoveryStatus,
+    /// File by file.
+    pub files: Vec<FileReport>,
+}
+
+impl ImportReport {
+    /// Everything in the files is in the store.
+    pub fn is_whole(&self) -> bool {
+        let failed = self.unreadable + self.dropped + u64::from(self.cancelled);
+        failed == 0 && self.stored == self.packets && self.error.is_none()
+    }
+}
+
+/// Imports files. `progress` is told of it several times a second.
+///
+/// # Errors
+/// The store cannot be written, the first file cannot be opened, or a device gave up. Files after
+/// the first that are damaged or absent are no error: the report says so.
+pub fn run(
+    options: ImportOptions,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<ImportReport, DaemonError> {
+    if options.files.is_empty() {
+        return Err(DaemonError::NoFiles);
+    }
+    let files = options.files.len();
+    let speed = if options.realtime { Speed::RealTime } else { Speed::Full };
+    let source = ChainSource::open(options.files, speed, None)?;
+    let reports = source.reports();
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (store, recovery) = Store::open_dir(&options.store, &options.key, Arc::clone(&clock))?;
+    let arena =
+        ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
+    let pool = Pool::new(Arena::new(arena)?);
+    let lane =
+        LaneSpec { source: Box::new(source), snaplen_bytes: SNAPLEN_MAX, filter: None, cpu: None };
+    let pipeline_options = PipelineOptions { import: true, ..PipelineOptions::default() };
+    let pipeline = Pipeline::start(store, pool, vec![lane], &pipeline_options, clock)?;
+    let mut cancelled = false;
+    while !pipeline.is_finished() {
+        if options.cancel.load(Ordering::Relaxed) && !cancelled {
+            cancelled = true;
+            pipeline.stop();
+        }
+        progress(&progress_of(&pipeline, &reports, files));
+        std::thread::sleep(LOOK);
+    }
+    let shared = pipeline.lanes().first().map(|lane| Arc::clone(&lane.shared));
+    let books = pipeline.join()?.into_iter().next().unwrap_or_default();
+    let files = lock(&reports).clone();
+    let sum = |figure: fn(&FileReport) -> u64| files.iter().map(figure).sum();
+    Ok(ImportReport {
+        packets: sum(|file| file.packets),
+        bytes: sum(|file| file.bytes),
+        stored: books.stored,
+        dropped: books.dropped_packets(),
+        interfaces: sum(|file| file.interfaces),
+        cut: books.cut,
+        unreadable: sum(|file| u64::from(file.error.is_some())),
+        times_rounded: sum(|file| file.times_rounded),
+        options_cut: sum(|file| file.options_cut),
+        cancelled,
+        error: shared.and_then(|shared| shared.error()),
+        recovery: recovery_status(&recovery),
+        files,
+    })
+}
+
+fn progress_of(pipeline: &Pipeline, reports: &Reports, files: usize) -> Progress {
+    let stored = pipeline.lanes().iter().map(|lane| lane.books.snapshot().stored).sum();
+    let reports = lock(reports);
+    let current = reports.last().filter(|file| !file.ended);
+    Progress {
+        file: current.map(|file| file.path.clone()).unwrap_or_default(),
+        files_ended: reports.iter().filter(|file| file.ended).count(),
+        files,
+        packets: reports.iter().map(|file| file.packets).sum(),
+        bytes: reports.iter().map(|file| file.bytes).sum(),
+        stored,
+    }
+}

@@ -1,0 +1,34 @@
+//! The recorder as a service: wiring, and the API through which people and tools ask it.
+//!
+//! ```text
+//!  config ──► sources ──► Pipeline ◄── serve (signals, systemd) ──► server (unix socket, HTTP)
+//!                            │                                        │ peer credentials
+//!                            ├──► status, metrics ────────────────────┤
+//!                            ├──► catalog ──► answers (query, flows) ──┤
+//!                            └──► tail ────────────────────────────────┘
+//!  import: files ──► chain ──► Pipeline, without any of the service
+//! ```
+//! - [`api`]: paths and JSON of the API, shared with the command line.
+//! - [`serve`]: what `wirevaultd --config` does. [`probe`]: what `wirevaultd validate` looks at.
+//! - [`import`]: the command line's entry for imports.
+//! - [`status`]: the report of a running recorder, and of a store that nobody writes.
+//! - [`error`]: [`DaemonError`] and the exit codes.
+//!
+//! Nothing here decides about packets: what it starts is in `pipeline`, what it asks is in `query`.
+
+#![forbid(unsafe_code)]
+
+mod answers;
+pub mod api;
+mod chain;
+pub mod error;
+pub mod import;
+mod metrics;
+pub mod probe;
+pub mod serve;
+mod server;
+mod sources;
+pub mod status;
+mod tail;
+
+pub use error::{DaemonError, Exit};

@@ -1,0 +1,119 @@
+//! `wirevaultd`: the recorder as a service, in the foreground.
+
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use wirevault_config::{Config, Given, LogLevel};
+use wirevault_daemon::probe::{self, Level};
+use wirevault_daemon::{DaemonError, Exit, serve};
+use wirevault_telemetry::log;
+
+/// Records packets into a Wirevault store until SIGTERM or SIGINT, and answers questions on a unix
+/// socket meanwhile.
+#[derive(Debug, Parser)]
+#[command(
+    name = "wirevaultd",
+    version,
+    after_help = Exit::HELP,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+struct Arguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    /// Directory of the store; goes before `store` of the file. May be repeated.
+    #[arg(long, value_name = "DIR")]
+    store: Vec<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Checks a configuration file and whether this machine can do what it asks; changes nothing.
+    #[command(after_help = Exit::HELP)]
+    Validate {
+        /// The configuration file.
+        file: PathBuf,
+        /// Directory of the store; goes before `store` of the file. May be repeated.
+        #[arg(long, value_name = "DIR")]
+        store: Vec<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nothing can be done if the terminal is gone.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    let exit = match arguments {
+        Arguments { command: Some(Command::Validate { file, store }), .. } => {
+            validate(&file, store)
+        }
+        Arguments { config: Some(file), store, .. } => record(&file, store),
+        // clap has asked for one of the two.
+        Arguments { config: None, .. } => Exit::Usage,
+    };
+    exit.into()
+}
+
+fn record(file: &Path, store: Vec<PathBuf>) -> Exit {
+    let ended = load(file, store).and_then(|config| {
+        log::init(level(config.log))?;
+        serve::run(&config)
+    });
+    match ended {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            eprintln!("wirevaultd: {}", error.chain());
+            error.exit()
+        }
+    }
+}
+
+fn validate(file: &Path, store: Vec<PathBuf>) -> Exit {
+    let config = match load(file, store) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("{}", error.chain());
+            return error.exit();
+        }
+    };
+    let findings = probe::all(&config);
+    for finding in &findings {
+        let word = match finding.level {
+            Level::Fault => "fault",
+            Level::Warning => "warning",
+            Level::Note => "note",
+        };
+        println!("{word}: {finding}");
+    }
+    let faults = findings.iter().filter(|finding| finding.level == Level::Fault);
+    let worst = faults.map(|finding| finding.exit).max().unwrap_or(Exit::Ok);
+    if worst == Exit::Ok {
+        println!("{}: the recorder can start with it", file.display());
+    }
+    worst
+}
+
+fn load(file: &Path, store: Vec<PathBuf>) -> Result<Config, DaemonError> {
+    Ok(wirevault_config::load_with(file, &Given { store })?)
+}
+
+fn level(wanted: LogLevel) -> log::Level {
+    match wanted {
+        LogLevel::Error => log::Level::ERROR,
+        LogLevel::Warn => log::Level::WARN,
+        LogLevel::Info => log::Level::INFO,
+        LogLevel::Debug => log::Level::DEBUG,
+        LogLevel::Trace => log::Level::TRACE,
+    }
+}

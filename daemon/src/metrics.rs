@@ -1,0 +1,78 @@
+//! The metrics page: everything others counted, under the names of the closed list.
+
+use std::sync::atomic::Ordering;
+
+use wirevault_format::Cause;
+use wirevault_pipeline::LaneState;
+use wirevault_telemetry::clock::{Clock, SystemClock};
+use wirevault_telemetry::metrics::{Counter, Gauge, Histogram, MetricsPage};
+
+use crate::server::App;
+use crate::status::VERSION;
+
+/// The page as OpenMetrics text; nothing once the pipeline was taken away.
+pub(crate) fn page(app: &App) -> Option<String> {
+    let pipeline = app.pipeline()?;
+    let now_ns = SystemClock.unix_ns();
+    let mut page = MetricsPage::new();
+    page.gauge(Gauge::DaemonInfoState, &[("version", VERSION)], 1.0);
+    page.gauge(Gauge::DaemonStartedSeconds, &[], app.facts().started_ns as f64 / 1e9);
+    for lane in pipeline.lanes() {
+        let books = lane.books.snapshot();
+        page.books(&books, now_ns, |at| Cause::ALL.get(at).map(|cause| cause.name()));
+        let number = books.lane.to_string();
+        let up = !matches!(lane.shared.state(), LaneState::InterfaceDown | LaneState::Ended);
+        page.gauge(Gauge::SourceUpState, &[("lane", number.as_str())], f64::from(u8::from(up)));
+    }
+    let pool = pipeline.pool();
+    let report = pool.arena().report();
+    let pages = report.pages.to_string();
+    page.gauge(Gauge::BufferArenaBytes, &[("pages", &pages)], report.bytes as f64);
+    page.gauge(Gauge::BufferFreeChunks, &[], (pool.capacity() - pool.in_flight()) as f64);
+    page.gauge(Gauge::BufferPressureRatio, &[], pool.pressure());
+    for (number, view) in pipeline.volumes().iter().enumerate() {
+        let number = number.to_string();
+        let labels = [("volume", number.as_str())];
+        let shared = &view.shared;
+        let failed = shared.failed_chunks.load(Ordering::Relaxed);
+        let written = shared.written_bytes.load(Ordering::Relaxed);
+        let syncs = shared.sync_latency.snapshot();
+        page.counter(Counter::NvmeWrittenBytes, &labels, written);
+        page.counter(Counter::NvmeSyncsCount, &labels, syncs.count());
+        page.counter(Counter::NvmeFailuresCount, &labels, failed);
+        let lost = shared.lost_deltas.load(Ordering::Relaxed);
+        page.counter(Counter::IndexLostDeltas, &labels, lost);
+        page.histogram(Histogram::NvmeWriteSeconds, &labels, shared.write_latency.snapshot());
+        page.histogram(Histogram::NvmeSyncSeconds, &labels, syncs);
+    }
+    for (number, volume) in pipeline.store_status().volumes.iter().enumerate() {
+        let number = number.to_string();
+        let labels = [("volume", number.as_str())];
+        page.gauge(Gauge::StorageUsedBytes, &labels, volume.used_bytes as f64);
+        page.gauge(Gauge::StorageQuotaBytes, &labels, volume.quota_bytes as f64);
+        page.gauge(Gauge::StorageLiveSegments, &labels, f64::from(volume.segments));
+        let failed = f64::from(u8::from(volume.failed.is_some()));
+        page.gauge(Gauge::StorageDegradedState, &labels, failed);
+    }
+    questions(app, &mut page);
+    Some(page.render())
+}
+
+fn questions(app: &App, page: &mut MetricsPage) {
+    let questions = app.questions();
+    let results = [
+        ("answered", &questions.answered),
+        ("refused", &questions.refused),
+        ("cancelled", &questions.cancelled),
+        ("failed", &questions.failed),
+    ];
+    for (result, count) in results {
+        let count = count.load(Ordering::Relaxed);
+        page.counter(Counter::QueryFinishedCount, &[("result", result)], count);
+    }
+    let matched = questions.matched_packets.load(Ordering::Relaxed);
+    page.counter(Counter::QueryMatchedPackets, &[], matched);
+    let running = questions.running.load(Ordering::Relaxed);
+    page.gauge(Gauge::QueryRunningCount, &[], running as f64);
+    page.histogram(Histogram::QueryDurationSeconds, &[], questions.duration.snapshot());
+}

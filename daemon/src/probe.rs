@@ -1,0 +1,268 @@
+//! What `wirevaultd validate` finds out about the machine, beside what the file says.
+//!
+//! Nothing here changes anything: the store is read without its lock, no packet socket is opened.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use caps::{CapSet, Capability};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::{AccessFlags, Pid, access};
+use wirevault_buffer::PageKind;
+use wirevault_capture::{ReplayOptions, ReplaySource, Speed};
+use wirevault_config::{Capture, Config, Hugepages, Input, Replay};
+use wirevault_format::LinkType;
+use wirevault_index::{KeySource, open_store};
+use wirevault_query::filter;
+
+use crate::error::chain;
+use crate::server::Access;
+use crate::{DaemonError, Exit};
+
+/// How bad a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Good to know.
+    Note,
+    /// It will record, but not as well as it could.
+    Warning,
+    /// It will not start.
+    Fault,
+}
+
+/// One thing found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub level: Level,
+    /// What the daemon would exit with.
+    pub exit: Exit,
+    /// Where it stands in the configuration.
+    pub path: String,
+    /// What it is, and the way out.
+    pub text: String,
+    /// The recorder calls itself degraded because of it.
+    pub degrades: bool,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.text)
+    }
+}
+
+impl Finding {
+    fn new(level: Level, exit: Exit, path: impl Into<String>, text: impl Into<String>) -> Self {
+        Self { level, exit, path: path.into(), text: text.into(), degrades: false }
+    }
+
+    fn fault(exit: Exit, path: impl Into<String>, text: impl Into<String>) -> Self {
+        Self::new(Level::Fault, exit, path, text)
+    }
+
+    fn warning(path: impl Into<String>, text: impl Into<String>) -> Self {
+        Self::new(Level::Warning, Exit::Ok, path, text)
+    }
+}
+
+/// Everything that can be found out before a start: machine, store, and who may ask.
+pub fn all(config: &Config) -> Vec<Finding> {
+    let mut findings = store(config);
+    findings.extend(machine(config));
+    findings.extend(api(config));
+    findings
+}
+
+/// What the machine lacks for the inputs, the buffer and the lanes.
+pub fn machine(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match &config.input {
+        Input::Capture(interfaces) => {
+            findings.extend(capability());
+            for (number, capture) in interfaces.iter().enumerate() {
+                findings.extend(interface(number, capture));
+            }
+        }
+        Input::Replay(replay) => findings.extend(file(replay)),
+        _ => {}
+    }
+    findings.extend(pages(config));
+    findings.extend(cpus(config));
+    findings
+}
+
+fn capability() -> Option<Finding> {
+    match caps::has_cap(None, CapSet::Effective, Capability::CAP_NET_RAW) {
+        Ok(true) => None,
+        Ok(false) => Some(Finding::fault(
+            Exit::Machine,
+            "capture",
+            "this process lacks CAP_NET_RAW, which packet sockets need: run it as root, or set \
+             AmbientCapabilities=CAP_NET_RAW in the unit",
+        )),
+        Err(error) => {
+            let text = format!("whether it has CAP_NET_RAW cannot be found out: {error}");
+            Some(Finding::warning("capture", text))
+        }
+    }
+}
+
+fn interface(number: usize, capture: &Capture) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let folder = Path::new("/sys/class/net").join(&capture.interface);
+    let path = format!("capture[{number}].interface");
+    let name = &capture.interface;
+    if !folder.exists() {
+        let present = present().join(", ");
+        let text = format!("`{name}` does not exist here; present are: {present}");
+        return vec![Finding::fault(Exit::Machine, path, text)];
+    }
+    let flags = fs::read_to_string(folder.join("flags")).unwrap_or_default();
+    let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or(1);
+    if flags & IFF_UP == 0 {
+        let text = format!("`{name}` is down: nothing is recorded until `ip link set {name} up`");
+        findings.push(Finding::warning(path, text));
+    }
+    if let Some(text) = &capture.filter {
+        let kind = fs::read_to_string(folder.join("type")).unwrap_or_default();
+        let ethernet = matches!(kind.trim(), "1" | "772" | "");
+        let link_type = if ethernet { LinkType::ETHERNET } else { LinkType::RAW };
+        if let Err(source) = filter::compile(text, link_type) {
+            let path = format!("capture[{number}].filter");
+            let text = format!("{source}; try it with `tcpdump -d`");
+            findings.push(Finding::fault(Exit::Usage, path, text));
+        }
+    }
+    findings
+}
+
+/// Source: linux/if.h.
+const IFF_UP: u32 = 1;
+
+fn present() -> Vec<String> {
+    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn file(replay: &Replay) -> Option<Finding> {
+    let options = ReplayOptions { path: replay.file.clone(), speed: Speed::Full };
+    let error = ReplaySource::open(&options).err()?;
+    Some(Finding::fault(Exit::Usage, "replay.file", chain(&error)))
+}
+
+fn pages(config: &Config) -> Option<Finding> {
+    let bytes = config.buffer.size_bytes;
+    let wanted = |kind: PageKind| bytes.div_ceil(kind.bytes() as u64);
+    let has = |kind: PageKind| kind.free(None).is_some_and(|free| free >= wanted(kind));
+    let kind = match config.buffer.hugepages {
+        Hugepages::Off => return None,
+        Hugepages::Size1GiB => PageKind::OneGiB,
+        Hugepages::Size2MiB | Hugepages::Auto => PageKind::TwoMiB,
+    };
+    let shortage = kind.shortage(wanted(kind), None);
+    (!has(kind)).then(|| {
+        let text = format!("{shortage}; until then ordinary pages are used, which are slower");
+        Finding::warning("buffer.hugepages", text)
+    })
+}
+
+fn cpus(config: &Config) -> Vec<Finding> {
+    let Ok(allowed) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
+    let has = |cpu: usize| cpu < CpuSet::count() && allowed.is_set(cpu).unwrap_or(false);
+    let lanes = config.lane_cpus.iter().take(config.lanes()).enumerate();
+    let absent = lanes.filter(|(_, cpu)| !has(usize::from(**cpu)));
+    absent
+        .map(|(number, cpu)| {
+            let text = format!(
+                "CPU {cpu} is absent, or this process may not use it: lane {number} runs anywhere"
+            );
+            Finding { degrades: true, ..Finding::warning(format!("cpus.lanes[{number}]"), text) }
+        })
+        .collect()
+}
+
+fn store(config: &Config) -> Vec<Finding> {
+    let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
+    let Some(first) = config.stores.first() else { return Vec::new() };
+    let reader = match open_store(first, &key) {
+        Ok(reader) => reader,
+        Err(error) => {
+            let error = DaemonError::Read(error);
+            return vec![Finding::fault(error.exit(), "store", error.chain())];
+        }
+    };
+    let mut findings = Vec::new();
+    for (path, why) in &reader.missing {
+        let text = format!("volume {path} cannot be opened: {why}");
+        findings.push(Finding::fault(Exit::Store, "store", text));
+    }
+    for volume in &reader.volumes {
+        if let Some(Err(error)) = &volume.ring {
+            findings.push(Finding::fault(Exit::Key, "key_file", chain(error)));
+        }
+        let path = volume.media.describe();
+        if access(Path::new(&path), AccessFlags::W_OK).is_err() {
+            let text = format!("{path} cannot be written by this user");
+            findings.push(Finding::fault(Exit::Store, "store", text));
+        }
+    }
+    findings
+}
+
+fn api(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Err(error) = Access::new(&config.api) {
+        findings.push(Finding::fault(error.exit(), "api", error.chain()));
+    }
+    let socket = &config.api.socket;
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        let text = format!("a recorder answers on {} now", socket.display());
+        findings.push(Finding::new(Level::Note, Exit::Ok, "api.socket", text));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Config {
+        wirevault_config::parse(text, "t").unwrap()
+    }
+
+    fn texts(findings: &[Finding]) -> String {
+        findings.iter().map(|finding| format!("{finding}\n")).collect()
+    }
+
+    #[test]
+    fn what_the_machine_lacks_is_told_with_its_place() {
+        let text = "store: /nowhere\nbuffer:\n  size: 1GiB\n  hugepages: 1GiB\n\
+            cpus:\n  lanes: [8000, 8001]\napi:\n  users: [no-such-user]\n\
+            capture:\n  - interface: lo\n    filter: tcpp\n  - interface: none7\n";
+        let findings = all(&config(text));
+        let told = texts(&findings);
+        for part in [
+            "store: /nowhere is not a Wirevault store",
+            "capture[0].filter: ",
+            "capture[1].interface: `none7` does not exist here; present are: ",
+            "cpus.lanes[0]: CPU 8000",
+            "api.users[0] is no-such-user",
+        ] {
+            assert!(told.contains(part), "{part}\nis not in\n{told}");
+        }
+        let worst = findings.iter().filter(|it| it.level == Level::Fault).map(|it| it.exit).max();
+        assert_eq!(worst, Some(Exit::Machine));
+    }
+
+    #[test]
+    fn a_file_to_replay_must_be_a_capture() {
+        let findings = machine(&config("store: /a\nreplay:\n  file: /etc/passwd\n"));
+        let told = texts(&findings);
+        assert!(told.contains("replay.file: /etc/passwd"), "{told}");
+        assert!(!told.contains("CAP_NET_RAW"), "a file needs no privilege");
+    }
+}

@@ -1,0 +1,318 @@
+//! What `wirevaultd --config FILE` does: open, start, answer, and end cleanly when told to.
+//!
+//! ```text
+//!  lock and recover the store ─► buffer ─► sources ─► pipeline ─► socket ─► READY=1
+//!  SIGTERM, SIGINT ─► STOPPING=1 ─► drain rings ─► end answers ─► close segments ─► end run
+//! ```
+//! The socket answers while the lanes drain and is gone before the segments close.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use wirevault_buffer::{Arena, ArenaOptions, ArenaReport, Pool};
+use wirevault_config::{Config, Input};
+use wirevault_index::KeySource;
+use wirevault_pipeline::{Pipeline, PipelineOptions};
+use wirevault_storage::{RecoveryReport, Store};
+use wirevault_telemetry::books::Snapshot;
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use crate::api::RecoveryStatus;
+use crate::probe::{self, Level};
+use crate::server::{self, Access, App, Facts, Peer};
+use crate::{DaemonError, sources};
+
+/// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long answers may take to notice that they are to end.
+const ANSWERS_END: Duration = Duration::from_secs(3);
+/// How long the lanes may take to drain before the segments are closed all the same.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// Records until it is told to stop.
+///
+/// # Errors
+/// It cannot start, a thread failed, or the end could not be written down. What was acknowledged is
+/// safe in all cases.
+pub fn run(config: &Config) -> Result<(), DaemonError> {
+    no_core_dumps();
+    let notes = log_probe(config);
+    let access = Access::new(&config.api)?;
+    // The store's lock decides who records; the socket is checked first for the better message.
+    let listener = server::bind(&config.api.socket)?;
+    let ended = record(config, access, listener, notes);
+    if let Err(error) = std::fs::remove_file(&config.api.socket) {
+        tracing::warn!("the socket {} stays: {error}", config.api.socket.display());
+    }
+    ended
+}
+
+fn record(
+    config: &Config,
+    access: Access,
+    listener: std::os::unix::net::UnixListener,
+    notes: Vec<String>,
+) -> Result<(), DaemonError> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let started_ns = clock.unix_ns();
+    let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
+    let (store, recovery) = Store::open_dir(first_volume(config), &key, Arc::clone(&clock))?;
+    check_volumes(config, &store)?;
+    let recovery = recovery_status(&recovery);
+    log_recovery(&recovery);
+    let arena = Arena::new(ArenaOptions {
+        bytes: usize::try_from(config.buffer.size_bytes).unwrap_or(usize::MAX),
+        hugepages: sources::hugepages(config.buffer.hugepages),
+        numa_node: None,
+    })?;
+    log_arena(arena.report());
+    let lanes = sources::open(config)?;
+    for lane in &lanes {
+        let report = lane.source.report();
+        let notes = report.notes.join("; ");
+        tracing::info!(kind = report.kind, source = report.name, notes, "a lane's source is open");
+    }
+    let live = matches!(config.input, Input::Capture(_));
+    let options = PipelineOptions {
+        flush_age: config.flush_age,
+        commit_interval: config.commit_interval,
+        segment_age: config.segment_age,
+        // The times of a file's packets say nothing about when this process recorded.
+        import: !live,
+        ..PipelineOptions::default()
+    };
+    let pipeline = Pipeline::start(store, Pool::new(arena), lanes, &options, clock)?;
+    log_queues(&pipeline);
+    let app = App::new(pipeline, Facts { started_ns, recovery, notes });
+    let watched = serve(&app, access, listener, live);
+    let books = finish(&app)?;
+    for books in &books {
+        let (lane, received, stored) = (books.lane, books.received, books.stored);
+        let (shed, dropped) = (books.shed, books.dropped_packets());
+        tracing::info!(lane, received, stored, shed, dropped, "the lane has ended");
+    }
+    tracing::info!("every segment is closed");
+    watched
+}
+
+/// Answers until told to stop, then until the lanes are drained.
+fn serve(
+    app: &App,
+    access: Access,
+    listener: std::os::unix::net::UnixListener,
+    live: bool,
+) -> Result<(), DaemonError> {
+    let system = |what| move |source| DaemonError::System { what, source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("starting the runtime of the API"))?;
+    let result = runtime.block_on(async {
+        let listener = UnixListener::from_std(listener).map_err(system("listening"))?;
+        let mut terminate = signal(SignalKind::terminate()).map_err(system("taking SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("taking SIGINT"))?;
+        let router = server::router(app.clone(), access);
+        let service = router.into_make_service_with_connect_info::<Peer>();
+        let answering = tokio::spawn(axum::serve(listener, service).into_future());
+        notify(&[NotifyState::Ready, NotifyState::Status("recording")]);
+        tracing::info!("recording");
+        let watched = watch(app, live, &mut terminate, &mut interrupt).await;
+        notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        app.set_stopping();
+        if let Some(pipeline) = app.pipeline() {
+            pipeline.stop();
+            drained(&pipeline).await;
+        }
+        answering.abort();
+        app.cancel_answers();
+        watched
+    });
+    // Connections end here: their answers are dropped, and their threads notice.
+    runtime.shutdown_timeout(ANSWERS_END);
+    result
+}
+
+/// Waits for a signal, and beats the watchdog's drum. A live pipeline that ends is an error.
+async fn watch(
+    app: &App,
+    live: bool,
+    terminate: &mut Signal,
+    interrupt: &mut Signal,
+) -> Result<(), DaemonError> {
+    let watchdog = sd_notify::watchdog_enabled();
+    let beat = watchdog.map_or(LOOK, |limit| LOOK.min(limit / 3));
+    let mut told = false;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => {
+                tracing::info!("SIGTERM: draining");
+                return Ok(());
+            }
+            _ = interrupt.recv() => {
+                tracing::info!("SIGINT: draining");
+                return Ok(());
+            }
+            () = tokio::time::sleep(beat) => {}
+        }
+        if watchdog.is_some() {
+            notify(&[NotifyState::Watchdog]);
+        }
+        let ended = app.pipeline().is_none_or(|pipeline| pipeline.is_finished());
+        if ended && live {
+            return Err(DaemonError::EndedEarly);
+        }
+        if ended && !told {
+            told = true;
+            tracing::info!("the file was read to its end; the API goes on until SIGTERM");
+        }
+    }
+}
+
+async fn drained(pipeline: &Pipeline) {
+    let since = Instant::now();
+    while !pipeline.is_finished() {
+        if since.elapsed() > DRAIN_MAX {
+            tracing::error!("the lanes did not drain within {} s", DRAIN_MAX.as_secs());
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Ends the pipeline once nobody looks at it any more.
+fn finish(app: &App) -> Result<Vec<Snapshot>, DaemonError> {
+    let Some(mut pipeline) = app.take_pipeline() else { return Ok(Vec::new()) };
+    let since = Instant::now();
+    loop {
+        match Arc::try_unwrap(pipeline) {
+            Ok(pipeline) => return Ok(pipeline.join()?),
+            Err(shared) => pipeline = shared,
+        }
+        if since.elapsed() > ANSWERS_END {
+            let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            return Err(DaemonError::System { what: "waiting for the last answer to end", source });
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn first_volume(config: &Config) -> &Path {
+    // A checked configuration has at least one.
+    config.stores.first().map_or(Path::new("/"), |path| path.as_path())
+}
+
+/// A configuration that lists several directories must list those of the store.
+fn check_volumes(config: &Config, store: &Store) -> Result<(), DaemonError> {
+    let volumes = store.status().volumes;
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let known: Vec<_> = volumes.iter().map(|volume| real(Path::new(&volume.path))).collect();
+    for (number, path) in config.stores.iter().enumerate().skip(1) {
+        if !known.contains(&real(path)) {
+            return Err(DaemonError::Setting {
+                path: format!("store[{number}]"),
+                value: path.display().to_string(),
+                problem: "it is no volume of this store".to_owned(),
+                way_out: "name only the first directory, which knows the others, or make a store \
+                          of all of them with `wirevault init`"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What recovery did, as the API tells it.
+pub(crate) fn recovery_status(report: &RecoveryReport) -> RecoveryStatus {
+    let damage = report.segments.iter().flat_map(|segment| {
+        let name = &segment.name;
+        let unreadable = segment.unreadable.iter().map(move |why| format!("segment {name}: {why}"));
+        unreadable.chain(segment.damage.iter().map(move |damage| {
+            let (chunk, offset) = (damage.chunk, damage.offset);
+            format!("segment {name}: the acknowledged chunk {chunk} is not at byte {offset}")
+        }))
+    });
+    let set_aside = report.set_aside.iter().map(|(name, why)| format!("segment {name}: {why}"));
+    RecoveryStatus {
+        segments: report.segments.len() as u64,
+        packets: report.segments.iter().map(|segment| segment.entry.packets).sum(),
+        empty_segments: u64::from(report.segments_freed),
+        crashed_runs: report.runs_crashed.len() as u64,
+        set_aside: set_aside.collect(),
+        damage: damage.collect(),
+    }
+}
+
+fn log_recovery(recovery: &RecoveryStatus) {
+    if recovery.is_clean() {
+        return;
+    }
+    let RecoveryStatus { segments, packets, empty_segments, crashed_runs, .. } = recovery;
+    tracing::warn!(
+        crashed_runs,
+        segments,
+        packets,
+        empty_segments,
+        "the last run did not end well; its segments were recovered"
+    );
+    for trouble in recovery.set_aside.iter().chain(&recovery.damage) {
+        tracing::error!("{trouble}");
+    }
+}
+
+fn log_arena(report: &ArenaReport) {
+    let (bytes, chunks, huge_bytes) = (report.bytes, report.chunks, report.huge_bytes);
+    tracing::info!(bytes, chunks, huge_bytes, pages = %report.pages, "the packet buffer is ready");
+    for why in &report.why_not {
+        tracing::warn!("packet buffer: {why}");
+    }
+}
+
+fn log_queues(pipeline: &Pipeline) {
+    for (number, volume) in pipeline.volumes().iter().enumerate() {
+        let report = volume.shared.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(report) = report.as_ref() else { continue };
+        tracing::info!(volume = number, backend = report.backend, "the device queue is ready");
+        for why in &report.why_not {
+            tracing::warn!(volume = number, "{why}");
+        }
+    }
+}
+
+/// Logs what the machine lacks; gives what makes the recording less than it should be.
+fn log_probe(config: &Config) -> Vec<String> {
+    let findings = probe::machine(config);
+    for finding in &findings {
+        match finding.level {
+            // What is fatal fails again where it is needed, with its own error.
+            Level::Fault | Level::Warning => tracing::warn!("{finding}"),
+            Level::Note => tracing::info!("{finding}"),
+        }
+    }
+    let warnings = findings.into_iter().filter(|finding| finding.level == Level::Warning);
+    warnings.filter(|finding| finding.degrades).map(|finding| finding.to_string()).collect()
+}
+
+/// Packets and keys must not end up in core files. A process that is not dumpable at all cannot
+/// open its own `/proc/self/fd` unless it is root, and libpcap is handed its input that way.
+fn no_core_dumps() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if let Err(error) = setrlimit(Resource::RLIMIT_CORE, 0, 0) {
+        tracing::warn!("core dumps may hold packets: {error}");
+    }
+    if nix::unistd::Uid::effective().is_root()
+        && let Err(error) = wirevault_seal::locked::make_process_undumpable()
+    {
+        tracing::warn!("debuggers may read keys: {error}");
+    }
+}
+
+/// Tells systemd; without it this does nothing.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!("systemd was not told: {error}");
+    }
+}

@@ -1,0 +1,372 @@
+//! The API's socket: who may ask, and which question goes where.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::IncomingStream;
+use axum::{Json, Router};
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+use tokio::net::UnixListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wirevault_config::{Api, Principal};
+use wirevault_pipeline::Pipeline;
+use wirevault_telemetry::histogram::Latency;
+
+use crate::answers::{self, ANSWERS_MAX};
+use crate::api::{self, RecoveryStatus};
+use crate::{DaemonError, metrics, status, tail};
+
+/// Mode of the socket: everybody may connect, and is told why if he may not ask.
+const SOCKET_MODE: u32 = 0o666;
+
+/// What the API answers from. Clones are handles.
+#[derive(Clone)]
+pub(crate) struct App {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pipeline: RwLock<Option<Arc<Pipeline>>>,
+    facts: Facts,
+    permits: Arc<Semaphore>,
+    questions: Questions,
+    cancels: Mutex<Vec<Weak<AtomicBool>>>,
+    stopping: AtomicBool,
+}
+
+/// What does not change while the recorder runs.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    /// When it started, ns.
+    pub(crate) started_ns: u64,
+    /// What the start had to repair.
+    pub(crate) recovery: RecoveryStatus,
+    /// What is not as it should be on this machine.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Counters of questions.
+#[derive(Debug, Default)]
+pub(crate) struct Questions {
+    pub(crate) running: AtomicU64,
+    pub(crate) answered: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) cancelled: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) matched_packets: AtomicU64,
+    pub(crate) duration: Latency,
+}
+
+impl App {
+    pub(crate) fn new(pipeline: Pipeline, facts: Facts) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                pipeline: RwLock::new(Some(Arc::new(pipeline))),
+                facts,
+                permits: Arc::new(Semaphore::new(ANSWERS_MAX)),
+                questions: Questions::default(),
+                cancels: Mutex::new(Vec::new()),
+                stopping: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// The pipeline, unless it was taken away to be ended. Holders let go of it soon.
+    pub(crate) fn pipeline(&self) -> Option<Arc<Pipeline>> {
+        self.inner.pipeline.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the pipeline away; later questions are told that the recorder has stopped.
+    pub(crate) fn take_pipeline(&self) -> Option<Arc<Pipeline>> {
+        self.inner.pipeline.write().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.inner.facts
+    }
+
+    pub(crate) fn questions(&self) -> &Questions {
+        &self.inner.questions
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.inner.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Says in the status that the recorder drains.
+    pub(crate) fn set_stopping(&self) {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends every answer that is being made.
+    pub(crate) fn cancel_answers(&self) {
+        self.inner.permits.close();
+        let mut cancels = self.inner.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+        for cancel in cancels.drain(..).filter_map(|cancel| cancel.upgrade()) {
+            cancel.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Remembers to cancel this answer when the recorder stops.
+    pub(crate) fn cancel_at_stop(&self, cancel: &Arc<AtomicBool>) {
+        let mut cancels = self.inner.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+        cancels.retain(|known| known.strong_count() > 0);
+        cancels.push(Arc::downgrade(cancel));
+    }
+
+    /// The right to make one answer.
+    pub(crate) fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.inner.permits).try_acquire_owned().ok()
+    }
+}
+
+/// Who may ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Access {
+    own_uid: u32,
+    uids: Vec<u32>,
+    gids: Vec<u32>,
+}
+
+impl Access {
+    /// Looks the configured names up.
+    ///
+    /// # Errors
+    /// `Setting` for a name that this machine does not know.
+    pub(crate) fn new(api: &Api) -> Result<Self, DaemonError> {
+        let unknown = |key: &str, number: usize, name: &str, what: &str| DaemonError::Setting {
+            path: format!("api.{key}[{number}]"),
+            value: name.to_owned(),
+            problem: format!("this machine has no such {what}"),
+            way_out: format!("make the {what}, or remove it from the list"),
+        };
+        let mut uids = Vec::new();
+        for (number, user) in api.users.iter().enumerate() {
+            uids.push(match user {
+                Principal::Id(uid) => *uid,
+                Principal::Name(name) => match User::from_name(name) {
+                    Ok(Some(user)) => user.uid.as_raw(),
+                    _ => return Err(unknown("users", number, name, "user")),
+                },
+            });
+        }
+        let mut gids = Vec::new();
+        for (number, group) in api.groups.iter().enumerate() {
+            gids.push(match group {
+                Principal::Id(gid) => *gid,
+                Principal::Name(name) => match Group::from_name(name) {
+                    Ok(Some(group)) => group.gid.as_raw(),
+                    _ => return Err(unknown("groups", number, name, "group")),
+                },
+            });
+        }
+        Ok(Self { own_uid: Uid::effective().as_raw(), uids, gids })
+    }
+
+    fn allows(&self, peer: &Peer) -> bool {
+        let Some((uid, gid)) = peer.ids else { return false };
+        if uid == 0 || uid == self.own_uid || self.uids.contains(&uid) || self.gids.contains(&gid) {
+            return true;
+        }
+        !self.gids.is_empty() && groups_of(uid).iter().any(|gid| self.gids.contains(gid))
+    }
+}
+
+/// All groups of a user, as the user database has them now.
+fn groups_of(uid: u32) -> Vec<u32> {
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return Vec::new() };
+    let Ok(name) = std::ffi::CString::new(user.name) else { return Vec::new() };
+    let groups = getgrouplist(&name, user.gid).unwrap_or_default();
+    groups.into_iter().map(Gid::as_raw).collect()
+}
+
+/// User and group at the other end, as the kernel attests them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    ids: Option<(u32, u32)>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        let ids = stream.io().peer_cred().ok().map(|peer| (peer.uid(), peer.gid()));
+        Self { ids }
+    }
+}
+
+/// All questions and who may ask them.
+pub(crate) fn router(app: App, access: Access) -> Router {
+    Router::new()
+        .route(api::STATUS, get(show_status))
+        .route(api::SEGMENTS, get(show_segments))
+        .route(api::METRICS, get(show_metrics))
+        .route(api::QUERY, post(answers::query))
+        .route(api::FLOWS, post(answers::flow_rows))
+        .route(api::TAIL, get(tail::watch))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(unknown_method)
+        .layer(middleware::from_fn_with_state(Arc::new(access), admit))
+        .with_state(app)
+}
+
+async fn admit(
+    State(access): State<Arc<Access>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    // The user database may be asked, which blocks.
+    let allowed = tokio::task::spawn_blocking(move || access.allows(&peer)).await;
+    if allowed.unwrap_or(false) {
+        return next.run(request).await;
+    }
+    let who = peer.ids.map_or("an unknown user".to_owned(), |(uid, _)| format!("user {uid}"));
+    answers::error(
+        StatusCode::FORBIDDEN,
+        format!(
+            "{who} may not ask this recorder: be root, or have the user put into `api.users` or \
+             one of its groups into `api.groups` of the configuration"
+        ),
+    )
+}
+
+async fn show_status(State(app): State<App>) -> Response {
+    look(app, |app| status::live(&app).map(|report| Json(report).into_response())).await
+}
+
+async fn show_segments(State(app): State<App>) -> Response {
+    look(app, |app| {
+        let catalog = app.pipeline()?.catalog();
+        Some(Json(status::segments(&catalog)).into_response())
+    })
+    .await
+}
+
+async fn show_metrics(State(app): State<App>) -> Response {
+    look(app, |app| {
+        let page = metrics::page(&app)?;
+        let kind = [(header::CONTENT_TYPE, wirevault_telemetry::metrics::CONTENT_TYPE)];
+        Some((kind, page).into_response())
+    })
+    .await
+}
+
+/// Looks at the pipeline on a thread that may wait for the store's lock.
+async fn look(app: App, show: impl FnOnce(App) -> Option<Response> + Send + 'static) -> Response {
+    match tokio::task::spawn_blocking(move || show(app)).await {
+        Ok(Some(response)) => response,
+        Ok(None) => {
+            let text = "the recorder has stopped".to_owned();
+            answers::error(StatusCode::SERVICE_UNAVAILABLE, text)
+        }
+        Err(error) => answers::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+async fn unknown_path(request: Request) -> Response {
+    let path = request.uri().path();
+    let text = format!("there is no {path}; see the documentation of the API");
+    answers::error(StatusCode::NOT_FOUND, text)
+}
+
+async fn unknown_method(request: Request) -> Response {
+    let (method, path) = (request.method(), request.uri().path());
+    let text = format!("{path} does not take {method}: queries are POST, all else is GET");
+    answers::error(StatusCode::METHOD_NOT_ALLOWED, text)
+}
+
+/// Makes the socket. One that nobody answers on is a leftover and is replaced.
+///
+/// # Errors
+/// `SocketInUse` if somebody answers, `Socket` if it cannot be made.
+pub(crate) fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, DaemonError> {
+    let failed = |step: &'static str| {
+        let path = path.to_owned();
+        move |source: io::Error| DaemonError::Socket { path, step, source }
+    };
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(failed("making its directory"))?;
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(DaemonError::SocketInUse { path: path.to_owned() });
+            }
+            std::fs::remove_file(path).map_err(failed("removing the one left over"))?;
+        }
+        Ok(_) => {
+            let source = io::Error::from(io::ErrorKind::AlreadyExists);
+            return Err(failed("looking at what is there, which is no socket,")(source));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed("looking at what is there")(error)),
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path).map_err(failed("binding"))?;
+    let mode = std::fs::Permissions::from_mode(SOCKET_MODE);
+    std::fs::set_permissions(path, mode).map_err(failed("setting its mode"))?;
+    listener.set_nonblocking(true).map_err(failed("setting it up"))?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(users: Vec<Principal>, groups: Vec<Principal>) -> Result<Access, DaemonError> {
+        let text = "store: /a\ncapture:\n  - interface: eth0\n";
+        let mut api = wirevault_config::parse(text, "t").unwrap().api;
+        (api.users, api.groups) = (users, groups);
+        Access::new(&api)
+    }
+
+    fn peer(uid: u32, gid: u32) -> Peer {
+        Peer { ids: Some((uid, gid)) }
+    }
+
+    #[test]
+    fn root_the_own_user_and_those_named_may_ask() {
+        let mut nobody_else = access(vec![], vec![]).unwrap();
+        nobody_else.own_uid = 500;
+        assert!(nobody_else.allows(&peer(0, 0)) && nobody_else.allows(&peer(500, 7)));
+        assert!(!nobody_else.allows(&peer(501, 0)));
+        assert!(!nobody_else.allows(&Peer { ids: None }));
+        let named = access(vec![Principal::Id(77)], vec![Principal::Id(88)]).unwrap();
+        assert!(named.allows(&peer(77, 1)) && named.allows(&peer(78, 88)));
+        assert!(!named.allows(&peer(78, 77)));
+    }
+
+    #[test]
+    fn names_are_looked_up_at_start() {
+        let root = Principal::Name("root".to_owned());
+        let found = access(vec![root.clone()], vec![root]).unwrap();
+        assert_eq!((found.uids, found.gids), (vec![0], vec![0]));
+        let error = access(vec![], vec![Principal::Name("no-such-group".to_owned())]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("api.groups[0]") && text.contains("no-such-group"), "{text}");
+    }
+
+    #[test]
+    fn a_socket_left_over_is_replaced_and_one_in_use_is_not() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("run/s.sock");
+        let first = bind(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, SOCKET_MODE);
+        assert!(matches!(bind(&path), Err(DaemonError::SocketInUse { .. })));
+        drop(first);
+        drop(bind(&path).unwrap());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "mine").unwrap();
+        let error = bind(&path).unwrap_err();
+        assert!(error.chain().contains("no socket"), "{}", error.chain());
+        assert_eq!(std::fs::read(&path).unwrap(), b"mine");
+    }
+}

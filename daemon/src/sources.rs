@@ -1,0 +1,167 @@
+//! From the configuration's input to what each lane takes.
+
+use std::sync::Arc;
+
+use wirevault_buffer::Hugepages;
+use wirevault_capture::{PacketMmapOptions, Source, Speed, open_lanes};
+use wirevault_config::{Capture, Config, Fanout, Input, Replay};
+use wirevault_format::LinkType;
+use wirevault_format::limits::SNAPLEN_MAX;
+use wirevault_pipeline::{Filter, LaneSpec};
+use wirevault_query::filter;
+
+use crate::DaemonError;
+use crate::chain::ChainSource;
+
+/// Opens every source; the lanes come in the order of the configuration.
+///
+/// # Errors
+/// A filter that does not compile, an interface or file that cannot be opened. Filters are compiled
+/// for the link types that are there now.
+pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
+    let mut lanes = match &config.input {
+        Input::Capture(interfaces) => {
+            let mut lanes = Vec::new();
+            for (number, capture) in interfaces.iter().enumerate() {
+                lanes.extend(open_interface(number, capture)?);
+            }
+            lanes
+        }
+        Input::Replay(replay) => vec![open_replay(replay)?],
+        _ => return Err(unknown_input()),
+    };
+    for (lane, cpu) in lanes.iter_mut().zip(&config.lane_cpus) {
+        lane.cpu = Some(usize::from(*cpu));
+    }
+    Ok(lanes)
+}
+
+fn open_interface(number: usize, capture: &Capture) -> Result<Vec<LaneSpec>, DaemonError> {
+    check_fanout(number, capture)?;
+    let mut options = PacketMmapOptions::new(&capture.interface);
+    options.ring_bytes = usize::try_from(capture.ring_bytes).unwrap_or(usize::MAX);
+    options.promiscuous = capture.promiscuous;
+    options.snaplen_bytes = capture.snaplen_bytes;
+    let sources = open_lanes(&options, usize::from(capture.lanes))?;
+    let path = format!("capture[{number}].filter");
+    let present: Vec<_> =
+        sources.iter().flat_map(Source::interfaces).map(|i| i.link_type).collect();
+    let filter = capture.filter.as_deref();
+    let filter = filter.map(|text| compile(text, &path, &present)).transpose()?;
+    let lane = |source| LaneSpec {
+        source: Box::new(source),
+        snaplen_bytes: capture.snaplen_bytes,
+        filter: filter.clone(),
+        cpu: None,
+    };
+    Ok(sources.into_iter().map(lane).collect())
+}
+
+/// Only what the sockets do today may be asked of them.
+fn check_fanout(number: usize, capture: &Capture) -> Result<(), DaemonError> {
+    if capture.lanes == 1 || capture.fanout == Fanout::Hash {
+        return Ok(());
+    }
+    Err(DaemonError::Setting {
+        path: format!("capture[{number}].fanout"),
+        value: capture.fanout.to_string(),
+        problem: "lanes of AF_PACKET are spread by flow only".to_owned(),
+        way_out: "use `hash`".to_owned(),
+    })
+}
+
+fn open_replay(replay: &Replay) -> Result<LaneSpec, DaemonError> {
+    let speed = match replay.speed {
+        wirevault_config::Speed::Full => Speed::Full,
+        wirevault_config::Speed::RealTime => Speed::RealTime,
+    };
+    let files = vec![replay.file.clone()];
+    let source = ChainSource::open(files, speed, replay.interface.clone())?;
+    Ok(LaneSpec { source: Box::new(source), snaplen_bytes: SNAPLEN_MAX, filter: None, cpu: None })
+}
+
+/// A capture filter that is right for every link type present. One that a later interface brings
+/// and that it does not fit keeps all packets of that link type: dropping them unasked would be
+/// worse.
+fn compile(text: &str, path: &str, present: &[LinkType]) -> Result<Filter, DaemonError> {
+    for link_type in present {
+        filter::compile(text, *link_type)
+            .map_err(|source| DaemonError::Filter { path: path.to_owned(), source })?;
+    }
+    let (text, path) = (text.to_owned(), path.to_owned());
+    Ok(Arc::new(move |link_type| match filter::compile(&text, link_type) {
+        Ok(program) => Some(program),
+        Err(error) => {
+            tracing::warn!("{path}: all packets of link type {link_type} are kept: {error}");
+            None
+        }
+    }))
+}
+
+/// The buffer's word for the configuration's.
+pub(crate) fn hugepages(wanted: wirevault_config::Hugepages) -> Hugepages {
+    use wirevault_config::Hugepages as Wanted;
+    match wanted {
+        Wanted::Auto => Hugepages::Auto,
+        Wanted::Size2MiB => Hugepages::TwoMiB,
+        Wanted::Size1GiB => Hugepages::OneGiB,
+        Wanted::Off => Hugepages::Off,
+    }
+}
+
+fn unknown_input() -> DaemonError {
+    DaemonError::Setting {
+        path: "input".to_owned(),
+        value: "of a kind that is not known".to_owned(),
+        problem: "this release cannot open it".to_owned(),
+        way_out: "use `capture` or `replay`".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Exit;
+    use crate::chain::tests::pcap;
+
+    fn config(text: &str) -> Config {
+        wirevault_config::parse(text, "t").unwrap()
+    }
+
+    #[test]
+    fn a_replay_is_one_lane_on_its_cpu() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("a.pcap");
+        pcap(&path, 1, &[(1, vec![0; 60])]);
+        let text = format!(
+            "store: /s\ncpus:\n  lanes: [0]\nreplay:\n  file: {}\n  interface: eth9\n",
+            path.display()
+        );
+        let lanes = open(&config(&text)).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!((lanes.len(), lanes[0].cpu), (1, Some(0)));
+        assert_eq!(lanes[0].source.interfaces()[0].name.as_deref(), Some("eth9"));
+        std::fs::remove_file(&path).unwrap();
+        let error = open(&config(&text)).err().expect("the file is gone");
+        assert_eq!(error.exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn filters_are_compiled_for_what_is_present() {
+        let filter = compile("ether proto 0x88b5", "capture[0].filter", &[LinkType::ETHERNET])
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert!(filter(LinkType::ETHERNET).is_some());
+        let error = compile("tcpp", "capture[0].filter", &[LinkType::ETHERNET]).err();
+        let text = error.expect("it does not compile").to_string();
+        assert!(text.starts_with("capture[0].filter: "), "{text}");
+        let filter = compile("ether host 2:0:0:0:0:1", "x", &[]).unwrap_or_else(|e| panic!("{e}"));
+        assert!(filter(LinkType::RAW).is_none(), "kept rather than lost");
+    }
+
+    #[test]
+    fn a_fanout_that_is_not_there_is_refused() {
+        let text = "store: /s\ncapture:\n  - interface: lo\n    lanes: 2\n    fanout: cpu\n";
+        let Input::Capture(interfaces) = config(text).input else { panic!("it is a capture") };
+        let error = check_fanout(0, &interfaces[0]).unwrap_err().to_string();
+        assert!(error.starts_with("capture[0].fanout is cpu"), "{error}");
+    }
+}

@@ -1,0 +1,388 @@
+//! The report of a running recorder, and of a store that nobody was asked about.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use wirevault_buffer::Pool;
+use wirevault_format::gap::CAUSES;
+use wirevault_format::table::SegmentState;
+use wirevault_format::{Cause, RunId};
+use wirevault_index::{Catalog, Segment, StoreReader};
+use wirevault_pipeline::{LaneState, LaneView, VolumeView};
+use wirevault_telemetry::clock::{Clock, SystemClock};
+use wirevault_telemetry::histogram::LatencySnapshot;
+
+use crate::api::{BufferStatus, LaneStatus, SegmentRow, State, StatusReport, VolumeStatus};
+use crate::server::App;
+
+/// Release of this program.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Causes that packets are dropped for; they stand in every report, others only when they occur.
+const DROP_CAUSES: [Cause; 4] =
+    [Cause::RingOverflow, Cause::NoBuffer, Cause::InterfaceDown, Cause::DeviceFailed];
+
+/// Report of a running recorder; nothing once its pipeline was taken away.
+pub(crate) fn live(app: &App) -> Option<StatusReport> {
+    let pipeline = app.pipeline()?;
+    let now_ns = SystemClock.unix_ns();
+    let store = pipeline.store_status();
+    let pages = pipeline.pool().arena().report().pages.to_string();
+    let lanes: Vec<_> =
+        pipeline.lanes().iter().map(|lane| lane_status(lane, now_ns, &pages)).collect();
+    let volumes: Vec<_> = store
+        .volumes
+        .iter()
+        .enumerate()
+        .map(|(number, volume)| volume_status(volume, pipeline.volumes().get(number)))
+        .collect();
+    let mut reasons = app.facts().notes.clone();
+    reasons.extend(store.key_trouble.clone());
+    reasons.extend(troubles(&lanes, &volumes));
+    let ended = pipeline.is_finished();
+    let state = match () {
+        () if app.is_stopping() => State::Stopping,
+        () if ended => State::Ended,
+        () if reasons.is_empty() => State::Recording,
+        () => State::Degraded,
+    };
+    Some(StatusReport {
+        state,
+        reasons,
+        store: store.id.to_string(),
+        sealed: store.sealed,
+        started: Some(app.facts().started_ns.into()),
+        now: now_ns.into(),
+        version: VERSION.to_owned(),
+        lanes,
+        segments: volumes.iter().map(|volume| volume.segments).sum(),
+        volumes,
+        missing_volumes: Vec::new(),
+        buffer: Some(buffer_status(pipeline.pool())),
+        recovery: Some(app.facts().recovery.clone()),
+    })
+}
+
+/// Report of a store that only this process looks at. `lanes` are those of the newest run, as the
+/// segments that are still there tell of them.
+pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
+    let first = reader.volumes.first().map(|volume| &volume.superblock);
+    let volumes: Vec<_> = reader.volumes.iter().map(stored_volume).collect();
+    let missing = catalog.missing_volumes.iter();
+    let missing: Vec<_> = missing.map(|it| format!("{}: {}", it.path, it.why)).collect();
+    StatusReport {
+        state: State::Offline,
+        reasons: missing.iter().map(|volume| format!("missing volume {volume}")).collect(),
+        store: reader.store.to_string(),
+        sealed: first.is_some_and(|superblock| superblock.sealed),
+        started: None,
+        now: catalog.now_ns.into(),
+        version: VERSION.to_owned(),
+        lanes: stored_lanes(catalog),
+        volumes,
+        missing_volumes: missing,
+        buffer: None,
+        segments: catalog.segments.len() as u64,
+        recovery: None,
+    }
+}
+
+/// Every segment of a catalog, oldest first. Open ones are looked into for their figures.
+pub fn segments(catalog: &Catalog) -> Vec<SegmentRow> {
+    catalog.segments.iter().map(|segment| segment_row(segment)).collect()
+}
+
+fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
+    let books = lane.books.snapshot();
+    let report = lane.shared.report();
+    let live = report.as_ref().filter(|report| report.kind != "replay");
+    let since_ns = books.unacknowledged_since_ns;
+    let age_ns = since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
+    let durable_ns = lane.shared.durable_ns.load(Ordering::Acquire);
+    LaneStatus {
+        lane: books.lane,
+        interface: live.map(|report| report.name.clone()),
+        source: report.as_ref().map_or(String::new(), |report| report.kind.to_owned()),
+        state: lane.shared.state().name().to_owned(),
+        received: books.received,
+        stored: books.stored,
+        shed: books.shed,
+        dropped: books.dropped_packets(),
+        dropped_by_cause: by_cause(&books.dropped),
+        in_flight: books.in_flight,
+        in_ring: books.in_ring,
+        cut: books.cut,
+        unparsed: books.unparsed,
+        unreadable: books.unreadable,
+        watermark: books.watermark,
+        unacknowledged_age_ms: age_ns / 1_000_000,
+        durable_until: (durable_ns > 0).then(|| durable_ns.into()),
+        unindexed_chunks: lane.shared.unindexed_chunks.load(Ordering::Relaxed),
+        hugepages: pages.to_owned(),
+        fanout: report.as_ref().and_then(|report| report.fanout.clone()),
+        ring_bytes: report.as_ref().map_or(0, |report| report.ring_bytes as u64),
+        cpu: lane.shared.cpu(),
+        clocks: report.as_ref().map(|report| report.clocks.clone()).unwrap_or_default(),
+        notes: report.map(|report| report.notes).unwrap_or_default(),
+        error: lane.shared.error(),
+    }
+}
+
+fn by_cause(dropped: &[u64; CAUSES]) -> BTreeMap<String, u64> {
+    let shown = |cause: &&Cause| dropped[cause.index()] > 0 || DROP_CAUSES.contains(cause);
+    let causes = Cause::ALL.iter().filter(shown);
+    causes.map(|cause| (cause.name().to_owned(), dropped[cause.index()])).collect()
+}
+
+fn volume_status(
+    volume: &wirevault_storage::VolumeStatus,
+    view: Option<&VolumeView>,
+) -> VolumeStatus {
+    let mut status = VolumeStatus {
+        path: volume.path.clone(),
+        quota_bytes: volume.quota_bytes,
+        used_bytes: volume.used_bytes,
+        segments: u64::from(volume.segments),
+        places: u64::from(volume.places),
+        segment_bytes: volume.segment_bytes,
+        state: volume.failed.as_ref().map_or("ok".to_owned(), |why| format!("failed: {why}")),
+        ..VolumeStatus::default()
+    };
+    let Some(view) = view else { return status };
+    let report = view.shared.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(report) = report {
+        status.backend = report.backend.to_owned();
+        status.o_direct = report.o_direct;
+        status.registered_buffers = report.registered_buffers;
+        status.registered_files = report.registered_files;
+        status.why_not = report.why_not;
+    }
+    let micros = |latency: &LatencySnapshot, share| latency.quantile_ns(share).map(|ns| ns / 1000);
+    let writes = view.shared.write_latency.snapshot();
+    let syncs = view.shared.sync_latency.snapshot();
+    status.write_p50_us = micros(&writes, 0.5);
+    status.write_p99_us = micros(&writes, 0.99);
+    status.sync_p50_us = micros(&syncs, 0.5);
+    status.sync_p99_us = micros(&syncs, 0.99);
+    status.written_bytes = view.shared.written_bytes.load(Ordering::Relaxed);
+    status.failed_chunks = view.shared.failed_chunks.load(Ordering::Relaxed);
+    status
+}
+
+fn buffer_status(pool: &Pool) -> BufferStatus {
+    let report = pool.arena().report();
+    BufferStatus {
+        bytes: report.bytes as u64,
+        hugepages: report.pages.to_string(),
+        huge_bytes: report.huge_bytes as u64,
+        locked: report.locked,
+        chunks: report.chunks as u64,
+        in_flight: pool.in_flight() as u64,
+        pressure_permille: (pool.pressure() * 1000.0) as u64,
+        why_not: report.why_not.clone(),
+    }
+}
+
+/// What keeps a recorder from being whole. Missing hugepages are told elsewhere: they cost speed,
+/// not packets.
+fn troubles(lanes: &[LaneStatus], volumes: &[VolumeStatus]) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let well = [LaneState::Running.name(), LaneState::Ended.name()];
+    for lane in lanes.iter().filter(|lane| !well.contains(&lane.state.as_str())) {
+        let why = lane.error.as_ref().map_or(String::new(), |error| format!(": {error}"));
+        let (number, state) = (lane.lane, &lane.state);
+        reasons.push(format!("lane {number} is {state}{why}"));
+    }
+    for volume in volumes {
+        if volume.state != "ok" {
+            reasons.push(format!("volume {} is {}", volume.path, volume.state));
+        }
+        if volume.failed_chunks > 0 {
+            let (path, chunks) = (&volume.path, volume.failed_chunks);
+            reasons.push(format!("volume {path} gave up {chunks} chunks since the start"));
+        }
+    }
+    reasons
+}
+
+fn stored_volume(volume: &wirevault_index::Volume) -> VolumeStatus {
+    let superblock = &volume.superblock;
+    let present = volume.segments.entries.iter().filter(|entry| entry.state != SegmentState::Free);
+    let bytes = |entry: &wirevault_format::table::SegmentEntry| match entry.state {
+        SegmentState::Closed => entry.file_bytes,
+        _ => superblock.segment_bytes,
+    };
+    VolumeStatus {
+        path: volume.media.describe(),
+        quota_bytes: superblock.quota_bytes,
+        used_bytes: present.clone().map(bytes).sum(),
+        segments: present.count() as u64,
+        places: u64::from(superblock.places),
+        segment_bytes: superblock.segment_bytes,
+        state: match &volume.ring {
+            Some(Err(error)) => error.to_string(),
+            _ => "ok".to_owned(),
+        },
+        ..VolumeStatus::default()
+    }
+}
+
+/// The lanes of the newest run. Counts are those that its newest segments tell.
+fn stored_lanes(catalog: &Catalog) -> Vec<LaneStatus> {
+    let Some(run) = catalog.runs.last() else { return Vec::new() };
+    let source = if run.import { "import" } else { "live" };
+    (0..run.lanes)
+        .map(|lane| {
+            let mut status =
+                LaneStatus { lane, source: source.to_owned(), ..LaneStatus::default() };
+            status.state = LaneState::Ended.name().to_owned();
+            let of_lane = catalog.segments.iter();
+            let of_lane = of_lane.filter(|it| it.entry.run == run.run && it.entry.lane == lane);
+            add_segments(&mut status, of_lane.map(AsRef::as_ref), run.run);
+            status
+        })
+        .collect()
+}
+
+fn add_segments<'a>(
+    lane: &mut LaneStatus,
+    segments: impl Iterator<Item = &'a Segment>,
+    run: RunId,
+) {
+    let mut dropped = [0; CAUSES];
+    let mut ends = BTreeMap::new();
+    let mut until_ns = 0;
+    for segment in segments {
+        debug_assert_eq!(segment.entry.run, run, "segments of one run");
+        let Ok(reader) = segment.open() else {
+            lane.error = Some(format!("segment {} cannot be opened", segment.name()));
+            continue;
+        };
+        let (received, shed, next, max_ns) = match reader.footer() {
+            Some(footer) => {
+                for (sum, packets) in dropped.iter_mut().zip(footer.dropped) {
+                    *sum = packets.max(*sum);
+                }
+                let max_ns = footer.times_ns.map_or(0, |(_, max_ns)| max_ns);
+                lane.unindexed_chunks += u64::from(footer.unindexed_chunks);
+                (footer.received, footer.shed, footer.sequences.1, max_ns)
+            }
+            None => reader.with_index(|index| {
+                let chunks = index.chunks();
+                let next = chunks.iter().map(|it| it.first_sequence + u64::from(it.packets));
+                let max_ns = chunks.iter().filter_map(|it| it.times_ns).map(|times| times.1);
+                (0, 0, next.max().unwrap_or(0), max_ns.max().unwrap_or(0))
+            }),
+        };
+        lane.received = lane.received.max(received);
+        lane.shed = lane.shed.max(shed);
+        until_ns = until_ns.max(max_ns);
+        let end = ends.entry(segment.entry.link_type).or_insert(0);
+        *end = next.max(*end);
+    }
+    let sequenced: u64 = ends.values().sum();
+    lane.watermark = sequenced;
+    lane.durable_until = (until_ns > 0).then(|| until_ns.into());
+    lane.dropped = dropped.iter().sum();
+    lane.dropped_by_cause = by_cause(&dropped);
+    // Packets that no device took were numbered and then lost.
+    lane.stored = sequenced.saturating_sub(dropped[Cause::DeviceFailed.index()]);
+    lane.received = lane.received.max(lane.stored + lane.shed + lane.dropped);
+    lane.in_flight = lane.received - lane.stored - lane.shed - lane.dropped;
+}
+
+fn segment_row(segment: &Segment) -> SegmentRow {
+    let entry = &segment.entry;
+    let closed = entry.state == SegmentState::Closed;
+    let state = match (segment.is_live(), closed) {
+        (true, _) => "open",
+        (false, true) => "closed",
+        (false, false) => "interrupted",
+    };
+    let mut row = SegmentRow {
+        name: segment.name(),
+        volume: segment.volume,
+        place: segment.place,
+        ordinal: entry.ordinal,
+        state: state.to_owned(),
+        close_reason: closed.then(|| entry.close_reason.name().to_owned()),
+        sealed: entry.sealed,
+        import: entry.import,
+        recovered: entry.recovered,
+        damaged: entry.damaged,
+        run: entry.run.to_string(),
+        lane: entry.lane,
+        link_type: entry.link_type.to_string(),
+        from: entry.times_ns.map(|times| times.0.into()),
+        until: entry.times_ns.map(|times| times.1.into()),
+        opened: entry.opened_ns.into(),
+        closed: closed.then(|| entry.closed_ns.into()),
+        packets: entry.packets,
+        captured_bytes: entry.captured_bytes,
+        file_bytes: closed.then_some(entry.file_bytes),
+        chunks: u64::from(entry.chunks),
+        error: None,
+    };
+    if !closed {
+        look_into(segment, &mut row);
+    }
+    row
+}
+
+/// Figures of a segment that is not closed, from its chunks.
+fn look_into(segment: &Segment, row: &mut SegmentRow) {
+    let reader = match segment.open() {
+        Ok(reader) => reader,
+        Err(error) => {
+            row.error = Some(crate::error::chain(&error));
+            return;
+        }
+    };
+    reader.with_index(|index| {
+        let chunks = index.chunks();
+        row.chunks = chunks.len() as u64;
+        row.packets = chunks.iter().map(|chunk| u64::from(chunk.packets)).sum();
+        let times = chunks.iter().filter_map(|chunk| chunk.times_ns);
+        let times = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        row.from = times.map(|times| times.0.into());
+        row.until = times.map(|times| times.1.into());
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usual_causes_are_always_told_and_others_when_they_occur() {
+        let mut dropped = [0; CAUSES];
+        assert_eq!(by_cause(&dropped).len(), DROP_CAUSES.len());
+        dropped[Cause::ImportUnreadable.index()] = 3;
+        let told = by_cause(&dropped);
+        assert_eq!((told["import_unreadable"], told["ring_overflow"]), (3, 0));
+    }
+
+    #[test]
+    fn troubles_name_lane_and_volume() {
+        let lane = |state: &str, error: Option<&str>| LaneStatus {
+            state: state.to_owned(),
+            error: error.map(str::to_owned),
+            ..LaneStatus::default()
+        };
+        let volume = |state: &str, failed_chunks| VolumeStatus {
+            path: "/v".to_owned(),
+            state: state.to_owned(),
+            failed_chunks,
+            ..VolumeStatus::default()
+        };
+        assert!(troubles(&[lane("running", None)], &[volume("ok", 0)]).is_empty());
+        let told = troubles(&[lane("blocked", Some("full"))], &[volume("failed", 2)]);
+        let expected = [
+            "lane 0 is blocked: full",
+            "volume /v is failed",
+            "volume /v gave up 2 chunks since the start",
+        ];
+        assert_eq!(told, expected);
+    }
+}

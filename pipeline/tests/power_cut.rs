@@ -1,0 +1,189 @@
+//! Power cuts under the whole pipeline, on a simulated disk that forgets every write which no
+//! completed flush covers: what was acknowledged is there after recovery, each packet once.
+
+use std::io::{self, Cursor};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
+use wirevault_capture::{ReplaySource, Speed};
+use wirevault_format::Interface;
+use wirevault_index::KeySource;
+use wirevault_media::sim::SplitMix64;
+use wirevault_media::{Fault, Media, SimMedia, Trigger};
+use wirevault_nvme::{SimOptions, SimQueue};
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_query::{PacketOut, Request, Sink};
+use wirevault_seal::{FileProvider, KeyProvider, random};
+use wirevault_storage::{CreateOptions, Store, create};
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+const PACKETS: u32 = 12_000;
+/// Cuts in the gate. Each takes about a tenth of a second.
+const CUTS: u64 = 60;
+
+fn pcap() -> Vec<u8> {
+    let mut file = 0xa1b2_3c4d_u32.to_le_bytes().to_vec();
+    file.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
+    for n in 0..PACKETS {
+        let mut frame = vec![0; 12];
+        frame.extend([8, 0, 0x45, 0, 0, 220, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 1, 7, 10, 0, 2, 1]);
+        frame.extend([0x10, 0, 0, 53, 0, 200, 0, 0]);
+        frame.extend(n.to_be_bytes());
+        frame.resize(1500, n as u8);
+        file.extend([[0, 0, 0, 1], (n + 1).to_le_bytes()].concat());
+        file.extend((frame.len() as u32).to_le_bytes());
+        file.extend((frame.len() as u32).to_le_bytes());
+        file.extend(frame);
+    }
+    file
+}
+
+/// Notes how often each packet came.
+struct Seen(Vec<u32>);
+
+impl Sink for Seen {
+    fn interface(&mut self, _: u32, _: &Interface) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn packet(&mut self, packet: &PacketOut<'_>) -> io::Result<ControlFlow<()>> {
+        let number = [42, 43, 44, 45].map(|at| packet.data[at]);
+        let n = u32::from_be_bytes(number) as usize;
+        assert_eq!(packet.data[46..], vec![n as u8; 1500 - 46][..], "packet {n} is altered");
+        self.0[n] += 1;
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+struct Rig {
+    disk: SimMedia,
+    key: KeySource,
+    clock: Arc<dyn Clock>,
+    _dir: tempfile::TempDir,
+}
+
+fn rig() -> Rig {
+    let dir = tempfile::tempdir().expect("a directory");
+    let provider: Arc<dyn KeyProvider> =
+        Arc::new(FileProvider::create(&dir.path().join("k")).expect("a key"));
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let disk = SimMedia::new();
+    let options = CreateOptions {
+        quota_bytes: Some(256 << 20),
+        lanes: 1,
+        key: Some(Arc::clone(&provider)),
+        key_path: String::new(),
+        clock: Arc::clone(&clock),
+    };
+    let volumes: [(Arc<dyn Media>, String); 1] = [(Arc::new(disk.clone()), "/sim".to_owned())];
+    create(&volumes, random::store_id().expect("an id"), &options).expect("a store");
+    Rig { disk, key: KeySource::Provider(provider), clock, _dir: dir }
+}
+
+/// Records until the end or the power cut; gives the watermark known before the cut.
+fn record(rig: &Rig, seed: u64) -> u64 {
+    let disk: Arc<dyn Media> = Arc::new(rig.disk.clone());
+    let opened = Store::open(vec![disk], &rig.key, Arc::clone(&rig.clock));
+    let Ok((store, _)) = opened else { return 0 };
+    let input = Box::new(Cursor::new(pcap()));
+    let source = ReplaySource::from_reader("cut.pcap".to_owned(), input, Speed::Full);
+    let source = Box::new(source.expect("a pcap file"));
+    let lane = LaneSpec { source, snaplen_bytes: 262_144, filter: None, cpu: None };
+    let arena = ArenaOptions { bytes: 2 << 20, hugepages: Hugepages::Off, numa_node: None };
+    let pool = Pool::new(Arena::new(arena).expect("2 MiB"));
+    let options = PipelineOptions {
+        commit_interval: Duration::from_millis(2),
+        queue: Arc::new(move |_, _| {
+            let options = SimOptions { seed, ..SimOptions::default() };
+            Ok(Box::new(SimQueue::new(options)))
+        }),
+        ..PipelineOptions::default()
+    };
+    let started =
+        Pipeline::start(store, pool.clone(), vec![lane], &options, Arc::clone(&rig.clock));
+    let Ok(pipeline) = started else { return 0 };
+    let mut acknowledged = 0;
+    let books = pipeline.lanes()[0].books.clone();
+    while !pipeline.is_finished() {
+        let snapshot = books.snapshot();
+        assert!(snapshot.balances(), "{snapshot:?}");
+        if rig.disk.power_is_cut() {
+            pipeline.stop();
+        } else {
+            acknowledged = snapshot.watermark;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    // After a power cut the end of the run cannot be written.
+    if pipeline.join().is_ok() && !rig.disk.power_is_cut() {
+        acknowledged = books.snapshot().watermark;
+    }
+    assert_eq!(pool.in_flight(), 0, "every chunk went back");
+    acknowledged
+}
+
+/// Recovers the crashed disk and gives how often each packet is there.
+fn recover(rig: &Rig, disk: &SimMedia) -> Vec<u32> {
+    let media: Arc<dyn Media> = Arc::new(disk.clone());
+    let (store, _) =
+        Store::open(vec![media], &rig.key, Arc::clone(&rig.clock)).expect("a crashed store opens");
+    let catalog = store.catalog(rig.clock.unix_ns(), &[]);
+    let mut seen = Seen(vec![0; PACKETS as usize]);
+    let cancel = AtomicBool::new(false);
+    wirevault_query::run(&catalog, &Request::default(), &mut seen, &cancel).expect("an answer");
+    seen.0
+}
+
+/// Cuts the power at a random operation; gives packets acknowledged before, and of them lost.
+fn cut(seed: u64, operations: u64, syncs_lie: bool) -> (u64, usize) {
+    let rig = rig();
+    let mut random = SplitMix64::new(seed);
+    let at = rig.disk.counts().operations + 1 + random.below(operations);
+    rig.disk.inject(Trigger::Operation(at), Fault::PowerCut);
+    if syncs_lie {
+        rig.disk.inject(Trigger::EverySync, Fault::Lost);
+    }
+    let acknowledged = record(&rig, seed);
+    let seen = recover(&rig, &rig.disk.crash(seed));
+    assert!(seen.iter().all(|times| *times <= 1), "seed {seed}: a packet came twice");
+    let lost = seen[..acknowledged as usize].iter().filter(|times| **times == 0).count();
+    (acknowledged, lost)
+}
+
+fn operations_of_a_run() -> u64 {
+    let rig = rig();
+    let before = rig.disk.counts().operations;
+    assert_eq!(record(&rig, 0), u64::from(PACKETS));
+    rig.disk.counts().operations - before
+}
+
+#[test]
+fn what_was_acknowledged_survives_a_power_cut_at_any_operation() {
+    let operations = operations_of_a_run();
+    let mut acknowledged = 0;
+    let mut cuts_with_watermark = 0;
+    for seed in 1..=CUTS {
+        let (packets, lost) = cut(seed, operations, false);
+        assert_eq!(lost, 0, "seed {seed}: {lost} of {packets} acknowledged packets are lost");
+        acknowledged += packets;
+        cuts_with_watermark += u64::from(packets > 0);
+    }
+    println!(
+        "{CUTS} power cuts within {operations} operations, {cuts_with_watermark} with a \
+         watermark, {acknowledged} acknowledged packets, none lost"
+    );
+    assert!(cuts_with_watermark > CUTS / 3, "only {cuts_with_watermark} cuts had a watermark");
+}
+
+#[test]
+fn a_missing_flush_is_noticed() {
+    let operations = operations_of_a_run();
+    let noticed = (1..=20).any(|seed| {
+        let rig_opened = std::panic::catch_unwind(|| cut(seed, operations, true));
+        rig_opened.is_err() || rig_opened.is_ok_and(|(_, lost)| lost > 0)
+    });
+    assert!(noticed, "20 power cuts on a disk whose flushes do nothing lost nothing");
+}

@@ -1,0 +1,9 @@
+//! A store on simulated disks and in directories: crashes, quotas, devices that fail.
+
+mod crash;
+mod directory;
+mod faults;
+mod quota;
+mod recovery_table;
+mod support;
+mod watched;

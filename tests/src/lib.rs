@@ -1,0 +1,15 @@
+//! What the end-to-end tests share.
+
+#![forbid(unsafe_code)]
+
+pub mod captures;
+pub mod filters;
+pub mod frames;
+pub mod lanes;
+pub mod net;
+pub mod oracle;
+pub mod random;
+pub mod readers;
+pub mod recorder;
+pub mod store;
+pub mod traffic;

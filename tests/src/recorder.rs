@@ -1,0 +1,208 @@
+//! The real programs: `wirevaultd` as a child process, and `wirevault` asking it or its store.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+use wirevault_format::pcapng::{Event, Reader};
+
+use crate::net::{Stamp, wait_for};
+
+/// Limit for anything that takes a moment; loose, because machines are shared.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A program of the workspace, built beside this test.
+///
+/// # Panics
+/// If it is not there.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("own path");
+    let folder = test.parent().and_then(Path::parent).expect("target folder");
+    let program = folder.join(name);
+    let way_out = "cargo build -p wirevault-cli -p wirevault-daemon";
+    assert!(program.exists(), "{} is not built: {way_out}", program.display());
+    program
+}
+
+/// A sealed store in a temporary folder, with its key, its socket and a configuration.
+pub struct Site {
+    folder: TempDir,
+    volumes: usize,
+}
+
+impl Site {
+    /// Makes a store of `volumes` volumes.
+    pub fn new(quota: &str, volumes: usize) -> Self {
+        let site = Self { folder: tempfile::tempdir().expect("folder"), volumes };
+        let mut init = Command::new(program("wirevault"));
+        init.arg("init").arg(site.store()).args(["--quota", quota, "--key"]).arg(site.key());
+        for volume in 1..site.volumes {
+            init.arg("--volume").arg(site.path(&format!("volume-{volume}")));
+        }
+        let output = init.output().expect("wirevault init");
+        assert!(output.status.success(), "{output:?}");
+        site
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Directory of the store.
+    pub fn store(&self) -> PathBuf {
+        self.path("store")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.path("store.key")
+    }
+
+    /// A file for an answer.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path(name)
+    }
+
+    /// Starts a recorder of `interface` in the thread's namespace and waits until it records.
+    /// `more` is added to the configuration.
+    pub fn record(&self, interface: &str, more: &str) -> Recorder {
+        let config = self.path("wirevault.yaml");
+        let (store, socket) = (self.store(), self.path("socket"));
+        let text = format!(
+            "store: {}\napi:\n  socket: {}\ncapture:\n  - interface: {interface}\n{more}",
+            store.display(),
+            socket.display(),
+        );
+        fs::write(&config, text).expect("configuration");
+        let log = File::options().create(true).append(true).open(self.path("log")).expect("log");
+        let child = Command::new(program("wirevaultd"))
+            .arg("--config")
+            .arg(&config)
+            .stdout(log.try_clone().expect("log"))
+            .stderr(log)
+            .spawn()
+            .expect("wirevaultd");
+        let mut recorder = Recorder { child, socket, log: self.path("log") };
+        wait_for("the recorder's first status", PATIENCE, || {
+            if let Some(status) = recorder.child.try_wait().expect("wait") {
+                panic!("wirevaultd ended at once, {status}:\n{}", recorder.log());
+            }
+            recorder.try_status()
+        });
+        recorder
+    }
+
+    /// Asks the store, without a daemon.
+    pub fn offline(&self, verb: &str, args: &[&str]) -> Output {
+        let mut command = Command::new(program("wirevault"));
+        command.arg(verb).arg("--store").arg(self.store()).args(args);
+        command.output().expect("wirevault")
+    }
+}
+
+/// A running `wirevaultd`. Dropping it kills it.
+pub struct Recorder {
+    child: Child,
+    socket: PathBuf,
+    log: PathBuf,
+}
+
+impl Recorder {
+    /// Everything it said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    fn try_status(&self) -> Option<Value> {
+        let mut stream = UnixStream::connect(&self.socket).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let request = "GET /v1/status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+        Some(serde_json::from_str(body).expect("a status is JSON"))
+    }
+
+    /// Its status, over the socket.
+    pub fn status(&self) -> Value {
+        self.try_status().unwrap_or_else(|| panic!("no status; log:\n{}", self.log()))
+    }
+
+    /// Asks it: `wirevault VERB --socket ...`.
+    pub fn ask(&self, verb: &str, args: &[&str]) -> Output {
+        let mut command = Command::new(program("wirevault"));
+        command.arg(verb).arg("--socket").arg(&self.socket).args(args);
+        command.output().expect("wirevault")
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill(mut self) {
+        self.child.kill().expect("SIGKILL");
+        self.child.wait().expect("wait");
+    }
+
+    /// Asks it to end, and waits.
+    pub fn terminate(mut self) -> ExitStatus {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("SIGTERM");
+        let ended = || self.child.try_wait().expect("wait");
+        wait_for("the end of the recorder", PATIENCE, ended)
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("log of wirevaultd:\n{}", self.log());
+        }
+    }
+}
+
+/// A number of the first lane in a status.
+pub fn lane_count(status: &Value, field: &str) -> u64 {
+    let count = status["lanes"][0][field].as_u64();
+    count.unwrap_or_else(|| panic!("no lanes[0].{field} in {status}"))
+}
+
+/// One packet of a file that `wirevault query -w` wrote.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Exported {
+    /// Unix nanoseconds.
+    pub ts_ns: u64,
+    /// Length on the wire.
+    pub wire_len: u32,
+    /// Captured bytes.
+    pub data: Vec<u8>,
+}
+
+/// Packets of a pcapng file, in its order.
+pub fn read_pcapng(path: &Path) -> Vec<Exported> {
+    let mut reader = Reader::new(BufReader::new(File::open(path).expect("an answer's file")));
+    let mut packets = Vec::new();
+    while let Some(event) = reader.next_event().expect("a readable answer") {
+        if let Event::Packet(record) = event {
+            let (ts_ns, wire_len) = (record.ts_ns, record.orig_len);
+            packets.push(Exported { ts_ns, wire_len, data: record.data.to_vec() });
+        }
+    }
+    packets
+}
+
+/// How often each stamped packet is there.
+pub fn counted(packets: &[Exported]) -> BTreeMap<Stamp, u32> {
+    let mut counted = BTreeMap::new();
+    for stamp in packets.iter().filter_map(|packet| Stamp::read(&packet.data)) {
+        *counted.entry(stamp).or_insert(0) += 1;
+    }
+    counted
+}

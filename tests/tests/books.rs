@@ -1,0 +1,300 @@
+//! A device that is far too slow forces losses. The books, the gaps in the data and the sequence
+//! numbers that are missing from it all say the same, lane by lane.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use wirevault_buffer::{Arena, ArenaOptions, ChunkBuf, Hugepages, Pool};
+use wirevault_capture::{PacketMmapOptions, Source, open_lanes};
+use wirevault_format::Gap;
+use wirevault_format::gap::Cause;
+use wirevault_format::limits::{CHUNK_BYTES, SNAPLEN_MAX};
+use wirevault_format::pcapng::{Blocks, Epb};
+use wirevault_index::reader::gaps_in;
+use wirevault_index::{Catalog, KeySource, open_store};
+use wirevault_media::{DirMedia, Media, MediaFile};
+use wirevault_nvme::{
+    Completion, NvmeError, Queue, QueueOptions, QueueReport, Refused, Slot, ThreadQueue,
+};
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_query::export::CountSink;
+use wirevault_query::{Request, Summary};
+use wirevault_seal::{FileProvider, random};
+use wirevault_storage::{CreateOptions, Store, create};
+use wirevault_telemetry::books::Snapshot;
+use wirevault_telemetry::clock::{Clock, SystemClock};
+use wirevault_tests::net::{Namespace, Sender, Stamp, now_ns, wait_for};
+use wirevault_tests::recorder::PATIENCE;
+
+const LANES: usize = 2;
+/// A chunk takes this long: 4 MB/s.
+const CHUNK_TIME: Duration = Duration::from_millis(64);
+/// Twelve times what buffers and rings hold, three times, with pauses to recover between.
+const BURSTS: u64 = 3;
+const BURST_PACKETS: u64 = 15_000;
+const FRAME_BYTES: u16 = 1000;
+const FLOWS: u64 = 32;
+/// A packet is counted by the kernel at most this long after it was stamped.
+const ON_THE_WAY_NS: u64 = 100_000_000;
+
+/// A device that takes its time: completions of the real queue come out one [`CHUNK_TIME`] apart.
+struct SlowQueue {
+    inner: ThreadQueue,
+    held: VecDeque<(Instant, Completion)>,
+    free_at: Instant,
+}
+
+impl Queue for SlowQueue {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn report(&self) -> QueueReport {
+        self.inner.report()
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
+        self.inner.attach(file)
+    }
+
+    fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
+        self.inner.detach(slot)
+    }
+
+    fn write(
+        &mut self,
+        slot: Slot,
+        offset: u64,
+        buf: ChunkBuf,
+        len_bytes: usize,
+        token: u64,
+    ) -> Result<(), Refused> {
+        self.inner.write(slot, offset, buf, len_bytes, token)
+    }
+
+    fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
+        self.inner.sync(slot, token)
+    }
+
+    fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
+        let mut fresh = Vec::new();
+        self.inner.poll(if self.held.is_empty() { wait } else { Duration::ZERO }, &mut fresh)?;
+        for completion in fresh {
+            if matches!(completion, Completion::Write { .. }) {
+                self.free_at = self.free_at.max(Instant::now()) + CHUNK_TIME;
+            }
+            self.held.push_back((self.free_at, completion));
+        }
+        if let Some((due, _)) = self.held.front() {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()).min(wait));
+        }
+        while let Some((due, completion)) = self.held.pop_front() {
+            if due > Instant::now() {
+                self.held.push_front((due, completion));
+                break;
+            }
+            out.push(completion);
+        }
+        Ok(())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight() + self.held.len()
+    }
+}
+
+/// What the segments of one lane hold.
+#[derive(Default)]
+struct LaneData {
+    packets: BTreeMap<u64, Stamp>,
+    gaps: Vec<Gap>,
+}
+
+#[test]
+fn what_a_slow_device_loses_is_counted_and_the_data_says_where() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let folder = tempfile::tempdir().expect("folder");
+    let store = make_store(folder.path());
+    let pipeline = start(store);
+    let sent = send_bursts(&pipeline);
+    let settled = || pipeline.lanes().iter().all(|lane| lane.books.snapshot().in_flight == 0);
+    wait_for("what was taken is stored", PATIENCE, || settled().then_some(()));
+    pipeline.stop();
+    let books = pipeline.join().expect("the pipeline ends well");
+
+    let received: u64 = books.iter().map(|lane| lane.received).sum();
+    assert_eq!(received, sent.len() as u64, "the sender's own count");
+    let reader = open_store(&folder.path().join("store"), &KeySource::Recorded).expect("store");
+    let catalog = reader.catalog(now_ns());
+    let lanes = read_back(&catalog);
+    assert_eq!(lanes.keys().copied().collect::<Vec<_>>(), [0, 1], "both lanes got packets");
+    let summary = ask(&catalog);
+    assert!(!summary.complete);
+    assert_eq!(summary.packets, books.iter().map(|lane| lane.stored).sum::<u64>());
+
+    // A flow stays in its lane, so a packet that is missing has a lane, too.
+    let lane_of_flow: HashMap<u16, u16> = lanes
+        .iter()
+        .flat_map(|(lane, data)| data.packets.values().map(|stamp| (stamp.flow, *lane)))
+        .collect();
+    assert_eq!(lane_of_flow.len() as u64, FLOWS, "every flow has packets in the data");
+    for snapshot in &books {
+        let data = &lanes[&snapshot.lane];
+        let mine = |stamp: &&Stamp| lane_of_flow[&stamp.flow] == snapshot.lane;
+        let mine: Vec<&Stamp> = sent.iter().filter(mine).collect();
+        check_lane(snapshot, data, &mine);
+        check_summary(snapshot, &summary);
+    }
+}
+
+/// Books, sequence numbers and gaps of one lane.
+fn check_lane(snapshot: &Snapshot, data: &LaneData, sent: &[&Stamp]) {
+    let lane = snapshot.lane;
+    assert!(snapshot.balances() && snapshot.in_flight == 0, "{snapshot:?}");
+    assert_eq!(snapshot.received, sent.len() as u64, "lane {lane}");
+    assert_eq!(snapshot.stored, data.packets.len() as u64, "lane {lane}");
+    let dropped = snapshot.dropped_packets();
+    assert!(dropped > 0, "lane {lane} lost nothing: the device was not slow enough");
+
+    let missing: Vec<u64> = sent
+        .iter()
+        .filter(|stamp| !data.packets.contains_key(&stamp.number))
+        .map(|stamp| stamp.sent_ns)
+        .collect();
+    assert_eq!(missing.len() as u64, dropped, "lane {lane}");
+
+    let mut gaps = data.gaps.clone();
+    gaps.sort_by_key(|gap| gap.from_ns);
+    let mut told = 0;
+    for gap in &gaps {
+        let packets = gap.packets.expect("the kernel counted them");
+        let until_ns = gap.until_ns.expect("it is over");
+        assert!(matches!(gap.cause, Cause::NoBuffer | Cause::RingOverflow), "{gap:?}");
+        let before = |ns: u64| missing.iter().filter(|sent_ns| **sent_ns < ns).count() as u64;
+        // All that is missing before this gap was told by the gaps before it, and all that is
+        // missing until its end by it and those. Sender and kernel agree on the time but for what
+        // was on its way.
+        let early = gap.from_ns.saturating_sub(ON_THE_WAY_NS);
+        assert!((before(early)..=before(gap.from_ns)).contains(&told), "lane {lane}: {gaps:?}");
+        told += packets;
+        let early = until_ns.saturating_sub(ON_THE_WAY_NS);
+        assert!((before(early)..=before(until_ns)).contains(&told), "lane {lane}: {gaps:?}");
+    }
+    assert_eq!(told, dropped, "lane {lane}: {gaps:?}");
+    for (cause, packets) in Cause::ALL.iter().map(|cause| (cause, snapshot.dropped[cause.index()]))
+    {
+        let of_cause: Vec<_> = gaps.iter().filter(|gap| gap.cause == *cause).collect();
+        let sum: u64 = of_cause.iter().filter_map(|gap| gap.packets).sum();
+        assert_eq!(sum, packets, "lane {lane}, {cause}");
+        let cumulative = of_cause.iter().map(|gap| gap.cumulative).max().unwrap_or(0);
+        assert_eq!(cumulative, packets, "lane {lane}, {cause}: the running total in the data");
+    }
+    let times: Vec<_> = gaps.iter().map(|gap| (gap.cause.name(), gap.packets)).collect();
+    println!("lane {lane}: {} stored, {dropped} dropped, gaps {times:?}", snapshot.stored);
+}
+
+/// What an answer tells people of the same losses.
+fn check_summary(snapshot: &Snapshot, summary: &Summary) {
+    let of_lane = summary.gaps.iter().filter(|gap| gap.lane == Some(snapshot.lane));
+    let packets: u64 = of_lane.filter_map(|gap| gap.packets).sum();
+    assert_eq!(packets, snapshot.dropped_packets(), "{summary}");
+}
+
+fn make_store(folder: &Path) -> Store {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (path, key_path) = (folder.join("store"), folder.join("store.key"));
+    let key = FileProvider::create(&key_path).expect("key");
+    let options = CreateOptions {
+        quota_bytes: Some(1 << 30),
+        lanes: LANES as u16,
+        key: Some(Arc::new(key)),
+        key_path: key_path.display().to_string(),
+        clock: Arc::clone(&clock),
+    };
+    let media: Arc<dyn Media> = Arc::new(DirMedia::create(&path).expect("folder"));
+    let volumes = [(media, path.display().to_string())];
+    create(&volumes, random::store_id().expect("id"), &options).expect("store");
+    drop(volumes);
+    Store::open_dir(&path, &KeySource::Recorded, clock).expect("store").0
+}
+
+fn start(store: Store) -> Pipeline {
+    let ring = PacketMmapOptions {
+        ring_bytes: 1 << 20,
+        block_bytes: 1 << 16,
+        ..PacketMmapOptions::new("va")
+    };
+    let sources = open_lanes(&ring, LANES).expect("lanes");
+    let lane = |source| LaneSpec {
+        source: Box::new(source) as Box<dyn Source>,
+        snaplen_bytes: SNAPLEN_MAX,
+        filter: None,
+        cpu: None,
+    };
+    let arena = ArenaOptions { bytes: 8 * CHUNK_BYTES, hugepages: Hugepages::Off, numa_node: None };
+    let pool = Pool::new(Arena::new(arena).expect("memory"));
+    let options = PipelineOptions {
+        queue: Arc::new(|_, _| {
+            let inner = ThreadQueue::new(&QueueOptions::default())?;
+            let queue = SlowQueue { inner, held: VecDeque::new(), free_at: Instant::now() };
+            Ok(Box::new(queue) as Box<dyn Queue>)
+        }),
+        ..PipelineOptions::default()
+    };
+    let lanes = sources.into_iter().map(lane).collect();
+    Pipeline::start(store, pool, lanes, &options, Arc::new(SystemClock)).expect("pipeline")
+}
+
+fn send_bursts(pipeline: &Pipeline) -> Vec<Stamp> {
+    let mut sender = Sender::on("vb");
+    let mut sent = Vec::new();
+    for burst in 0..BURSTS {
+        for number in burst * BURST_PACKETS..(burst + 1) * BURST_PACKETS {
+            let flow = 1000 + (number % FLOWS) as u16;
+            let mut stamp = Stamp { run: 0, number, sent_ns: 0, flow, bytes: FRAME_BYTES, vlan: 0 };
+            stamp.sent_ns = now_ns();
+            sender.send(&stamp.frame());
+            sent.push(stamp);
+        }
+        let empty = || pipeline.lanes().iter().all(|lane| lane.books.snapshot().in_flight == 0);
+        wait_for("the device catches up", PATIENCE, || empty().then_some(()));
+    }
+    sent
+}
+
+/// Every chunk of every segment, by lane, without any query in between.
+fn read_back(catalog: &Catalog) -> BTreeMap<u16, LaneData> {
+    let mut lanes: BTreeMap<u16, LaneData> = BTreeMap::new();
+    let mut buf = Vec::new();
+    for segment in &catalog.segments {
+        let reader = segment.open().expect("segment");
+        let data = lanes.entry(segment.entry.lane).or_default();
+        let chunks = reader.with_index(|index| index.chunks().len());
+        for chunk in 0..chunks as u32 {
+            let (_, payload) = reader.read_chunk(chunk, &mut buf).expect("chunk");
+            let payload = &buf[payload];
+            data.gaps.extend(gaps_in(payload).expect("blocks"));
+            for block in Blocks::new(payload) {
+                let Ok(packet) = Epb::parse(&block.expect("a block")) else { continue };
+                let Some(stamp) = Stamp::read(packet.data) else { continue };
+                let doubled = data.packets.insert(stamp.number, stamp);
+                assert!(doubled.is_none(), "packet {} is there twice", stamp.number);
+            }
+        }
+    }
+    lanes
+}
+
+fn ask(catalog: &Catalog) -> Summary {
+    let mut sink = CountSink::default();
+    let request = Request::default();
+    wirevault_query::run(catalog, &request, &mut sink, &AtomicBool::new(false)).expect("an answer")
+}

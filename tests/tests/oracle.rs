@@ -1,0 +1,413 @@
+//! Equal to tcpdump: what `tcpdump -r` finds in the original file is what a store that holds its
+//! packets finds, packet for packet and in the same order; and the index makes it cheaper.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, RwLock};
+
+use wirevault_index::delta::FlowTouch;
+use wirevault_index::segment_index::FlowRecord;
+use wirevault_index::{Catalog, ChunkDelta, Segment, SegmentIndex};
+use wirevault_media::{DirMedia, Media};
+use wirevault_packet::FlowKey;
+use wirevault_query::Summary;
+use wirevault_telemetry::clock::SystemClock;
+use wirevault_tests::captures::{Packet, parse_pcap, write_pcap};
+use wirevault_tests::filters::{by_bytes, filter};
+use wirevault_tests::lanes::{self, Held};
+use wirevault_tests::oracle::{compare, tcpdump};
+use wirevault_tests::random::Random;
+use wirevault_tests::store::{TestStore, all, ask, code, folder, text, words};
+use wirevault_tests::traffic::{Capture, Flow, Wrap};
+
+const SEED: u64 = 1;
+/// Random filters of the large comparison.
+const FILTERS: usize = 520;
+
+/// The original: its packets, its flows, and the file that tcpdump reads.
+struct Original {
+    capture: Capture,
+    file: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+static ORIGINAL: LazyLock<Original> = LazyLock::new(|| {
+    let (capture, folder) = (Capture::new(SEED), folder());
+    let file = folder.path().join("original.pcap");
+    write_pcap(&file, &capture.packets);
+    Original { capture, file, _folder: folder }
+});
+
+fn imported(sealed: bool) -> TestStore {
+    let store = TestStore::new(sealed);
+    let output = store.import(&ORIGINAL.file);
+    assert_eq!(code(&output), 0, "{}", words(&output));
+    store
+}
+
+fn chunks(catalog: &Catalog) -> u64 {
+    catalog.segments.iter().map(|segment| u64::from(segment.entry.chunks)).sum()
+}
+
+/// Filters at random, and for every stretch that holds one flow only what an index is tempted to
+/// answer wrongly: `not host` must find a host's packets behind a tag.
+fn suite(random_filters: usize) -> Vec<String> {
+    let mut random = Random::new(SEED);
+    let capture = &ORIGINAL.capture;
+    let mut filters: Vec<String> =
+        (0..random_filters).map(|_| filter(&mut random, capture)).collect();
+    for bulk in &capture.bulks {
+        filters.push(format!("not host {}", bulk.a));
+        filters.push(format!("not port {}", bulk.a_port));
+    }
+    filters
+}
+
+/// What became of a row of filters.
+#[derive(Debug, Default)]
+struct Tally {
+    filters: u64,
+    some: u64,
+    chunks: u64,
+    chunks_read: u64,
+    wrong: Vec<String>,
+}
+
+impl Tally {
+    fn add(&mut self, filter: &str, wanted: &[Packet], catalog: &Catalog) -> Option<Summary> {
+        let answer = match ask(catalog, &all(filter)) {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.wrong.push(format!("`{filter}`: {error}"));
+                return None;
+            }
+        };
+        let found = wanted.len();
+        self.filters += 1;
+        self.some += u64::from(found > 0 && found < ORIGINAL.capture.packets.len());
+        self.chunks += chunks(catalog);
+        self.chunks_read += answer.summary.chunks_read;
+        if let Err(why) = compare(wanted, &answer.packets) {
+            self.wrong.push(format!("`{filter}`: {why}"));
+        } else if !answer.summary.complete {
+            self.wrong.push(format!("`{filter}`: {}", answer.summary));
+        }
+        Some(answer.summary)
+    }
+
+    fn print(&self, what: &str) {
+        println!(
+            "{what}: {} filters, {} ({} %) match some but not all packets; {} of {} chunks read, \
+             {} % skipped",
+            self.filters,
+            self.some,
+            self.some * 100 / self.filters.max(1),
+            self.chunks_read,
+            self.chunks,
+            100 - self.chunks_read * 100 / self.chunks.max(1)
+        );
+    }
+}
+
+fn original_answer(filter: &str) -> Vec<Packet> {
+    tcpdump(&ORIGINAL.file, filter).unwrap_or_else(|error| panic!("`{filter}`: {error}"))
+}
+
+#[test]
+fn random_filters_find_what_tcpdump_finds() {
+    let stores = [imported(false), imported(true)];
+    let catalogs = [stores[0].catalog(), stores[1].catalog()];
+    for catalog in &catalogs {
+        let sizes = (catalog.segments.len(), chunks(catalog));
+        assert!(sizes.0 >= 2 && sizes.1 >= 100, "segments and chunks: {sizes:?}");
+        let packets: u64 = catalog.segments.iter().map(|segment| segment.entry.packets).sum();
+        assert_eq!(packets, ORIGINAL.capture.packets.len() as u64);
+    }
+    let mut tallies = [Tally::default(), Tally::default()];
+    for filter in suite(FILTERS) {
+        let wanted = original_answer(&filter);
+        for (tally, catalog) in tallies.iter_mut().zip(&catalogs) {
+            tally.add(&filter, &wanted, catalog);
+        }
+    }
+    for (tally, what) in tallies.iter().zip(["plaintext", "sealed"]) {
+        tally.print(what);
+    }
+    for tally in &tallies {
+        assert!(tally.wrong.is_empty(), "{} wrong: {:#?}", tally.wrong.len(), tally.wrong);
+        assert!(tally.filters >= 500);
+        assert!(tally.some * 2 >= tally.filters, "{} of {}", tally.some, tally.filters);
+        assert!(tally.chunks_read < tally.chunks);
+    }
+}
+
+#[test]
+fn the_program_answers_as_tcpdump_does() {
+    let stores = [imported(false), imported(true)];
+    let filters = suite(40);
+    for (number, filter) in filters.iter().take(40).enumerate() {
+        let store = &stores[number % 2];
+        let wanted = original_answer(filter);
+        let file = store.path("out.pcap");
+        let (output, summary) = store.query(&[filter, "-w", &text(&file), "--format", "pcap"]);
+        let summary = summary.unwrap_or_else(|| panic!("`{filter}`: {}", words(&output)));
+        assert_eq!(code(&output), i32::from(wanted.is_empty()), "`{filter}`: {}", words(&output));
+        let found = parse_pcap(&fs::read(&file).unwrap());
+        compare(&wanted, &found).unwrap_or_else(|why| panic!("`{filter}`: {why}"));
+        assert_eq!(summary["packets"], wanted.len());
+        assert_eq!(summary["complete"], true, "`{filter}`: {summary}");
+        let bytes: usize = wanted.iter().map(|packet| packet.data.len()).sum();
+        assert_eq!(summary["bytes"], bytes);
+    }
+}
+
+#[test]
+fn open_segments_answer_as_tcpdump_does() {
+    for sealed in [false, true] {
+        let store = TestStore::new(sealed);
+        let release = Arc::new(AtomicBool::new(false));
+        let source = Held::open(&ORIGINAL.file, &release);
+        let clock = Arc::new(SystemClock);
+        let pipeline = lanes::start(&store.dir(), vec![source], true, clock);
+        let packets = ORIGINAL.capture.packets.len() as u64;
+        let catalog = lanes::stored(&pipeline, packets);
+        assert!(catalog.segments.iter().any(|segment| segment.is_live()));
+        let total = ask(&catalog, &all("")).unwrap().summary.chunks_read;
+        let mut tally = Tally::default();
+        let mut pruned = 0;
+        for filter in suite(100) {
+            let wanted = original_answer(&filter);
+            let summary = tally.add(&filter, &wanted, &catalog);
+            pruned += u64::from(summary.is_some_and(|summary| summary.chunks_read < total));
+        }
+        println!("open segments, sealed {sealed}: {} of {} filters pruned", pruned, tally.filters);
+        assert!(tally.wrong.is_empty(), "{:#?}", tally.wrong);
+        assert!(pruned * 2 > tally.filters);
+        release.store(true, Ordering::Release);
+        pipeline.join().unwrap();
+    }
+}
+
+/// One filter of each sort that the index has to know of, with a number in it where it takes one.
+fn leaves(bulks: &[Flow]) -> Vec<String> {
+    let [tcp, udp, sctp, _, v6, arp, _, extended, _, vlan, qinq, mpls, vxlan, geneve, gre] = bulks
+    else {
+        panic!("another list of stretches");
+    };
+    let mut leaves: Vec<String> = [
+        "tcp",
+        "udp",
+        "sctp",
+        "icmp",
+        "ip",
+        "ip6",
+        "arp",
+        "vlan",
+        "mpls",
+        "ip proto 6",
+        "ip proto 132",
+        "ip6 proto 0",
+        "ip6 protochain 6",
+        "ether proto 0x0806",
+        "less 1000",
+        "greater 1000",
+        "len > 1280",
+        "tcp[tcpflags] & tcp-push != 0",
+        "ip[6:2] & 0x1fff != 0",
+        "ip[0] & 0xf > 5",
+        "ip[9] = 17",
+        "ip6[6] = 0",
+        "ether[12:2] = 0x8100",
+    ]
+    .map(str::to_owned)
+    .into();
+    leaves.extend([
+        format!("host {}", tcp.a),
+        format!("src host {}", tcp.a),
+        format!("dst host {}", tcp.b),
+        format!("net {}/24", tcp.a),
+        format!("host {}", v6.a),
+        format!("net {}/64", v6.a),
+        format!("host {}", arp.a),
+        format!("host {}", extended.a),
+        format!("port {}", tcp.a_port),
+        format!("src port {}", udp.a_port),
+        format!("dst port {}", sctp.b_port),
+        format!("portrange {}-{}", udp.a_port - 5, udp.a_port + 5),
+        format!("tcp port {}", v6.b_port),
+        format!("vlan 77 and host {}", vlan.a),
+        format!("vlan 78 and vlan 79 and port {}", qinq.a_port),
+        format!("mpls 777 and host {}", mpls.a),
+        format!("geneve 7778 and host {}", geneve.a),
+        format!("udp port 4789 and host {}", vxlan.outer.0),
+        format!("ip proto 47 and host {}", gre.outer.0),
+        format!("ip[12:4] = {:#x}", u32::from_be_bytes([10, 201, 0, 1])),
+    ]);
+    leaves
+}
+
+#[test]
+fn every_sort_of_filter_saves_reading() {
+    let store = imported(true);
+    let catalog = store.catalog();
+    let total = chunks(&catalog);
+    let elsewhere = ORIGINAL.capture.flows.iter().find(|flow| flow.wrap == Wrap::Plain).unwrap();
+    let mut tally = Tally::default();
+    let mut idle = Vec::new();
+    for leaf in leaves(&ORIGINAL.capture.bulks) {
+        let forms =
+            [leaf.clone(), format!("not ({leaf})"), format!("host {} or ({leaf})", elsewhere.a)];
+        let mut read = Vec::new();
+        for form in forms {
+            let wanted = original_answer(&form);
+            assert!(!wanted.is_empty(), "`{form}` finds nothing");
+            let summary = tally.add(&form, &wanted, &catalog).expect("an answer");
+            read.push(summary.chunks_read);
+            if summary.chunks_read >= total {
+                idle.push(form);
+            }
+        }
+        println!("{leaf}: {} plain, {} not, {} or, of {total} chunks", read[0], read[1], read[2]);
+    }
+    tally.print("sorts of filters");
+    assert!(tally.wrong.is_empty(), "{:#?}", tally.wrong);
+    assert!(idle.is_empty(), "all chunks are read for {idle:#?}");
+}
+
+#[test]
+fn every_encapsulation_is_found_by_an_inner_host() {
+    let store = imported(true);
+    let catalog = store.catalog();
+    let total = chunks(&catalog);
+    let capture = &ORIGINAL.capture;
+    let mut random = Random::new(SEED);
+    let same = |a: &Wrap, b: &Wrap| std::mem::discriminant(a) == std::mem::discriminant(b);
+    for bulk in capture.bulks.iter().filter(|bulk| bulk.wrap != Wrap::Plain) {
+        let mixed = capture.flows.iter().find(|flow| same(&flow.wrap, &bulk.wrap)).unwrap();
+        for flow in [bulk, mixed] {
+            let mut filters: Vec<String> = (0..4).map(|_| by_bytes(&mut random, flow)).collect();
+            filters.extend(match &flow.wrap {
+                Wrap::Vlan(_) => Some(format!("vlan and host {}", flow.a)),
+                Wrap::QinQ(..) => Some(format!("vlan and vlan and host {}", flow.a)),
+                Wrap::Mpls(labels) => {
+                    let words = vec!["mpls"; labels.len()].join(" and ");
+                    Some(format!("{words} and host {}", flow.a))
+                }
+                Wrap::Geneve(_) => Some(format!("geneve and host {}", flow.a)),
+                Wrap::Plain | Wrap::Vxlan(_) | Wrap::Gre => None,
+            });
+            let mut found = 0;
+            for filter in filters {
+                let wanted = original_answer(&filter);
+                let mut tally = Tally::default();
+                tally.add(&filter, &wanted, &catalog);
+                assert!(tally.wrong.is_empty(), "{:#?}", tally.wrong);
+                assert!(tally.chunks_read < total / 4, "`{filter}` reads {}", tally.chunks_read);
+                found += u64::from(!wanted.is_empty());
+            }
+            assert!(found > 0, "{flow:?} is not found");
+        }
+    }
+}
+
+#[test]
+fn what_tcpdump_refuses_is_refused_in_its_words() {
+    let store = TestStore::holding(true, &ORIGINAL.capture.packets[..100]);
+    for filter in [
+        "tcpp",
+        "host",
+        "port 70000",
+        "vlan 5000",
+        "host 10.0.0.1 and",
+        "(tcp",
+        "inbound",
+        "net 10.0.0.1/8",
+        "ip[",
+        "tcp[999999999999] = 1",
+        "wlan type mgt",
+        "host 1.2.3.4.5",
+        "ip6 host 10.0.0.1",
+        "port http and and",
+        "proto 6 foo",
+        "gateway 10.0.0.1",
+    ] {
+        let refusal = tcpdump(&ORIGINAL.file, filter);
+        let (output, _) = store.query(&[filter]);
+        match refusal {
+            Ok(_) => assert!(code(&output) < 2, "`{filter}`: {}", words(&output)),
+            Err(message) => {
+                assert_eq!(code(&output), 2, "`{filter}`: {}", words(&output));
+                let said = words(&output);
+                assert!(said.contains(&message), "`{filter}`: `{message}` is not in\n{said}");
+            }
+        }
+    }
+}
+
+/// The store with every segment's index made anew from what `change` leaves of it.
+fn reindexed(store: &TestStore, change: &dyn Fn(&mut Vec<FlowRecord>)) -> Catalog {
+    let media: Arc<dyn Media> = Arc::new(DirMedia::open(store.dir()).unwrap());
+    let mut catalog = store.catalog();
+    for segment in &mut catalog.segments {
+        let reader = segment.open().unwrap();
+        let (chunks, mut flows) = reader.with_index(|index| {
+            assert_eq!(index.unindexed_chunks(), 0);
+            (index.chunks().to_vec(), index.flows().unwrap().to_vec())
+        });
+        change(&mut flows);
+        let mut index = SegmentIndex::new();
+        for (number, chunk) in (0..).zip(chunks) {
+            let mut delta = ChunkDelta::small();
+            (delta.number, delta.chunk) = (number, chunk);
+            if number == 0 {
+                delta.new_flows = flows.iter().map(|flow| flow.key).collect();
+            }
+            let touched = (0..).zip(&flows).filter(|(_, flow)| flow.chunks.contains(&number));
+            delta.touched =
+                touched.map(|(flow, record)| FlowTouch { flow, stats: record.stats }).collect();
+            index.apply(&delta).unwrap();
+        }
+        let Segment { entry, volume, place, .. } = &**segment;
+        let index = Arc::new(RwLock::new(index));
+        let media = Arc::clone(&media);
+        *segment = Arc::new(Segment::live(entry.clone(), *volume, *place, media, None, index));
+    }
+    catalog
+}
+
+/// Takes the VLAN tags out of a flow's key, as if its packets were plain.
+fn without_tags(key: &FlowKey) -> FlowKey {
+    const ETHERNET: u8 = 1;
+    const VLAN: u8 = 3;
+    let mut shape = key.shape().to_vec();
+    while shape.len() > 10 && shape[2] == ETHERNET && shape[5] == VLAN {
+        let ethertype = [shape[8], shape[9]];
+        shape.splice(3..10, ethertype);
+    }
+    FlowKey::from_parts(&shape, key.values()).unwrap()
+}
+
+fn failures(catalog: &Catalog) -> usize {
+    let mut tally = Tally::default();
+    for filter in suite(60) {
+        tally.add(&filter, &original_answer(&filter), catalog);
+    }
+    tally.wrong.len()
+}
+
+#[test]
+fn an_index_with_a_fault_fails_the_comparison() {
+    let store = imported(false);
+    assert_eq!(failures(&reindexed(&store, &|_| {})), 0);
+    let short = reindexed(&store, &|flows| {
+        flows.iter_mut().for_each(|flow| {
+            flow.chunks.pop();
+        })
+    });
+    assert!(failures(&short) > 0, "postings one chunk short are not noticed");
+    let plain = reindexed(&store, &|flows| {
+        flows.iter_mut().for_each(|flow| flow.key = without_tags(&flow.key));
+    });
+    assert!(failures(&plain) > 0, "tagged flows that count as plain are not noticed");
+}

@@ -96,7 +96,7 @@ pub(crate) fn table(headings: &[&str], numbers: &[usize]) -> Table {
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headings);
     for (at, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((if at == 0 { 0 } else { 1 }, 1));
+        column.set_padding((0, 2));
         if numbers.contains(&at) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -205,7 +205,10 @@ mod tests {
         let mut table = table(&["name", "packets"], &[1]);
         table.add_row(["a", "1"]).add_row(["long name", "12345678"]);
         let text = table_text(&table, "");
-        assert_eq!(text, "name       packets\na                1\nlong name 12345678\n", "{text}");
+        assert_eq!(
+            text, "name        packets\na                 1\nlong name  12345678\n",
+            "{text}"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ use wirevault_format::limits::CHUNK_BYTES;
 use crate::fault::{Fault, Mark};
 use crate::section::{Faults, Item, Section, Value};
 use crate::settings::{
-    Api, Buffer, Capture, Config, Fanout, Hugepages, Input, LogLevel, Principal, Replay, Speed,
+    Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, Principal, Replay, Speed,
 };
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
@@ -115,7 +115,6 @@ fn capture(section: &Section<'_>) -> Capture {
         promiscuous: section.switch("promiscuous"),
         filter: section.text("filter"),
         ring_bytes: section.number("ring"),
-        fanout: choice(section, "fanout", Fanout::from_name, Fanout::Hash),
     }
 }
 
@@ -266,7 +265,6 @@ mod tests {
             promiscuous: true,
             filter: None,
             ring_bytes: 64 << 20,
-            fanout: Fanout::Hash,
         };
         assert_eq!(interfaces[..], [expected]);
         assert_eq!(config.buffer, Buffer { size_bytes: 64 << 20, hugepages: Hugepages::Auto });
@@ -283,7 +281,7 @@ mod tests {
     fn every_key_is_taken_over() {
         let config = read(
             "store: [/a, /b]\nkey_file: /k\ncapture:\n  - {interface: eth0, lanes: 2, \
-             snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB, fanout: cpu}\n  \
+             snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB}\n  \
              - interface: lo\nbuffer: {size: 128MiB, hugepages: 1GiB}\nflush_age: 10ms\n\
              commit_interval: 1s\nsegment_age: 2h\napi: {socket: /s, users: [ops, 1000], \
              groups: wheel}\ncpus: {lanes: [4, 6-8]}\nlog: debug\n",
@@ -298,7 +296,6 @@ mod tests {
             promiscuous: false,
             filter: Some("tcp port 80".into()),
             ring_bytes: 8 << 20,
-            fanout: Fanout::Cpu,
         };
         assert_eq!(interfaces[0], expected);
         assert_eq!(interfaces[1].interface, "lo");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wirevault_format::limits::{CHUNK_BYTES, SNAPLEN_MAX};
 
-use crate::settings::{Fanout, Hugepages, LogLevel, Speed};
+use crate::settings::{Hugepages, LogLevel, Speed};
 use crate::units::{duration_text, size_text};
 
 /// Volumes of a store at most.
@@ -253,14 +253,6 @@ pub static TABLE: &[Key] = &[
         "64MiB",
         "Kernel memory of each lane for packets not taken yet. It bridges pauses of the lane: \
          64MiB hold 18 ms of 30 Gbit/s.",
-    ),
-    key(
-        "capture[].fanout",
-        Kind::Choice(Fanout::NAMES),
-        Value("hash"),
-        "hash",
-        "How packets are spread over the lanes: `hash` keeps a flow in one lane, `lb` takes the \
-         lanes in turn, `cpu` follows the CPU that received the packet.",
     ),
     hidden(key(
         "replay",

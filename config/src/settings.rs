@@ -57,18 +57,6 @@ choice! {
 }
 
 choice! {
-    /// How the kernel spreads the packets of an interface over its lanes.
-    Fanout {
-        /// By flow: both directions of a flow meet in one lane.
-        Hash = "hash",
-        /// In turn.
-        LoadBalance = "lb",
-        /// By the CPU that received the packet.
-        Cpu = "cpu",
-    }
-}
-
-choice! {
     /// How quickly a file is replayed.
     Speed {
         /// As quickly as it can be stored.
@@ -158,8 +146,6 @@ pub struct Capture {
     pub filter: Option<String>,
     /// Bytes of kernel ring of each lane, a multiple of [`CAPTURE_RING_STEP_BYTES`].
     pub ring_bytes: u64,
-    /// How packets are spread over the lanes.
-    pub fanout: Fanout,
 }
 
 /// How a file is replayed.

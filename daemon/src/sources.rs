@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wirevault_buffer::Hugepages;
 use wirevault_capture::{PacketMmapOptions, Source, Speed, open_lanes};
-use wirevault_config::{Capture, Config, Fanout, Input, Replay};
+use wirevault_config::{Capture, Config, Input, Replay};
 use wirevault_format::LinkType;
 use wirevault_format::limits::SNAPLEN_MAX;
 use wirevault_pipeline::{Filter, LaneSpec};
@@ -37,7 +37,6 @@ pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
 }
 
 fn open_interface(number: usize, capture: &Capture) -> Result<Vec<LaneSpec>, DaemonError> {
-    check_fanout(number, capture)?;
     let mut options = PacketMmapOptions::new(&capture.interface);
     options.ring_bytes = usize::try_from(capture.ring_bytes).unwrap_or(usize::MAX);
     options.promiscuous = capture.promiscuous;
@@ -55,19 +54,6 @@ fn open_interface(number: usize, capture: &Capture) -> Result<Vec<LaneSpec>, Dae
         cpu: None,
     };
     Ok(sources.into_iter().map(lane).collect())
-}
-
-/// Only what the sockets do today may be asked of them.
-fn check_fanout(number: usize, capture: &Capture) -> Result<(), DaemonError> {
-    if capture.lanes == 1 || capture.fanout == Fanout::Hash {
-        return Ok(());
-    }
-    Err(DaemonError::Setting {
-        path: format!("capture[{number}].fanout"),
-        value: capture.fanout.to_string(),
-        problem: "lanes of AF_PACKET are spread by flow only".to_owned(),
-        way_out: "use `hash`".to_owned(),
-    })
 }
 
 fn open_replay(replay: &Replay) -> Result<LaneSpec, DaemonError> {
@@ -155,13 +141,5 @@ mod tests {
         assert!(text.starts_with("capture[0].filter: "), "{text}");
         let filter = compile("ether host 2:0:0:0:0:1", "x", &[]).unwrap_or_else(|e| panic!("{e}"));
         assert!(filter(LinkType::RAW).is_none(), "kept rather than lost");
-    }
-
-    #[test]
-    fn a_fanout_that_is_not_there_is_refused() {
-        let text = "store: /s\ncapture:\n  - interface: lo\n    lanes: 2\n    fanout: cpu\n";
-        let Input::Capture(interfaces) = config(text).input else { panic!("it is a capture") };
-        let error = check_fanout(0, &interfaces[0]).unwrap_err().to_string();
-        assert!(error.starts_with("capture[0].fanout is cpu"), "{error}");
     }
 }

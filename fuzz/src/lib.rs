@@ -1,7 +1,8 @@
 //! Fuzz targets: every function here takes any bytes and must neither panic nor hang.
 //!
-//! The gate runs each target over its seeds and over mutations of them (`tests/targets.rs`); the same functions serve
-//! a coverage-guided fuzzer. Seeds are made by our own encoders, so that mutations start from bytes that get deep.
+//! The gate runs each target over its seeds and over mutations of them (`tests/targets.rs`); the
+//! same functions serve a coverage-guided fuzzer. Seeds are made by our own encoders, so that
+//! mutations start from bytes that get deep.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,8 @@
-//! Figures of docs/SPEC.md: `cargo test -p wirevault-index --release --test measure -- --ignored --nocapture`.
+//! Figures of docs/SPEC.md: `cargo test -p wirevault-index --release --test measure -- --ignored
+//! --nocapture`.
 
 #[path = "../../packet/tests/common/mod.rs"]
-#[allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#[expect(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 mod common;
 
 use std::time::{Duration, Instant};
@@ -165,7 +166,8 @@ fn measure(name: &str, small: bool) {
     let count = flows.len();
     let postings: usize = flows.iter().map(|flow| flow.chunks.len()).sum();
     println!(
-        "{name}: {packets} packets of {} B, {count} flows, {postings} postings, {} chunks of {} scanned",
+        "{name}: {packets} packets of {} B, {count} flows, {postings} postings, {} chunks of {} \
+         scanned",
         bytes / packets,
         index.unindexed_chunks(),
         index.chunks().len(),

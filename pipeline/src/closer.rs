@@ -78,7 +78,7 @@ impl Closer {
         self.close_ready();
         for closing in &self.closing {
             let life = closing.segment.open.entry.life;
-            tracing::error!(%life, "a segment was not written to its end; the next start recovers it");
+            tracing::error!(%life, "a segment is not complete; the next start recovers it");
         }
         for thread in self.threads {
             if thread.join().is_err() {

@@ -12,16 +12,18 @@
 //! ```
 //!
 //! Every step is durable before the next begins, in the order that `docs/RECOVERY.md` lists with
-//! what a crash between two steps leaves and who repairs it. `tests/crash.rs` cuts the power at
-//! every one of them.
+//! what a crash between two steps leaves and who repairs it. `tests/store/crash.rs` cuts
+//! the power at every one of them.
 //!
 //! - [`plan`](mod@plan): sizes. [`create`](mod@create): making a store. [`open`]: opening one.
-//! - [`store`]: the writer. [`finish`]: index and footer of a segment. [`reindex`]: its index from
+//! - [`store`]: the writer. `allocate`: which volume, what goes for the quota, which key. [`view`]:
+//!   catalog and status. [`finish`]: index and footer of a segment. [`reindex`]: its index from
 //!   its chunks. [`recovery`]: closing what a crash left open.
 //! - `volume`: superblock, table pages and key ring of one volume.
 
 #![forbid(unsafe_code)]
 
+mod allocate;
 pub mod create;
 pub mod error;
 pub mod finish;
@@ -31,6 +33,7 @@ pub mod plan;
 pub mod recovery;
 pub mod reindex;
 pub mod store;
+pub mod view;
 mod volume;
 
 pub use create::{create, create_planned};
@@ -40,4 +43,5 @@ pub use options::CreateOptions;
 pub use plan::{Plan, VolumePlan, plan};
 pub use recovery::{RecoveredSegment, RecoveryReport};
 pub use reindex::rebuild_index;
-pub use store::{OpenRequest, OpenSegment, Store, StoreStatus, VolumeStatus};
+pub use store::{OpenRequest, OpenSegment, Store};
+pub use view::{StoreStatus, VolumeStatus};

@@ -101,14 +101,10 @@ impl Store {
                 let entry = volume.entries().get(*place as usize);
                 entry.is_some_and(|entry| entry.state == SegmentState::Free)
             };
-            let before = removed;
-            for place in names.iter().filter_map(|name| place_of(name)).filter(free) {
-                volume.remove_segment_file(place)?;
-                removed += 1;
-            }
-            if removed > before {
-                media.sync_dir().map_err(|e| device(&volume.name, "sync its directory", e))?;
-            }
+            let left: Vec<u32> =
+                names.iter().filter_map(|name| place_of(name)).filter(free).collect();
+            volume.remove_segment_files(&left)?;
+            removed += left.len() as u32;
         }
         Ok(removed)
     }

@@ -93,7 +93,7 @@ pub(crate) fn recover_segments(store: &mut Store) -> Result<RecoveryReport, Stor
             Some(recovered) => report.segments.push(recovered),
             None => {
                 report.segments_freed += 1;
-                store.volumes[number].remove_segment_file(segment.place)?;
+                store.volumes[number].remove_segment_files(&[segment.place])?;
             }
         }
     }
@@ -111,7 +111,7 @@ impl Store {
     fn recovered(&self, number: usize, segment: &Segment) -> Result<Outcome, StorageError> {
         let reader = match segment.open() {
             Ok(reader) => reader,
-            Err(error) if reindex::is_told(&error) && !is_io(&error) => {
+            Err(error) if is_final(&error) => {
                 return self.unreadable(number, segment, &error);
             }
             Err(error) => return Err(error.into()),
@@ -215,9 +215,12 @@ impl Store {
     }
 }
 
-/// A device that does not answer now may answer at the next start.
-fn is_io(error: &IndexError) -> bool {
-    matches!(error, IndexError::Io { .. })
+/// The segment will not be more readable at the next start. (A device that does not answer now may
+/// answer then.)
+fn is_final(error: &IndexError) -> bool {
+    let unanswered = matches!(error, IndexError::Io { .. });
+    !unanswered
+        && (error.is_damage() || error.is_missing() || error.is_reused() || error.is_wrong_key())
 }
 
 /// The absence that a hole leaves.

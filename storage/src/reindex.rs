@@ -9,7 +9,7 @@ use wirevault_format::pcapng::{BLOCK_EPB, PcapngError};
 use wirevault_format::{FormatError, Gap, LifeId, LinkType};
 use wirevault_index::flow_table::{BATCH, FlowOptions};
 use wirevault_index::reader::gaps_in;
-use wirevault_index::{ChunkDelta, FlowTable, IndexError, PacketNote, SegmentIndex, recover};
+use wirevault_index::{ChunkDelta, FlowTable, PacketNote, SegmentIndex, recover};
 use wirevault_media::MediaFile;
 use wirevault_packet::dissect;
 use wirevault_seal::chain::Chain;
@@ -226,10 +226,4 @@ fn note_packets(
     }
     table.upsert(&notes[..filled], delta);
     Ok(captured_bytes)
-}
-
-/// The error of a segment that recovery cannot read is told, not passed on, unless another key
-/// would help.
-pub(crate) fn is_told(error: &IndexError) -> bool {
-    error.is_damage() || error.is_missing() || error.is_reused() || error.is_wrong_key()
 }

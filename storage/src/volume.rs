@@ -94,6 +94,19 @@ impl VolumeWriter {
         self.failed.get_or_insert(why);
     }
 
+    /// Entries of closed segments, with their places.
+    pub(crate) fn closed(&self) -> impl Iterator<Item = (u32, &SegmentEntry)> {
+        let entries = self.entries().iter().enumerate();
+        entries
+            .filter(|(_, entry)| entry.state == SegmentState::Closed)
+            .map(|(place, entry)| (place as u32, entry))
+    }
+
+    /// Open segments.
+    pub(crate) fn open_count(&self) -> usize {
+        self.entries().iter().filter(|entry| entry.state == SegmentState::Open).count()
+    }
+
     /// Bytes that count against the quota: an open segment counts as full.
     pub(crate) fn used_bytes(&self) -> u64 {
         let superblock = self.superblock();
@@ -237,7 +250,7 @@ impl VolumeWriter {
             let doing = format!("{doing} {name}");
             move |source| device(&self.name, &doing, source)
         };
-        self.remove_segment_file(place)?;
+        self.remove_segment_files(&[place])?;
         let file = media.open(&name, OpenMode::CreateNew).map_err(failed("make"))?;
         let wanted_bytes = self.superblock().segment_bytes;
         file.allocate(wanted_bytes).map_err(|source| match source.kind() {
@@ -254,15 +267,23 @@ impl VolumeWriter {
         Ok(file)
     }
 
-    /// Removes the file of a place that is free. A crash may bring it back; the next start removes
-    /// it then.
-    pub(crate) fn remove_segment_file(&self, place: u32) -> Result<(), StorageError> {
-        let name = segment_file_name(place);
-        match self.volume.media.remove(&name) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(device(&self.name, &format!("remove {name}"), source))
+    /// Removes the files of places that are free, durably: their space can be used again. A crash
+    /// before the end may bring them back; the next start removes them then.
+    pub(crate) fn remove_segment_files(&self, places: &[u32]) -> Result<(), StorageError> {
+        let mut removed = false;
+        for place in places {
+            let name = segment_file_name(*place);
+            match self.volume.media.remove(&name) {
+                Ok(()) => removed = true,
+                Err(source) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(device(&self.name, &format!("remove {name}"), source)),
             }
-            _ => Ok(()),
+        }
+        match removed {
+            true => self.volume.media.sync_dir().map_err(|source| {
+                device(&self.name, "make the removal of segments durable", source)
+            }),
+            false => Ok(()),
         }
     }
 

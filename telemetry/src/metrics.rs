@@ -67,28 +67,18 @@ names! {
     Counter {
         LaneReceivedPackets = "lane_received_packets",
             "Packets the source received, drops included.";
-        LaneReceivedBytes = "lane_received_bytes",
-            "Bytes of packets on the wire that were received.";
         LaneStoredPackets = "lane_stored_packets", "Packets acknowledged, that is durable.";
         LaneShedPackets = "lane_shed_packets", "Packets left out by a configured policy.";
         LaneDroppedPackets = "lane_dropped_packets", "Packets lost, by cause.";
         LaneCutPackets = "lane_cut_packets", "Packets stored with some of their bytes cut.";
         LaneUnparsedPackets = "lane_unparsed_packets", "Packets stored that no parser understood.";
         LaneUnreadableRecords = "lane_unreadable_records", "Imported records without a known end.";
-        SourceFailuresCount = "source_failures_count", "Times a source stopped delivering.";
         NvmeWrittenBytes = "nvme_written_bytes", "Bytes that a device accepted.";
         NvmeSyncsCount = "nvme_syncs_count", "Flushes that a device completed.";
         NvmeFailuresCount = "nvme_failures_count", "Writes and flushes that failed.";
-        PipelineRewrittenChunks = "pipeline_rewritten_chunks",
-            "Chunks sealed again for another device.";
         IndexLostDeltas = "index_lost_deltas", "Chunk deltas lost; those chunks are scanned.";
-        StorageOpenedSegments = "storage_opened_segments", "Segments opened.";
-        StorageDeletedSegments = "storage_deleted_segments", "Segments deleted, by reason.";
-        StorageDeletedBytes = "storage_deleted_bytes", "Bytes freed by deleting segments.";
         QueryFinishedCount = "query_finished_count", "Queries finished, by result.";
-        QueryReadBytes = "query_read_bytes", "Bytes that queries read from devices.";
         QueryMatchedPackets = "query_matched_packets", "Packets that queries returned.";
-        SideFullCount = "side_full_count", "Values lost on a full side channel, by channel.";
     }
 }
 
@@ -106,17 +96,10 @@ names! {
         BufferFreeChunks = "buffer_free_chunks", "Chunks that can be taken.";
         BufferPressureRatio = "buffer_pressure_ratio",
             "Share of the chunks that is in use, 0 to 1.";
-        NvmeInFlightWrites = "nvme_in_flight_writes", "Writes submitted and not completed.";
-        NvmeFailedState = "nvme_failed_state", "1 when a device refuses further writes.";
-        PipelinePressureLevel = "pipeline_pressure_level",
-            "Step of the order of sacrifice, 0 is none.";
         StorageUsedBytes = "storage_used_bytes", "Bytes of segments on a volume.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
-        StorageFreeBytes = "storage_free_bytes", "Bytes free on a volume's file system or device.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
         StorageDegradedState = "storage_degraded_state", "1 while a volume is out of use.";
-        StorageOldestSeconds = "storage_oldest_seconds", "Unix time of the oldest packet kept.";
-        IndexMemoryBytes = "index_memory_bytes", "Bytes of memory that the index holds.";
         QueryRunningCount = "query_running_count", "Queries running now.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
         DaemonInfoState = "daemon_info_state", "Always 1; the labels say version and run.";
@@ -128,10 +111,6 @@ names! {
     Histogram {
         NvmeWriteSeconds = "nvme_write_seconds", "Time from submitting a write to its completion.";
         NvmeSyncSeconds = "nvme_sync_seconds", "Time from submitting a flush to its completion.";
-        PipelineAcknowledgeSeconds = "pipeline_acknowledge_seconds",
-            "Time from handing a chunk over to its acknowledgement.";
-        PipelineSealSeconds = "pipeline_seal_seconds", "Time to seal one chunk.";
-        QueryPlanSeconds = "query_plan_seconds", "Time to choose segments and chunks.";
         QueryDurationSeconds = "query_duration_seconds", "Time from a query's start to its end.";
     }
 }

@@ -1,6 +1,6 @@
 //! Filters in tcpdump's language, made from what a capture holds.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::random::Random;
 use crate::traffic::{Capture, Flow, Kind, Wrap};
@@ -135,16 +135,24 @@ fn inner(random: &mut Random, flow: &Flow) -> String {
 }
 
 fn net(random: &mut Random, host: IpAddr) -> String {
+    let bits = if host.is_ipv4() {
+        *random.pick(&[8, 14, 16, 16, 20, 24, 24, 28, 30])
+    } else {
+        *random.pick(&[32, 44, 48, 48, 60, 64, 64, 112, 126])
+    };
+    net_of(host, bits)
+}
+
+/// The net of `bits` bits that a host is in, as libpcap wants it: its other bits zero.
+pub fn net_of(host: IpAddr, bits: u32) -> String {
     match host {
         IpAddr::V4(host) => {
-            let bits = *random.pick(&[8, 14, 16, 16, 20, 24, 24, 28, 30]);
             let masked = u32::from(host) & (u32::MAX << (32 - bits));
-            format!("{}/{bits}", std::net::Ipv4Addr::from(masked))
+            format!("{}/{bits}", Ipv4Addr::from(masked))
         }
         IpAddr::V6(host) => {
-            let bits = *random.pick(&[32, 44, 48, 48, 60, 64, 64, 112, 126]);
             let masked = u128::from(host) & (u128::MAX << (128 - bits));
-            format!("{}/{bits}", std::net::Ipv6Addr::from(masked))
+            format!("{}/{bits}", Ipv6Addr::from(masked))
         }
     }
 }

@@ -22,10 +22,11 @@ const SECOND_NS: u64 = 1_000_000_000;
 const SLOTS: u16 = 48;
 /// Flows that begin in a slot.
 const SLOT_FLOWS: usize = 80;
-/// Packets of a stretch that holds one flow.
-const BULK_PACKETS: usize = 640;
-/// Bytes of payload in each of them: three chunks a stretch, so that one at least holds no other.
-const BULK_PAYLOAD_BYTES: usize = 1250;
+/// Packets of a stretch that holds one flow, and bytes of payload in each: three chunks a stretch,
+/// so that one at least holds no other flow.
+const LARGE: (usize, usize) = (640, 1250);
+/// The same with small packets.
+const SMALL: (usize, usize) = (8000, 40);
 /// Slots between two stretches.
 const BULK_EVERY: u16 = 3;
 
@@ -155,9 +156,11 @@ impl Capture {
     }
 
     fn bulk(&mut self, random: &mut Random, flow: &Flow, from_ns: u64) {
-        for n in 0..BULK_PACKETS {
-            let ts_ns = from_ns + n as u64 * 1_000_003;
-            let whole = flow.frame(random, n, false, BULK_PAYLOAD_BYTES);
+        let (packets, payload) = if flow.wrap == Wrap::Gre { SMALL } else { LARGE };
+        let step_ns = SECOND_NS / packets as u64;
+        for n in 0..packets {
+            let ts_ns = from_ns + n as u64 * step_ns;
+            let whole = flow.frame(random, n, false, payload);
             self.packets.push(flow.captured(ts_ns, whole));
         }
     }

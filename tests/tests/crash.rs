@@ -14,9 +14,9 @@ const KILLS: u16 = 50;
 const ATTEMPTS_MAX: u16 = 60;
 /// Time between the first acknowledgement and the kill, ms.
 const LIFE_MS: Range<u64> = 20..1200;
-/// 1000 packets of 1000 B each 20 ms: 50 MB/s. The quota below holds about 5 s of it, so places
+/// 500 packets of 1000 B each 20 ms: 25 MB/s. The quota below holds about 10 s of it, so places
 /// are used again all the time.
-const BURST: u64 = 1000;
+const BURST: u64 = 500;
 const BURST_PAUSE: Duration = Duration::from_millis(20);
 /// The smallest there is for one lane: segments of 16 MiB.
 const QUOTA: &str = "272MiB";

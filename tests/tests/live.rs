@@ -223,7 +223,8 @@ fn an_interface_that_was_down_is_a_gap_with_that_window() {
 
     // Beside the gap the answer is complete.
     let until = format!("@{}.{:09}", before_ns / 1_000_000_000, before_ns % 1_000_000_000);
-    let (found, summary) = query(&site, &recorder, &["--until", &until, "udp dst port 20000"]);
+    let first_run = "udp dst port 20000 or (vlan and udp dst port 20000)";
+    let (found, summary) = query(&site, &recorder, &["--until", &until, first_run]);
     assert_eq!(counted(&found).len(), 100);
     let only_down = summary["gaps"].as_array().expect("gaps").is_empty();
     assert!(only_down || from_ns < before_ns, "{summary}");

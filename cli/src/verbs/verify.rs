@@ -126,6 +126,9 @@ impl Checked<'_> {
     /// Damage of chunks goes into the report; an error is damage of the segment as a whole.
     fn run(&mut self, progress: &mut impl FnMut(u64) -> bool) -> Result<(), IndexError> {
         let reader = self.segment.open()?;
+        if let Some(what) = reader.index_damage() {
+            self.whole_damage(format!("its index or footer is damaged: {what}"));
+        }
         for damage in reader.damage() {
             let times = damage.from_ns.zip(damage.until_ns);
             let what = format!("an acknowledged chunk is not at byte {}", damage.offset);
@@ -140,13 +143,13 @@ impl Checked<'_> {
                 broken = true;
                 continue;
             }
-            let read = reader.read_chunk(number, &mut buf).and_then(|(header, payload)| {
+            let read = reader.read_chunk(number, &mut buf).map(|(header, payload)| {
                 let tail = payload.end;
                 chain.add(match header.sealed {
                     true => &buf[tail..tail + TAG_BYTES],
                     false => &buf[tail + BODY_CRC_AT..tail + BODY_CRC_AT + 4],
                 });
-                Ok((header.packets, packets(&buf[payload])))
+                (header.packets, packets(&buf[payload]))
             });
             match read {
                 Ok((stated, Ok(counted))) if stated == counted => {

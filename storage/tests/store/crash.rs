@@ -8,8 +8,10 @@ use wirevault_format::section;
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{Fault, Media, OpenMode, SimMedia, Survival, Trigger};
 
+use crate::checks::*;
 use crate::support::*;
 use crate::watched::{Sync, Watched};
+use crate::workload::workload;
 
 /// Survivals that are tried for each cut.
 const SURVIVALS: u64 = 3;

@@ -11,6 +11,7 @@ use wirevault_seal::FileProvider;
 use wirevault_storage::{CreateOptions, StorageError, Store, create};
 use wirevault_telemetry::clock::SystemClock;
 
+use crate::checks::*;
 use crate::support::*;
 
 const QUOTA: u64 = 256 << 20;

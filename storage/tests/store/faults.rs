@@ -9,6 +9,7 @@ use wirevault_index::KeySource;
 use wirevault_media::{Fault, Media, SimMedia, Trigger};
 use wirevault_storage::{Store, rebuild_index};
 
+use crate::checks::*;
 use crate::support::*;
 
 fn started(media: &SimMedia) -> Recorder {

@@ -1,5 +1,6 @@
 //! A store on simulated disks and in directories: crashes, quotas, devices that fail.
 
+mod checks;
 mod crash;
 mod directory;
 mod faults;
@@ -7,3 +8,4 @@ mod quota;
 mod recovery_table;
 mod support;
 mod watched;
+mod workload;

@@ -7,6 +7,7 @@ use wirevault_format::table::SegmentEntry;
 use wirevault_media::{Media, SimMedia};
 use wirevault_storage::{Plan, Store, create_planned};
 
+use crate::checks::*;
 use crate::support::*;
 
 /// A recorder with one lane on a disk with these sizes.

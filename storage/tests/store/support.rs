@@ -1,24 +1,19 @@
 //! A small recorder over a store: it writes chunks as the pipeline does, remembers what was
 //! acknowledged, and checks what a store holds against that.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::{ChunkEntry, CloseReason};
 use wirevault_format::gap::{CAUSES, GAP_BYTES};
-use wirevault_format::pcapng::read::{Blocks, Epb};
-use wirevault_format::pcapng::{BLOCK_EPB, EpbParts, put_epb};
+use wirevault_format::pcapng::{EpbParts, put_epb};
 use wirevault_format::superblock::Superblock;
-use wirevault_format::table::{RunEntry, RunState, SegmentState};
 use wirevault_format::{Cause, Gap, Interface, LifeId, LinkType, RunId, StoreId};
 use wirevault_index::flow_table::FlowOptions;
-use wirevault_index::{
-    Catalog, ChunkDelta, FlowTable, KeySource, PacketNote, SegmentIndex, StoreReader, Volume,
-};
-use wirevault_media::sim::SplitMix64;
-use wirevault_media::{Media, MediaFile, OpenMode, SimMedia};
+use wirevault_index::{ChunkDelta, FlowTable, KeySource, PacketNote, SegmentIndex, Volume};
+use wirevault_media::{Media, SimMedia};
 use wirevault_packet::dissect;
 use wirevault_seal::chain::Chain;
 use wirevault_seal::locked::LockedBytes;
@@ -141,10 +136,10 @@ impl Recorder {
         clock: Arc<ManualClock>,
         mut ledger: Ledger,
         lanes: u16,
-    ) -> Result<Self, (StorageError, Ledger)> {
+    ) -> Result<Self, Box<(StorageError, Ledger)>> {
         let run = match store.begin_run(false, lanes) {
             Ok(run) => run,
-            Err(error) => return Err((error, ledger)),
+            Err(error) => return Err(Box::new((error, ledger))),
         };
         ledger.runs.insert(run, false);
         let lane = |number| Lane { number, open: None, next_sequence: 0, watermark: 0, gaps: 0 };
@@ -401,117 +396,6 @@ pub(crate) fn frame(stream: Stream, sequence: u64, bytes: usize) -> Vec<u8> {
     frame
 }
 
-/// Sequences that a catalog gives back, by stream, ascending; every packet is compared byte for
-/// byte.
-pub(crate) type Held = BTreeMap<Stream, Vec<u64>>;
-
-/// Reads everything that a catalog names. `strict`: nothing may be reported as damaged.
-pub(crate) fn read_all(catalog: &Catalog, strict: bool) -> Result<Held, String> {
-    let mut held = Held::new();
-    let mut buf = Vec::new();
-    for segment in &catalog.segments {
-        let name = segment.name();
-        let reader = segment.open().map_err(|error| format!("{name}: {error}"))?;
-        if strict && !reader.damage().is_empty() {
-            return Err(format!("{name}: damage {:?}", reader.damage()));
-        }
-        let stream = (segment.entry.run, segment.entry.lane);
-        let (chunks, flow_packets, unindexed) = reader.with_index(|index| {
-            let flows = index.flows().map_err(|error| error.to_string())?;
-            let packets: u64 = flows.iter().map(|flow| flow.stats.packets).sum();
-            Ok::<_, String>((index.chunks().to_vec(), packets, index.unindexed_chunks()))
-        })?;
-        let mut packets = 0;
-        for (number, entry) in chunks.iter().enumerate() {
-            let (header, payload) = match reader.read_chunk(number as u32, &mut buf) {
-                Ok(read) => read,
-                Err(error) if strict => return Err(format!("{name}: {error}")),
-                Err(_) => continue,
-            };
-            if entry.packets != header.packets {
-                return Err(format!("{name}: chunk {number}: entry and header differ"));
-            }
-            let mut sequence = header.first_sequence;
-            for block in Blocks::new(&buf[payload]) {
-                let block = block.map_err(|error| format!("{name}: {error}"))?;
-                if block.kind != BLOCK_EPB {
-                    continue;
-                }
-                let packet = Epb::parse(&block).map_err(|error| format!("{name}: {error}"))?;
-                if packet.data != frame(stream, sequence, packet.data.len()) {
-                    return Err(format!("{name}: packet {sequence} is not as written"));
-                }
-                held.entry(stream).or_default().push(sequence);
-                sequence += 1;
-                packets += 1;
-            }
-        }
-        if segment.entry.state == SegmentState::Closed {
-            if strict && packets != segment.entry.packets {
-                return Err(format!("{name}: {packets} packets, its entry says otherwise"));
-            }
-            if unindexed == 0 && flow_packets != packets {
-                return Err(format!("{name}: flows have {flow_packets} packets of {packets}"));
-            }
-        }
-    }
-    Ok(held)
-}
-
-/// Compares what is held with what must be: every acknowledged packet that the quota has not taken,
-/// nothing twice, nothing that was never written, no hole.
-pub(crate) fn check_held(held: &Held, ledger: &Ledger, evicted_ns: u64) -> Result<(), String> {
-    for (stream, sequences) in held {
-        let written = ledger.written.get(stream).copied().unwrap_or(0);
-        let in_row = sequences.windows(2).all(|pair| pair[1] == pair[0] + 1);
-        if !in_row {
-            return Err(format!("stream {stream:?} has holes or repeats: {sequences:?}"));
-        }
-        if sequences.last().is_some_and(|last| *last >= written) {
-            return Err(format!("stream {stream:?} holds what was never written"));
-        }
-    }
-    for (stream, acknowledged) in &ledger.acknowledged {
-        let present = held.get(stream).map_or(&[][..], Vec::as_slice);
-        let (first, end) = match (present.first(), present.last()) {
-            (Some(first), Some(last)) => (*first, last + 1),
-            _ => (*acknowledged, *acknowledged),
-        };
-        if end < *acknowledged {
-            return Err(format!(
-                "stream {stream:?}: acknowledged up to {acknowledged}, held up to {end}"
-            ));
-        }
-        // What is missing before must have gone for the quota, and the store must say so.
-        let last_gone = first.min(*acknowledged).checked_sub(1);
-        if let Some(last_gone) = last_gone
-            && ledger.times_ns[stream][last_gone as usize] > evicted_ns
-        {
-            return Err(format!(
-                "stream {stream:?}: packets up to {last_gone} are gone, the quota took none later \
-                 than {evicted_ns}"
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Bytes that the files of a disk have together.
-pub(crate) fn disk_bytes(media: &SimMedia) -> Result<u64, String> {
-    let text = |error: std::io::Error| error.to_string();
-    let names = media.list().map_err(text)?;
-    let bytes = |name: &String| media.open(name, OpenMode::Read).and_then(|file| file.len());
-    names.iter().map(bytes).sum::<std::io::Result<u64>>().map_err(text)
-}
-
-/// The catalog as a reader without the lock sees it.
-pub(crate) fn offline_catalog(media: &SimMedia) -> Result<Catalog, String> {
-    let volume = Volume::read(Arc::new(media.clone()), &key_source());
-    let volume = volume.map_err(|error| error.to_string())?;
-    let reader = StoreReader { store: STORE, volumes: vec![volume], missing: Vec::new() };
-    Ok(reader.catalog(START_NS))
-}
-
 /// The superblock of a simulated disk.
 pub(crate) fn superblock(media: &SimMedia) -> Superblock {
     Volume::read(Arc::new(media.clone()), &key_source()).unwrap().superblock
@@ -539,147 +423,5 @@ impl KeyProvider for Moody {
 
     fn unwrap(&self, wrapped: &[u8], aad: &[u8]) -> Result<LockedBytes, SealError> {
         self.key.unwrap(wrapped, aad)
-    }
-}
-
-/// The workload of the crash tests: two lanes, chunks of many sizes, segments closed early, more
-/// of them than the quota keeps, a second run. Everything follows from the seed. The store works on
-/// `through`, which is `media` or stands before it.
-pub(crate) fn workload(
-    media: &SimMedia,
-    through: &Arc<dyn Media>,
-    seed: u64,
-    ledger: &mut Ledger,
-) -> Result<(), String> {
-    let clock = clock();
-    let mut rng = SplitMix64::new(seed);
-    for _ in 0..2 {
-        let opened = open_through(Arc::clone(through), Arc::clone(&clock));
-        let (store, report) = opened.map_err(|error| error.to_string())?;
-        assert!(report.is_clean(), "a store that was closed well: {report:?}");
-        let before = std::mem::take(ledger);
-        let mut recorder = match Recorder::start(store, Arc::clone(&clock), before, 2) {
-            Ok(recorder) => recorder,
-            Err((error, before)) => {
-                *ledger = before;
-                return Err(error.to_string());
-            }
-        };
-        let result = record(media, &mut recorder, &mut rng);
-        *ledger = recorder.ledger;
-        result?;
-    }
-    Ok(())
-}
-
-fn record(media: &SimMedia, recorder: &mut Recorder, rng: &mut SplitMix64) -> Result<(), String> {
-    let text = |error: StorageError| error.to_string();
-    for step in 0..26 {
-        let lane = rng.below(2) as usize;
-        if !recorder.is_open(lane) {
-            recorder.open_segment(lane).map_err(text)?;
-            check_quota(media, &recorder.store)?;
-        }
-        for _ in 0..=rng.below(2) {
-            let (packets, bytes) = (rng.below(12) as u32, 64 + rng.below(900) as usize);
-            let gap = rng.below(4) == 0 || packets == 0;
-            let written = recorder.write_chunk(lane, packets, bytes, gap);
-            written.expect("a segment has room").map_err(|error| error.to_string())?;
-        }
-        if rng.below(2) == 0 {
-            recorder.sync(lane).map_err(|error| error.to_string())?;
-        }
-        if step % 9 == 8 {
-            recorder.store.heartbeat().map_err(text)?;
-        }
-        if recorder.chunks(lane) >= 4 {
-            recorder.sync(lane).map_err(|error| error.to_string())?;
-            recorder.close(lane, CloseReason::Age).map_err(text)?;
-        }
-    }
-    recorder.end().map_err(text)
-}
-
-pub(crate) fn check_quota(media: &SimMedia, store: &Store) -> Result<(), String> {
-    let status = store.status();
-    let volume = &status.volumes[0];
-    let on_disk = disk_bytes(media)?;
-    if volume.used_bytes > volume.quota_bytes || on_disk > volume.quota_bytes {
-        return Err(format!("{on_disk} bytes on disk, {volume:?}: over quota"));
-    }
-    if on_disk > volume.used_bytes {
-        return Err(format!("{on_disk} bytes on disk are more than {volume:?} tells"));
-    }
-    Ok(())
-}
-
-/// Opens a store after a crash and checks everything that must hold then. Gives the ledger on.
-pub(crate) fn check_after_crash(media: &SimMedia, ledger: &Ledger) -> Result<(), String> {
-    let offline = read_all(&offline_catalog(media)?, true).map_err(|e| format!("offline: {e}"))?;
-    let clock = clock();
-    clock.advance(Duration::from_secs(3600));
-    let opened = open(media, Arc::clone(&clock)).map_err(|error| format!("open: {error}"))?;
-    let (store, report) = opened;
-    check_recovered(media, store, &report, ledger, &offline, clock)
-}
-
-fn check_recovered(
-    media: &SimMedia,
-    store: Store,
-    report: &RecoveryReport,
-    ledger: &Ledger,
-    offline: &Held,
-    clock: Arc<ManualClock>,
-) -> Result<(), String> {
-    if !report.set_aside.is_empty() {
-        return Err(format!("set aside: {:?}", report.set_aside));
-    }
-    let bad = |it: &&wirevault_storage::RecoveredSegment| {
-        !it.damage.is_empty() || it.unreadable.is_some() || it.entry.damaged
-    };
-    if let Some(damaged) = report.segments.iter().find(bad) {
-        return Err(format!("a crash alone damages nothing: {damaged:?}"));
-    }
-    check_quota(media, &store)?;
-    let catalog = store.catalog(clock.unix_ns(), &[]);
-    let held = read_all(&catalog, true)?;
-    check_held(&held, ledger, catalog.evicted_live_ns)?;
-    if held != *offline {
-        return Err("a reader without the lock saw other packets than recovery keeps".into());
-    }
-    let running = |run: &RunEntry| run.state == RunState::Running;
-    if catalog.runs.iter().any(running) {
-        return Err("a run still counts as running".into());
-    }
-    for (run, ended) in &ledger.runs {
-        let entry = catalog.runs.iter().find(|entry| entry.run == *run);
-        let state = entry.map(|entry| entry.state);
-        if state.is_none() || *ended && state != Some(RunState::Ended) {
-            return Err(format!("run {run} was begun, ended: {ended}; the table says {state:?}"));
-        }
-    }
-    let known = |run: RunId| catalog.runs.iter().any(|entry| entry.run == run);
-    if let Some(lost) = catalog.segments.iter().find(|segment| !known(segment.entry.run)) {
-        return Err(format!("{}: its run is not in the run table", lost.name()));
-    }
-    let volume = &store.status().volumes[0];
-    if store.is_sealed() && volume.spare_keys < 16 || volume.open_segments > 0 {
-        return Err(format!("not ready to write: {volume:?}"));
-    }
-    // The store goes on, under keys that no chunk was ever sealed with.
-    let started = Recorder::start(store, Arc::clone(&clock), ledger.clone(), 1);
-    let mut recorder = started.map_err(|(error, _)| format!("begin: {error}"))?;
-    recorder.open_segment(0).map_err(|error| format!("open a segment: {error}"))?;
-    check_quota(media, &recorder.store)?;
-    recorder.write_chunk(0, 3, 100, false).expect("there is room").unwrap();
-    recorder.end().map_err(|error| format!("end: {error}"))?;
-    let Recorder { store, ledger, .. } = recorder;
-    let catalog = store.catalog(clock.unix_ns(), &[]);
-    check_held(&read_all(&catalog, true)?, &ledger, catalog.evicted_live_ns)?;
-    drop(store);
-    let (_, report) = open(media, clock).map_err(|error| format!("open again: {error}"))?;
-    match report.is_clean() {
-        true => Ok(()),
-        false => Err(format!("recovery left something to do: {report:?}")),
     }
 }

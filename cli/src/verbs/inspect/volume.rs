@@ -1,13 +1,16 @@
 //! `wirevault inspect volume`: superblock, tables and the state of the key ring.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use wirevault_format::LifeId;
 use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_index::Volume;
 use wirevault_media::DirMedia;
 use wirevault_query::summary::Instant;
+use wirevault_seal::KeyRing;
 
 use crate::args::InspectVolumeArgs;
 use crate::error::{CliError, in_words};
@@ -42,11 +45,16 @@ fn ring(volume: &Volume) -> String {
         None => "none: packets are stored unencrypted".to_owned(),
         Some(Ok(ring)) => {
             let keys = count_text(ring.len() as u64, "key");
-            let spares = ring.spares().count();
-            format!("opens; epoch {}, {keys}, {spares} of them spare", ring.epoch())
+            format!("opens; epoch {}, {keys}, {} of them spare", ring.epoch(), spares(volume, ring))
         }
         Some(Err(error)) => format!("does not open: {}", in_words(error)),
     }
+}
+
+/// Keys that no segment has taken yet.
+fn spares(volume: &Volume, ring: &KeyRing) -> usize {
+    let taken: HashSet<LifeId> = used(volume).map(|(_, entry)| entry.life).collect();
+    ring.entries().filter(|keys| !taken.contains(&keys.life())).count()
 }
 
 fn text(volume: &Volume) -> String {
@@ -138,7 +146,8 @@ fn json(volume: &Volume) -> Value {
     let ring = match &volume.ring {
         None => Value::Null,
         Some(Ok(ring)) => json!({
-            "opens": true, "epoch": ring.epoch(), "keys": ring.len(), "spares": ring.spares().count(),
+            "opens": true, "epoch": ring.epoch(), "keys": ring.len(),
+            "spares": spares(volume, ring),
         }),
         Some(Err(error)) => json!({"opens": false, "why": in_words(error)}),
     };

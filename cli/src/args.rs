@@ -44,8 +44,8 @@ pub(crate) enum Verb {
     Import(ImportArgs),
     /// Find packets: by time, and by a filter in tcpdump's language.
     ///
-    /// Without -w every packet is one line, as tcpdump shows it. What the answer may lack is told on
-    /// standard error.
+    /// Without -w every packet is one line, as tcpdump shows it. What the answer may lack is told
+    /// on standard error.
     #[command(after_help = "\
 Examples:
   wirevault query --store ./store 'udp port 53' --limit 10
@@ -56,8 +56,8 @@ Examples:
     Flows(FlowsArgs),
     /// Show packets as they arrive. The daemon must be running.
     ///
-    /// Copies are taken before packets are stored; what this command is too slow for is told, and is
-    /// stored all the same.
+    /// Copies are taken before packets are stored; what this command is too slow for is told, and
+    /// is stored all the same.
     #[command(after_help = "\
 Examples:
   wirevault tail 'arp or icmp'
@@ -118,7 +118,8 @@ pub(crate) struct InitArgs {
     /// Store packets unencrypted: tshark and tcpdump then open segments as they are.
     #[arg(long, conflicts_with = "key")]
     pub(crate) plaintext: bool,
-    /// Bytes that all volumes together may take, `500GiB` for example [default: half of what is free].
+    /// Bytes that all volumes together may take, `500GiB` for example [default: half of what is
+    /// free].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) quota: Option<u64>,
     /// Key file. It is used if it is there, else made. It must lie outside the store

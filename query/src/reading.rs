@@ -63,6 +63,11 @@ impl Reading<'_> {
             Err(Absence { cause, what }) => {
                 // The entry of a segment that is not closed does not count its packets yet.
                 let packets = (entry.closed_ns > 0).then_some(entry.packets);
+                // One key opens the whole store, so one line says what is wrong with it.
+                let told = |lost: &Lost| lost.cause == Cause::WrongKey;
+                if cause == Cause::WrongKey && !self.findings.lost.iter().any(told) {
+                    self.findings.warnings.push(what.clone());
+                }
                 self.findings.lost.push(lost(None, packets, cause, span, what));
                 return None;
             }

@@ -70,7 +70,9 @@ impl Reader for SegmentReader {
                 gaps: index.gaps().iter().map(|(_, gap)| *gap).collect(),
                 selected: selection.chunks,
                 considered: selection.chunks_considered,
-                index_damage: selection.index_damage,
+                index_damage: selection
+                    .index_damage
+                    .or_else(|| self.index_damage().map(str::to_owned)),
             }
         })
     }

@@ -75,7 +75,7 @@ fn leaf(random: &mut Random, flow: &Flow) -> String {
 }
 
 /// The inner address or ports at their place in the frame, where libpcap has no word for them.
-pub fn by_bytes(random: &mut Random, flow: &Flow) -> String {
+fn by_bytes(random: &mut Random, flow: &Flow) -> String {
     let at = flow.inner_at();
     if flow.kind == Kind::Arp {
         return format!("ether[{}:4] = {}", at + 14, number(flow.a, 12));
@@ -91,14 +91,19 @@ pub fn by_bytes(random: &mut Random, flow: &Flow) -> String {
             // The upper half tells the net.
             format!("ether[{}:4] = {}", at + 8 + 4, number(flow.a, 4))
         }
-        _ => format!(
-            "(ether[{}:4] = {} or ether[{}:4] = {})",
-            at + source,
-            number(flow.a, last),
-            at + destination,
-            number(flow.a, last)
-        ),
+        _ => inner_host(flow),
     }
+}
+
+/// An inner host at either end, by its bytes' place in the frame.
+pub fn inner_host(flow: &Flow) -> String {
+    let at = flow.inner_at();
+    let (source, destination, last) = match flow.a {
+        IpAddr::V4(_) => (12, 16, 0),
+        IpAddr::V6(_) => (8 + 12, 24 + 12, 12),
+    };
+    let host = number(flow.a, last);
+    format!("(ether[{}:4] = {host} or ether[{}:4] = {host})", at + source, at + destination)
 }
 
 /// Four bytes of an address as a number; `from` counts for IPv6.

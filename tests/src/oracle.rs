@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
+use wirevault_packet::bpf::Program;
+
 use crate::captures::{Packet, parse_pcap};
 
 /// `tcpdump -r FILE FILTER`: the packets it finds, or what it says when it refuses the filter.
@@ -22,6 +24,41 @@ pub fn tcpdump(file: &Path, filter: &str) -> Result<Vec<Packet>, String> {
     let errors = String::from_utf8_lossy(&output.stderr);
     let last = errors.lines().last().unwrap_or_default();
     Err(last.strip_prefix("tcpdump: ").unwrap_or(last).to_owned())
+}
+
+/// Whether libpcap's program may read a scratch word that it has not written, so that tcpdump's
+/// answer depends on what its stack held. libpcap compiles some uses of `geneve` so.
+pub fn is_undefined(program: &Program) -> bool {
+    const LOAD_A: u16 = 0x60;
+    const LOAD_X: u16 = 0x61;
+    const STORE_A: u16 = 0x02;
+    const STORE_X: u16 = 0x03;
+    const JUMP: u16 = 0x05;
+    const RETURN_A: u16 = 0x16;
+    const RETURN_K: u16 = 0x06;
+    let insns = program.insns();
+    // Words surely written when an instruction is reached; all of them if it never is.
+    let mut written = vec![u16::MAX; insns.len() + 1];
+    written[0] = 0;
+    for (at, insn) in insns.iter().enumerate() {
+        let mut now = written[at];
+        let next = |by: u32| (at as u32 + 1).wrapping_add(by) as usize;
+        match insn.code {
+            LOAD_A | LOAD_X if now >> insn.k & 1 == 0 => return true,
+            STORE_A | STORE_X => now |= 1 << insn.k,
+            _ => {}
+        }
+        let targets = match insn.code {
+            RETURN_A | RETURN_K => vec![],
+            JUMP => vec![next(insn.k)],
+            code if code & 7 == JUMP => vec![next(insn.jt.into()), next(insn.jf.into())],
+            _ => vec![next(0)],
+        };
+        for target in targets {
+            written[target] &= now;
+        }
+    }
+    false
 }
 
 /// Checks that both have the same packets, each equally often, and in the same order.

@@ -6,20 +6,22 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, RwLock};
 
+use wirevault_format::LinkType;
 use wirevault_index::delta::FlowTouch;
 use wirevault_index::segment_index::FlowRecord;
 use wirevault_index::{Catalog, ChunkDelta, Segment, SegmentIndex};
 use wirevault_media::{DirMedia, Media};
 use wirevault_packet::FlowKey;
 use wirevault_query::Summary;
+use wirevault_query::filter::compile;
 use wirevault_telemetry::clock::SystemClock;
 use wirevault_tests::captures::{Packet, parse_pcap, write_pcap};
-use wirevault_tests::filters::{by_bytes, filter, net_of};
+use wirevault_tests::filters::{filter, inner_host, net_of};
 use wirevault_tests::lanes::{self, Held};
-use wirevault_tests::oracle::{compare, tcpdump};
+use wirevault_tests::oracle::{compare, is_undefined, tcpdump};
 use wirevault_tests::random::Random;
 use wirevault_tests::store::{TestStore, all, ask, code, folder, text, words};
-use wirevault_tests::traffic::{Capture, Flow, Wrap};
+use wirevault_tests::traffic::{Capture, Flow, Kind, Wrap};
 
 const SEED: u64 = 1;
 /// Random filters of the large comparison.
@@ -50,13 +52,18 @@ fn chunks(catalog: &Catalog) -> u64 {
     catalog.segments.iter().map(|segment| u64::from(segment.entry.chunks)).sum()
 }
 
-/// Filters at random, and for every stretch that holds one flow only what an index is tempted to
+/// Filters at random, those left out that have no defined answer, and for every stretch that holds one flow only what an index is tempted to
 /// answer wrongly: `not host` must find a host's packets behind a tag.
 fn suite(random_filters: usize) -> Vec<String> {
     let mut random = Random::new(SEED);
     let capture = &ORIGINAL.capture;
-    let mut filters: Vec<String> =
-        (0..random_filters).map(|_| filter(&mut random, capture)).collect();
+    let mut filters: Vec<String> = (0..random_filters)
+        .map(|_| filter(&mut random, capture))
+        .filter(|filter| {
+            let program = compile(filter, LinkType::ETHERNET);
+            !program.is_ok_and(|program| is_undefined(&program))
+        })
+        .collect();
     for bulk in &capture.bulks {
         filters.push(format!("not host {}", bulk.a));
         filters.push(format!("not port {}", bulk.a_port));
@@ -292,32 +299,35 @@ fn every_encapsulation_is_found_by_an_inner_host() {
     let catalog = store.catalog();
     let total = chunks(&catalog);
     let capture = &ORIGINAL.capture;
-    let mut random = Random::new(SEED);
     let same = |a: &Wrap, b: &Wrap| std::mem::discriminant(a) == std::mem::discriminant(b);
     for bulk in capture.bulks.iter().filter(|bulk| bulk.wrap != Wrap::Plain) {
-        let mixed = capture.flows.iter().find(|flow| same(&flow.wrap, &bulk.wrap)).unwrap();
+        let alike = |flow: &&Flow| same(&flow.wrap, &bulk.wrap) && flow.kind == Kind::Tcp;
+        let mixed = capture.flows.iter().find(alike).unwrap();
         for flow in [bulk, mixed] {
-            let mut filters: Vec<String> = (0..4).map(|_| by_bytes(&mut random, flow)).collect();
-            filters.extend(match &flow.wrap {
-                Wrap::Vlan(_) => Some(format!("vlan and host {}", flow.a)),
-                Wrap::QinQ(..) => Some(format!("vlan and vlan and host {}", flow.a)),
+            let bytes = inner_host(flow);
+            let precise = match &flow.wrap {
+                Wrap::Vlan(_) => format!("vlan and host {}", flow.a),
+                Wrap::QinQ(..) => format!("vlan and vlan and host {}", flow.a),
                 Wrap::Mpls(labels) => {
                     let words = vec!["mpls"; labels.len()].join(" and ");
-                    Some(format!("{words} and host {}", flow.a))
+                    format!("{words} and host {}", flow.a)
                 }
-                Wrap::Geneve(_) => Some(format!("geneve and host {}", flow.a)),
-                Wrap::Plain | Wrap::Vxlan(_) | Wrap::Gre => None,
-            });
-            let mut found = 0;
-            for filter in filters {
+                Wrap::Geneve(_) => format!("geneve and host {}", flow.a),
+                // libpcap has no word that reaches inside.
+                Wrap::Vxlan(_) => format!("udp port 4789 and {bytes}"),
+                Wrap::Gre => format!("ip proto 47 and {bytes}"),
+                Wrap::Plain => unreachable!("only what is wrapped is looked at"),
+            };
+            // Bytes alone may be anything in frames of another kind, so more chunks are read.
+            for (filter, limit) in [(precise, total / 4), (bytes, total)] {
                 let wanted = original_answer(&filter);
                 let mut tally = Tally::default();
                 tally.add(&filter, &wanted, &catalog);
+                println!("{filter}: {} of {total} chunks", tally.chunks_read);
                 assert!(tally.wrong.is_empty(), "{:#?}", tally.wrong);
-                assert!(tally.chunks_read < total / 4, "`{filter}` reads {}", tally.chunks_read);
-                found += wanted.map_or(0, |wanted| wanted.len());
+                assert!(tally.chunks_read < limit, "`{filter}` reads {}", tally.chunks_read);
+                assert!(wanted.is_ok_and(|wanted| !wanted.is_empty()), "{flow:?} is not found");
             }
-            assert!(found > 0, "{flow:?} is not found");
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Looks at a pcapng stream as it passes: where whole blocks end, and what its closing comment says.
+//! Looks at a pcapng stream as it passes: where whole blocks end, and what its closing comment
+//! says.
 //!
 //! The stream is the daemon's own: one section, little-endian. Whatever is not so is an error; the
 //! bytes themselves are never changed.
@@ -153,7 +154,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_pieces_give_the_same(packets in 0u64..5, cuts in prop::collection::vec(1usize..200, 1..9)) {
+        fn any_pieces_give_the_same(
+            packets in 0u64..5,
+            cuts in prop::collection::vec(1usize..200, 1..9),
+        ) {
             let bytes = stream(packets);
             let mut watch = Watch::default();
             let (mut rest, mut whole, mut fed) = (&bytes[..], 0, 0);

@@ -72,8 +72,8 @@ fn from_store(
     }
 }
 
-/// Writes the daemon's pcapng byte for byte. Only whole blocks are written, so a cut answer is still
-/// a file that readers take, and its last block says that it is cut.
+/// Writes the daemon's pcapng byte for byte. Only whole blocks are written, so a cut answer is
+/// still a file that readers take, and its last block says that it is cut.
 fn pass_on(
     mut body: Body,
     mut target: Target,

@@ -155,7 +155,10 @@ impl Segment {
 
     fn json(&self, region: &SegmentRegion<'_>) -> Value {
         let header = &region.header;
-        let interfaces = region.sealed_table.is_none().then_some(&region.interfaces);
+        let interfaces: Option<Vec<Value>> = match region.sealed_table {
+            Some(_) => None,
+            None => Some(region.interfaces.iter().map(interface_json).collect()),
+        };
         let times = |times: Option<(u64, u64)>| {
             times.map(
                 |times| json!({"from": Instant::from(times.0), "until": Instant::from(times.1)}),
@@ -180,7 +183,7 @@ impl Segment {
                 "lane": header.lane, "link_type": header.link_type.to_string(),
                 "sealed": header.sealed, "import": header.import,
                 "opened": Instant::from(header.opened_ns),
-                "interfaces": interfaces.map(|all| all.iter().map(interface_json).collect::<Vec<_>>()),
+                "interfaces": interfaces,
             },
             "chunks": self.chunks.iter().map(chunk).collect::<Vec<_>>(),
             "chunks_end": self.end,

@@ -1,12 +1,10 @@
 //! `query` and `flows` over a store, against tcpdump on the file that was imported.
 
-mod common;
-
 use std::fs;
 use std::io::Read;
 use std::process::Stdio;
 
-use common::{Lab, run, tcpdump, wirevault};
+use crate::common::{Lab, run, tcpdump, wirevault};
 use serde_json::Value;
 
 const PACKETS: u64 = 3000;
@@ -189,7 +187,7 @@ fn what_is_no_filter_is_refused_as_libpcap_refuses_it() {
 #[test]
 fn several_link_types_need_pcapng_and_may_be_left_out() {
     let lab = Lab::filled(true, 100);
-    fs::write(lab.path("raw.pcap"), common::pcap(101, 100)).unwrap();
+    fs::write(lab.path("raw.pcap"), crate::common::pcap(101, 100)).unwrap();
     assert_eq!(lab.ask("import", &[&lab.text("raw.pcap")]).code, Some(0));
     let said = lab.ask("query", &["ether host 02:00:00:00:00:01"]);
     assert_eq!(said.code, Some(2));
@@ -230,7 +228,7 @@ fn a_closed_pipe_ends_quietly() {
             .unwrap();
         let mut first = [0; 50];
         child.stdout.take().unwrap().read_exact(&mut first).unwrap();
-        let said: common::Said = child.wait_with_output().unwrap().into();
+        let said: crate::common::Said = child.wait_with_output().unwrap().into();
         assert_eq!(said.code, Some(0), "{arguments:?} {said:?}");
         assert!(!said.err.contains("wirevault:") && !said.err.contains("panic"), "{}", said.err);
     }

@@ -1,13 +1,11 @@
 //! `init`, `import`, `status`, `segments`, `verify`, `inspect`: what concerns the store itself.
 
-mod common;
-
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
-use common::{Lab, frame, pcap, run};
+use crate::common::{Lab, frame, pcap, run};
 use serde_json::Value;
 
 fn json(text: &str) -> Value {
@@ -31,7 +29,7 @@ fn init_says_where_the_key_is_and_to_back_it_up() {
 #[test]
 fn init_without_a_key_uses_the_users_place() {
     let lab = Lab::empty();
-    let said: common::Said = common::wirevault()
+    let said: crate::common::Said = crate::common::wirevault()
         .env("XDG_CONFIG_HOME", lab.path("config"))
         .args(["init", &lab.text("store"), "--quota", "300MiB"])
         .output()
@@ -324,7 +322,7 @@ fn a_plain_segment_shows_its_interfaces() {
     let file = lab.segments()[0].to_str().unwrap().to_owned();
     let said = run(["inspect", "segment", &file]);
     assert!(said.out.contains("plaintext") && said.out.contains("unnamed"), "{}", said.out);
-    assert_eq!(common::tcpdump(&lab.segments()[0], "").len(), 10);
+    assert_eq!(crate::common::tcpdump(&lab.segments()[0], "").len(), 10);
 }
 
 #[test]

@@ -1,8 +1,5 @@
 //! A temporary store, captures that the test writes itself, and the program as people run it.
 
-// Every test program uses its own part of this.
-#![allow(dead_code, reason = "a shared module of several test programs")]
-
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! Verbs that ask the daemon: a real one in this process, and one that breaks its answers off.
 
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
@@ -10,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Lab, Said, pcap_with_step, run, tcpdump, wirevault};
+use crate::common::{Lab, Said, pcap_with_step, run, tcpdump, wirevault};
 use serde_json::Value;
 
 /// Longest that anything here may take.

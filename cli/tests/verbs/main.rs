@@ -1,0 +1,6 @@
+//! Every verb, flag and output of the program, end to end.
+
+mod common;
+mod questions;
+mod socket;
+mod store;

@@ -1,0 +1,77 @@
+//! Two lanes and two volumes: everything comes back, merged by time, each lane in its own order.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Arc;
+
+use wirevault_capture::Source;
+use wirevault_query::Request;
+use wirevault_telemetry::clock::SystemClock;
+use wirevault_tests::captures::{Packet, parse_pcap, write_pcap};
+use wirevault_tests::lanes;
+use wirevault_tests::oracle::compare;
+use wirevault_tests::store::{TestStore, all, code, text, words};
+use wirevault_tests::traffic::Capture;
+
+/// The order of an answer: lanes merged by the running maximum of their times, lanes of lower
+/// number first at equal times, each lane as it was captured.
+fn merged(lanes: &[&[Packet]]) -> Vec<Packet> {
+    let mut keyed = Vec::new();
+    for (lane, packets) in lanes.iter().enumerate() {
+        let mut reached_ns = 0;
+        for (sequence, packet) in packets.iter().enumerate() {
+            reached_ns = packet.ts_ns.max(reached_ns);
+            keyed.push(((reached_ns, lane, sequence), packet));
+        }
+    }
+    keyed.sort_by_key(|(key, _)| *key);
+    keyed.into_iter().map(|(_, packet)| packet.clone()).collect()
+}
+
+#[test]
+fn two_lanes_on_two_volumes_come_back() {
+    for sealed in [false, true] {
+        let store = TestStore::with_volumes(sealed, 2);
+        let captures = [Capture::new(3), Capture::new(4)];
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for (number, capture) in captures.iter().enumerate() {
+            let file = store.path(&format!("lane-{number}.pcap"));
+            write_pcap(&file, &capture.packets);
+            sources.push(Box::new(lanes::replay(&file)));
+        }
+        let pipeline = lanes::start(&store.dir(), sources, true, Arc::new(SystemClock));
+        let books = pipeline.join().unwrap();
+        for (books, capture) in books.iter().zip(&captures) {
+            assert_eq!(books.received, capture.packets.len() as u64, "{books:?}");
+            assert_eq!(books.stored, books.received, "{books:?}");
+        }
+        let catalog = store.catalog();
+        let parts: BTreeSet<_> =
+            catalog.segments.iter().map(|s| (s.entry.lane, s.volume)).collect();
+        let lanes: BTreeSet<_> = parts.iter().map(|part| part.0).collect();
+        let volumes: BTreeSet<_> = parts.iter().map(|part| part.1).collect();
+        println!(
+            "sealed {sealed}: lanes and volumes of {} segments: {parts:?}",
+            catalog.segments.len()
+        );
+        assert_eq!((lanes.len(), volumes.len()), (2, 2), "{parts:?}");
+
+        let wanted = merged(&[&captures[0].packets, &captures[1].packets]);
+        let answer = store.ask(&all(""));
+        compare(&wanted, &answer.packets).unwrap();
+        assert!(answer.summary.complete, "{}", answer.summary);
+        let sorted = store.ask(&Request { sort: true, ..Request::default() });
+        assert!(sorted.packets.is_sorted_by_key(|packet| packet.ts_ns));
+        assert_eq!(sorted.packets.len(), wanted.len());
+
+        let (status, report) = store.verify();
+        assert_eq!(status, 0, "{report}");
+        assert_eq!(report["packets"], wanted.len());
+
+        let (filter, file) = ("udp or vlan", store.path("out.pcap"));
+        let (output, _) = store.query(&[filter, "-w", &text(&file), "--format", "pcap"]);
+        assert_eq!(code(&output), 0, "{}", words(&output));
+        let answer = store.ask(&all(filter));
+        compare(&answer.packets, &parse_pcap(&fs::read(&file).unwrap())).unwrap();
+    }
+}

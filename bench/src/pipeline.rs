@@ -77,7 +77,7 @@ struct Row {
     fill_ns: f64,
     /// The sealing thread's time without sealing.
     index_ns: f64,
-    /// Bytes by the rate of AES-256-GCM in the same run.
+    /// Bytes by the rate of sealing a chunk that is in the cache, in the same run.
     seal_ns: f64,
     write_ns: f64,
     /// Keeping the index of open segments, on its own thread.
@@ -102,9 +102,12 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     if !options.json {
         limits.print();
         println!("\npackets in memory through the pipeline, {FLOWS} flows, sealed and indexed");
-        println!("ns a packet: CPU time of each stage's thread; the slowest one sets the pace");
         println!(
-            "{:>8} {:>6} {:>6} {:>10} {:>7} {:>7} | {:>7} {:>7} {:>7} {:>7} | {:>9}",
+            "ns a packet: CPU time of each stage's thread (index and seal share one); the slowest \
+             thread sets the pace"
+        );
+        println!(
+            "{:>8} {:>6} {:>6} {:>10} {:>6} {:>6} | {:>6} {:>6} {:>6} {:>6} {:>6} | {:>7} {:>9}",
             "size",
             "source",
             "device",
@@ -115,6 +118,8 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             "index",
             "seal",
             "write",
+            "apply",
+            "chunks",
             "unindexed"
         );
     }
@@ -181,7 +186,7 @@ fn measure(
     ensure!(books[0].stored == count && books[0].dropped_packets() == 0, "lost: {books:?}");
     site.clear()?;
     let each = |ns: u64| ns as f64 / count as f64;
-    let seal_ns = bytes as f64 / count as f64 / limits.seal_gb_s;
+    let seal_ns = bytes as f64 / count as f64 / limits.seal_warm_gb_s;
     Ok(Row {
         size,
         source,

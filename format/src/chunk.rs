@@ -8,7 +8,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 20 | common start, see [`crate::local`]; total length is 128 (plain) or the whole chunk (sealed) |
+//! | 0 | 20 | common start, see [`crate::local`]; total length is 128 (plain) or the whole chunk (sealed); flag 1: sealed, flag 2: the payload holds a gap |
 //! | 20 | 2 | lane |
 //! | 22 | 2 | link type |
 //! | 24 | 16 | life id |

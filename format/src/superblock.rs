@@ -13,7 +13,7 @@
 //! | 52 | 4 | places |
 //! | 56 | 8 | generation |
 //! | 64 | 8 | segment bytes |
-//! | 72 | 8 | quota bytes of this volume |
+//! | 72 | 8 | quota bytes of this volume, its own file included |
 //! | 80 | 8 | time created, ns |
 //! | 88 | 8 | largest packet time of a live segment whose place was used again; 0: none |
 //! | 96 | 8 | the same for imported segments |
@@ -64,7 +64,7 @@ pub struct Superblock {
     pub generation: u64,
     /// Bytes of a full segment.
     pub segment_bytes: u64,
-    /// Bytes all segments of this volume may occupy together.
+    /// Bytes that the segments and this volume's own file may occupy together.
     pub quota_bytes: u64,
     /// Time created, ns.
     pub created_ns: u64,

@@ -35,6 +35,7 @@ pub struct SegmentReader {
     damage: Vec<Damage>,
     index_damage: Option<String>,
     footer: Option<Footer>,
+    footer_at: Option<u64>,
 }
 
 enum Index {
@@ -77,6 +78,7 @@ impl SegmentReader {
             damage: Vec::new(),
             index_damage: None,
             footer: None,
+            footer_at: None,
         };
         match &segment.content {
             Content::Live(index) => reader.index = Index::Live(Arc::clone(index)),
@@ -164,6 +166,31 @@ impl SegmentReader {
         Ok((header, payload))
     }
 
+    /// Checks what lies between the index and the footer of a closed segment: nothing but one block
+    /// of padding, whose bytes no checksum covers.
+    ///
+    /// # Errors
+    /// `Damaged` if any byte of it is not as written, `Io`.
+    pub fn check_padding(&self) -> Result<(), IndexError> {
+        let Some((footer, footer_at)) = self.footer.as_ref().zip(self.footer_at) else {
+            return Ok(());
+        };
+        let part_end = |entry: &DirectoryEntry| entry.offset + u64::from(entry.blocks_bytes);
+        let end = footer.directory.iter().map(part_end).max().unwrap_or(footer.index_offset);
+        let wrong = || {
+            let (structure, field) = ("padding", "bytes");
+            self.damaged(None, FormatError::Field { structure, field, value: end })
+        };
+        let bytes = footer_at.checked_sub(end).filter(|bytes| *bytes < 2 * LBA_BYTES as u64);
+        let bytes = bytes.ok_or_else(wrong)? as usize;
+        let found = read_up_to(&*self.file, end, bytes, &self.name)?;
+        let whole = bytes == 0
+            || (bytes >= local::START_BYTES + 4
+                && bytes.is_multiple_of(4)
+                && found == local::skip_block(bytes));
+        if whole { Ok(()) } else { Err(wrong()) }
+    }
+
     fn open_payload(&self, chunk: &mut [u8], header: &ChunkHeader) -> Result<(), IndexError> {
         let number = Some(header.number);
         if header.sealed != self.header.sealed {
@@ -215,6 +242,7 @@ impl SegmentReader {
         }
         self.index = Index::Own(Box::new(index));
         self.footer = Some(footer);
+        self.footer_at = Some(at);
         Ok(())
     }
 

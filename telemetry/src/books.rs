@@ -70,7 +70,8 @@ pub struct WriterCounts {
     pub unparsed: u64,
     /// Packets that were appended and then given up, because no device took them.
     pub dropped: ByCause,
-    /// Lane sequence number up to which everything is acknowledged.
+    /// Sum over the lane's streams: packets below it are acknowledged, or counted as lost to a
+    /// device. Of one stream it is a sequence number.
     pub watermark: u64,
     /// Unix time in nanoseconds of the oldest packet not yet acknowledged; 0 when there is none.
     pub unacknowledged_since_ns: u64,
@@ -185,7 +186,8 @@ pub struct Snapshot {
     pub unparsed: u64,
     /// Records of an import that could not be delimited: beside the sum.
     pub unreadable: u64,
-    /// Lane sequence number up to which everything is acknowledged.
+    /// Sum over the lane's streams: packets below it are acknowledged, or counted as lost to a
+    /// device. Of one stream it is a sequence number.
     pub watermark: u64,
     /// Unix time in nanoseconds of the oldest packet not acknowledged; nothing when all are.
     pub unacknowledged_since_ns: Option<u64>,

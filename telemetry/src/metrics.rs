@@ -75,7 +75,7 @@ names! {
         LaneUnreadableRecords = "lane_unreadable_records", "Imported records without a known end.";
         NvmeWrittenBytes = "nvme_written_bytes", "Bytes that a device accepted.";
         NvmeSyncsCount = "nvme_syncs_count", "Flushes that a device completed.";
-        NvmeFailuresCount = "nvme_failures_count", "Writes and flushes that failed.";
+        NvmeFailuresCount = "nvme_failures_count", "Chunks given up because a device failed.";
         IndexLostDeltas = "index_lost_deltas", "Chunk deltas lost; those chunks are scanned.";
         QueryFinishedCount = "query_finished_count", "Queries finished, by result.";
         QueryMatchedPackets = "query_matched_packets", "Packets that queries returned.";
@@ -88,7 +88,7 @@ names! {
         LaneInFlightPackets = "lane_in_flight_packets", "Packets received and not yet settled.";
         LaneRingPackets = "lane_ring_packets", "Packets waiting in the source's ring.";
         LaneWatermarkPackets = "lane_watermark_packets",
-            "Sequence number below which all is durable.";
+            "Packets below which all is durable or told as lost.";
         LaneUnacknowledgedSeconds = "lane_unacknowledged_seconds",
             "Age of the oldest packet not durable.";
         SourceUpState = "source_up_state", "1 while the source delivers, 0 while it does not.";
@@ -102,7 +102,7 @@ names! {
         StorageDegradedState = "storage_degraded_state", "1 while a volume is out of use.";
         QueryRunningCount = "query_running_count", "Queries running now.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
-        DaemonInfoState = "daemon_info_state", "Always 1; the labels say version and run.";
+        DaemonInfoState = "daemon_info_state", "Always 1; a label says the version.";
     }
 }
 

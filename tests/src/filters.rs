@@ -128,7 +128,8 @@ fn inner(random: &mut Random, flow: &Flow) -> String {
         3 | 4 => format!("{side}net {}", net(random, host)),
         5 | 6 if flow.has_ports() => format!("{side}port {port}"),
         7 if flow.has_ports() => {
-            let (from, to) = (port - random.below(40) as u16, port + random.below(40) as u16);
+            let (below, above) = (random.below(40) as u16, random.below(40) as u16);
+            let (from, to) = (port.saturating_sub(below), port.saturating_add(above));
             format!("{side}portrange {from}-{to}")
         }
         8 if flow.has_ports() => format!("host {} and port {}", flow.a, flow.a_port),

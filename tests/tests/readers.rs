@@ -1,8 +1,10 @@
 //! Closed segments are valid pcapng files: readers that are not ours open them as they are, find
 //! every packet of a plain store and none of a sealed one, and end without complaint.
 
-use std::fs;
+use std::fs::{self, File};
+use std::path::Path;
 
+use pcap_file::pcapng::{Block, PcapNgReader};
 use wirevault_format::pcapng::{BLOCK_IDB, BLOCK_SHB, Blocks};
 use wirevault_tests::readers::Reader;
 use wirevault_tests::store::TestStore;
@@ -32,9 +34,22 @@ fn check(sealed: bool) {
                 row.push(format!("{reader:?} {found}"));
             }
         }
+        let found = pcap_file(&file);
+        assert_eq!(found, wanted, "pcap-file, {}", file.display());
+        row.push(format!("PcapFile {found}"));
         println!("{}, sealed {sealed}: {}", segment.name(), row.join(", "));
         blocks(&fs::read(&file).unwrap());
     }
+}
+
+/// Packets that the crate `pcap-file` finds; it reads no block above 8,000,000 bytes.
+fn pcap_file(file: &Path) -> u64 {
+    let mut reader = PcapNgReader::new(File::open(file).unwrap()).unwrap();
+    let mut packets = 0;
+    while let Some(block) = reader.next_block() {
+        packets += u64::from(matches!(block.unwrap(), Block::EnhancedPacket(_)));
+    }
+    packets
 }
 
 /// What else the readers need: small blocks, an interface description in front, one link type, one

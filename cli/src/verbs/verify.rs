@@ -184,6 +184,7 @@ impl Checked<'_> {
     /// Decodes every part of the index; most of them are otherwise read only when a question needs
     /// them.
     fn index(&mut self, reader: &SegmentReader) -> Result<(), IndexError> {
+        reader.check_padding()?;
         reader.with_index(|index| index.flows().map(drop))?;
         let Ok(program) = filter::compile(ANY_QUESTION, self.segment.entry.link_type) else {
             return Ok(());

@@ -113,7 +113,8 @@ fn interface(number: usize, capture: &Capture) -> Vec<Finding> {
     let folder = Path::new("/sys/class/net").join(&capture.interface);
     let path = format!("capture[{number}].interface");
     let name = &capture.interface;
-    if !folder.exists() {
+    // Asked of the kernel, not of /sys, which may be mounted for another network namespace.
+    if nix::net::if_::if_nametoindex(name.as_str()).is_err() {
         let present = present().join(", ");
         let text = format!("`{name}` does not exist here; present are: {present}");
         return vec![Finding::fault(Exit::Machine, path, text)];
@@ -141,9 +142,11 @@ fn interface(number: usize, capture: &Capture) -> Vec<Finding> {
 const IFF_UP: u32 = 1;
 
 fn present() -> Vec<String> {
-    let entries = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    let interfaces = nix::net::if_::if_nameindex();
+    let name =
+        |interface: &nix::net::if_::Interface| interface.name().to_string_lossy().into_owned();
+    let mut names: Vec<String> =
+        interfaces.iter().flat_map(|interfaces| interfaces.iter()).map(name).collect();
     names.sort();
     names
 }

@@ -35,6 +35,8 @@ use crate::writer::WriteJob;
 const NOTES: usize = wirevault_index::flow_table::BATCH;
 /// Pause between two attempts to open a segment while no volume takes one.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Attempts after which a replay gives up. A live lane goes on: its packets keep coming.
+const REPLAY_ATTEMPTS: u32 = 3;
 /// How often an idle sealer looks at the age of its segments.
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// Offset of data in an Enhanced Packet Block.
@@ -54,6 +56,8 @@ pub(crate) struct Sealer {
     pub shared: Arc<LaneShared>,
     pub tail: Arc<TailHub>,
     pub stop: Arc<AtomicBool>,
+    /// Packets come from a live source.
+    pub live: bool,
     pub segment_age: Duration,
     pub streams: Vec<SealStream>,
 }
@@ -109,7 +113,9 @@ impl Sealer {
         let chunk_bytes = (HEADER_BYTES + job.payload_bytes() + chunk::TAIL_BYTES_MIN)
             .next_multiple_of(wirevault_format::limits::LBA_BYTES) as u64;
         self.roll(at, &job, chunk_bytes);
+        let mut attempts = 0;
         while self.streams[at].current.is_none() {
+            attempts += 1;
             match self.open(at, &job.interfaces) {
                 Ok(current) => {
                     self.streams[at].table.reset(current.segment.open.flows_max);
@@ -120,6 +126,10 @@ impl Sealer {
                     self.shared.set_blocked(true);
                     self.shared.fail(&error);
                     tracing::error!(lane = self.lane, "no segment can be opened: {error}");
+                    if !self.live && attempts == REPLAY_ATTEMPTS {
+                        // Nobody is served by a replay that waits for a device to come back.
+                        self.stop.store(true, Ordering::Relaxed);
+                    }
                     if self.stop.load(Ordering::Relaxed) {
                         self.acks.lost(&span(&job), Cause::DeviceFailed);
                         self.jobs.put(job);

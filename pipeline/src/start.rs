@@ -27,8 +27,10 @@ use crate::{PipelineError, PipelineOptions, affinity};
 
 /// Buffers that a lane needs to go on at all: one it fills, one being sealed, two being written.
 const LANE_BUFFERS_MIN: usize = 4;
-/// Index deltas under way for one lane. Each covers a chunk from sealing until it is durable.
-const LANE_DELTAS: usize = 128;
+/// Index deltas under way for one lane at most. Each covers a chunk from sealing until it is
+/// durable and in the index; with fewer than there are chunks, chunks go unindexed at full speed
+/// (half of them with 128 for 256 chunks). Each reserves 1.4 MB and uses what its chunk needs.
+const LANE_DELTAS_MAX: usize = 1024;
 /// Messages to the closer that may wait. Deltas beyond it are counted and their segment's index is
 /// made anew.
 const CLOSER_INBOX: usize = 1 << 15;
@@ -116,8 +118,9 @@ impl Pipeline {
         for (number, spec) in lanes.into_iter().enumerate() {
             let (to_sealer, from_lane) = bounded(have + 1);
             let (lane, acks, view) = parts.lane(number as u16, spec, to_sealer);
-            let spares = Arc::new(ArrayQueue::new(LANE_DELTAS));
-            (0..LANE_DELTAS).for_each(|_| drop(spares.push(Box::new(ChunkDelta::new()))));
+            let count = have.min(LANE_DELTAS_MAX);
+            let spares = Arc::new(ArrayQueue::new(count));
+            (0..count).for_each(|_| drop(spares.push(Box::new(ChunkDelta::new()))));
             deltas.push(Arc::clone(&spares));
             let sealer = Sealer {
                 run,
@@ -133,6 +136,7 @@ impl Pipeline {
                 shared: Arc::clone(&view.shared),
                 tail: Arc::clone(&tail),
                 stop: Arc::clone(&stop),
+                live: view.live,
                 segment_age: options.segment_age,
                 streams: Vec::new(),
             };

@@ -97,6 +97,11 @@ impl LaneAcks {
         state.counts.dropped
     }
 
+    /// Losses are left that no chunk and no index tells of.
+    pub(crate) fn has_untold_losses(&self) -> bool {
+        !lock(&self.state).lost.is_empty()
+    }
+
     /// Chunks are lost: no device took them. The watermark passes over them, as a gap in the data
     /// says where they were.
     pub(crate) fn lost(&self, span: &Span, cause: Cause) {

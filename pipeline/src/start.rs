@@ -28,7 +28,7 @@ use crate::{PipelineError, PipelineOptions, affinity};
 /// Buffers that a lane needs to go on at all: one it fills, one being sealed, two being written.
 const LANE_BUFFERS_MIN: usize = 4;
 /// Index deltas under way for one lane at most. Each covers a chunk from sealing until it is
-/// durable and in the index; with fewer than there are chunks, chunks go unindexed at full speed
+/// durable and in the index, a little longer than its buffer; with too few, chunks go unindexed
 /// (half of them with 128 for 256 chunks). Each reserves 1.4 MB and uses what its chunk needs.
 const LANE_DELTAS_MAX: usize = 1024;
 /// Messages to the closer that may wait. Deltas beyond it are counted and their segment's index is
@@ -49,6 +49,7 @@ pub struct Pipeline {
     clock: Arc<dyn Clock>,
     stop: Arc<AtomicBool>,
     lanes: Vec<LaneView>,
+    acks: Vec<Arc<LaneAcks>>,
     volumes: Vec<VolumeView>,
     threads: Vec<(String, JoinHandle<()>)>,
     lane_threads: usize,
@@ -115,10 +116,12 @@ impl Pipeline {
         let mut views = Vec::new();
         let mut deltas = Vec::new();
         let mut lane_starts = Vec::new();
+        let mut lane_acks = Vec::new();
         for (number, spec) in lanes.into_iter().enumerate() {
             let (to_sealer, from_lane) = bounded(have + 1);
             let (lane, acks, view) = parts.lane(number as u16, spec, to_sealer);
-            let count = have.min(LANE_DELTAS_MAX);
+            lane_acks.push(Arc::clone(&acks));
+            let count = (2 * have).min(LANE_DELTAS_MAX);
             let spares = Arc::new(ArrayQueue::new(count));
             (0..count).for_each(|_| drop(spares.push(Box::new(ChunkDelta::new()))));
             deltas.push(Arc::clone(&spares));
@@ -170,6 +173,7 @@ impl Pipeline {
             clock,
             stop,
             lanes: views,
+            acks: lane_acks,
             volumes: volume_views,
             threads: starter.threads,
             lane_threads,
@@ -187,7 +191,8 @@ impl Pipeline {
         self.threads[lanes..].iter().all(|(_, thread)| thread.is_finished())
     }
 
-    /// Waits until everything is durable and every segment closed, then ends the run in the store.
+    /// Waits until everything is durable and every segment closed, then ends the run in the store,
+    /// unless packets were lost of which no segment tells.
     ///
     /// # Errors
     /// `Panicked` if a thread did; `Store` if the end of the run could not be written.
@@ -202,7 +207,13 @@ impl Pipeline {
         if let Some(name) = panicked {
             return Err(PipelineError::Panicked { name });
         }
-        lock(&self.store).end_run()?;
+        if self.acks.iter().any(|acks| acks.has_untold_losses()) {
+            // No segment is left that could tell of them. A run without an end says to every reader
+            // that packets behind its last ones may be missing, as after a crash.
+            tracing::error!("the last packets were lost; the run is left without a clean end");
+        } else {
+            lock(&self.store).end_run()?;
+        }
         Ok(self.lanes.iter().map(|lane| lane.books.snapshot()).collect())
     }
 

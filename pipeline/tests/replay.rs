@@ -87,7 +87,9 @@ fn check(catalog: &Catalog) {
     assert!(one.chunks_read < one.chunks_considered, "{one:?}");
     let not = count(catalog, "not host 10.0.1.7");
     assert_eq!(not.packets, u64::from(PACKETS) - 300, "{not:?}");
-    assert_eq!(count(catalog, "host 10.9.9.9").chunks_read, 0);
+    // A chunk that found no room on the way to the index is scanned, so a few may be read.
+    let none = count(catalog, "host 10.9.9.9");
+    assert!(none.packets == 0 && none.chunks_read < none.chunks_considered / 4, "{none:?}");
 }
 
 fn round_trip(sealed: bool) {

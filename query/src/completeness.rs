@@ -94,6 +94,7 @@ pub(crate) fn judge(facts: &Facts, window: &Window, summary: &mut Summary) {
     let mut missing = Vec::new();
     outside(facts, window, asked, live, import, &mut missing);
     between_runs(facts, live, &mut missing);
+    interrupted_imports(facts, edges, &mut missing);
     recorded(facts, &mut missing);
     let mut lost: Vec<&Lost> = facts.lost.iter().collect();
     lost.sort_by_key(|lost| (lost.from_ns, &lost.segment, lost.chunk));
@@ -224,6 +225,19 @@ fn between_runs(facts: &Facts, live: Option<Span>, missing: &mut Vec<Missing>) {
         if span.0 < span.1 {
             missing.push(Missing { span, lane: None, packets: None, cause });
         }
+    }
+}
+
+/// An import that ended before its files did: what is missing lies behind the last packet of it
+/// that is stored, as far as anybody knows, and may have any time if there is none.
+fn interrupted_imports(facts: &Facts, edges: Option<Span>, missing: &mut Vec<Missing>) {
+    let crashed = |run: &&RunEntry| run.import && run.state == RunState::Crashed;
+    for run in facts.runs.iter().filter(crashed) {
+        let stored = hull(facts.parts.iter().filter(|part| part.run == run.run));
+        let from = stored.map_or_else(|| edges.map_or(0, |edges| edges.0), |span| span.1);
+        let until = edges.map_or(from, |edges| edges.1).max(from.saturating_add(1));
+        let (span, cause) = ((from, until), Cause::CrashTail);
+        missing.push(Missing { span, lane: None, packets: None, cause });
     }
 }
 

@@ -151,6 +151,19 @@ fn a_crash_leaves_a_tail() {
     assert_eq!(verdict(&facts, None, Some(199)), "100..198 crash_tail 198-199");
 }
 
+/// A full disk ended an import, and the answer called itself complete.
+#[test]
+fn an_import_that_was_cut_short_is_not_complete() {
+    let mut facts = Facts {
+        runs: vec![import(1), import(2)],
+        parts: vec![part(1, true, 10 * S, 20 * S - 1), part(2, true, 30 * S, 40 * S - 1)],
+        ..Facts::default()
+    };
+    facts.runs[0].state = RunState::Crashed;
+    assert_eq!(verdict(&facts, None, None), "10..40 crash_tail 20-40");
+    assert_eq!(verdict(&facts, Some(10), Some(20)), "10..20");
+}
+
 #[test]
 fn imports_cover_their_packets_and_nothing_between_counts() {
     let facts = Facts {

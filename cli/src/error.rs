@@ -1,6 +1,5 @@
 //! What can go wrong between a typed line and its answer.
 
-use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -79,20 +78,6 @@ impl CliError {
     }
 }
 
-/// An error with its causes in one line; what a cause repeats is said once.
-pub(crate) fn in_words(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
-    }
-    text
-}
-
 fn way_out(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
@@ -104,13 +89,15 @@ fn way_out(error: &io::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use wirevault_index::error::chain;
+
     use super::*;
 
     #[test]
     fn a_connection_error_names_socket_reason_and_way_out() {
         let source = io::Error::from(io::ErrorKind::NotFound);
         let error = CliError::Connect { socket: "/run/x.sock".into(), source };
-        let text = in_words(&error);
+        let text = chain(&error);
         assert!(text.starts_with("cannot reach wirevaultd at /run/x.sock: "), "{text}");
         assert!(text.ends_with("or a store with --store"), "{text}");
         assert_eq!(text.matches("not found").count(), 1, "{text}");

@@ -30,9 +30,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Arguments, Verb};
-use error::{CliError, in_words};
+use error::CliError;
 use outcome::Outcome;
 use output::{Paint, tell};
+use wirevault_index::error::chain;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
         Ok(outcome) => outcome.into(),
         Err(error) if error.is_closed_pipe() => Outcome::Found.into(),
         Err(error) => {
-            tell(&format!("{}: {}", Paint::stderr().bad("wirevault"), in_words(&error)));
+            tell(&format!("{}: {}", Paint::stderr().bad("wirevault"), chain(&error)));
             Outcome::Error.into()
         }
     }

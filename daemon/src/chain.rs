@@ -17,7 +17,7 @@ use wirevault_capture::{
 use wirevault_format::pcapng::OtherKind;
 use wirevault_format::{Cause, Interface};
 
-use crate::error::chain;
+use wirevault_index::error::chain;
 
 /// What became of one file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

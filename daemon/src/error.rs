@@ -8,6 +8,7 @@ use wirevault_buffer::BufferError;
 use wirevault_capture::CaptureError;
 use wirevault_config::ConfigError;
 use wirevault_index::IndexError;
+use wirevault_index::error::chain;
 use wirevault_pipeline::PipelineError;
 use wirevault_query::filter::FilterError;
 use wirevault_storage::StorageError;
@@ -154,20 +155,6 @@ impl DaemonError {
     pub fn chain(&self) -> String {
         chain(self)
     }
-}
-
-/// An error with its causes, in one line; a cause that a message repeats already is left out.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 fn store_exit(error: &StorageError) -> Exit {

@@ -16,9 +16,9 @@ use wirevault_format::LinkType;
 use wirevault_index::{KeySource, open_store};
 use wirevault_query::filter;
 
-use crate::error::chain;
 use crate::server::Access;
 use crate::{DaemonError, Exit};
+use wirevault_index::error::chain;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

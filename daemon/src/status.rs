@@ -335,7 +335,7 @@ fn look_into(segment: &Segment, row: &mut SegmentRow) {
     let reader = match segment.open() {
         Ok(reader) => reader,
         Err(error) => {
-            row.error = Some(crate::error::chain(&error));
+            row.error = Some(wirevault_index::error::chain(&error));
             return;
         }
     };

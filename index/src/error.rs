@@ -1,5 +1,6 @@
 //! What can go wrong when a store is read.
 
+use std::error::Error;
 use std::io;
 
 use wirevault_format::{FormatError, LifeId};
@@ -104,6 +105,20 @@ pub enum IndexError {
         #[source]
         source: io::Error,
     },
+}
+
+/// An error with its causes, in one line; a cause that a message repeats already is left out.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 fn of_chunk(chunk: Option<u32>) -> String {

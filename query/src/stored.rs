@@ -5,6 +5,7 @@ use std::ops::Range;
 use wirevault_format::chunk::ChunkHeader;
 use wirevault_format::table::SegmentEntry;
 use wirevault_format::{Cause, Interface};
+use wirevault_index::error::chain;
 use wirevault_index::recover::Damage;
 use wirevault_index::segment_index::FlowRecord;
 use wirevault_index::{IndexError, Segment, SegmentIndex, SegmentReader};
@@ -22,20 +23,6 @@ impl From<IndexError> for Absence {
         };
         Self { cause, what: chain(&error) }
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 impl Source for Segment {

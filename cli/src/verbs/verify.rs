@@ -3,6 +3,7 @@
 use serde::Serialize;
 use wirevault_format::chunk::TAG_BYTES;
 use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
+use wirevault_index::error::chain;
 use wirevault_index::volume::segment_file_name;
 use wirevault_index::{Catalog, IndexError, Segment, SegmentReader};
 use wirevault_query::filter;
@@ -11,7 +12,7 @@ use wirevault_seal::chain::Chain;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::args::VerifyArgs;
-use crate::error::{CliError, in_words};
+use crate::error::CliError;
 use crate::interrupt::{self, Cancel};
 use crate::outcome::Outcome;
 use crate::output::{Paint, count_text, put, put_json, size_text};
@@ -102,7 +103,7 @@ fn check(catalog: &Catalog, cancel: &Cancel) -> Report {
                 report.given_up += 1;
                 continue;
             }
-            let what = in_words(&error);
+            let what = chain(&error);
             report.damaged.push(damaged(segment, None, segment.entry.times_ns, what));
         }
         report.segments += 1;
@@ -163,7 +164,11 @@ impl Checked<'_> {
                 Err(error) if error.is_reused() => return Err(error),
                 Err(error) => {
                     broken = true;
-                    self.chunk_damage(number, entry.times_ns, in_words(&error));
+                    self.chunk_damage(
+                        number,
+                        entry.times_ns,
+                        wirevault_index::error::chain(&error),
+                    );
                 }
             }
             self.report.chunks += 1;

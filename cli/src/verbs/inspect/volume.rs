@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use wirevault_format::LifeId;
 use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_index::Volume;
+use wirevault_index::error::chain;
 use wirevault_media::DirMedia;
 use wirevault_query::summary::Instant;
 use wirevault_seal::KeyRing;
 
 use crate::args::InspectVolumeArgs;
-use crate::error::{CliError, in_words};
+use crate::error::CliError;
 use crate::outcome::Outcome;
 use crate::output::{count_text, put, put_json, size_text, table, table_text};
 use crate::place::key_source;
@@ -47,7 +48,7 @@ fn ring(volume: &Volume) -> String {
             let keys = count_text(ring.len() as u64, "key");
             format!("opens; epoch {}, {keys}, {} of them spare", ring.epoch(), spares(volume, ring))
         }
-        Some(Err(error)) => format!("does not open: {}", in_words(error)),
+        Some(Err(error)) => format!("does not open: {}", chain(error)),
     }
 }
 
@@ -149,7 +150,7 @@ fn json(volume: &Volume) -> Value {
             "opens": true, "epoch": ring.epoch(), "keys": ring.len(),
             "spares": spares(volume, ring),
         }),
-        Some(Err(error)) => json!({"opens": false, "why": in_words(error)}),
+        Some(Err(error)) => json!({"opens": false, "why": chain(error)}),
     };
     let segment = |(place, entry): (usize, &SegmentEntry)| {
         json!({

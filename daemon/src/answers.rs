@@ -23,12 +23,12 @@ use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
 use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use wirevault_index::error::chain;
 use wirevault_query::export::PcapngSink;
 use wirevault_query::{QueryError, Request, Summary, flows, run};
 
 use crate::api::{ErrorBody, JSON_LINES_TYPE, PCAPNG_TYPE, QueryBody};
 use crate::server::App;
-use wirevault_index::error::chain;
 
 /// Answers that are made at a time; each may hold a thread and some MiB.
 pub(crate) const ANSWERS_MAX: usize = 32;

@@ -16,7 +16,6 @@ use wirevault_capture::{
 };
 use wirevault_format::pcapng::OtherKind;
 use wirevault_format::{Cause, Interface};
-
 use wirevault_index::error::chain;
 
 /// What became of one file.

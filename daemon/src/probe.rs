@@ -13,12 +13,12 @@ use wirevault_buffer::PageKind;
 use wirevault_capture::{ReplayOptions, ReplaySource, Speed};
 use wirevault_config::{Capture, Config, Hugepages, Input, Replay};
 use wirevault_format::LinkType;
+use wirevault_index::error::chain;
 use wirevault_index::{KeySource, open_store};
 use wirevault_query::filter;
 
 use crate::server::Access;
 use crate::{DaemonError, Exit};
-use wirevault_index::error::chain;
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -31,21 +31,20 @@ const STATUS_HARDWARE_TIME: u32 = 1 << 30 | 1 << 31;
 /// What stamped a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Clock {
-    /// When it was copied into the ring.
-    Ring,
-    /// When it entered the kernel.
+    /// The kernel's clock, as the packet entered or, microseconds later, as it was copied into the
+    /// ring. One clock and so one interface: the kernel turns the earlier stamp on from a work
+    /// queue, so that the first packets behind an opening lack it by chance.
     Software,
     /// The network card.
     Hardware,
 }
 
 impl Clock {
-    pub(super) const ALL: [Self; 3] = [Self::Ring, Self::Software, Self::Hardware];
+    pub(super) const ALL: [Self; 2] = [Self::Software, Self::Hardware];
 
     /// The name that interface descriptions carry.
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Ring => "ring",
             Self::Software => "software",
             Self::Hardware => "hardware",
         }
@@ -106,11 +105,8 @@ impl<'a> Frame<'a> {
         } else {
             None
         };
-        let clock = match status {
-            s if s & STATUS_HARDWARE_TIME != 0 => Clock::Hardware,
-            s if s & libc::TP_STATUS_TS_SOFTWARE != 0 => Clock::Software,
-            _ => Clock::Ring,
-        };
+        let hardware = status & STATUS_HARDWARE_TIME != 0;
+        let clock = if hardware { Clock::Hardware } else { Clock::Software };
         let seconds = u64::from(word(SECONDS_AT)?);
         Some(Self {
             ts_ns: seconds * 1_000_000_000 + u64::from(word(NANOSECONDS_AT)?),
@@ -189,6 +185,20 @@ mod tests {
         assert_eq!(frame.vlan.map(VlanTag::bytes), Some([0x88, 0xa8, 0x2a, 0xbc]));
         assert_eq!(frame.clock, Clock::Software);
         assert_eq!(cursor.behind(&frame), Cursor { offset: 192, left: 0 });
+    }
+
+    #[test]
+    fn a_packet_stamped_only_in_the_ring_is_of_the_same_interface() {
+        let mut block = vec![0; 256];
+        put(&mut block, MAC_AT, 82);
+        for (status, clock) in [
+            (0, Clock::Software),
+            (libc::TP_STATUS_TS_SOFTWARE, Clock::Software),
+            (libc::TP_STATUS_TS_RAW_HARDWARE, Clock::Hardware),
+        ] {
+            put(&mut block, STATUS_AT, status);
+            assert_eq!(Frame::parse(&block, 0).unwrap().clock, clock);
+        }
     }
 
     proptest! {

@@ -1,19 +1,17 @@
 //! From an interface into sealed and indexed segments: what was sent must be stored, all of it.
 
-use std::fs::File;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
 use wirevault_capture::{PacketMmapOptions, PacketMmapSource};
 use wirevault_pipeline::{Pipeline, PipelineOptions};
 
 use crate::limits::Limits;
+use crate::namespace::{Namespace, RECEIVER, SENDER};
 use crate::sender::{Load, send};
 use crate::site::Site;
 use crate::threads::StageTimes;
@@ -153,7 +151,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 
 fn measure(options: &Options, site: &Site, case: Case, run: u32) -> Result<Row> {
     let (frame_bytes, packets_per_s) = case.shape();
-    let ring = PacketMmapOptions { ring_bytes: RING_BYTES, ..PacketMmapOptions::new("wvb0") };
+    let ring = PacketMmapOptions { ring_bytes: RING_BYTES, ..PacketMmapOptions::new(RECEIVER) };
     let source = Box::new(PacketMmapSource::open(&ring)?);
     let quota_bytes = options.quota_gib << 30;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -165,7 +163,7 @@ fn measure(options: &Options, site: &Site, case: Case, run: u32) -> Result<Row> 
     let cpu = (cpus > 1).then_some(0);
     let load = Load { frame_bytes, packets_per_s, time, cpu };
     let sender = std::thread::Builder::new().name("sender".to_owned());
-    let sender = sender.spawn(move || send("wvb1", load))?;
+    let sender = sender.spawn(move || send(SENDER, load))?;
     let mut buffer_peak: f64 = 0.0;
     while !sender.is_finished() {
         buffer_peak = buffer_peak.max(pipeline.pool().pressure());
@@ -217,42 +215,4 @@ impl Row {
             self.case.shape().0
         );
     }
-}
-
-/// A namespace with a veth pair, which the calling thread and those it starts are in.
-struct Namespace {
-    name: String,
-    before: File,
-}
-
-impl Namespace {
-    fn new() -> Result<Self> {
-        let name = format!("wvbench-{}", std::process::id());
-        ip(&["netns", "add", &name]).context("this needs root")?;
-        let before = File::open("/proc/thread-self/ns/net")?;
-        let namespace = Self { name, before };
-        let inside = File::open(format!("/run/netns/{}", namespace.name))?;
-        setns(inside, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
-        for scope in ["all", "default"] {
-            // Without it the kernel speaks between our packets.
-            std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
-        }
-        ip(&["link", "add", "wvb0", "type", "veth", "peer", "name", "wvb1"])?;
-        ip(&["link", "set", "wvb0", "address", "02:00:00:00:00:01", "up"])?;
-        ip(&["link", "set", "wvb1", "address", "02:00:00:00:00:02", "up"])?;
-        Ok(namespace)
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = setns(&self.before, CloneFlags::CLONE_NEWNET);
-        let _ = ip(&["netns", "del", &self.name]);
-    }
-}
-
-fn ip(args: &[&str]) -> Result<()> {
-    let output = Command::new("ip").args(args).output().context("ip")?;
-    ensure!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

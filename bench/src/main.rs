@@ -3,19 +3,22 @@
 //! ```text
 //!  pipeline: packets in memory ──► lane ─► seal ─► write ──► nothing, or a file
 //!  live:     sender ──► veth ═══ veth ──► lane ─► seal ─► write ──► files
+//!  peers:    sender ──► veth ═══ veth ──► wirevaultd, or another recorder
 //! ```
 //! Every figure comes with those of the same run that it is measured against: memcpy, AES-256-GCM
 //! and O_DIRECT writes. `--json` prints the same as one JSON object.
 //!
 //! - [`packets`]: packets in memory, and a source that hands them out. [`site`]: a temporary sealed
 //!   store and its pipeline. [`limits`]: what the machine can do. [`threads`]: CPU time by stage.
-//! - [`sender`]: sequence-stamped packets at a steady rate, over [`sys`], the only unsafe code.
+//! - [`namespace`]: the cable. [`sender`]: sequence-stamped packets at a steady rate, over [`sys`], the only unsafe code.
 
 #![deny(unsafe_code)]
 
 mod limits;
 mod live;
+mod namespace;
 mod packets;
+mod peers;
 mod pipeline;
 mod sender;
 mod site;
@@ -47,6 +50,12 @@ enum What {
         after_help = "Example: cargo run --release -p wirevault-bench -- live --secs 10 --runs 1"
     )]
     Live(live::Options),
+    /// The recorder beside stenotype, tcpdump, netsniff-ng and dumpcap, those that are installed.
+    /// Needs root and two cores.
+    #[command(
+        after_help = "Example: cargo build --release && target/release/wirevault-bench peers"
+    )]
+    Peers(peers::Options),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +65,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().what {
         What::Pipeline(options) => pipeline::run(&options),
         What::Live(options) => live::run(&options),
+        What::Peers(options) => peers::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  pipeline: packets in memory ──► lane ─► seal ─► write ──► nothing, or a file
+//!  soak:     the same for minutes: does it grow?
 //!  live:     sender ──► veth ═══ veth ──► lane ─► seal ─► write ──► files
 //!  peers:    sender ──► veth ═══ veth ──► wirevaultd, or another recorder
 //! ```
@@ -22,6 +23,7 @@ mod peers;
 mod pipeline;
 mod sender;
 mod site;
+mod soak;
 #[expect(unsafe_code, reason = "one system call that sends many frames")]
 mod sys;
 mod threads;
@@ -45,6 +47,9 @@ enum What {
         after_help = "Example: cargo run --release -p wirevault-bench -- pipeline --device null"
     )]
     Pipeline(pipeline::Options),
+    /// The pipeline at full rate for minutes: whether its memory or its cost per packet grows.
+    #[command(after_help = "Example: cargo run --release -p wirevault-bench -- soak --secs 600")]
+    Soak(soak::Options),
     /// From an interface into sealed and indexed segments, at steady rates. Needs root.
     #[command(
         after_help = "Example: cargo run --release -p wirevault-bench -- live --secs 10 --runs 1"
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
     }
     let done = match Arguments::parse().what {
         What::Pipeline(options) => pipeline::run(&options),
+        What::Soak(options) => soak::run(&options),
         What::Live(options) => live::run(&options),
         What::Peers(options) => peers::run(&options),
     };

@@ -27,11 +27,24 @@ const FLUSH_AGE: Duration = Duration::from_millis(5);
 
 /// Where chunks go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Device {
+pub(crate) enum Device {
     /// They are dropped after sealing.
     Null,
     /// Into the segment files of a store, with its quota, flushes and index.
     File,
+}
+
+impl Device {
+    /// Options of a pipeline onto it.
+    pub(crate) fn options(self) -> PipelineOptions {
+        let mut options = PipelineOptions { flush_age: FLUSH_AGE, ..PipelineOptions::default() };
+        if self == Self::Null {
+            options.queue = Arc::new(|_, _| {
+                Ok(Box::new(NullQueue::new(&QueueOptions::default())?) as Box<dyn Queue>)
+            });
+        }
+        options
+    }
 }
 
 #[derive(Debug, Args)]
@@ -157,12 +170,7 @@ fn measure(
     passes: u64,
     size: Size,
 ) -> Result<Row> {
-    let mut how = PipelineOptions { flush_age: FLUSH_AGE, ..PipelineOptions::default() };
-    if device == Device::Null {
-        how.queue = Arc::new(|_, _| {
-            Ok(Box::new(NullQueue::new(&QueueOptions::default())?) as Box<dyn Queue>)
-        });
-    }
+    let how = device.options();
     let (count, bytes) = (packets.count * passes, packets.bytes() * passes);
     // A fixed quota: places are used again, as they are in service.
     let quota_bytes = options.quota_gib << 30;

@@ -19,6 +19,10 @@ pub(crate) struct StageTimes {
 }
 
 impl StageTimes {
+    pub(crate) fn sum_ns(&self) -> u64 {
+        self.fill_ns + self.seal_ns + self.write_ns + self.apply_ns
+    }
+
     /// Reads them from the threads that run now.
     pub(crate) fn now() -> Result<Self> {
         let mut times = Self::default();

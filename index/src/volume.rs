@@ -12,6 +12,9 @@ use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SealError, ring};
 
 use crate::IndexError;
 
+/// Pages of a table that are read at once: 1 MiB of each slot. A store of 100,000 places has 3,226.
+const READ_PAGES: u32 = 256;
+
 /// Where the key of a sealed store comes from.
 #[derive(Clone)]
 pub enum KeySource {
@@ -67,38 +70,52 @@ pub fn read_table<E: Entry>(
     offset: u64,
     pages: u32,
 ) -> Result<Table<E>, IndexError> {
-    let mut table = Table { entries: Vec::new(), pages: Vec::new() };
-    for number in 0..pages {
-        let mut newest: Option<(u64, usize, Vec<E>)> = None;
-        let mut damage = None;
-        for slot in 0..2 {
-            let page = read_block(file, volume, page_offset(offset, pages, slot, number))?;
-            match table::decode_page::<E>(number, &page) {
-                Ok((generation, entries)) => {
-                    if newest.as_ref().is_none_or(|(newer, ..)| generation > *newer) {
-                        newest = Some((generation, slot, entries));
-                    }
-                }
-                Err(FormatError::NotPresent { .. }) => {}
-                Err(error) => damage = Some(error),
-            }
+    let places = pages as usize * PAGE_ENTRIES;
+    let mut table =
+        Table { entries: Vec::with_capacity(places), pages: Vec::with_capacity(pages as usize) };
+    for first in (0..pages).step_by(READ_PAGES as usize) {
+        let numbers = first..pages.min(first + READ_PAGES);
+        let bytes = numbers.len() * LBA_BYTES;
+        let mut slots = [Vec::new(), Vec::new()];
+        for (slot, found) in slots.iter_mut().enumerate() {
+            *found = read_up_to(file, volume, page_offset(offset, pages, slot, first), bytes)?;
         }
-        match (newest, damage) {
-            (Some((generation, slot, entries)), _) => {
-                table.entries.extend(entries);
-                table.pages.push((generation, slot));
-            }
-            (None, Some(source)) => {
+        for (number, at) in numbers.zip((0..).step_by(LBA_BYTES)) {
+            let copies = [0, 1].map(|slot| &slots[slot][at..at + LBA_BYTES]);
+            let (newest, entries) = newest_page(number, copies).map_err(|source| {
                 let (volume, what) = (volume.to_owned(), "a page of its tables is damaged");
-                return Err(IndexError::Volume { volume, what, source });
-            }
-            (None, None) => {
-                table.entries.extend(std::iter::repeat_n(E::default(), PAGE_ENTRIES));
-                table.pages.push((0, 1));
-            }
+                IndexError::Volume { volume, what, source }
+            })?;
+            table.entries.extend(entries);
+            table.pages.push(newest);
         }
     }
     Ok(table)
+}
+
+/// Generation, slot and entries of the newer copy that is whole; generation 0 if none was written.
+fn newest_page<E: Entry>(
+    number: u32,
+    copies: [&[u8]; 2],
+) -> Result<((u64, usize), Vec<E>), FormatError> {
+    let mut newest: Option<((u64, usize), Vec<E>)> = None;
+    let mut damage = None;
+    for (slot, page) in copies.into_iter().enumerate() {
+        match table::decode_page::<E>(number, page) {
+            Ok((generation, entries)) => {
+                if newest.as_ref().is_none_or(|((newer, _), _)| generation > *newer) {
+                    newest = Some(((generation, slot), entries));
+                }
+            }
+            Err(FormatError::NotPresent { .. }) => {}
+            Err(error) => damage = Some(error),
+        }
+    }
+    match (newest, damage) {
+        (Some(newest), _) => Ok(newest),
+        (None, Some(error)) => Err(error),
+        (None, None) => Ok(((0, 1), vec![E::default(); PAGE_ENTRIES])),
+    }
 }
 
 /// Offset of a page.
@@ -165,10 +182,20 @@ impl Volume {
 }
 
 fn read_block(file: &dyn MediaFile, volume: &str, offset: u64) -> Result<Vec<u8>, IndexError> {
-    let mut block = vec![0; LBA_BYTES];
+    read_up_to(file, volume, offset, LBA_BYTES)
+}
+
+/// Reads `bytes` bytes; what lies behind the end of the file is zero.
+fn read_up_to(
+    file: &dyn MediaFile,
+    volume: &str,
+    offset: u64,
+    bytes: usize,
+) -> Result<Vec<u8>, IndexError> {
+    let mut found = vec![0; bytes];
     let mut done = 0;
-    while done < block.len() {
-        match file.read_at(&mut block[done..], offset + done as u64) {
+    while done < found.len() {
+        match file.read_at(&mut found[done..], offset + done as u64) {
             Ok(0) => break,
             Ok(bytes) => done += bytes,
             Err(source) => {
@@ -177,7 +204,7 @@ fn read_block(file: &dyn MediaFile, volume: &str, offset: u64) -> Result<Vec<u8>
             }
         }
     }
-    Ok(block)
+    Ok(found)
 }
 
 fn read_superblock(file: &dyn MediaFile, name: &str) -> Result<(Superblock, usize), IndexError> {

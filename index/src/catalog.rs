@@ -1,8 +1,11 @@
 //! The catalog: everything a query may look at, as one immutable value.
 
+mod segments;
+mod shared;
+
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_format::{LinkType, RunId, StoreId};
@@ -10,19 +13,23 @@ use wirevault_media::{Media, MediaFile, OpenMode};
 use wirevault_seal::SegmentKeys;
 
 use crate::reader::SegmentReader;
+use crate::recover::Found;
 use crate::volume::{StoreReader, Volume, segment_file_name};
 use crate::{IndexError, SegmentIndex};
 
+pub use segments::{Iter, Segments};
+pub use shared::SharedCatalog;
+
 /// What a query may look at. Taken once, it does not change; places that are used again meanwhile
-/// are noticed by their life id.
+/// are noticed by their life id. Cloning it is cheap however many segments there are.
 #[derive(Clone)]
 pub struct Catalog {
     /// Store.
     pub store: StoreId,
     /// Segments, oldest first.
-    pub segments: Vec<Arc<Segment>>,
+    pub segments: Segments,
     /// Runs, oldest first.
-    pub runs: Vec<RunEntry>,
+    pub runs: Arc<[RunEntry]>,
     /// Volumes that cannot be opened: path and reason.
     pub missing_volumes: Vec<MissingVolume>,
     /// Largest packet time of a live segment that was given up for the quota; 0: none was.
@@ -54,6 +61,8 @@ pub struct Segment {
     pub place: u32,
     pub(crate) content: Content,
     pub(crate) stream_watermark: u64,
+    /// What a scan of an interrupted segment showed. Its file is read once for a catalog.
+    found: OnceLock<Arc<[Found]>>,
     media: Arc<dyn Media>,
     keys: Keys,
 }
@@ -93,6 +102,7 @@ impl Segment {
             place,
             content: Content::Stored,
             stream_watermark: 0,
+            found: OnceLock::new(),
             media,
             keys,
         }
@@ -108,8 +118,16 @@ impl Segment {
         index: Arc<RwLock<SegmentIndex>>,
     ) -> Self {
         let keys = keys.map_or(Keys::Plain, Keys::Sealed);
-        let content = Content::Live(index);
-        Self { entry, volume, place, content, stream_watermark: 0, media, keys }
+        Self {
+            entry,
+            volume,
+            place,
+            content: Content::Live(index),
+            stream_watermark: 0,
+            found: OnceLock::new(),
+            media,
+            keys,
+        }
     }
 
     /// Name for people: number of the volume, place, and ordinal.
@@ -133,6 +151,20 @@ impl Segment {
     /// See the methods of [`IndexError`] that classify.
     pub fn open(&self) -> Result<SegmentReader, IndexError> {
         SegmentReader::open(self)
+    }
+
+    /// The chunks that an interrupted segment shows, before any decision.
+    pub(crate) fn found(
+        &self,
+        scan: impl FnOnce() -> Result<Vec<Found>, IndexError>,
+    ) -> Result<Arc<[Found]>, IndexError> {
+        match self.found.get() {
+            Some(found) => Ok(Arc::clone(found)),
+            None => {
+                let found = Arc::from(scan()?);
+                Ok(Arc::clone(self.found.get_or_init(|| found)))
+            }
+        }
     }
 
     pub(crate) fn open_file(&self) -> Result<Arc<dyn MediaFile>, IndexError> {
@@ -180,7 +212,7 @@ impl StoreReader {
         Catalog {
             store: self.store,
             segments: segments.into_iter().map(Arc::new).collect(),
-            runs,
+            runs: runs.into(),
             missing_volumes: self.missing.iter().map(missing).collect(),
             evicted_live_ns: evicted(|volume| volume.superblock.evicted_live_ns),
             evicted_import_ns: evicted(|volume| volume.superblock.evicted_import_ns),
@@ -201,8 +233,7 @@ pub fn set_watermarks(segments: &mut [Segment]) {
         // A segment that was closed is durable as a whole.
         let mut watermark = segment.entry.sequences.1;
         if interrupted(segment) {
-            let found = segment.open().and_then(|reader| reader.scan_interrupted());
-            let found = found.unwrap_or_default();
+            let found = SegmentReader::scan(segment).unwrap_or_else(|_| Arc::from([]));
             let highest = found.iter().map(|found| found.header.watermark).max();
             watermark = highest.unwrap_or(0);
             first_sequences[n] = found.first().map(|found| found.header.first_sequence);

@@ -22,7 +22,7 @@ pub mod segment_index;
 pub mod select;
 pub mod volume;
 
-pub use catalog::{Catalog, MissingVolume, Segment};
+pub use catalog::{Catalog, MissingVolume, Segment, Segments, SharedCatalog};
 pub use delta::ChunkDelta;
 pub use error::IndexError;
 pub use flow_table::{FlowTable, PacketNote};

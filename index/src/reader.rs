@@ -45,6 +45,32 @@ enum Index {
 
 impl SegmentReader {
     pub(crate) fn open(segment: &Segment) -> Result<Self, IndexError> {
+        let (mut reader, keys) = Self::head(segment)?;
+        match &segment.content {
+            Content::Live(index) => reader.index = Index::Live(Arc::clone(index)),
+            Content::Stored if segment.entry.state == SegmentState::Closed => {
+                match reader.load_closed(segment.entry.footer_offset, keys.as_ref()) {
+                    Ok(()) => {}
+                    // What the index says can be found out again from the chunks, more slowly.
+                    Err(error) if error.is_damage() => {
+                        reader.load_interrupted(segment, segment.entry.sequences.1)?;
+                        reader.index_damage = Some(error.to_string());
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            Content::Stored => reader.load_interrupted(segment, segment.stream_watermark)?,
+        }
+        Ok(reader)
+    }
+
+    /// The chunks that an interrupted segment shows, before any decision.
+    pub(crate) fn scan(segment: &Segment) -> Result<Arc<[Found]>, IndexError> {
+        segment.found(|| Self::head(segment)?.0.scan_file())
+    }
+
+    /// A reader that knows the segment's header only, and the segment's keys.
+    fn head(segment: &Segment) -> Result<(Self, Option<SegmentKeys>), IndexError> {
         let name = segment.name();
         let file = segment.open_file()?;
         let keys = segment.keys()?;
@@ -67,7 +93,7 @@ impl SegmentReader {
             .map(SegmentKeys::data_opener)
             .transpose()
             .map_err(|source| unsealed(&name, None, source))?;
-        let mut reader = Self {
+        let reader = Self {
             name,
             file,
             header: region.header,
@@ -80,22 +106,7 @@ impl SegmentReader {
             footer: None,
             footer_at: None,
         };
-        match &segment.content {
-            Content::Live(index) => reader.index = Index::Live(Arc::clone(index)),
-            Content::Stored if segment.entry.state == SegmentState::Closed => {
-                match reader.load_closed(segment.entry.footer_offset, keys.as_ref()) {
-                    Ok(()) => {}
-                    // What the index says can be found out again from the chunks, more slowly.
-                    Err(error) if error.is_damage() => {
-                        reader.load_interrupted(segment.entry.sequences.1)?;
-                        reader.index_damage = Some(error.to_string());
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            Content::Stored => reader.load_interrupted(segment.stream_watermark)?,
-        }
-        Ok(reader)
+        Ok((reader, keys))
     }
 
     /// Name of the segment: volume and place.
@@ -246,8 +257,8 @@ impl SegmentReader {
         Ok(())
     }
 
-    fn load_interrupted(&mut self, watermark: u64) -> Result<(), IndexError> {
-        let found = self.scan_interrupted()?;
+    fn load_interrupted(&mut self, segment: &Segment, watermark: u64) -> Result<(), IndexError> {
+        let found = segment.found(|| self.scan_file())?;
         let recovered = recover::recover(&found, self.region_bytes as u64, watermark);
         let mut index = SegmentIndex::new();
         for (offset, header) in &recovered.chunks {
@@ -262,11 +273,7 @@ impl SegmentReader {
         Ok(())
     }
 
-    /// The chunks that an interrupted segment shows, before any decision.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub(crate) fn scan_interrupted(&self) -> Result<Vec<Found>, IndexError> {
+    fn scan_file(&self) -> Result<Vec<Found>, IndexError> {
         let (life, opener) = (self.header.life, self.opener.as_ref());
         recover::scan(&*self.file, life, self.region_bytes as u64, opener)
             .map_err(|source| IndexError::Io { what: format!("segment {}", self.name), source })

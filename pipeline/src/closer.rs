@@ -209,7 +209,6 @@ fn close(
     } else {
         store.close_segment(&segment.open, finished?)?;
     }
-    // Under the store's lock, so that no catalog sees the segment twice or not at all.
     registry.remove(life);
     Ok(())
 }

@@ -41,6 +41,7 @@ impl Registry {
             settled_chunks: AtomicU32::new(0),
             index_lost: AtomicBool::new(false),
         });
+        segment.open.show(Arc::clone(&segment.index));
         lock(&self.segments).push(Arc::clone(&segment));
         segment
     }
@@ -58,11 +59,5 @@ impl Registry {
             times.map(|(_, max_ns)| max_ns).max().unwrap_or(segment.open.entry.opened_ns)
         };
         lock(&self.segments).iter().filter(lost).map(shown).collect()
-    }
-
-    /// Life and index of every segment that is being written, for the catalog.
-    pub fn indexes(&self) -> Vec<(LifeId, Arc<RwLock<SegmentIndex>>)> {
-        let segments = lock(&self.segments);
-        segments.iter().map(|it| (it.open.entry.life, Arc::clone(&it.index))).collect()
     }
 }

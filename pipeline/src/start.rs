@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use crossbeam_queue::ArrayQueue;
 use wirevault_buffer::Pool;
-use wirevault_index::{Catalog, ChunkDelta};
+use wirevault_index::{Catalog, ChunkDelta, SharedCatalog};
 use wirevault_storage::{Store, StoreStatus};
 use wirevault_telemetry::books::{self, LaneBooks, LaneCounts, Snapshot};
 use wirevault_telemetry::clock::Clock;
@@ -43,6 +43,7 @@ const RING_DELAY_NS: u64 = 50_000_000;
 /// A running pipeline.
 pub struct Pipeline {
     store: Arc<Mutex<Store>>,
+    catalog: Arc<SharedCatalog>,
     registry: Arc<Registry>,
     tail: Arc<TailHub>,
     pool: Pool,
@@ -92,6 +93,7 @@ impl Pipeline {
         let run = store.begin_run(options.import, lanes.len() as u16)?;
         let volumes = store.status().volumes.len();
         let mut starter = Starter { threads: Vec::new() };
+        let catalog = store.shared_catalog();
         let store = Arc::new(Mutex::new(store));
         let registry = Arc::new(Registry::default());
         let tail = Arc::new(TailHub::default());
@@ -167,6 +169,7 @@ impl Pipeline {
         }
         Ok(Self {
             store,
+            catalog,
             registry,
             tail,
             pool,
@@ -242,14 +245,11 @@ impl Pipeline {
         lock(&self.store).status()
     }
 
-    /// What queries may look at now: everything durable.
+    /// What queries may look at now: everything durable. Takes no lock of the store.
     pub fn catalog(&self) -> Catalog {
         let now_ns = self.clock.unix_ns();
         let durable_until_ns = self.durable_until_ns();
-        let store = lock(&self.store);
-        let mut catalog = store.catalog(now_ns, &self.registry.indexes());
-        catalog.durable_until_ns = durable_until_ns;
-        catalog
+        Catalog { durable_until_ns, ..self.catalog.take(now_ns) }
     }
 
     /// Everything that reached a live source before this time is durable.

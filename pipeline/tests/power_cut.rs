@@ -130,7 +130,7 @@ fn recover(rig: &Rig, disk: &SimMedia) -> Vec<u32> {
     let media: Arc<dyn Media> = Arc::new(disk.clone());
     let (store, _) =
         Store::open(vec![media], &rig.key, Arc::clone(&rig.clock)).expect("a crashed store opens");
-    let catalog = store.catalog(rig.clock.unix_ns(), &[]);
+    let catalog = store.catalog(rig.clock.unix_ns());
     let mut seen = Seen(vec![0; PACKETS as usize]);
     let cancel = AtomicBool::new(false);
     wirevault_query::run(&catalog, &Request::default(), &mut seen, &cancel).expect("an answer");

@@ -177,8 +177,8 @@ mod tests {
         };
         let catalog = Catalog {
             store: StoreId([1; 16]),
-            segments: vec![Arc::new(segment)],
-            runs: vec![run],
+            segments: std::iter::once(Arc::new(segment)).collect(),
+            runs: [run].into(),
             missing_volumes: Vec::new(),
             evicted_live_ns: 0,
             evicted_import_ns: 0,

@@ -10,6 +10,7 @@ use crate::StorageError;
 use crate::create::encode_error;
 use crate::plan::{flows_max, index_reserve_bytes, volume_file_bytes};
 use crate::store::{OpenRequest, OpenSegment, Store};
+use crate::view::Showing;
 use crate::volume::{VolumeWriter, key_error};
 
 impl Store {
@@ -77,9 +78,10 @@ impl Store {
         self.next_ordinal += 1;
         volume.set_segments(&[(place, entry.clone())])?;
         self.open.insert(life, (number, place));
+        self.top_up(number);
+        let volume = &self.volumes[number];
         let segment_bytes = volume.superblock().segment_bytes;
         let name = volume.name.clone();
-        self.top_up(number);
         Ok(OpenSegment {
             volume: number,
             name,
@@ -91,6 +93,7 @@ impl Store {
             data_end: segment_bytes - index_reserve_bytes(segment_bytes),
             segment_bytes,
             flows_max: flows_max(segment_bytes),
+            showing: Showing::new(&self.shared, volume),
         })
     }
 

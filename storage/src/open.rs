@@ -15,7 +15,7 @@ use std::sync::Arc;
 use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, RunState, SegmentState};
 use wirevault_format::{FormatError, RunId};
-use wirevault_index::{IndexError, KeySource, Volume};
+use wirevault_index::{IndexError, KeySource, SharedCatalog, Volume};
 use wirevault_media::{DirMedia, Media};
 use wirevault_telemetry::clock::Clock;
 
@@ -23,6 +23,7 @@ use crate::StorageError;
 use crate::plan::{SEGMENT_BYTES_FLOOR, SPARES_MIN};
 use crate::recovery::{self, RecoveryReport};
 use crate::store::Store;
+use crate::view;
 use crate::volume::{VolumeWriter, device, place_of};
 
 impl Store {
@@ -44,16 +45,20 @@ impl Store {
             return Err(StorageError::Volumes { volumes: 0, max: 1 });
         };
         let ordinals = volumes.iter().flat_map(VolumeWriter::entries).map(|entry| entry.ordinal);
+        let shared = Arc::new(SharedCatalog::new(view::catalog(&volumes)));
         let mut store = Self {
             id: first.superblock().store,
             next_ordinal: ordinals.max().unwrap_or(0) + 1,
             volumes,
             clock,
+            shared,
             run: None,
             open: HashMap::new(),
             spares_wanted: SPARES_MIN,
             key_trouble: None,
         };
+        let shared = &store.shared;
+        store.volumes.iter_mut().for_each(|volume| volume.show_changes_in(shared));
         let mut report = recovery::recover_segments(&mut store)?;
         report.files_removed = store.remove_leftovers()?;
         report.runs_crashed = store.mark_crashed()?;

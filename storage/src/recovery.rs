@@ -10,7 +10,7 @@ use wirevault_format::{Cause, Gap, footer::CloseReason};
 use wirevault_format::{FormatError, RunId};
 use wirevault_index::recover::Damage;
 use wirevault_index::volume::segment_file_name;
-use wirevault_index::{IndexError, Segment, SegmentReader, catalog};
+use wirevault_index::{IndexError, Segment, SegmentReader};
 use wirevault_media::OpenMode;
 
 use crate::StorageError;
@@ -18,6 +18,7 @@ use crate::finish::{ClosingFacts, finish_segment};
 use crate::plan::{flows_max, index_reserve_bytes};
 use crate::reindex::{self, Chunks};
 use crate::store::{OpenSegment, Store};
+use crate::view::Showing;
 use crate::volume::device;
 
 /// What opening a store found to repair.
@@ -64,20 +65,8 @@ pub struct RecoveredSegment {
 /// Closes or frees every interrupted segment of the store.
 pub(crate) fn recover_segments(store: &mut Store) -> Result<RecoveryReport, StorageError> {
     let mut report = RecoveryReport::default();
-    let mut segments = Vec::new();
-    for volume in &store.volumes {
-        for (place, entry) in volume.entries().iter().enumerate() {
-            if entry.state != SegmentState::Free {
-                let segment = Segment::stored(&volume.volume, place as u32, entry.clone());
-                segments.push(segment);
-            }
-        }
-    }
-    segments.sort_by_key(|segment| segment.entry.ordinal);
-    // The watermark of one segment may stand in the headers of the next, so all are looked at
-    // before any is changed.
-    catalog::set_watermarks(&mut segments);
-    let interrupted = segments.iter().filter(|it| it.entry.state == SegmentState::Open);
+    let catalog = store.catalog(store.clock.unix_ns());
+    let interrupted = catalog.segments.iter().filter(|it| it.entry.state == SegmentState::Open);
     for segment in interrupted {
         let number = usize::from(segment.volume);
         let (entry, recovered) = match store.recovered(number, segment) {
@@ -181,6 +170,7 @@ impl Store {
             data_end: segment_bytes - index_reserve_bytes(segment_bytes),
             segment_bytes,
             flows_max: flows_max(segment_bytes),
+            showing: Showing::new(&self.shared, volume),
         })
     }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_format::{Interface, LifeId, LinkType, RunId, StoreId};
+use wirevault_index::SharedCatalog;
 use wirevault_media::MediaFile;
 use wirevault_seal::{SegmentKeys, random};
 use wirevault_telemetry::clock::Clock;
@@ -21,6 +22,7 @@ use wirevault_telemetry::clock::Clock;
 use crate::StorageError;
 use crate::finish::Finished;
 use crate::plan::spares_wanted;
+use crate::view::Showing;
 use crate::volume::{VolumeWriter, key_error};
 
 /// The one writer of a store. Dropping it unlocks the volumes.
@@ -28,6 +30,8 @@ pub struct Store {
     pub(crate) id: StoreId,
     pub(crate) volumes: Vec<VolumeWriter>,
     pub(crate) clock: Arc<dyn Clock>,
+    /// What queries look at; the volumes keep it up to date.
+    pub(crate) shared: Arc<SharedCatalog>,
     /// Place in the run table, and entry, of the run that is going on.
     pub(crate) run: Option<(usize, RunEntry)>,
     pub(crate) next_ordinal: u64,
@@ -72,6 +76,8 @@ pub struct OpenSegment {
     pub segment_bytes: u64,
     /// Flows whose index fits the reserve.
     pub flows_max: u32,
+    /// How queries get to see it.
+    pub(crate) showing: Showing,
 }
 
 impl Store {

@@ -1,13 +1,14 @@
 //! What a store shows of itself: the catalog for queries, the status for people.
 
-use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 
-use wirevault_format::table::{RunEntry, RunState, SegmentState};
-use wirevault_format::{LifeId, StoreId};
-use wirevault_index::{Catalog, Segment, SegmentIndex, catalog};
+use wirevault_format::StoreId;
+use wirevault_format::superblock::Superblock;
+use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
+use wirevault_index::{Catalog, Segment, SegmentIndex, SharedCatalog, Volume, catalog};
+use wirevault_media::Media;
 
-use crate::store::Store;
+use crate::store::{OpenSegment, Store};
 use crate::volume::VolumeWriter;
 
 /// State of a store, for people and metrics.
@@ -48,47 +49,14 @@ pub struct VolumeStatus {
 }
 
 impl Store {
-    /// What queries may look at. `live` are the indexes of segments that lanes of this process
-    /// write; an open segment without one holds nothing durable yet and is left out.
-    pub fn catalog(&self, now_ns: u64, live: &[(LifeId, Arc<RwLock<SegmentIndex>>)]) -> Catalog {
-        let live: HashMap<_, _> = live.iter().map(|(life, index)| (*life, index)).collect();
-        let mut segments = Vec::new();
-        for volume in &self.volumes {
-            let (number, media) = (volume.superblock().number, &volume.volume.media);
-            for (place, entry) in volume.entries().iter().enumerate() {
-                let place = place as u32;
-                match (entry.state, live.get(&entry.life)) {
-                    (SegmentState::Free, _) => {}
-                    (SegmentState::Open, Some(index)) => {
-                        let (keys, index) = (volume.keys(entry), Arc::clone(index));
-                        let media = Arc::clone(media);
-                        let segment =
-                            Segment::live(entry.clone(), number, place, media, keys, index);
-                        segments.push(segment);
-                    }
-                    (SegmentState::Open, None) if self.open.contains_key(&entry.life) => {}
-                    (SegmentState::Open | SegmentState::Closed, _) => {
-                        segments.push(Segment::stored(&volume.volume, place, entry.clone()));
-                    }
-                }
-            }
-        }
-        segments.sort_by_key(|segment| segment.entry.ordinal);
-        catalog::set_watermarks(&mut segments);
-        let runs = self.volumes[0].runs().iter().filter(|run| run.state != RunState::None);
-        let mut runs: Vec<RunEntry> = runs.cloned().collect();
-        runs.sort_by_key(|run| run.started_ns);
-        let superblocks = || self.volumes.iter().map(VolumeWriter::superblock);
-        Catalog {
-            store: self.id,
-            segments: segments.into_iter().map(Arc::new).collect(),
-            runs,
-            missing_volumes: Vec::new(),
-            evicted_live_ns: superblocks().map(|it| it.evicted_live_ns).max().unwrap_or(0),
-            evicted_import_ns: superblocks().map(|it| it.evicted_import_ns).max().unwrap_or(0),
-            now_ns,
-            durable_until_ns: None,
-        }
+    /// What queries may look at now. Open segments are in it once they are shown.
+    pub fn catalog(&self, now_ns: u64) -> Catalog {
+        self.shared.take(now_ns)
+    }
+
+    /// Where the newest catalog can be taken without asking the store.
+    pub fn shared_catalog(&self) -> Arc<SharedCatalog> {
+        Arc::clone(&self.shared)
     }
 
     /// State of the store.
@@ -115,4 +83,99 @@ impl Store {
             key_trouble: self.key_trouble.clone(),
         }
     }
+}
+
+/// How queries get to see an open segment.
+pub(crate) struct Showing {
+    shared: Arc<SharedCatalog>,
+    media: Arc<dyn Media>,
+    number: u16,
+}
+
+impl Showing {
+    pub(crate) fn new(shared: &Arc<SharedCatalog>, volume: &VolumeWriter) -> Self {
+        let (number, media) = (volume.superblock().number, Arc::clone(&volume.volume.media));
+        Self { shared: Arc::clone(shared), media, number }
+    }
+}
+
+impl OpenSegment {
+    /// Shows the segment to queries from now on, with the index of its durable chunks, until its
+    /// table entry changes. Without this an open segment holds nothing durable and is left out.
+    pub fn show(&self, index: Arc<RwLock<SegmentIndex>>) {
+        let Showing { shared, media, number } = &self.showing;
+        let (entry, media, keys) = (self.entry.clone(), Arc::clone(media), self.keys.clone());
+        let segment = Arc::new(Segment::live(entry, *number, self.place, media, keys, index));
+        shared.change(|catalog| catalog.segments = catalog.segments.with(Arc::clone(&segment)));
+    }
+}
+
+/// The catalog of volumes that were just opened: what a crash left open is in it as interrupted.
+pub(crate) fn catalog(volumes: &[VolumeWriter]) -> Catalog {
+    let mut segments = Vec::new();
+    for volume in volumes {
+        for (place, entry) in volume.entries().iter().enumerate() {
+            if entry.state != SegmentState::Free {
+                segments.push(Segment::stored(&volume.volume, place as u32, entry.clone()));
+            }
+        }
+    }
+    segments.sort_by_key(|segment| segment.entry.ordinal);
+    // The watermark of one segment may stand in the headers of the next, so all interrupted ones
+    // are looked at before any is changed.
+    catalog::set_watermarks(&mut segments);
+    let superblocks = || volumes.iter().map(VolumeWriter::superblock);
+    let runs = volumes.first().map_or(&[][..], VolumeWriter::runs);
+    Catalog {
+        store: superblocks().next().map_or_else(StoreId::default, |first| first.store),
+        segments: segments.into_iter().map(Arc::new).collect(),
+        runs: in_order(runs),
+        missing_volumes: Vec::new(),
+        evicted_live_ns: superblocks().map(|it| it.evicted_live_ns).max().unwrap_or(0),
+        evicted_import_ns: superblocks().map(|it| it.evicted_import_ns).max().unwrap_or(0),
+        now_ns: 0,
+        durable_until_ns: None,
+    }
+}
+
+/// Shows changed entries of a segment table; `before` are the same entries as they were.
+pub(crate) fn show_segments(
+    shared: &SharedCatalog,
+    volume: &Volume,
+    before: &[SegmentEntry],
+    changes: &[(u32, SegmentEntry)],
+) {
+    let closed = |(_, entry): &&(u32, SegmentEntry)| entry.state == SegmentState::Closed;
+    let stored = |(place, entry): &(u32, SegmentEntry)| {
+        Arc::new(Segment::stored(volume, *place, entry.clone()))
+    };
+    let come: Vec<_> = changes.iter().filter(closed).map(stored).collect();
+    shared.change(|catalog| {
+        for entry in before.iter().filter(|entry| entry.state != SegmentState::Free) {
+            catalog.segments = catalog.segments.without(entry);
+        }
+        for segment in &come {
+            catalog.segments = catalog.segments.with(Arc::clone(segment));
+        }
+    });
+}
+
+/// Shows a changed run table.
+pub(crate) fn show_runs(shared: &SharedCatalog, runs: &[RunEntry]) {
+    let runs = in_order(runs);
+    shared.change(|catalog| catalog.runs = Arc::clone(&runs));
+}
+
+/// Shows what was given up for the quota.
+pub(crate) fn show_evicted(shared: &SharedCatalog, superblock: &Superblock) {
+    shared.change(|catalog| {
+        catalog.evicted_live_ns = catalog.evicted_live_ns.max(superblock.evicted_live_ns);
+        catalog.evicted_import_ns = catalog.evicted_import_ns.max(superblock.evicted_import_ns);
+    });
+}
+
+fn in_order(runs: &[RunEntry]) -> Arc<[RunEntry]> {
+    let mut runs: Vec<_> = runs.iter().filter(|run| run.state != RunState::None).cloned().collect();
+    runs.sort_by_key(|run| run.started_ns);
+    runs.into()
 }

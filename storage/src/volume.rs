@@ -18,13 +18,14 @@ use wirevault_format::table::{
     Entry, PAGE_ENTRIES, RunEntry, SegmentEntry, SegmentState, encode_page,
 };
 use wirevault_index::volume::{Table, page_offset, segment_file_name};
-use wirevault_index::{IndexError, KeySource, Volume};
+use wirevault_index::{IndexError, KeySource, SharedCatalog, Volume};
 use wirevault_media::{Lock, Media, MediaFile, OpenMode, VOLUME_FILE};
 use wirevault_seal::{KeyProvider, KeyRing, SealError, SegmentKeys};
 
 use crate::StorageError;
 use crate::create::{encode_error, encode_ring};
 use crate::plan::{spares_max, volume_file_bytes};
+use crate::view;
 
 /// A volume that this process writes.
 pub(crate) struct VolumeWriter {
@@ -35,6 +36,8 @@ pub(crate) struct VolumeWriter {
     /// Keys that no segment has and that a durable ring holds.
     spares: VecDeque<SegmentKeys>,
     failed: Option<String>,
+    /// What queries look at; set once all volumes are open.
+    shared: Option<Arc<SharedCatalog>>,
     _lock: Lock,
 }
 
@@ -69,8 +72,13 @@ impl VolumeWriter {
             let source = SealError::Damaged { what: "the key ring", detail };
             return Err(key_error(&name, source));
         }
-        let (spares, failed) = (VecDeque::new(), None);
-        Ok(Self { volume, name, file, provider, spares, failed, _lock: lock })
+        let (spares, failed, shared) = (VecDeque::new(), None, None);
+        Ok(Self { volume, name, file, provider, spares, failed, shared, _lock: lock })
+    }
+
+    /// Every change of the tables shows in this catalog from now on.
+    pub(crate) fn show_changes_in(&mut self, shared: &Arc<SharedCatalog>) {
+        self.shared = Some(Arc::clone(shared));
     }
 
     pub(crate) fn superblock(&self) -> &Superblock {
@@ -135,7 +143,14 @@ impl VolumeWriter {
             let (offset, pages) = (superblock.segments_offset, superblock.segments_pages);
             let next = NextPage::new(&self.volume.segments, offset, pages, page, changes);
             self.write("write the segment table", next.offset, &next.bytes)?;
+            let before: Vec<SegmentEntry> = rest[..together]
+                .iter()
+                .map(|(at, _)| self.entries()[*at as usize].clone())
+                .collect();
             next.apply(&mut self.volume.segments);
+            if let Some(shared) = &self.shared {
+                view::show_segments(shared, &self.volume, &before, &rest[..together]);
+            }
             rest = &rest[together..];
         }
         Ok(())
@@ -150,6 +165,9 @@ impl VolumeWriter {
         let next = NextPage::new(&self.volume.runs, offset, pages, page, changes);
         self.write("write the run table", next.offset, &next.bytes)?;
         next.apply(&mut self.volume.runs);
+        if let Some(shared) = &self.shared {
+            view::show_runs(shared, self.runs());
+        }
         Ok(())
     }
 
@@ -166,6 +184,9 @@ impl VolumeWriter {
         self.write("write the superblock", SLOT_OFFSETS[slot], &block)?;
         self.volume.superblock = next;
         self.volume.superblock_slot = slot;
+        if let Some(shared) = &self.shared {
+            view::show_evicted(shared, &self.volume.superblock);
+        }
         Ok(())
     }
 

@@ -404,8 +404,8 @@ fn what_tcpdump_refuses_is_refused_in_its_words() {
 /// The store with every segment's index made anew from what `change` leaves of it.
 fn reindexed(store: &TestStore, change: &dyn Fn(&mut Vec<FlowRecord>)) -> Catalog {
     let media: Arc<dyn Media> = Arc::new(DirMedia::open(store.dir()).unwrap());
-    let mut catalog = store.catalog();
-    for segment in &mut catalog.segments {
+    let catalog = store.catalog();
+    let reindexed = catalog.segments.iter().map(|segment| {
         let reader = segment.open().unwrap();
         let (chunks, mut flows) = reader.with_index(|index| {
             assert_eq!(index.unindexed_chunks(), 0);
@@ -427,9 +427,9 @@ fn reindexed(store: &TestStore, change: &dyn Fn(&mut Vec<FlowRecord>)) -> Catalo
         let Segment { entry, volume, place, .. } = &**segment;
         let index = Arc::new(RwLock::new(index));
         let media = Arc::clone(&media);
-        *segment = Arc::new(Segment::live(entry.clone(), *volume, *place, media, None, index));
-    }
-    catalog
+        Arc::new(Segment::live(entry.clone(), *volume, *place, media, None, index))
+    });
+    Catalog { segments: reindexed.collect(), ..catalog.clone() }
 }
 
 /// Takes the VLAN tags out of a flow's key, as if its packets were plain.

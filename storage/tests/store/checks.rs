@@ -167,7 +167,7 @@ fn check_recovered(
         return Err(format!("a crash alone damages nothing: {damaged:?}"));
     }
     check_quota(media, &store)?;
-    let catalog = store.catalog(clock.unix_ns(), &[]);
+    let catalog = store.catalog(clock.unix_ns());
     let held = read_all(&catalog, true)?;
     check_held(&held, ledger, catalog.evicted_live_ns)?;
     if held != *offline {
@@ -200,7 +200,7 @@ fn check_recovered(
     recorder.write_chunk(0, 3, 100, false).expect("there is room").unwrap();
     recorder.end().map_err(|error| format!("end: {error}"))?;
     let Recorder { store, ledger, .. } = recorder;
-    let catalog = store.catalog(clock.unix_ns(), &[]);
+    let catalog = store.catalog(clock.unix_ns());
     check_held(&read_all(&catalog, true)?, &ledger, catalog.evicted_live_ns)?;
     drop(store);
     let (_, report) = open(media, clock).map_err(|error| format!("open again: {error}"))?;

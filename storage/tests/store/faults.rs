@@ -83,7 +83,7 @@ fn a_rotten_chunk_below_the_watermark_is_reported_and_the_rest_stays() {
     let recovered = &report.segments[0];
     assert!(recovered.entry.damaged && recovered.entry.recovered);
     assert_eq!((recovered.damage.len(), recovered.damage[0].chunk), (1, 2));
-    let held = read_all(&store.catalog(START_NS, &[]), false).unwrap();
+    let held = read_all(&store.catalog(START_NS), false).unwrap();
     let held = held.values().next().unwrap();
     let written = *ledger.written.values().next().unwrap();
     let lost = 10..15;
@@ -98,7 +98,7 @@ fn a_chunk_that_vanished_is_a_gap_of_the_closed_segment() {
     found.poke("000000.pcapng", data_offset + 4096, &[0; 4096]).unwrap();
     let (store, report) = open(&found, clock()).unwrap();
     assert_eq!(report.segments[0].damage[0].packets, Some(5));
-    let catalog = store.catalog(START_NS, &[]);
+    let catalog = store.catalog(START_NS);
     let reader = catalog.segments[0].open().unwrap();
     let gaps = reader.with_index(|index| index.gaps().to_vec());
     let damaged: Vec<_> = gaps.iter().filter(|(_, gap)| gap.cause == Cause::Damaged).collect();
@@ -113,7 +113,7 @@ fn an_unreadable_segment_does_not_keep_the_store_closed() {
     found.poke("000000.pcapng", 0, &[0xff; 4096]).unwrap();
     let (store, report) = open(&found, clock()).unwrap();
     assert!(report.segments[0].unreadable.is_some() && report.segments[0].entry.damaged);
-    let catalog = store.catalog(START_NS, &[]);
+    let catalog = store.catalog(START_NS);
     assert!(catalog.segments[0].open().err().unwrap().is_damage());
     drop(store);
     assert!(open(&found, clock()).unwrap().1.is_clean());
@@ -127,7 +127,7 @@ fn a_missing_file_does_not_keep_the_store_closed() {
     let (store, report) = open(&found, clock()).unwrap();
     assert!(report.segments[0].unreadable.is_some());
     assert_eq!(report.segments[0].entry.file_bytes, 0);
-    let error = store.catalog(START_NS, &[]).segments[0].open().err().unwrap();
+    let error = store.catalog(START_NS).segments[0].open().err().unwrap();
     assert!(error.is_missing());
 }
 
@@ -142,7 +142,7 @@ fn a_lost_index_is_made_again_from_the_chunks() {
     recorder.sync(0).unwrap();
     let (index, chain) = rebuild_index(recorder.segment(0).unwrap()).unwrap();
     recorder.close(0, CloseReason::Stop).unwrap();
-    let catalog = recorder.store.catalog(START_NS, &[]);
+    let catalog = recorder.store.catalog(START_NS);
     let reader = catalog.segments[0].open().unwrap();
     assert_eq!(reader.footer().unwrap().chain, chain);
     reader.with_index(|written| {
@@ -168,7 +168,7 @@ fn flows_that_do_not_fit_are_left_out() {
     let end = last.offset + u64::from(last.chunk_bytes);
     open.segment_bytes = end + 4096;
     recorder.close(0, CloseReason::Full).unwrap();
-    let catalog = recorder.store.catalog(START_NS, &[]);
+    let catalog = recorder.store.catalog(START_NS);
     let entry = &catalog.segments[0].entry;
     let reader = catalog.segments[0].open().unwrap();
     let footer = reader.footer().unwrap();

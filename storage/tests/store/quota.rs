@@ -33,7 +33,7 @@ fn full_segment(recorder: &mut Recorder, lane: usize) {
 }
 
 fn entries(store: &Store) -> Vec<SegmentEntry> {
-    store.catalog(START_NS, &[]).segments.iter().map(|it| it.entry.clone()).collect()
+    store.catalog(START_NS).segments.iter().map(|it| it.entry.clone()).collect()
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn the_oldest_goes_and_no_more_than_needed() {
             let quota_bytes = recorder.store.status().volumes[0].quota_bytes;
             let kept = used_before - freed + before[last].file_bytes;
             assert!(kept + SEGMENT_BYTES > quota_bytes, "segment {n}: {gone} went");
-            let catalog = recorder.store.catalog(START_NS, &[]);
+            let catalog = recorder.store.catalog(START_NS);
             let last_ns = before[last].times_ns.unwrap().1;
             assert_eq!((catalog.evicted_live_ns, catalog.evicted_import_ns), (last_ns, 0));
         }

@@ -5,6 +5,7 @@
 //!  soak:     the same for minutes: does it grow?
 //!  live:     sender ──► veth ═══ veth ──► lane ─► seal ─► write ──► files
 //!  peers:    sender ──► veth ═══ veth ──► wirevaultd, or another recorder
+//!  scale:    tables of 100,000 segments ──► open ─► catalog ─► plan
 //! ```
 //! Every figure comes with those of the same run that it is measured against: memcpy, AES-256-GCM
 //! and O_DIRECT writes. `--json` prints the same as one JSON object.
@@ -21,6 +22,7 @@ mod namespace;
 mod packets;
 mod peers;
 mod pipeline;
+mod scale;
 mod sender;
 mod site;
 mod soak;
@@ -61,6 +63,9 @@ enum What {
         after_help = "Example: cargo build --release && target/release/wirevault-bench peers"
     )]
     Peers(peers::Options),
+    /// A store of very many segments: opening it, its catalog, planning.
+    #[command(after_help = "Example: cargo run --release -p wirevault-bench -- scale")]
+    Scale(scale::Options),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +77,7 @@ fn main() -> ExitCode {
         What::Soak(options) => soak::run(&options),
         What::Live(options) => live::run(&options),
         What::Peers(options) => peers::run(&options),
+        What::Scale(options) => scale::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

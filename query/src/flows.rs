@@ -131,7 +131,11 @@ fn flows_of<'a, S: Source>(
 ) -> Result<Counted, QueryError> {
     let Demand { program, since_ns, until_ns, .. } = &demand;
     let question = Question { program, since_ns: *since_ns, until_ns: *until_ns };
-    let opened = member.opened.take().or_else(|| reading.open(member.source, Some(&question)));
+    let opened = member
+        .opened
+        .take()
+        .map(|opened| *opened)
+        .or_else(|| reading.open(member.source, Some(&question)));
     let Some((reader, mut look)) = opened else { return Ok(Vec::new()) };
     let (mut counted, unsure) = reader.with_flows(*since_ns, *until_ns, |flows| match flows {
         Some(flows) => {
@@ -146,7 +150,7 @@ fn flows_of<'a, S: Source>(
     }
     let wanted: Option<HashSet<FlowKey>> =
         unsure.map(|unsure| unsure.into_iter().map(|(key, _)| key).collect());
-    member.opened = Some((reader, look));
+    member.opened = Some(Box::new((reader, look)));
     let read = read_flows(id, demand, member, wanted.as_ref(), reading)?;
     counted.extend(read);
     counted.sort_by_key(|(key, stats)| (stats.times_ns, *key));

@@ -63,8 +63,19 @@ pub(crate) struct Plan<'a, S: Source> {
     pub(crate) since_ns: u64,
     pub(crate) until_ns: u64,
     parts: Vec<Part>,
+    written: Vec<Written<'a, S>>,
     pub(crate) summary: Summary,
 }
+
+/// The segments of one lane of a run, oldest first.
+struct Written<'a, S> {
+    run: RunId,
+    lane: u16,
+    segments: Vec<(Span, &'a S)>,
+}
+
+/// A span of time.
+type Span = (u64, u64);
 
 /// Answers a question from a store.
 pub(crate) fn execute<'a, S: Source>(
@@ -133,13 +144,16 @@ pub(crate) fn plan<'a, S: Source>(
     };
     let touches = |times: (u64, u64)| times.0 < until_ns && times.1 >= since_ns;
     let programs = compile(store, request, touches, &mut summary)?;
-    let started = started(store);
-    let mut streams: BTreeMap<StreamId, (Rc<Program>, Vec<Member<'a, S>>)> = BTreeMap::new();
-    let mut parts = Vec::new();
+    let mut runs = Runs::default();
     for source in &store.segments {
         reading.check_cancelled()?;
         let entry = source.entry();
-        let program = programs.get(&entry.link_type);
+        let run = runs.of(entry.run);
+        run.opened_ns = run.opened_ns.min(entry.opened_ns);
+        let lane = run.lane(entry.lane);
+        lane.segments.push((busy(entry, store.now_ns), *source));
+        let stream = lane.stream(entry.link_type, &programs);
+        let program = stream.program.as_ref();
         let mut times_ns = entry.times_ns;
         let mut sequences = entry.sequences;
         let mut opened = None;
@@ -155,19 +169,140 @@ pub(crate) fn plan<'a, S: Source>(
             };
             sequences.0 = held().map(|chunk| chunk.first_sequence).min().unwrap_or(0);
             sequences.1 = held().map(end).max().unwrap_or(0);
-            opened = Some((reader, look));
+            opened = Some(Box::new((reader, look)));
         }
-        let (run, lane, import) = (entry.run, entry.lane, entry.import);
-        parts.push(Part { run, lane, import, times_ns });
-        let Some(times_ns) = times_ns else { continue };
-        summary.segments_considered += u64::from(touches(times_ns));
-        let Some(program) = program else { continue };
-        let started_ns = started.get(&entry.run).copied().unwrap_or(0);
-        let id = StreamId { started_ns, run, lane, link_type: entry.link_type };
-        let stream = streams.entry(id).or_insert_with(|| (Rc::clone(program), Vec::new()));
-        stream.1.push(Member { source, times_ns, sequences, opened });
+        if let Some(times_ns) = times_ns {
+            summary.segments_considered += u64::from(touches(times_ns));
+            if program.is_some() {
+                stream.members.push(Member { source, times_ns, sequences, opened });
+            }
+        }
+        lane.contribute(entry.import, times_ns);
     }
-    Ok(Plan { streams, since_ns, until_ns, parts, summary })
+    let mut plan = Plan {
+        streams: BTreeMap::new(),
+        since_ns,
+        until_ns,
+        parts: Vec::new(),
+        written: Vec::new(),
+        summary,
+    };
+    plan.take(runs, store.runs);
+    Ok(plan)
+}
+
+impl<'a, S: Source> Plan<'a, S> {
+    fn take(&mut self, runs: Runs<'a, S>, table: &[RunEntry]) {
+        for (run, found) in runs.by_start(table) {
+            for lane in found.lanes {
+                let number = lane.number;
+                for LaneStream { link_type, program, members } in lane.streams {
+                    let id = StreamId { started_ns: found.opened_ns, run, lane: number, link_type };
+                    if let Some(program) = program.filter(|_| !members.is_empty()) {
+                        self.streams.insert(id, (program, members));
+                    }
+                }
+                let part = |(import, times_ns)| Part { run, lane: number, import, times_ns };
+                self.parts.extend(lane.contributes.map(part));
+                self.written.push(Written { run, lane: number, segments: lane.segments });
+            }
+        }
+    }
+}
+
+/// The segments of a store by run and lane. They come by ordinal, so that most belong to the same
+/// run as the one before; looking the run up for each would be most of the time of planning.
+struct Runs<'a, S: Source> {
+    at_hand: Option<(RunId, Run<'a, S>)>,
+    others: HashMap<RunId, Run<'a, S>>,
+}
+
+struct Run<'a, S: Source> {
+    /// When its first segment was opened.
+    opened_ns: u64,
+    lanes: Vec<Lane<'a, S>>,
+}
+
+struct Lane<'a, S: Source> {
+    number: u16,
+    segments: Vec<(Span, &'a S)>,
+    streams: Vec<LaneStream<'a, S>>,
+    /// Whether it is of an import, and the times of its packets.
+    contributes: Option<(bool, Option<Span>)>,
+}
+
+struct LaneStream<'a, S: Source> {
+    link_type: LinkType,
+    /// `None`: the link type is left out.
+    program: Option<Rc<Program>>,
+    members: Vec<Member<'a, S>>,
+}
+
+impl<S: Source> Default for Runs<'_, S> {
+    fn default() -> Self {
+        Self { at_hand: None, others: HashMap::new() }
+    }
+}
+
+impl<'a, S: Source> Runs<'a, S> {
+    fn of(&mut self, run: RunId) -> &mut Run<'a, S> {
+        if let Some((id, last)) = self.at_hand.take_if(|(id, _)| *id != run) {
+            self.others.insert(id, last);
+        }
+        let others = &mut self.others;
+        let first = || Run { opened_ns: u64::MAX, lanes: Vec::new() };
+        let of = || (run, others.remove(&run).unwrap_or_else(first));
+        &mut self.at_hand.get_or_insert_with(of).1
+    }
+
+    /// All runs with their true start, where the run table has not forgotten it.
+    fn by_start(self, table: &[RunEntry]) -> impl Iterator<Item = (RunId, Run<'a, S>)> {
+        let started: HashMap<RunId, u64> =
+            table.iter().map(|run| (run.run, run.started_ns)).collect();
+        let mut runs: Vec<_> = self.others.into_iter().chain(self.at_hand).collect();
+        for (id, run) in &mut runs {
+            run.opened_ns = started.get(id).copied().unwrap_or(run.opened_ns);
+        }
+        runs.sort_by_key(|(id, run)| (run.opened_ns, *id));
+        runs.into_iter()
+    }
+}
+
+impl<'a, S: Source> Run<'a, S> {
+    fn lane(&mut self, number: u16) -> &mut Lane<'a, S> {
+        let known = self.lanes.iter().position(|lane| lane.number == number);
+        let at = known.unwrap_or_else(|| {
+            let (segments, streams) = (Vec::new(), Vec::new());
+            self.lanes.push(Lane { number, segments, streams, contributes: None });
+            self.lanes.len() - 1
+        });
+        &mut self.lanes[at]
+    }
+}
+
+impl<'a, S: Source> Lane<'a, S> {
+    fn stream(
+        &mut self,
+        link_type: LinkType,
+        programs: &HashMap<LinkType, Rc<Program>>,
+    ) -> &mut LaneStream<'a, S> {
+        let known = self.streams.iter().position(|stream| stream.link_type == link_type);
+        let at = known.unwrap_or_else(|| {
+            let program = programs.get(&link_type).cloned();
+            self.streams.push(LaneStream { link_type, program, members: Vec::new() });
+            self.streams.len() - 1
+        });
+        &mut self.streams[at]
+    }
+
+    fn contribute(&mut self, import: bool, times_ns: Option<Span>) {
+        let known = self.contributes.and_then(|(_, known)| known);
+        let hull = match (known, times_ns) {
+            (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
+            (one, other) => one.or(other),
+        };
+        self.contributes = Some((import, hull));
+    }
 }
 
 /// One program for every link type that may occur in the window.
@@ -182,9 +317,13 @@ fn compile<S: Source>(
         Some(times_ns) => touches(times_ns),
         None => entry.state == SegmentState::Open,
     });
-    let mut link_types: Vec<LinkType> = present.map(|entry| entry.link_type).collect();
+    let mut link_types: Vec<LinkType> = Vec::new();
+    for entry in present {
+        if !link_types.contains(&entry.link_type) {
+            link_types.push(entry.link_type);
+        }
+    }
     link_types.sort_unstable();
-    link_types.dedup();
     if link_types.is_empty() {
         // A filter is not right only because there is nothing to find.
         link_types.push(LinkType::ETHERNET);
@@ -209,17 +348,6 @@ fn compile<S: Source>(
     }
 }
 
-/// When every run started; where the run table has forgotten it, when its first segment was opened.
-fn started<S: Source>(store: &Store<'_, S>) -> HashMap<RunId, u64> {
-    let mut started: HashMap<RunId, u64> = HashMap::new();
-    for entry in store.segments.iter().map(|source| source.entry()) {
-        let first = started.entry(entry.run).or_insert(entry.opened_ns);
-        *first = entry.opened_ns.min(*first);
-    }
-    started.extend(store.runs.iter().map(|run| (run.run, run.started_ns)));
-    started
-}
-
 /// Reads the gaps of what was not opened for packets, and judges.
 pub(crate) fn conclude<'a, S: Source>(
     store: &Store<'a, S>,
@@ -229,7 +357,7 @@ pub(crate) fn conclude<'a, S: Source>(
 ) -> Result<Summary, QueryError> {
     let since_ns = plan.since_ns;
     let until_ns = window.cut_ns.map_or(plan.until_ns, |cut_ns| cut_ns.saturating_add(1));
-    for source in tellers(store, since_ns, until_ns) {
+    for source in tellers(&plan.written, store.runs, since_ns, until_ns) {
         if !reading.findings.seen.contains(&source.entry().ordinal) {
             reading.check_cancelled()?;
             // What is wrong with it is noted.
@@ -260,33 +388,35 @@ pub(crate) fn conclude<'a, S: Source>(
 /// The segments that may tell of a gap in the window: per run and lane those that were written or
 /// hold packets in it, and one neighbour on either side, because a gap is written down when it
 /// begins and when it ends.
-fn tellers<'a, S: Source>(store: &Store<'a, S>, since_ns: u64, until_ns: u64) -> Vec<&'a S> {
-    let mut lanes: BTreeMap<(RunId, u16), Vec<&'a S>> = BTreeMap::new();
-    for source in &store.segments {
-        let entry = source.entry();
-        lanes.entry((entry.run, entry.lane)).or_default().push(source);
-    }
+fn tellers<'a, S: Source>(
+    written: &[Written<'a, S>],
+    runs: &[RunEntry],
+    since_ns: u64,
+    until_ns: u64,
+) -> Vec<&'a S> {
     let mut tellers = Vec::new();
-    for ((run, _), mut segments) in lanes {
-        let over = store.runs.iter().find(|entry| entry.run == run).is_some_and(|entry| {
+    for of_run in written.chunk_by(|a, b| a.run == b.run) {
+        let run = of_run[0].run;
+        let over = runs.iter().find(|entry| entry.run == run).is_some_and(|entry| {
             let ended = entry.ended_ns > 0 && entry.ended_ns <= since_ns;
             !entry.import && (ended || entry.started_ns >= until_ns)
         });
-        let times = |source: &&S| busy(source.entry(), store.now_ns);
-        segments.sort_by_key(|source| source.entry().ordinal);
-        let first = segments.iter().position(|source| times(source).1 > since_ns);
-        let first = first.unwrap_or(segments.len()).saturating_sub(1);
-        let last = segments.iter().rposition(|source| times(source).0 < until_ns);
-        let end = last.map_or(0, |last| last + 1).saturating_add(1).min(segments.len());
-        let holds = |source: &&&S| {
-            let (from, until) = times(source);
-            from < until_ns && until > since_ns
-        };
-        match over {
-            // A clock may have been wrong: segments with packets in the window count whatever the
-            // run says.
-            true => tellers.extend(segments.iter().filter(holds).copied()),
-            false => tellers.extend(segments.get(first..end).unwrap_or_default().iter().copied()),
+        let mut lanes: Vec<_> = of_run.iter().collect();
+        lanes.sort_by_key(|lane| lane.lane);
+        for Written { segments, .. } in lanes {
+            let holds = |((from, until), _): &&(Span, &S)| *from < until_ns && *until > since_ns;
+            if over {
+                // A clock may have been wrong: segments with packets in the window count whatever
+                // the run says.
+                tellers.extend(segments.iter().filter(holds).map(|(_, source)| *source));
+                continue;
+            }
+            let first = segments.iter().position(|((_, until), _)| *until > since_ns);
+            let first = first.unwrap_or(segments.len()).saturating_sub(1);
+            let last = segments.iter().rposition(|((from, _), _)| *from < until_ns);
+            let end = last.map_or(0, |last| last + 1).saturating_add(1).min(segments.len());
+            let between = segments.get(first..end).unwrap_or_default();
+            tellers.extend(between.iter().map(|(_, source)| *source));
         }
     }
     tellers
@@ -294,7 +424,7 @@ fn tellers<'a, S: Source>(store: &Store<'a, S>, since_ns: u64, until_ns: u64) ->
 
 /// Time in which a segment was written, and that of its packets. An import's is that of its
 /// packets.
-fn busy(entry: &SegmentEntry, now_ns: u64) -> (u64, u64) {
+fn busy(entry: &SegmentEntry, now_ns: u64) -> Span {
     let packets = span(entry, now_ns);
     if entry.import {
         return packets;

@@ -54,7 +54,7 @@ pub(crate) struct Member<'a, S: Source> {
     /// First sequence, and the one after the last.
     pub(crate) sequences: (u64, u64),
     /// A segment that was not closed is opened while planning; what it held then is what is read.
-    pub(crate) opened: Option<(S::Reader, Look)>,
+    pub(crate) opened: Option<Box<(S::Reader, Look)>>,
 }
 
 /// What of a stream is asked for.
@@ -76,11 +76,13 @@ impl Demand {
 /// Segments whose sequences overlap, because one holds copies of the other's last packets. Mostly
 /// just one segment.
 struct Group<'a, S: Source> {
-    members: Vec<Member<'a, S>>,
+    first: Member<'a, S>,
+    more: Vec<Member<'a, S>>,
     times_ns: (u64, u64),
     first_sequence: u64,
-    wanted: bool,
-    /// Smallest packet time in this and all later wanted groups.
+    /// Largest packet time of what lies between the group before and this one.
+    before_max_ns: u64,
+    /// Smallest packet time in this and all later groups.
     rest_min_ns: u64,
 }
 
@@ -155,32 +157,32 @@ impl<'a, S: Source> StreamCursor<'a, S> {
     pub(crate) fn new(id: StreamId, demand: Demand, mut members: Vec<Member<'a, S>>) -> Self {
         members.sort_by_key(|member| (member.sequences.0, member.source.entry().ordinal));
         let mut groups: VecDeque<Group<'a, S>> = VecDeque::new();
-        let mut end = 0;
-        for member in members {
-            let wanted = demand.wants(member.times_ns);
-            let (times_ns, sequences) = (member.times_ns, member.sequences);
-            match groups.back_mut().filter(|_| sequences.0 < end) {
-                Some(group) => {
-                    group.wanted |= wanted;
-                    group.times_ns.0 = group.times_ns.0.min(times_ns.0);
-                    group.times_ns.1 = group.times_ns.1.max(times_ns.1);
-                    group.members.push(member);
-                }
-                None => groups.push_back(Group {
-                    members: vec![member],
-                    times_ns,
-                    first_sequence: sequences.0,
-                    wanted,
-                    rest_min_ns: u64::MAX,
-                }),
+        let mut before_max_ns = 0;
+        let mut rest = members.into_iter().peekable();
+        while let Some(first) = rest.next() {
+            let (mut times_ns, mut wanted) = (first.times_ns, demand.wants(first.times_ns));
+            let (first_sequence, mut end) = first.sequences;
+            let mut more = Vec::new();
+            while let Some(member) = rest.next_if(|member| member.sequences.0 < end) {
+                wanted |= demand.wants(member.times_ns);
+                times_ns.0 = times_ns.0.min(member.times_ns.0);
+                times_ns.1 = times_ns.1.max(member.times_ns.1);
+                end = end.max(member.sequences.1);
+                more.push(member);
             }
-            end = end.max(sequences.1);
+            if !wanted {
+                // Nothing is read of it, but its times count.
+                before_max_ns = times_ns.1.max(before_max_ns);
+                continue;
+            }
+            let rest_min_ns = u64::MAX;
+            let group = Group { first, more, times_ns, first_sequence, before_max_ns, rest_min_ns };
+            groups.push_back(group);
+            before_max_ns = 0;
         }
         let mut rest_min_ns = u64::MAX;
         for group in groups.iter_mut().rev() {
-            if group.wanted {
-                rest_min_ns = rest_min_ns.min(group.times_ns.0.max(demand.since_ns));
-            }
+            rest_min_ns = rest_min_ns.min(group.times_ns.0.max(demand.since_ns));
             group.rest_min_ns = rest_min_ns;
         }
         let held = BinaryHeap::new();
@@ -213,11 +215,10 @@ impl<'a, S: Source> StreamCursor<'a, S> {
         Some((packet, interfaces))
     }
 
-    /// Leaves groups that lie outside the window; their times count.
+    /// Passes over what lies before the next group.
     fn skip_groups(&mut self) {
-        while let Some(group) = self.groups.pop_front_if(|group| !group.wanted) {
-            self.running_max_ns = self.running_max_ns.max(group.times_ns.1);
-        }
+        let before_max_ns = self.groups.front().map_or(0, |group| group.before_max_ns);
+        self.running_max_ns = self.running_max_ns.max(before_max_ns);
     }
 
     /// Leaves chunks that need not be read; their times count, but only behind the chunk that is
@@ -238,8 +239,9 @@ impl<'a, S: Source> StreamCursor<'a, S> {
         let Demand { program, since_ns, until_ns, .. } = &self.demand;
         let question = Question { program, since_ns: *since_ns, until_ns: *until_ns };
         let (mut members, mut chunks) = (Vec::new(), Vec::new());
-        for member in group.members {
-            let opened = member.opened.or_else(|| reading.open(member.source, Some(&question)));
+        for member in std::iter::once(group.first).chain(group.more) {
+            let opened = member.opened.map(|opened| *opened);
+            let opened = opened.or_else(|| reading.open(member.source, Some(&question)));
             let Some((reader, look)) = opened else {
                 // What it would have told of times is in the table.
                 self.running_max_ns = self.running_max_ns.max(member.times_ns.1);

@@ -14,7 +14,7 @@ use wirevault_packet::bpf::Program;
 use crate::completeness::{Facts, Part, Window, judge};
 use crate::error::QueryError;
 use crate::export::{PacketOut, Sink};
-use crate::filter;
+use crate::filter::{self, FilterError};
 use crate::merge::{Cursor, Merge};
 use crate::reading::{Findings, Reading, span};
 use crate::source::{Question, Source};
@@ -143,7 +143,7 @@ pub(crate) fn plan<'a, S: Source>(
         ..Summary::default()
     };
     let touches = |times: (u64, u64)| times.0 < until_ns && times.1 >= since_ns;
-    let programs = compile(store, request, touches, &mut summary)?;
+    let mut programs = Programs { request, compiled: Vec::new(), refused: None };
     let mut runs = Runs::default();
     for source in &store.segments {
         reading.check_cancelled()?;
@@ -152,9 +152,13 @@ pub(crate) fn plan<'a, S: Source>(
         run.opened_ns = run.opened_ns.min(entry.opened_ns);
         let lane = run.lane(entry.lane);
         lane.segments.push((busy(entry, store.now_ns), *source));
-        let stream = lane.stream(entry.link_type, &programs);
-        let program = stream.program.as_ref();
+        let stream = lane.stream(entry.link_type);
         let mut times_ns = entry.times_ns;
+        let may_hold = times_ns.map_or(entry.state == SegmentState::Open, touches);
+        if may_hold && stream.program.is_none() {
+            stream.program = programs.of(entry.link_type)?;
+        }
+        let program = stream.program.as_ref();
         let mut sequences = entry.sequences;
         let mut opened = None;
         if entry.state == SegmentState::Open {
@@ -173,12 +177,11 @@ pub(crate) fn plan<'a, S: Source>(
         }
         if let Some(times_ns) = times_ns {
             summary.segments_considered += u64::from(touches(times_ns));
-            if program.is_some() {
-                stream.members.push(Member { source, times_ns, sequences, opened });
-            }
+            stream.members.push(Member { source, times_ns, sequences, opened });
         }
         lane.contribute(entry.import, times_ns);
     }
+    programs.finish(&mut summary)?;
     let mut plan = Plan {
         streams: BTreeMap::new(),
         since_ns,
@@ -233,7 +236,7 @@ struct Lane<'a, S: Source> {
 
 struct LaneStream<'a, S: Source> {
     link_type: LinkType,
-    /// `None`: the link type is left out.
+    /// `None`: nothing of it lies in the window, or the link type is left out.
     program: Option<Rc<Program>>,
     members: Vec<Member<'a, S>>,
 }
@@ -281,15 +284,11 @@ impl<'a, S: Source> Run<'a, S> {
 }
 
 impl<'a, S: Source> Lane<'a, S> {
-    fn stream(
-        &mut self,
-        link_type: LinkType,
-        programs: &HashMap<LinkType, Rc<Program>>,
-    ) -> &mut LaneStream<'a, S> {
+    fn stream(&mut self, link_type: LinkType) -> &mut LaneStream<'a, S> {
         let known = self.streams.iter().position(|stream| stream.link_type == link_type);
         let at = known.unwrap_or_else(|| {
-            let program = programs.get(&link_type).cloned();
-            self.streams.push(LaneStream { link_type, program, members: Vec::new() });
+            let (program, members) = (None, Vec::new());
+            self.streams.push(LaneStream { link_type, program, members });
             self.streams.len() - 1
         });
         &mut self.streams[at]
@@ -306,45 +305,45 @@ impl<'a, S: Source> Lane<'a, S> {
 }
 
 /// One program for every link type that may occur in the window.
-fn compile<S: Source>(
-    store: &Store<'_, S>,
-    request: &Request,
-    touches: impl Fn((u64, u64)) -> bool,
-    summary: &mut Summary,
-) -> Result<HashMap<LinkType, Rc<Program>>, QueryError> {
-    let entries = store.segments.iter().map(|source| source.entry());
-    let present = entries.filter(|entry| match entry.times_ns {
-        Some(times_ns) => touches(times_ns),
-        None => entry.state == SegmentState::Open,
-    });
-    let mut link_types: Vec<LinkType> = Vec::new();
-    for entry in present {
-        if !link_types.contains(&entry.link_type) {
-            link_types.push(entry.link_type);
+struct Programs<'a> {
+    request: &'a Request,
+    /// `None`: the filter does not fit, and that link type is to be left out.
+    compiled: Vec<(LinkType, Option<Rc<Program>>)>,
+    refused: Option<FilterError>,
+}
+
+impl Programs<'_> {
+    fn of(&mut self, link_type: LinkType) -> Result<Option<Rc<Program>>, QueryError> {
+        if let Some((_, known)) = self.compiled.iter().find(|(known, _)| *known == link_type) {
+            return Ok(known.clone());
         }
-    }
-    link_types.sort_unstable();
-    if link_types.is_empty() {
-        // A filter is not right only because there is nothing to find.
-        link_types.push(LinkType::ETHERNET);
-    }
-    let mut programs = HashMap::new();
-    let mut refused = None;
-    for link_type in link_types {
-        match filter::compile(&request.filter, link_type) {
-            Ok(program) => {
-                programs.insert(link_type, Rc::new(program));
-            }
-            Err(error) if request.skip_link_types => {
-                summary.skipped(link_type);
-                refused = refused.or(Some(error));
+        let program = match filter::compile(&self.request.filter, link_type) {
+            Ok(program) => Some(Rc::new(program)),
+            Err(error) if self.request.skip_link_types => {
+                self.refused.get_or_insert(error);
+                None
             }
             Err(error) => return Err(error.into()),
-        }
+        };
+        self.compiled.push((link_type, program.clone()));
+        Ok(program)
     }
-    match refused {
-        Some(error) if programs.is_empty() => Err(error.into()),
-        _ => Ok(programs),
+
+    /// The link types that are left out. Leaving out all of them is no answer.
+    fn finish(mut self, summary: &mut Summary) -> Result<(), QueryError> {
+        if self.compiled.is_empty() {
+            // A filter is not right only because there is nothing to find.
+            self.of(LinkType::ETHERNET)?;
+        }
+        self.compiled.sort_unstable_by_key(|(link_type, _)| *link_type);
+        let left_out = self.compiled.iter().filter(|(_, program)| program.is_none());
+        left_out.for_each(|(link_type, _)| summary.skipped(*link_type));
+        match self.refused {
+            Some(error) if self.compiled.iter().all(|(_, program)| program.is_none()) => {
+                Err(error.into())
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -504,3 +504,39 @@ fn a_payload_that_is_not_packets_is_damage() {
     assert_eq!(numbers, [0]);
     assert!(summary.damaged[0].what.contains("interface 3 of 1"), "{}", summary.damaged[0].what);
 }
+
+/// The promise is 10 ms for the plan; here it stands ten times that, on a machine that does other
+/// things too.
+#[test]
+fn planning_over_100_000_segments_is_quick() {
+    const SEGMENTS: u64 = 100_000;
+    let segment = |n: u64| {
+        let mut segment = SimSegment::new(1, (n % 4) as u16, LINKS[0], n + 1);
+        let (from, first) = (10 * n + 10, n / 4 * 5);
+        segment.entry.times_ns = Some((from, from + 9));
+        segment.entry.sequences = (first, first + 5);
+        segment.entry.packets = 5;
+        match n {
+            77_777 => segment.chunk(first, &packets(&[(from + 3, 53), (from + 9, 53)], first)),
+            _ => segment,
+        }
+    };
+    let segments: Vec<_> = (0..SEGMENTS).map(segment).collect();
+    let runs = [RunEntry { ended_ns: 10 * SEGMENTS + 20, lanes: 4, ..run_entry(1) }];
+    let since_ns = Some(777_780);
+    let one = Request { since_ns, until_ns: Some(777_784), ..Request::default() };
+    let none = Request { limit: Some(0), ..Request::default() };
+    for (request, expected) in [(one, 1), (none, 0)] {
+        let mut took = Vec::new();
+        for _ in 0..5 {
+            let mut sink = Collect::default();
+            let begin = std::time::Instant::now();
+            let summary = ask_with(&segments, &runs, &request, &mut sink, 0).unwrap();
+            took.push(begin.elapsed());
+            assert_eq!((sink.numbers.len(), summary.chunks_read), (expected, expected as u64));
+        }
+        took.sort_unstable();
+        println!("planned over {SEGMENTS} segments in {:?}", took[0]);
+        assert!(took[0] < std::time::Duration::from_millis(100), "{took:?}");
+    }
+}

@@ -1,9 +1,10 @@
 //! What goes when room is needed, and what is said when nothing can go.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 
 use wirevault_format::footer::CloseReason;
-use wirevault_format::table::SegmentEntry;
+use wirevault_format::table::{SegmentEntry, SegmentState};
+use wirevault_index::SegmentIndex;
 use wirevault_media::{Media, SimMedia};
 use wirevault_storage::{Plan, Store, create_planned};
 
@@ -163,4 +164,40 @@ fn lanes_spread_over_the_volumes() {
         assert_eq!(recorder.segment(0).unwrap().volume, 1);
         recorder.close(0, CloseReason::Stop).unwrap();
     }
+}
+
+/// What a reader without the lock makes of the tables.
+fn as_a_reader_sees_it(media: &SimMedia) -> Vec<SegmentEntry> {
+    let offline = offline_catalog(media).unwrap();
+    // What is open holds nothing that is shown.
+    let closed = offline.segments.iter().filter(|it| it.entry.state == SegmentState::Closed);
+    closed.map(|it| it.entry.clone()).collect()
+}
+
+#[test]
+fn the_catalog_that_is_kept_is_the_one_that_a_reader_makes() {
+    let media = SimMedia::new();
+    let mut recorder = recorder(&media, 4, 64, 2);
+    let at_first = recorder.store.catalog(START_NS);
+    for round in 0..8 {
+        let lane = round % 2;
+        full_segment(&mut recorder, lane);
+        let kept = recorder.store.catalog(START_NS + 1);
+        assert_eq!(entries(&recorder.store), as_a_reader_sees_it(&media), "round {round}");
+        let offline = offline_catalog(&media).unwrap();
+        assert_eq!(kept.runs, offline.runs);
+        assert_eq!(kept.evicted_live_ns, offline.evicted_live_ns);
+        assert_eq!((kept.now_ns, kept.store), (START_NS + 1, offline.store));
+    }
+    assert!(entries(&recorder.store)[0].ordinal > 1, "some went for the quota");
+    assert!(at_first.segments.is_empty(), "a catalog that was taken does not change");
+    recorder.open_segment(0).unwrap();
+    let open = recorder.segment(0).unwrap();
+    open.show(Arc::new(RwLock::new(SegmentIndex::new())));
+    let life = open.entry.life;
+    let catalog = recorder.store.catalog(START_NS);
+    let last = &catalog.segments[catalog.segments.len() - 1];
+    assert!(last.is_live() && last.entry.life == life);
+    recorder.close(0, CloseReason::Stop).unwrap();
+    assert_eq!(entries(&recorder.store), as_a_reader_sees_it(&media), "a segment given back goes");
 }

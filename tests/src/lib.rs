@@ -11,5 +11,6 @@ pub mod oracle;
 pub mod random;
 pub mod readers;
 pub mod recorder;
+pub mod stepper;
 pub mod store;
 pub mod traffic;

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use wirevault_format::pcapng::{Event, Reader};
 
 use crate::net::{Stamp, wait_for};
+use crate::stepper::Stepper;
 
 /// Limit for anything that takes a moment; loose, because machines are shared.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,7 +62,8 @@ impl Site {
         self.path("store")
     }
 
-    fn key(&self) -> PathBuf {
+    /// File of the store's key.
+    pub fn key(&self) -> PathBuf {
         self.path("store.key")
     }
 
@@ -73,25 +75,44 @@ impl Site {
     /// Starts a recorder of `interface` in the thread's namespace and waits until it records.
     /// `more` is added to the configuration.
     pub fn record(&self, interface: &str, more: &str) -> Recorder {
+        let mut command = self.daemon(&self.config(interface, more));
+        let log = self.log();
+        command.stdout(log.try_clone().expect("log")).stderr(log);
+        self.recorder(Process::Child(command.spawn().expect("wirevaultd")))
+    }
+
+    /// The same under a [`Stepper`].
+    pub fn record_stepped(&self, interface: &str, more: &str, without_uring: bool) -> Recorder {
+        let command = self.daemon(&self.config(interface, more));
+        self.recorder(Process::Stepped(Stepper::start(&command, &self.log(), without_uring)))
+    }
+
+    fn config(&self, interface: &str, more: &str) -> PathBuf {
         let config = self.path("wirevault.yaml");
-        let (store, socket) = (self.store(), self.path("socket"));
         let text = format!(
             "store: {}\napi:\n  socket: {}\ncapture:\n  - interface: {interface}\n{more}",
-            store.display(),
-            socket.display(),
+            self.store().display(),
+            self.path("socket").display(),
         );
         fs::write(&config, text).expect("configuration");
-        let log = File::options().create(true).append(true).open(self.path("log")).expect("log");
-        let child = Command::new(program("wirevaultd"))
-            .arg("--config")
-            .arg(&config)
-            .stdout(log.try_clone().expect("log"))
-            .stderr(log)
-            .spawn()
-            .expect("wirevaultd");
-        let mut recorder = Recorder { child, socket, log: self.path("log") };
+        config
+    }
+
+    fn daemon(&self, config: &Path) -> Command {
+        let mut command = Command::new(program("wirevaultd"));
+        command.arg("--config").arg(config);
+        command
+    }
+
+    fn log(&self) -> File {
+        File::options().create(true).append(true).open(self.path("log")).expect("log")
+    }
+
+    fn recorder(&self, process: Process) -> Recorder {
+        let (socket, log) = (self.path("socket"), self.path("log"));
+        let mut recorder = Recorder { process, socket, log };
         wait_for("the recorder's first status", PATIENCE, || {
-            if let Some(status) = recorder.child.try_wait().expect("wait") {
+            if let Some(status) = recorder.process.ended() {
                 panic!("wirevaultd ended at once, {status}:\n{}", recorder.log());
             }
             recorder.try_status()
@@ -107,9 +128,40 @@ impl Site {
     }
 }
 
+enum Process {
+    Child(Child),
+    Stepped(Stepper),
+}
+
+impl Process {
+    fn pid(&self) -> Pid {
+        match self {
+            Self::Child(child) => Pid::from_raw(child.id().cast_signed()),
+            Self::Stepped(stepper) => stepper.pid(),
+        }
+    }
+
+    fn ended(&mut self) -> Option<ExitStatus> {
+        match self {
+            Self::Child(child) => child.try_wait().expect("wait"),
+            Self::Stepped(stepper) => stepper.ended(),
+        }
+    }
+
+    fn kill(&mut self) {
+        match self {
+            Self::Child(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Self::Stepped(stepper) => stepper.kill(),
+        }
+    }
+}
+
 /// A running `wirevaultd`. Dropping it kills it.
 pub struct Recorder {
-    child: Child,
+    process: Process,
     socket: PathBuf,
     log: PathBuf,
 }
@@ -120,7 +172,19 @@ impl Recorder {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    fn try_status(&self) -> Option<Value> {
+    /// What traces it.
+    ///
+    /// # Panics
+    /// If nothing does.
+    pub fn stepper(&self) -> &Stepper {
+        match &self.process {
+            Process::Stepped(stepper) => stepper,
+            Process::Child(_) => panic!("this recorder is not stepped"),
+        }
+    }
+
+    /// Its status, or nothing when it does not answer, or not to the end.
+    pub fn try_status(&self) -> Option<Value> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
         let request = "GET /v1/status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
@@ -129,7 +193,7 @@ impl Recorder {
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
         assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
-        Some(serde_json::from_str(body).expect("a status is JSON"))
+        serde_json::from_str(body).ok()
     }
 
     /// Its status, over the socket.
@@ -146,22 +210,19 @@ impl Recorder {
 
     /// Ends it as a crash does.
     pub fn kill(mut self) {
-        self.child.kill().expect("SIGKILL");
-        self.child.wait().expect("wait");
+        self.process.kill();
     }
 
     /// Asks it to end, and waits.
     pub fn terminate(mut self) -> ExitStatus {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).expect("SIGTERM");
-        let ended = || self.child.try_wait().expect("wait");
-        wait_for("the end of the recorder", PATIENCE, ended)
+        kill(self.process.pid(), Signal::SIGTERM).expect("SIGTERM");
+        wait_for("the end of the recorder", PATIENCE, || self.process.ended())
     }
 }
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.process.kill();
         if std::thread::panicking() {
             eprintln!("log of wirevaultd:\n{}", self.log());
         }

@@ -48,10 +48,14 @@ impl Namespace {
         Some(namespace)
     }
 
-    /// Runs `ip` in the namespace.
-    pub fn ip(&self, args: &[&str]) {
+    /// Runs `ip` in the namespace; gives what it printed.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn ip(&self, args: &[&str]) -> Vec<u8> {
         let output = Command::new("ip").args(["-n", &self.name]).args(args).output().expect("ip");
         assert!(output.status.success(), "ip {args:?}: {output:?}");
+        output.stdout
     }
 
     /// Adds a veth pair that is up.

@@ -75,32 +75,42 @@ impl Site {
     /// Starts a recorder of `interface` in the thread's namespace and waits until it records.
     /// `more` is added to the configuration.
     pub fn record(&self, interface: &str, more: &str) -> Recorder {
-        let mut command = self.daemon(&self.config(interface, more));
-        let log = self.log();
-        command.stdout(log.try_clone().expect("log")).stderr(log);
-        self.recorder(Process::Child(command.spawn().expect("wirevaultd")))
+        self.start(&self.config(interface, more), &self.path("socket"))
     }
 
     /// The same under a [`Stepper`].
     pub fn record_stepped(&self, interface: &str, more: &str, without_uring: bool) -> Recorder {
         let command = self.daemon(&self.config(interface, more));
-        self.recorder(Process::Stepped(Stepper::start(&command, &self.log(), without_uring)))
+        let stepper = Stepper::start(&command, &self.log(), without_uring);
+        self.recorder(Process::Stepped(stepper), &self.path("socket"))
     }
 
-    fn config(&self, interface: &str, more: &str) -> PathBuf {
-        let config = self.path("wirevault.yaml");
-        let text = format!(
+    /// Starts a recorder with this configuration, which names this socket, and waits until it
+    /// answers.
+    pub fn start(&self, config: &str, socket: &Path) -> Recorder {
+        let (mut command, log) = (self.daemon(config), self.log());
+        command.stdout(log.try_clone().expect("log")).stderr(log);
+        self.recorder(Process::Child(command.spawn().expect("wirevaultd")), socket)
+    }
+
+    /// Starts a recorder with a configuration that it must refuse.
+    pub fn refuse(&self, config: &str) -> Output {
+        self.daemon(config).output().expect("wirevaultd")
+    }
+
+    fn config(&self, interface: &str, more: &str) -> String {
+        format!(
             "store: {}\napi:\n  socket: {}\ncapture:\n  - interface: {interface}\n{more}",
             self.store().display(),
             self.path("socket").display(),
-        );
-        fs::write(&config, text).expect("configuration");
-        config
+        )
     }
 
-    fn daemon(&self, config: &Path) -> Command {
+    fn daemon(&self, config: &str) -> Command {
+        let file = self.path("wirevault.yaml");
+        fs::write(&file, config).expect("configuration");
         let mut command = Command::new(program("wirevaultd"));
-        command.arg("--config").arg(config);
+        command.arg("--config").arg(file);
         command
     }
 
@@ -108,9 +118,8 @@ impl Site {
         File::options().create(true).append(true).open(self.path("log")).expect("log")
     }
 
-    fn recorder(&self, process: Process) -> Recorder {
-        let (socket, log) = (self.path("socket"), self.path("log"));
-        let mut recorder = Recorder { process, socket, log };
+    fn recorder(&self, process: Process, socket: &Path) -> Recorder {
+        let mut recorder = Recorder { process, socket: socket.to_owned(), log: self.path("log") };
         wait_for("the recorder's first status", PATIENCE, || {
             if let Some(status) = recorder.process.ended() {
                 panic!("wirevaultd ended at once, {status}:\n{}", recorder.log());
@@ -185,15 +194,34 @@ impl Recorder {
 
     /// Its status, or nothing when it does not answer, or not to the end.
     pub fn try_status(&self) -> Option<Value> {
+        serde_json::from_str(&self.get("/v1/status")?).ok()
+    }
+
+    /// What it answers to a GET of this path, or nothing when it does not answer.
+    ///
+    /// # Panics
+    /// If the answer is an error.
+    pub fn get(&self, path: &str) -> Option<String> {
         let mut stream = UnixStream::connect(&self.socket).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        let request = "GET /v1/status HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        let request =
+            format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
         assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
-        serde_json::from_str(body).ok()
+        Some(body.to_owned())
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
+    }
+
+    /// Path of its socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// Its status, over the socket.

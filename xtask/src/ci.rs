@@ -128,10 +128,11 @@ fn counted(
     drop(cargo);
     let mut from = BufReader::new(reader);
     let mut line = Vec::new();
+    let runner = if command == "nextest" { Runner::Nextest } else { Runner::Libtest };
     while from.read_until(b'\n', &mut line)? > 0 {
         let text = String::from_utf8_lossy(&line);
         print!("{text}");
-        tests.count(&text);
+        tests.count(runner, &text);
         line.clear();
     }
     Ok(child.wait()?.success())
@@ -158,6 +159,13 @@ fn prepared(command: &str, arguments: &[&str], set: &[(&str, &str)]) -> Command 
     cargo
 }
 
+/// Who says how many tests ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Runner {
+    Nextest,
+    Libtest,
+}
+
 /// Tests reported by the runners.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tests {
@@ -167,16 +175,16 @@ struct Tests {
 }
 
 impl Tests {
-    /// Reads the closing line of nextest or of libtest; any other line changes nothing.
-    fn count(&mut self, line: &str) {
+    /// Reads the runner's closing line; any other line changes nothing. nextest prints what a failed
+    /// test said, twice, and that ends with the closing line of libtest.
+    fn count(&mut self, runner: Runner, line: &str) {
         let plain = without_colours(line);
         let plain = plain.trim();
-        let libtest = plain.starts_with("test result: ");
-        let nextest = plain.starts_with("Summary [") && plain.contains(" run: ");
-        if !libtest && !nextest {
-            return;
-        }
-        let counts = plain.rsplit_once(if libtest { ". " } else { " run: " });
+        let counts = match runner {
+            Runner::Nextest if plain.starts_with("Summary [") => plain.rsplit_once(" run: "),
+            Runner::Libtest if plain.starts_with("test result: ") => plain.rsplit_once(". "),
+            _ => None,
+        };
         for part in counts.map_or("", |(_, counts)| counts).split([',', ';']) {
             let mut words = part.split_whitespace();
             let number = words.next().and_then(|word| word.parse::<u64>().ok());
@@ -201,9 +209,9 @@ fn without_colours(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn counts(line: &str) -> (u64, u64, u64) {
+    fn counts(runner: Runner, lines: &str) -> (u64, u64, u64) {
         let mut tests = Tests::default();
-        tests.count(line);
+        lines.lines().for_each(|line| tests.count(runner, line));
         (tests.passed, tests.failed, tests.skipped)
     }
 
@@ -211,13 +219,39 @@ mod tests {
     fn closing_lines_of_both_runners_are_read() {
         let summary =
             "     Summary [   0.170s] 14 tests run: 11 passed (1 slow), 3 failed, 2 skipped";
-        assert_eq!(counts(summary), (11, 3, 2));
+        assert_eq!(counts(Runner::Nextest, summary), (11, 3, 2));
         let coloured = "\u{1b}[32;1m     Summary\u{1b}[0m [ 0.1s] \u{1b}[1m1\u{1b}[0m test run: \
                         \u{1b}[1m1\u{1b}[0m \u{1b}[32;1mpassed\u{1b}[0m, 0 skipped";
-        assert_eq!(counts(coloured), (1, 0, 0));
+        assert_eq!(counts(Runner::Nextest, coloured), (1, 0, 0));
         let libtest = "test result: FAILED. 2 passed; 1 failed; 4 ignored; 0 measured; \
                        9 filtered out; finished in 0.08s";
-        assert_eq!(counts(libtest), (2, 1, 4));
-        assert_eq!(counts("the run: 5 passed"), (0, 0, 0));
+        assert_eq!(counts(Runner::Libtest, libtest), (2, 1, 4));
+        assert_eq!(counts(Runner::Libtest, "the run: 5 passed"), (0, 0, 0));
+    }
+
+    /// The output of the failed test is printed at once and again at the end, each time with the
+    /// closing line of its own process.
+    #[test]
+    fn a_failed_test_is_counted_once() {
+        let output = "        FAIL [   0.010s] (1/2) a::b c
+  stdout ---
+
+    running 1 test
+    test c ... FAILED
+
+    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0s
+
+        PASS [   0.010s] (2/2) a::b d
+------------
+     Summary [   0.170s] 2 tests run: 1 passed, 1 failed, 0 skipped
+        FAIL [   0.010s] (1/2) a::b c
+  stdout ---
+
+    running 1 test
+    test c ... FAILED
+
+    test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0s
+";
+        assert_eq!(counts(Runner::Nextest, output), (1, 1, 0));
     }
 }

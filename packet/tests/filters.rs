@@ -116,6 +116,15 @@ fn program(random: &mut Random, link: LinkType) -> Option<(pcap::BpfProgram, Pro
     Some((theirs, ours, filter))
 }
 
+/// Raw IP once had the number of files: libpcap compiled nothing for it and nothing was compared.
+#[test]
+fn filters_compile_for_every_link_type_of_the_generator() {
+    for link in LINKS {
+        let filter = "ip host 10.0.0.1 or ip6 host 2001:db8::1";
+        assert!(compile(link, filter, true).is_some(), "{link}");
+    }
+}
+
 proptest! {
     #![proptest_config(cases(3000))]
 

@@ -63,10 +63,20 @@ impl Random {
 
 /// Compiles with libpcap. `None`: libpcap refuses the expression for this link type.
 pub fn compile(link: LinkType, filter: &str, optimize: bool) -> Option<(BpfProgram, Program)> {
-    let theirs = Capture::dead(Linktype(i32::from(link.0))).ok()?.compile(filter, optimize).ok()?;
+    let theirs = Capture::dead(in_memory(link)).ok()?.compile(filter, optimize).ok()?;
     let insns = theirs.get_instructions().iter().map(|insn| insn.to_string().parse().unwrap());
     let ours = Program::new(insns.collect()).ok()?;
     Some((theirs, ours))
+}
+
+/// What libpcap calls a link type that no file names: its numbers for files and for captures differ
+/// in raw IP, among those in [`LINKS`]. Source: pcap-linktype(7).
+fn in_memory(link: LinkType) -> Linktype {
+    const DLT_RAW: i32 = 12;
+    match link {
+        LinkType::RAW => Linktype(DLT_RAW),
+        LinkType(number) => Linktype(i32::from(number)),
+    }
 }
 
 /// Compiles a filter that must compile.

@@ -3,7 +3,7 @@
 //!
 //! Invariants: memory is bounded by [`READ_BLOCK_BYTES_MAX`] and [`STREAM_INTERFACES_MAX`]; whole
 //! packets before damage are always given out before the error that names it; after an error the
-//! stream has ended.
+//! stream has ended, except where the source only has nothing yet (`WouldBlock`).
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -209,6 +209,7 @@ impl<R: Read> Reader<R> {
     /// error.
     ///
     /// Errors: [`PcapngError`], with the byte offset. All whole packets before it were given out.
+    /// After `Io` of kind `WouldBlock` the next call reads on; what was read of a block is kept.
     pub fn next_event(&mut self) -> Result<Option<Event<'_>>, PcapngError> {
         if self.ended {
             return Ok(None);
@@ -222,7 +223,8 @@ impl<R: Read> Reader<R> {
                 Ok(None)
             }
             Err(error) => {
-                self.ended = true;
+                self.ended = !matches!(&error, PcapngError::Io { source, .. }
+                    if source.kind() == io::ErrorKind::WouldBlock);
                 self.current = None;
                 Err(error)
             }

@@ -8,18 +8,18 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use wirevault_format::pcapng::{self, Event, PcapngError};
 use wirevault_format::{Cause, Interface};
 
 use crate::error::CaptureError;
 use crate::source::{
-    GapInfo, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
+    GapInfo, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
 };
 
+pub(crate) mod decode;
 mod decompress;
 mod pcap;
 
-use pcap::{Fault, PcapReader};
+use decode::{Advanced, Decoder};
 
 /// Packets handed out in one poll at most, so that the lane gets its turn.
 const BATCH_PACKETS: u64 = 1024;
@@ -46,39 +46,23 @@ pub struct ReplayOptions {
 /// Replays one file or stream.
 pub struct ReplaySource {
     name: String,
-    format: Format,
+    decoder: Decoder<Input>,
     compression: Option<&'static str>,
-    interfaces: Vec<Interface>,
     speed: Speed,
     /// When the first packet was due, and its time.
     anchor: Option<(Instant, u64)>,
-    /// The current packet was read and not yet taken.
-    pending: bool,
     last_ts_ns: u64,
-    counters: SourceCounters,
+    unreadable: u64,
     ending: Ending,
 }
 
 type Input = Box<dyn Read + Send>;
-
-enum Format {
-    Pcap(PcapReader<Input>),
-    Pcapng(pcapng::Reader<Input>),
-}
 
 enum Ending {
     No,
     /// The gap was told, the error follows.
     Fault(Box<CaptureError>),
     Over,
-}
-
-/// What reading on came to.
-enum Advanced {
-    Packet,
-    Interface,
-    Nothing,
-    End,
 }
 
 impl ReplaySource {
@@ -106,83 +90,18 @@ impl ReplaySource {
             at: 0,
             source,
         })?;
-        let mut interfaces = Vec::new();
-        let format = if plain.first == pcapng::BLOCK_SHB.to_le_bytes() {
-            Format::Pcapng(pcapng::Reader::new(plain.reader))
-        } else {
-            let reader = PcapReader::new(plain.reader).map_err(|fault| fault.named(&name))?;
-            interfaces.push(reader.interface());
-            Format::Pcap(reader)
-        };
+        let decoder = Decoder::new(plain.reader, &plain.first);
+        let decoder = decoder.map_err(|fault| fault.named(&name))?;
         Ok(Self {
             name,
-            format,
+            decoder,
             compression: plain.compression,
-            interfaces,
             speed,
             anchor: None,
-            pending: false,
             last_ts_ns: 0,
-            counters: SourceCounters::default(),
+            unreadable: 0,
             ending: Ending::No,
         })
-    }
-
-    fn advance(&mut self) -> Result<Advanced, CaptureError> {
-        match &mut self.format {
-            Format::Pcap(reader) => {
-                let more = reader.advance().map_err(|fault| fault.named(&self.name))?;
-                if !more {
-                    return Ok(Advanced::End);
-                }
-            }
-            Format::Pcapng(reader) => {
-                let event = reader.next_event().map_err(|error| name_error(&self.name, error))?;
-                match event {
-                    None => return Ok(Advanced::End),
-                    Some(Event::Other(kind)) => {
-                        self.counters.skipped_blocks[kind.index()] += 1;
-                        return Ok(Advanced::Nothing);
-                    }
-                    Some(Event::Interface(_)) => {
-                        let known = self.interfaces.len();
-                        self.interfaces.extend_from_slice(&reader.interfaces()[known..]);
-                        return Ok(Advanced::Interface);
-                    }
-                    Some(Event::Packet(record)) => {
-                        let rounded = record.sub_ns_lost || record.time_clamped;
-                        self.counters.times_rounded += u64::from(rounded);
-                        self.counters.options_cut += u64::from(record.options_cut);
-                    }
-                }
-            }
-        }
-        self.counters.received += 1;
-        self.pending = true;
-        Ok(Advanced::Packet)
-    }
-
-    /// The current packet, if one waits.
-    fn packet(&self) -> Option<Packet<'_>> {
-        if !self.pending {
-            return None;
-        }
-        match &self.format {
-            Format::Pcap(reader) => {
-                let pcap::Record { ts_ns, wire_len, data } = reader.record();
-                let (vlan, flags) = (None, None);
-                Some(Packet { interface: 0, ts_ns, wire_len, data, vlan, flags, options: &[] })
-            }
-            Format::Pcapng(reader) => reader.packet().map(|record| Packet {
-                interface: record.interface,
-                ts_ns: record.ts_ns,
-                wire_len: record.orig_len,
-                data: record.data,
-                vlan: None,
-                flags: record.flags,
-                options: record.options,
-            }),
-        }
     }
 
     /// How long the packet of that time is not due yet.
@@ -196,7 +115,7 @@ impl ReplaySource {
     }
 
     fn fail(&mut self, error: CaptureError) -> Polled {
-        self.counters.unreadable += 1;
+        self.unreadable += 1;
         self.ending = Ending::Fault(Box::new(error));
         Polled::Gap(GapInfo {
             cause: Cause::ImportUnreadable,
@@ -209,7 +128,7 @@ impl ReplaySource {
 
 impl Source for ReplaySource {
     fn interfaces(&self) -> &[Interface] {
-        &self.interfaces
+        self.decoder.interfaces()
     }
 
     fn poll(&mut self, sink: &mut dyn PacketSink, wait: Duration) -> Result<Polled, CaptureError> {
@@ -220,23 +139,21 @@ impl Source for ReplaySource {
         }
         let mut handed = 0;
         while handed < BATCH_PACKETS {
-            if !self.pending {
-                match self.advance() {
-                    Ok(Advanced::Packet) => {}
-                    Ok(Advanced::Nothing) => continue,
-                    Ok(Advanced::Interface) => return Ok(Polled::Interfaces),
-                    Ok(Advanced::End) if handed == 0 => {
-                        self.ending = Ending::Over;
-                        return Ok(Polled::End);
-                    }
-                    Ok(Advanced::End) => {
-                        self.ending = Ending::Over;
-                        return Ok(Polled::Packets(handed));
-                    }
-                    Err(error) => return Ok(self.fail(error)),
+            match self.decoder.advance() {
+                Ok(Advanced::Packet) => {}
+                Ok(Advanced::Nothing) => continue,
+                Ok(Advanced::Interface) => return Ok(Polled::Interfaces),
+                Ok(Advanced::End) if handed == 0 => {
+                    self.ending = Ending::Over;
+                    return Ok(Polled::End);
                 }
+                Ok(Advanced::End) => {
+                    self.ending = Ending::Over;
+                    return Ok(Polled::Packets(handed));
+                }
+                Err(fault) => return Ok(self.fail(fault.named(&self.name))),
             }
-            let ts_ns = self.packet().map_or(0, |packet| packet.ts_ns);
+            let ts_ns = self.decoder.packet().map_or(0, |packet| packet.ts_ns);
             let early = self.early(ts_ns);
             if !early.is_zero() {
                 if handed > 0 {
@@ -247,20 +164,19 @@ impl Source for ReplaySource {
                     return Ok(Polled::Idle);
                 }
             }
-            let taken = self.packet().is_some_and(|packet| sink.packet(&packet).is_continue());
-            if !taken {
+            let packet = self.decoder.packet();
+            if !packet.is_some_and(|packet| sink.packet(&packet).is_continue()) {
                 break;
             }
-            self.pending = false;
+            self.decoder.taken();
             self.last_ts_ns = ts_ns;
-            self.counters.handed += 1;
             handed += 1;
         }
         Ok(Polled::Packets(handed))
     }
 
     fn counters(&mut self) -> SourceCounters {
-        SourceCounters { in_ring: u64::from(self.pending), ..self.counters }
+        SourceCounters { unreadable: self.unreadable, ..self.decoder.counters() }
     }
 
     fn state(&self) -> SourceState {
@@ -271,11 +187,8 @@ impl Source for ReplaySource {
     }
 
     fn report(&self) -> SourceReport {
-        let clocks = self.interfaces.iter().filter_map(|i| i.clock.clone()).collect();
-        let format = match self.format {
-            Format::Pcap(_) => "pcap",
-            Format::Pcapng(_) => "pcapng",
-        };
+        let clocks = self.interfaces().iter().filter_map(|i| i.clock.clone()).collect();
+        let format = self.decoder.format();
         let packing = self.compression.map_or(String::new(), |name| format!(", {name}"));
         SourceReport {
             kind: "replay",
@@ -289,24 +202,5 @@ impl Source for ReplaySource {
 
     fn is_live(&self) -> bool {
         false
-    }
-}
-
-impl Fault {
-    fn named(self, path: &str) -> CaptureError {
-        let path = path.to_owned();
-        match self {
-            Self::Io { at, source } => CaptureError::File { path, step: "reading", at, source },
-            Self::Unsupported(what) => CaptureError::Unsupported { path, what },
-            Self::Record { at, what, packets } => CaptureError::Record { path, at, what, packets },
-        }
-    }
-}
-
-fn name_error(path: &str, error: PcapngError) -> CaptureError {
-    let path = path.to_owned();
-    match error {
-        PcapngError::Io { at, source } => CaptureError::File { path, step: "reading", at, source },
-        source => CaptureError::Pcapng { path, source },
     }
 }

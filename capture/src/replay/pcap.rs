@@ -21,7 +21,7 @@ const LONG_LINK_TYPES: [u16; 3] = [231, 249, 279];
 
 /// What is wrong with a file, without its name.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// Reading failed.
     Io { at: u64, source: io::Error },
     /// Not a capture, or of a kind that is refused.

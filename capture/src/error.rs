@@ -91,6 +91,17 @@ pub enum CaptureError {
         /// Bytes of the block.
         block_bytes: usize,
     },
+    /// Device: a step of taking packets from a TCP connection failed.
+    #[error("PCAP-over-IP {address}: {step} failed: {source}")]
+    Stream {
+        /// Address that is listened on or connected to, and the sender's if there is one.
+        address: String,
+        /// What was being done.
+        step: &'static str,
+        /// The kernel's or the resolver's answer.
+        #[source]
+        source: io::Error,
+    },
     /// Device: a capture file cannot be opened or read.
     #[error("{path}: {step} failed after {at} bytes")]
     File {

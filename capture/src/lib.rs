@@ -2,11 +2,13 @@
 //!
 //! ```text
 //!  NIC queue ── AF_PACKET ring (TPACKET_V3, fanout) ──► packet_mmap ──┐
+//!  another program ── pcap or pcapng over TCP ────────► pcap_over_ip ─┤
 //!  pcap, pcapng, .gz .zst .lz4 file or pipe ──────────► replay ───────┴──► PacketSink (the lane)
 //! ```
 //! - [`source`]: the traits and values between a source and its lane.
 //! - [`packet_mmap`]: live capture. Works on every Linux interface; the kernel counts what it had
 //!   to drop.
+//! - [`pcap_over_ip`]: what other programs capture and send over TCP; they wait for us.
 //! - [`replay`]: import of capture files, at full speed or in the time they were taken.
 //!
 //! A source borrows each packet to the sink for the length of one call and copies nothing. A live
@@ -17,11 +19,13 @@
 
 pub mod error;
 pub mod packet_mmap;
+pub mod pcap_over_ip;
 pub mod replay;
 pub mod source;
 
 pub use error::CaptureError;
 pub use packet_mmap::{PacketMmapOptions, PacketMmapSource, open_lanes};
+pub use pcap_over_ip::{PcapOverIpOptions, PcapOverIpSource, Rendezvous, open_streams};
 pub use replay::{ReplayOptions, ReplaySource, Speed};
 pub use source::{
     GapInfo, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState, VlanTag,

@@ -120,6 +120,11 @@ pub enum SourceState {
         /// Last time in Unix nanoseconds at which it was known to be up.
         since_ns: u64,
     },
+    /// No sender is connected; the source meets the next one by itself.
+    Waiting {
+        /// Last time in Unix nanoseconds at which one was known to be connected.
+        since_ns: u64,
+    },
     /// A file was read to its end, or to damage.
     Ended,
 }
@@ -127,9 +132,9 @@ pub enum SourceState {
 /// What `status` shows of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceReport {
-    /// Kind of source: `packet_mmap` or `replay`.
+    /// Kind of source: `packet_mmap`, `pcap_over_ip` or `replay`.
     pub kind: &'static str,
-    /// Interface or file.
+    /// Interface, address or file.
     pub name: String,
     /// Lanes that share the interface, and how.
     pub fanout: Option<String>,

@@ -21,7 +21,9 @@ pub(crate) fn page(app: &App) -> Option<String> {
         let books = lane.books.snapshot();
         page.books(&books, now_ns, |at| Cause::ALL.get(at).map(|cause| cause.name()));
         let number = books.lane.to_string();
-        let up = !matches!(lane.shared.state(), LaneState::InterfaceDown | LaneState::Ended);
+        let state = lane.shared.state();
+        let down = [LaneState::InterfaceDown, LaneState::Waiting, LaneState::Ended];
+        let up = !down.contains(&state);
         page.gauge(Gauge::SourceUpState, &[("lane", number.as_str())], f64::from(u8::from(up)));
     }
     let pool = pipeline.pool();

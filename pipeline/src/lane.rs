@@ -105,7 +105,10 @@ impl Lane {
             match polled {
                 Ok(Polled::Packets(0)) => std::thread::sleep(STARVED_PAUSE),
                 Ok(Polled::Packets(_)) => {}
-                Ok(Polled::Interfaces) => self.fill.learn(self.source.interfaces()),
+                Ok(Polled::Interfaces) => {
+                    self.fill.learn(self.source.interfaces());
+                    self.fill.shared.set_report(self.source.report());
+                }
                 Ok(Polled::Gap(gap)) => self.fill.gap(gap),
                 Ok(Polled::Idle) if draining_since.is_some() => break,
                 Ok(Polled::Idle) => {}
@@ -139,20 +142,27 @@ impl Lane {
         fill.counts.unreadable = counters.unreadable;
         fill.pen.publish(&fill.counts);
         let state = self.source.state();
-        if let SourceState::InterfaceDown { since_ns: from_ns } = state
-            && fill.shared.state() != LaneState::InterfaceDown
+        let (new, absent_since_ns) = match state {
+            SourceState::InterfaceDown { since_ns } => (LaneState::InterfaceDown, Some(since_ns)),
+            SourceState::Waiting { since_ns } => (LaneState::Waiting, Some(since_ns)),
+            SourceState::Running if fill.starved => (LaneState::Starved, None),
+            SourceState::Running => (LaneState::Running, None),
+            SourceState::Ended => (LaneState::Ended, None),
+        };
+        let is_absent = |state| matches!(state, LaneState::InterfaceDown | LaneState::Waiting);
+        let was_absent = is_absent(fill.shared.source_state());
+        if let Some(from_ns) = absent_since_ns
+            && !was_absent
         {
             // Told at once and left open; the source tells it again, with its end, when the
-            // interface is back.
+            // interface or the next sender is there.
             let cause = Cause::InterfaceDown;
             fill.add_gap(GapInfo { cause, from_ns, until_ns: None, packets: None });
         }
-        fill.shared.set_state(match state {
-            SourceState::InterfaceDown { .. } => LaneState::InterfaceDown,
-            SourceState::Running if fill.starved => LaneState::Starved,
-            SourceState::Running => LaneState::Running,
-            SourceState::Ended => LaneState::Ended,
-        });
+        if was_absent != absent_since_ns.is_some() {
+            fill.shared.set_report(self.source.report());
+        }
+        fill.shared.set_state(new);
     }
 }
 

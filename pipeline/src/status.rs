@@ -19,6 +19,8 @@ pub enum LaneState {
     Blocked = 3,
     /// The source has ended.
     Ended = 4,
+    /// No sender is connected.
+    Waiting = 5,
 }
 
 impl LaneState {
@@ -30,11 +32,12 @@ impl LaneState {
             Self::InterfaceDown => "interface_down",
             Self::Blocked => "blocked",
             Self::Ended => "ended",
+            Self::Waiting => "waiting",
         }
     }
 
     fn from_u8(value: u8) -> Self {
-        [Self::Running, Self::Starved, Self::InterfaceDown, Self::Blocked]
+        [Self::Running, Self::Starved, Self::InterfaceDown, Self::Blocked, Self::Waiting]
             .into_iter()
             .find(|state| *state as u8 == value)
             .unwrap_or(Self::Ended)
@@ -78,9 +81,14 @@ impl LaneShared {
     /// What the lane is doing.
     pub fn state(&self) -> LaneState {
         match self.blocked.load(Ordering::Relaxed) {
-            0 => LaneState::from_u8(self.state.load(Ordering::Relaxed)),
+            0 => self.source_state(),
             _ => LaneState::Blocked,
         }
+    }
+
+    /// As `state`, as if segments could always be opened.
+    pub(crate) fn source_state(&self) -> LaneState {
+        LaneState::from_u8(self.state.load(Ordering::Relaxed))
     }
 
     /// The last thing that went wrong.
@@ -88,7 +96,7 @@ impl LaneShared {
         lock(&self.error).clone()
     }
 
-    /// What the source said of itself at start.
+    /// What the source said of itself last.
     pub fn report(&self) -> Option<SourceReport> {
         lock(&self.report).clone()
     }
@@ -105,6 +113,10 @@ impl LaneShared {
 
     pub(crate) fn set_state(&self, state: LaneState) {
         self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_report(&self, report: SourceReport) {
+        *lock(&self.report) = Some(report);
     }
 
     pub(crate) fn set_blocked(&self, blocked: bool) {

@@ -8,7 +8,8 @@ use wirevault_format::limits::CHUNK_BYTES;
 use crate::fault::{Fault, Mark};
 use crate::section::{Faults, Item, Section, Value};
 use crate::settings::{
-    Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, Principal, Replay, Speed,
+    Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, PcapOverIp, Principal, Replay,
+    Sender, Speed,
 };
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
@@ -38,6 +39,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
         key_file: root.path("key_file"),
         // The missing input must not hide the faults of the keys after it.
         input: input(&root, faults).unwrap_or(Input::Capture(Vec::new())),
+        pcap_over_ip: senders(&root, faults),
         buffer: buffer(&root.section("buffer")),
         flush_age: root.duration("flush_age"),
         commit_interval: root.duration("commit_interval"),
@@ -65,25 +67,77 @@ fn stores(root: &Section<'_>, given: &Given, faults: &Faults) -> Vec<PathBuf> {
     unique.into_iter().collect()
 }
 
+/// What packets come from beside TCP.
 fn input(root: &Section<'_>, faults: &Faults) -> Option<Input> {
-    match (root.has("capture"), root.has("replay")) {
-        (true, false) => Some(Input::Capture(captures(root, faults))),
-        (false, true) => replay(&root.section("replay")).map(Input::Replay),
-        (true, true) => {
-            let problem = "both `capture` and `replay` are given".to_owned();
-            let way_out = "remove one: a daemon records interfaces or a file".to_owned();
+    let live = ["capture", "pcap_over_ip"].into_iter().find(|name| root.has(name));
+    match (live, root.has("replay")) {
+        (Some(_), false) => Some(Input::Capture(captures(root, faults))),
+        (None, true) => replay(&root.section("replay")).map(Input::Replay),
+        (Some(live), true) => {
+            let problem = format!("both `{live}` and `replay` are given");
+            let way_out = "remove one: a daemon records what comes now, or a file".to_owned();
             root.fault("replay", problem, way_out);
             captures(root, faults);
             replay(&root.section("replay"));
             None
         }
-        (false, false) => {
-            let problem = "neither `capture` nor `replay` says where packets come from".to_owned();
+        (None, false) => {
+            let problem = "neither `capture`, `pcap_over_ip` nor `replay` says where packets come \
+                           from";
             let way_out = "add `capture:`, and under it `  - interface: eth0`, for example";
-            root.fault("capture", problem, way_out.to_owned());
+            root.fault("capture", problem.to_owned(), way_out.to_owned());
             None
         }
     }
+}
+
+fn senders(root: &Section<'_>, faults: &Faults) -> Vec<PcapOverIp> {
+    let mut senders: Vec<PcapOverIp> = Vec::new();
+    for section in root.sections("pcap_over_ip") {
+        let Some(one) = sender(&section) else { continue };
+        if senders.iter().any(|known| known.sender == one.sender) {
+            let problem = "the address is there already".to_owned();
+            let way_out = "merge the two entries; `lanes` sets how many senders are taken";
+            faults
+                .borrow_mut()
+                .push(Fault::new(section.mark, &section.path, problem).way_out(way_out));
+        }
+        senders.push(one);
+    }
+    senders
+}
+
+fn sender(section: &Section<'_>) -> Option<PcapOverIp> {
+    let (listen, connect) = (section.address("listen"), section.text("connect"));
+    let lanes = section.number("lanes");
+    let sender = match (listen, connect) {
+        (Some(address), None) => Some(Sender::Listen(address)),
+        (None, Some(host)) => {
+            if lanes > 1 {
+                let problem = format!("{lanes} lanes would each connect and get everything");
+                section.fault("lanes", problem, "remove the key".to_owned());
+            }
+            Some(Sender::Connect(host))
+        }
+        (Some(_), Some(_)) => {
+            let problem = "both `listen` and `connect` are given".to_owned();
+            section.fault("connect", problem, "make two entries of them".to_owned());
+            None
+        }
+        (None, None) => {
+            if section.is_bare(&["listen", "connect"]) {
+                let problem = "neither `listen` nor `connect` says who sends".to_owned();
+                section.fault("listen", problem, "add `listen: 127.0.0.1:57012`".to_owned());
+            }
+            None
+        }
+    };
+    let interface = section.text("interface");
+    let snaplen_bytes = section.number("snaplen").try_into().unwrap_or(u32::MAX);
+    let filter = section.text("filter");
+    // The table keeps it far below the limit of its type.
+    let lanes = lanes.try_into().unwrap_or(u16::MAX);
+    Some(PcapOverIp { sender: sender?, lanes, interface, snaplen_bytes, filter })
 }
 
 fn captures(root: &Section<'_>, faults: &Faults) -> Vec<Capture> {
@@ -167,9 +221,8 @@ fn cpus(items: &[Item], faults: &Faults) -> Vec<u16> {
 fn lanes_fit(config: &Config, root: &Section<'_>) {
     let lanes = config.lanes();
     if lanes > LANES_MAX {
-        let problem =
-            format!("all interfaces together have {lanes} lanes; {LANES_MAX} is the most");
-        root.fault("capture", problem, "lower `lanes` of some interfaces".to_owned());
+        let problem = format!("all inputs together have {lanes} lanes; {LANES_MAX} is the most");
+        root.fault("capture", problem, "lower `lanes` of some of them".to_owned());
         return;
     }
     let (size, needed) = (config.buffer.size_bytes, buffer_needed(lanes));
@@ -319,6 +372,40 @@ mod tests {
             Replay { file: "/x.pcap".into(), speed: Speed::RealTime, interface: Some("a".into()) };
         assert_eq!(config.input, Input::Replay(expected));
         assert_eq!(config.lanes(), 1);
+    }
+
+    #[test]
+    fn packets_may_come_over_tcp_too() {
+        let text = "store: /a\npcap_over_ip:\n  - {listen: '127.0.0.1:57012', lanes: 2, \
+                    interface: tap, snaplen: 128, filter: ip}\n  - connect: far:57012\n";
+        let config = read(text);
+        let listening = PcapOverIp {
+            sender: Sender::Listen("127.0.0.1:57012".parse().unwrap()),
+            lanes: 2,
+            interface: Some("tap".into()),
+            snaplen_bytes: 128,
+            filter: Some("ip".into()),
+        };
+        let connecting = PcapOverIp {
+            sender: Sender::Connect("far:57012".into()),
+            lanes: 1,
+            interface: None,
+            snaplen_bytes: 262_144,
+            filter: None,
+        };
+        assert_eq!(config.pcap_over_ip, [listening, connecting]);
+        assert_eq!((config.input.clone(), config.lanes()), (Input::Capture(Vec::new()), 3));
+        let beside = read(&format!("{MINIMAL}pcap_over_ip: [{{connect: 'a:1'}}]\n"));
+        assert_eq!((beside.lanes(), beside.pcap_over_ip.len()), (2, 1));
+
+        let of = |entries: &str| one_fault(&format!("store: /a\npcap_over_ip: [{entries}]\n"));
+        assert!(of("{lanes: 2}").contains("neither `listen` nor `connect`"));
+        assert!(of("{listen: '1.2.3.4:5', connect: 'a:1'}").contains("make two entries"));
+        assert!(of("{connect: 'a:1', lanes: 2}").contains("2 lanes would each connect"));
+        assert!(of("{connect: 'a:1'}, {connect: 'a:1'}").contains("pcap_over_ip[1]: the address"));
+        assert!(of("{listen: here}").contains("`here` is not an address and a port"));
+        let both = "store: /a\npcap_over_ip: [{connect: 'a:1'}]\nreplay: {file: /x}\n";
+        assert!(one_fault(both).contains("both `pcap_over_ip` and `replay`"));
     }
 
     #[test]

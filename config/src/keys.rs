@@ -113,6 +113,10 @@ pub enum Kind {
     Interface,
     /// A tcpdump filter of at most so many bytes.
     Filter(usize),
+    /// An IP address of this machine and a TCP port.
+    Address,
+    /// A host and a TCP port.
+    Endpoint,
     /// A user's or group's name or number.
     Principal,
     /// A CPU number, or a range of them such as `2-5`.
@@ -144,6 +148,8 @@ impl Kind {
                 "an interface name of 1 to {INTERFACE_NAME_BYTES_MAX} bytes, no space, `/` or `:`"
             ),
             Self::Filter(max) => format!("a tcpdump filter of at most {max} bytes"),
+            Self::Address => "an IP address and a port".to_owned(),
+            Self::Endpoint => "a host and a port".to_owned(),
             Self::Principal => "a name or a number".to_owned(),
             Self::Cpus => format!("a CPU number from 0 to {CPU_MAX}, or a range such as 2-5"),
         }
@@ -208,7 +214,7 @@ pub static TABLE: &[Key] = &[
         Kind::Sections(INTERFACES_MAX),
         Nothing,
         "",
-        "Network interfaces to record. Either this or `replay` must be there.",
+        "Network interfaces to record. This, `pcap_over_ip` or `replay` must be there.",
     ),
     key(
         "capture[].interface",
@@ -254,6 +260,58 @@ pub static TABLE: &[Key] = &[
         "Kernel memory of each lane for packets not taken yet. It bridges pauses of the lane: \
          64MiB hold 18 ms of 30 Gbit/s.",
     ),
+    hidden(key(
+        "pcap_over_ip",
+        Kind::Sections(INTERFACES_MAX),
+        Nothing,
+        "",
+        "Programs that send pcap or pcapng over TCP (PCAP-over-IP), beside interfaces or instead \
+         of them.",
+    )),
+    hidden(key(
+        "pcap_over_ip[].listen",
+        Kind::Address,
+        Nothing,
+        "127.0.0.1:57012",
+        "Address to wait for senders on. Whoever reaches it can add packets to the record; nothing \
+         is encrypted on the way. Either this or `connect` must be there.",
+    )),
+    hidden(key(
+        "pcap_over_ip[].connect",
+        Kind::Endpoint,
+        Nothing,
+        "sensor.example:57012",
+        "Sender to connect to, again and again. Either this or `listen` must be there.",
+    )),
+    hidden(key(
+        "pcap_over_ip[].lanes",
+        Kind::Count { min: 1, max: LANES_PER_INTERFACE_MAX },
+        Value("1"),
+        "1",
+        "Senders that are taken from at a time, each on a thread of its own; further ones wait. \
+         With `connect` it is 1.",
+    )),
+    hidden(key(
+        "pcap_over_ip[].interface",
+        Kind::Interface,
+        Nothing,
+        "tap0",
+        "Interface name to store the packets under. Without it the names in the streams are kept.",
+    )),
+    hidden(key(
+        "pcap_over_ip[].snaplen",
+        size(64, SNAPLEN_MAX as u64, 1),
+        Value("256KiB"),
+        "256KiB",
+        "Bytes kept of every packet. Longer packets are cut; their true length is kept.",
+    )),
+    hidden(key(
+        "pcap_over_ip[].filter",
+        Kind::Filter(FILTER_BYTES_MAX),
+        Nothing,
+        "not port 22",
+        "Record only packets that this tcpdump filter selects. Without it all are recorded.",
+    )),
     hidden(key(
         "replay",
         Kind::Section,

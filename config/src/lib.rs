@@ -32,7 +32,8 @@ use std::path::{Path, PathBuf};
 
 pub use fault::{ConfigFaults, Fault};
 pub use settings::{
-    Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, Principal, Replay, Speed,
+    Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, PcapOverIp, Principal, Replay,
+    Sender, Speed,
 };
 pub use units::size_text;
 

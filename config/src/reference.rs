@@ -121,10 +121,11 @@ mod tests {
         };
         let all = FILE.lines().map(shown).collect::<Vec<_>>().join("\n");
         let faults = parse(&all, "all").unwrap_err();
-        assert_eq!(faults.faults().len(), 1, "{faults}");
+        assert_eq!(faults.faults().len(), 2, "{faults}");
         assert!(faults.to_string().contains("both `capture` and `replay`"));
+        assert!(faults.to_string().contains("both `listen` and `connect`"));
 
-        // Without the whole of `capture` the file replays.
+        // Without the whole of `capture` and `pcap_over_ip` the file replays.
         let (before, rest) = all.split_once("\ncapture:").unwrap();
         let (_, after) = rest.split_once("\nreplay:").unwrap();
         let config = parse(&format!("{before}\nreplay:{after}"), "replay").unwrap();

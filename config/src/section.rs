@@ -4,6 +4,7 @@
 //! checking goes on. What is made from such values is thrown away if there was a fault at all.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ pub(crate) enum Value {
     Duration(Duration),
     Switch(bool),
     Text(String),
+    Address(SocketAddr),
     Principal(Principal),
     Cpus { first: u16, last: u16 },
 }
@@ -75,6 +77,11 @@ impl<'a> Section<'a> {
     /// Whether the key stands in the file, be it without a value.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.entries.iter().any(|entry| entry.key == name)
+    }
+
+    /// Whether it is a mapping in which none of these keys stands.
+    pub(crate) fn is_bare(&self, names: &[&str]) -> bool {
+        self.is_map && !names.iter().any(|name| self.has(name))
     }
 
     /// Where the key's value stands, or else the section.
@@ -157,6 +164,14 @@ impl<'a> Section<'a> {
     pub(crate) fn text(&self, name: &str) -> Option<String> {
         match self.value(name) {
             Some(Value::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// An address to listen on; `None` if it is absent.
+    pub(crate) fn address(&self, name: &str) -> Option<SocketAddr> {
+        match self.value(name) {
+            Some(Value::Address(address)) => Some(address),
             _ => None,
         }
     }
@@ -347,6 +362,8 @@ pub(crate) fn read_scalar(kind: &Kind, text: &str) -> Result<Value, Refusal> {
         }
         Kind::Filter(_) if text.contains('\0') => Err(is_no("a filter")),
         Kind::Filter(_) => Ok(Value::Text(text.to_owned())),
+        Kind::Address => read_address(text),
+        Kind::Endpoint => read_endpoint(text),
         Kind::Principal => read_principal(text),
         Kind::Cpus => read_cpus(text),
         Kind::Section | Kind::Sections(_) | Kind::List(..) => {
@@ -377,6 +394,30 @@ fn read_interface(text: &str) -> Result<Value, Refusal> {
         return Err(refusal.way_out("`ip link` lists the names"));
     }
     Ok(Value::Text(text.to_owned()))
+}
+
+fn read_address(text: &str) -> Result<Value, Refusal> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() > 0 => Ok(Value::Address(address)),
+        _ => Err(Refusal::new(format!("{} is not an address and a port", quote(text)))
+            .way_out("write 127.0.0.1:57012, [::1]:57012 or 0.0.0.0:57012, for example")),
+    }
+}
+
+/// Source of the length: RFC 1035, section 2.3.4.
+fn read_endpoint(text: &str) -> Result<Value, Refusal> {
+    let host = |host: &str| {
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let odd = |c: char| c.is_whitespace() || c.is_control() || "/@[]".contains(c);
+        let bad = |c: char| odd(c) || (bare.is_none() && c == ':');
+        (1..=253).contains(&host.len()) && !bare.unwrap_or(host).contains(bad)
+    };
+    let port = |port: &str| port.parse::<u16>().is_ok_and(|port| port > 0);
+    match text.rsplit_once(':') {
+        Some((name, number)) if host(name) && port(number) => Ok(Value::Text(text.to_owned())),
+        _ => Err(Refusal::new(format!("{} is not a host and a port", quote(text)))
+            .way_out("write sensor.example:57012 or [2001:db8::1]:57012, for example")),
+    }
 }
 
 /// Source: the strict names of systemd's documentation on users and groups, with dots and capitals
@@ -481,6 +522,19 @@ mod tests {
         assert!(matches!(read_principal("1000"), Ok(Value::Principal(Principal::Id(1000)))));
         assert!(read_principal("net.admin-1").is_ok() && read_principal("-x").is_err());
         assert!(read_principal("4294967296").is_err() && read_principal("").is_err());
+    }
+
+    #[test]
+    fn addresses_and_hosts_have_a_port() {
+        for text in ["127.0.0.1:57012", "[::1]:1", "0.0.0.0:65535"] {
+            assert!(read_address(text).is_ok() && read_endpoint(text).is_ok(), "{text}");
+        }
+        assert!(read_address("localhost:57012").is_err(), "it may stand for several");
+        assert!(read_endpoint("localhost:57012").is_ok());
+        for text in ["", ":", ":1", "57012", "a", "a:", "a:0", "a:65536", "a b:1", "::1:5", "[a:1"]
+        {
+            assert!(read_address(text).is_err() && read_endpoint(text).is_err(), "{text}");
+        }
     }
 
     #[test]

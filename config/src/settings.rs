@@ -1,5 +1,6 @@
 //! A checked configuration. Whoever holds one need not check anything again.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -93,6 +94,9 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// Where packets come from.
     pub input: Input,
+    /// Other programs that send packets over TCP: no two of one address. Beside interfaces, never
+    /// beside a file.
+    pub pcap_over_ip: Vec<PcapOverIp>,
     /// The packet buffer.
     pub buffer: Buffer,
     /// Longest time that a packet waits in a chunk that does not fill.
@@ -113,10 +117,11 @@ pub struct Config {
 impl Config {
     /// Lanes of all inputs together. A replay has one.
     pub fn lanes(&self) -> usize {
-        match &self.input {
+        let input: usize = match &self.input {
             Input::Capture(interfaces) => interfaces.iter().map(|one| usize::from(one.lanes)).sum(),
             Input::Replay(_) => 1,
-        }
+        };
+        input + self.pcap_over_ip.iter().map(|one| usize::from(one.lanes)).sum::<usize>()
     }
 }
 
@@ -124,7 +129,7 @@ impl Config {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Input {
-    /// Network interfaces: at least one, no two of one name.
+    /// Network interfaces: no two of one name, and at least one unless packets come over TCP.
     Capture(Vec<Capture>),
     /// A file.
     Replay(Replay),
@@ -146,6 +151,31 @@ pub struct Capture {
     pub filter: Option<String>,
     /// Bytes of kernel ring of each lane, a multiple of [`CAPTURE_RING_STEP_BYTES`].
     pub ring_bytes: u64,
+}
+
+/// How packets of other programs are taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PcapOverIp {
+    /// Who begins.
+    pub sender: Sender,
+    /// Lanes, 1 to [`LANES_PER_INTERFACE_MAX`]; one where we connect.
+    pub lanes: u16,
+    /// Interface name to store the packets under; `None` keeps the names in the streams.
+    pub interface: Option<String>,
+    /// Bytes of every packet that are kept at most.
+    pub snaplen_bytes: u32,
+    /// tcpdump filter of the packets to keep; not compiled yet.
+    pub filter: Option<String>,
+}
+
+/// Who begins a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sender {
+    /// Senders connect to this address.
+    Listen(SocketAddr),
+    /// We connect to this host and port.
+    Connect(String),
 }
 
 /// How a file is replayed.

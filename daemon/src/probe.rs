@@ -11,7 +11,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::{AccessFlags, Pid, access};
 use wirevault_buffer::PageKind;
 use wirevault_capture::{ReplayOptions, ReplaySource, Speed};
-use wirevault_config::{Capture, Config, Hugepages, Input, Replay};
+use wirevault_config::{Capture, Config, Hugepages, Input, PcapOverIp, Replay, Sender};
 use wirevault_format::LinkType;
 use wirevault_index::error::chain;
 use wirevault_index::{KeySource, open_store};
@@ -79,13 +79,18 @@ pub fn machine(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     match &config.input {
         Input::Capture(interfaces) => {
-            findings.extend(capability());
+            if !interfaces.is_empty() {
+                findings.extend(capability());
+            }
             for (number, capture) in interfaces.iter().enumerate() {
                 findings.extend(interface(number, capture));
             }
         }
         Input::Replay(replay) => findings.extend(file(replay)),
         _ => {}
+    }
+    for (number, streams) in config.pcap_over_ip.iter().enumerate() {
+        findings.extend(open_to_all(number, streams));
     }
     findings.extend(pages(config));
     findings.extend(cpus(config));
@@ -149,6 +154,18 @@ fn present() -> Vec<String> {
         interfaces.iter().flat_map(|interfaces| interfaces.iter()).map(name).collect();
     names.sort();
     names
+}
+
+/// Senders are not asked who they are.
+fn open_to_all(number: usize, streams: &PcapOverIp) -> Option<Finding> {
+    let Sender::Listen(address) = &streams.sender else { return None };
+    let path = format!("pcap_over_ip[{number}].listen");
+    let text = format!(
+        "whoever reaches {address} over the network can add packets to the record, and they are \
+         not encrypted on the way: restrict it with a firewall, or listen on 127.0.0.1 behind a \
+         tunnel"
+    );
+    (!address.ip().is_loopback()).then(|| Finding::warning(path, text))
 }
 
 fn file(replay: &Replay) -> Option<Finding> {
@@ -259,6 +276,15 @@ mod tests {
         }
         let worst = findings.iter().filter(|it| it.level == Level::Fault).map(|it| it.exit).max();
         assert_eq!(worst, Some(Exit::Machine));
+    }
+
+    #[test]
+    fn an_open_door_is_told_and_needs_no_privilege() {
+        let text =
+            "store: /a\npcap_over_ip:\n  - listen: 0.0.0.0:57012\n  - listen: '[::1]:57012'\n";
+        let told = texts(&machine(&config(text)));
+        assert!(told.contains("pcap_over_ip[0].listen: whoever reaches 0.0.0.0:57012"), "{told}");
+        assert!(!told.contains("pcap_over_ip[1]") && !told.contains("CAP_NET_RAW"), "{told}");
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use wirevault_buffer::Hugepages;
-use wirevault_capture::{PacketMmapOptions, Source, Speed, open_lanes};
-use wirevault_config::{Capture, Config, Input, Replay};
+use wirevault_capture::{
+    PacketMmapOptions, PcapOverIpOptions, Rendezvous, Source, Speed, open_lanes, open_streams,
+};
+use wirevault_config::{Capture, Config, Input, PcapOverIp, Replay, Sender};
 use wirevault_format::LinkType;
 use wirevault_format::limits::SNAPLEN_MAX;
 use wirevault_pipeline::{Filter, LaneSpec};
@@ -30,6 +32,9 @@ pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
         Input::Replay(replay) => vec![open_replay(replay)?],
         _ => return Err(unknown_input()),
     };
+    for (number, streams) in config.pcap_over_ip.iter().enumerate() {
+        lanes.extend(open_pcap_over_ip(number, streams)?);
+    }
     for (lane, cpu) in lanes.iter_mut().zip(&config.lane_cpus) {
         lane.cpu = Some(usize::from(*cpu));
     }
@@ -43,13 +48,32 @@ fn open_interface(number: usize, capture: &Capture) -> Result<Vec<LaneSpec>, Dae
     options.snaplen_bytes = capture.snaplen_bytes;
     let sources = open_lanes(&options, usize::from(capture.lanes))?;
     let path = format!("capture[{number}].filter");
+    lanes_of(sources, capture.snaplen_bytes, capture.filter.as_deref(), &path)
+}
+
+fn open_pcap_over_ip(number: usize, streams: &PcapOverIp) -> Result<Vec<LaneSpec>, DaemonError> {
+    let rendezvous = match &streams.sender {
+        Sender::Listen(address) => Rendezvous::Listen(*address),
+        Sender::Connect(address) => Rendezvous::Connect(address.clone()),
+    };
+    let options = PcapOverIpOptions { rendezvous, interface: streams.interface.clone() };
+    let sources = open_streams(&options, usize::from(streams.lanes))?;
+    let path = format!("pcap_over_ip[{number}].filter");
+    lanes_of(sources, streams.snaplen_bytes, streams.filter.as_deref(), &path)
+}
+
+fn lanes_of<S: Source + 'static>(
+    sources: Vec<S>,
+    snaplen_bytes: u32,
+    filter: Option<&str>,
+    path: &str,
+) -> Result<Vec<LaneSpec>, DaemonError> {
     let present: Vec<_> =
         sources.iter().flat_map(Source::interfaces).map(|i| i.link_type).collect();
-    let filter = capture.filter.as_deref();
-    let filter = filter.map(|text| compile(text, &path, &present)).transpose()?;
+    let filter = filter.map(|text| compile(text, path, &present)).transpose()?;
     let lane = |source| LaneSpec {
         source: Box::new(source),
-        snaplen_bytes: capture.snaplen_bytes,
+        snaplen_bytes,
         filter: filter.clone(),
         cpu: None,
     };
@@ -100,7 +124,7 @@ fn unknown_input() -> DaemonError {
         path: "input".to_owned(),
         value: "of a kind that is not known".to_owned(),
         problem: "this release cannot open it".to_owned(),
-        way_out: "use `capture` or `replay`".to_owned(),
+        way_out: "use `capture`, `pcap_over_ip` or `replay`".to_owned(),
     }
 }
 

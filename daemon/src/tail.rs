@@ -1,7 +1,8 @@
 //! The live view: packets as they pass, before they are sealed, as pcapng without end.
 //!
 //! What a slow reader misses, and every gap that a lane tells of, is a comment in an Interface
-//! Statistics Block at the place where it happened.
+//! Statistics Block at the place where it happened. The stream begins at once, with the interface
+//! that is being recorded if all are of one link type: readers wait for both.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -19,7 +20,7 @@ use wirevault_format::pcapng::{
 };
 use wirevault_format::{Gap, Interface, LinkType};
 use wirevault_packet::bpf::Program;
-use wirevault_pipeline::TailChunk;
+use wirevault_pipeline::{Missed, TailChunk};
 use wirevault_query::filter;
 
 use crate::answers::{self, Failure, Pipe};
@@ -55,12 +56,17 @@ fn follow(app: &App, filter: String, pipe: &mut Pipe, cancel: &AtomicBool) -> Re
         return Err(Failure::Failed("the recorder has stopped".to_owned()));
     };
     let mut encoder = Encoder::new(filter);
-    // Link types that are being recorded now; a filter that fits none of them is refused at once.
-    let live = pipeline.catalog().segments;
-    let live = live.iter().filter(|segment| segment.is_live()).map(|live| live.entry.link_type);
-    encoder.check(live)?;
+    // Link types that are being recorded now; a filter that does not fit one is refused at once.
+    let mut live = pipeline.catalog().segments;
+    live.retain(|segment| segment.is_live());
+    encoder.check(live.iter().map(|live| live.entry.link_type))?;
+    let one_link_type =
+        live.windows(2).all(|pair| pair[0].entry.link_type == pair[1].entry.link_type);
+    if let Some(Ok(reader)) = live.first().filter(|_| one_link_type).map(|live| live.open()) {
+        reader.interfaces().first().map(|interface| encoder.number(interface));
+    }
     let chunks = pipeline.tail().subscribe();
-    drop(pipeline);
+    drop((live, pipeline));
     let gone = |_| Failure::Failed("the reader is gone".to_owned());
     pipe.write_all(encoder.take()).and_then(|()| pipe.flush()).map_err(gone)?;
     while !cancel.load(Ordering::Relaxed) {
@@ -82,6 +88,7 @@ struct Encoder {
     programs: HashMap<LinkType, Program>,
     interfaces: Vec<Interface>,
     last_ns: u64,
+    missed_packets: u64,
     out: Vec<u8>,
     taken: bool,
 }
@@ -95,6 +102,7 @@ impl Encoder {
             programs: HashMap::new(),
             interfaces: Vec::new(),
             last_ns: 0,
+            missed_packets: 0,
             out,
             taken: false,
         }
@@ -129,9 +137,14 @@ impl Encoder {
             self.out.clear();
         }
         self.compile(chunk.link_type)?;
-        if chunk.missed > 0 {
-            let missed = chunk.missed;
-            let text = format!("wirevault: this reader was too slow and missed {missed} chunks");
+        if chunk.missed.chunks > 0 {
+            let Missed { chunks, packets } = chunk.missed;
+            self.missed_packets += packets;
+            let all = self.missed_packets;
+            let text = format!(
+                "wirevault: this reader was too slow and missed {chunks} chunks with {packets} \
+                 packets, as counted before its filter; {all} since it began"
+            );
             self.comment(chunk, &text);
         }
         for block in Blocks::new(&chunk.payload) {
@@ -227,6 +240,7 @@ mod tests {
         let mut interface = Interface::unnamed(LinkType::ETHERNET);
         interface.name = Some(name.to_owned());
         let interfaces = Arc::new(vec![interface]);
+        let missed = Missed { chunks: missed, packets: 10 * missed };
         TailChunk { interfaces, link_type: LinkType::ETHERNET, lane: 3, payload, missed }
     }
 
@@ -266,7 +280,7 @@ mod tests {
         assert_eq!(Epb::parse(&blocks[6]).unwrap().interface_id, 1);
         let text = String::from_utf8_lossy(&out);
         assert!(text.contains("gap on lane 3") && text.contains("ring_overflow, 5 packets"));
-        assert!(text.contains("missed 4 chunks"));
+        assert!(text.contains("missed 4 chunks with 40 packets"));
 
         encoder.chunk(&chunk("eth0", Vec::new(), 0)).unwrap();
         assert!(encoder.take().is_empty(), "what was taken does not come again");

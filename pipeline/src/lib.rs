@@ -31,4 +31,4 @@ pub use lane::{Filter, LaneSpec};
 pub use options::{PipelineOptions, QueueMaker};
 pub use start::{LaneView, Pipeline, VolumeView};
 pub use status::{LaneShared, LaneState};
-pub use tail::{TailChunk, TailHub};
+pub use tail::{Missed, TailChunk, TailHub};

@@ -227,7 +227,8 @@ impl Sealer {
         let Some(current) = stream.current.as_mut() else { return Ok(()) };
         let Some(buf) = job.buf.as_mut() else { return Ok(()) };
         if self.tail.is_watched() {
-            self.tail.publish(&job.interfaces, job.link_type, lane, &buf[HEADER_BYTES..job.end]);
+            let (payload, packets) = (&buf[HEADER_BYTES..job.end], job.epb_at.len());
+            self.tail.publish(&job.interfaces, job.link_type, lane, payload, packets);
         }
         let header = ChunkHeader {
             sealed: current.sealer.is_some(),

@@ -22,8 +22,17 @@ pub struct TailChunk {
     pub lane: u16,
     /// Packets and gaps: pcapng blocks.
     pub payload: Vec<u8>,
-    /// Chunks that this watcher missed before this one.
-    pub missed: u64,
+    /// What this watcher missed before this chunk.
+    pub missed: Missed,
+}
+
+/// Chunks that came while a watcher's backlog was full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Missed {
+    /// Chunks.
+    pub chunks: u64,
+    /// Packets in them.
+    pub packets: u64,
 }
 
 /// Where watchers subscribe.
@@ -35,7 +44,7 @@ pub struct TailHub {
 
 struct Watcher {
     sender: Sender<TailChunk>,
-    missed: u64,
+    missed: Missed,
 }
 
 impl TailHub {
@@ -43,7 +52,7 @@ impl TailHub {
     pub fn subscribe(&self) -> Receiver<TailChunk> {
         let (sender, receiver) = bounded(BACKLOG);
         let mut watchers = lock(&self.watchers);
-        watchers.push(Watcher { sender, missed: 0 });
+        watchers.push(Watcher { sender, missed: Missed::default() });
         self.count.store(watchers.len(), Ordering::Release);
         receiver
     }
@@ -58,6 +67,7 @@ impl TailHub {
         link_type: LinkType,
         lane: u16,
         payload: &[u8],
+        packets: usize,
     ) {
         let mut watchers = lock(&self.watchers);
         watchers.retain_mut(|watcher| {
@@ -70,8 +80,11 @@ impl TailHub {
                 payload,
                 missed,
             }) {
-                Ok(()) => watcher.missed = 0,
-                Err(TrySendError::Full(_)) => watcher.missed += 1,
+                Ok(()) => watcher.missed = Missed::default(),
+                Err(TrySendError::Full(_)) => {
+                    watcher.missed.chunks += 1;
+                    watcher.missed.packets += packets as u64;
+                }
                 Err(TrySendError::Disconnected(_)) => return false,
             }
             true

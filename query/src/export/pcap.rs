@@ -44,7 +44,12 @@ impl<W: Write> PcapSink<W> {
         self.writer.into_inner().map_err(io::IntoInnerError::into_error)
     }
 
-    fn begin(&mut self, link_type: LinkType) -> io::Result<LinkType> {
+    /// Writes the header, if that has not been done: for readers that wait for it. Returns the
+    /// file's link type.
+    ///
+    /// # Errors
+    /// Writing failed.
+    pub fn begin(&mut self, link_type: LinkType) -> io::Result<LinkType> {
         if let Some(first) = self.link_type {
             return Ok(first);
         }

@@ -1,5 +1,6 @@
 //! What can be typed: verbs, flags, their meaning and an example of each.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
@@ -61,7 +62,9 @@ Examples:
     #[command(after_help = "\
 Examples:
   wirevault tail 'arp or icmp'
-  wirevault tail -w - | tshark -r -")]
+  wirevault tail -w - | tshark -r -
+  wirevault tail --listen 127.0.0.1:57012 'not tcp port 57012'
+    and then: wireshark -k -i TCP@127.0.0.1:57012, or nc 127.0.0.1 57012 | tcpdump -n -r -")]
     Tail(TailArgs),
     /// Show what is recorded, where it goes, and what was lost.
     #[command(after_help = "Example: wirevault status --json | jq '.lanes[].dropped_by_cause'")]
@@ -218,6 +221,18 @@ pub(crate) struct TailArgs {
     /// Write pcapng to a file; `-` is standard output.
     #[arg(short = 'w', long = "write", value_name = "FILE")]
     pub(crate) write: Option<PathBuf>,
+    /// Serve the packets over TCP instead (PCAP-over-IP), to 8 programs at a time. Every user of
+    /// this machine can connect.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "write")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// What --listen sends.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = FileFormat::Pcapng)]
+    #[arg(requires = "listen")]
+    pub(crate) format: FileFormat,
+    /// Let --listen take an address that other machines reach. Nothing is encrypted, and nobody is
+    /// asked who he is.
+    #[arg(long, requires = "listen")]
+    pub(crate) allow_remote: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! What can go wrong between a typed line and its answer.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use wirevault_daemon::DaemonError;
@@ -45,6 +46,9 @@ pub(crate) enum CliError {
     /// Nobody listens at the socket, or may not be spoken to.
     #[error("cannot reach wirevaultd at {}: {source}; {}", socket.display(), way_out(source))]
     Connect { socket: PathBuf, source: io::Error },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
     /// The daemon refuses.
     #[error("{message}")]
     Refused { message: String },

@@ -8,4 +8,5 @@ pub(crate) mod query;
 pub(crate) mod segments;
 pub(crate) mod status;
 pub(crate) mod tail;
+pub(crate) mod tail_listen;
 pub(crate) mod verify;

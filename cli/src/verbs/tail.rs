@@ -12,18 +12,25 @@ use crate::interrupt::{self, Cancel};
 use crate::outcome::Outcome;
 use crate::output::{Target, tell};
 use crate::verbs::query::{Fed, Watched, feed};
+use crate::verbs::tail_listen;
 
 /// Bytes taken from the socket at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// Shows packets until the user or the daemon ends it.
 pub(crate) fn tail(args: &TailArgs) -> Result<Outcome, CliError> {
+    let path = format!("{}?filter={}", api::TAIL, encoded(&args.filter.join(" ")));
+    if let Some(address) = args.listen {
+        return tail_listen::serve(args, address, &path);
+    }
     let cancel = interrupt::watch()?;
     let target = args.write.as_deref().map(Target::packets).transpose()?;
-    let path = format!("{}?filter={}", api::TAIL, encoded(&args.filter.join(" ")));
     let body = Client::connect(&args.socket, &cancel)?.get_stream(&path)?;
     match target {
-        Some(target) => pass_on(body, target, &cancel),
+        Some(mut target) => {
+            pass_on(body, &mut target, &cancel, &|comment| tell(comment))?;
+            Ok(Outcome::Found)
+        }
         None => show(body, &cancel),
     }
 }
@@ -38,23 +45,41 @@ fn show(body: Body, cancel: &Cancel) -> Result<Outcome, CliError> {
     }
 }
 
-fn pass_on(mut body: Body, mut target: Target, cancel: &Cancel) -> Result<Outcome, CliError> {
+/// Takes whole blocks of a tail.
+pub(crate) trait Blocks {
+    /// Takes one or more.
+    fn blocks(&mut self, bytes: &[u8]) -> Result<(), CliError>;
+}
+
+impl Blocks for Target {
+    fn blocks(&mut self, bytes: &[u8]) -> Result<(), CliError> {
+        self.write_all(bytes)?;
+        Ok(self.flush()?)
+    }
+}
+
+/// Hands a tail on until the user or the daemon ends it, and tells its comments. Only whole blocks
+/// are handed on, so that what was written can be read whenever it ends. Returns the packets.
+pub(crate) fn pass_on(
+    mut body: Body,
+    target: &mut dyn Blocks,
+    cancel: &Cancel,
+    tell: &dyn Fn(&str),
+) -> Result<u64, CliError> {
     let (mut watch, mut piece, mut pending) = (Watch::default(), vec![0; PIECE_BYTES], Vec::new());
     loop {
         let count = match body.read(&mut piece) {
-            Ok(0) => return Ok(Outcome::Found),
+            Ok(0) => return Ok(watch.packets()),
             Ok(count) => count,
-            Err(_) if interrupt::is_set(cancel) => return Ok(Outcome::Found),
+            Err(_) if interrupt::is_set(cancel) => return Ok(watch.packets()),
             Err(error) => return Err(CliError::Answer { what: error.to_string() }),
         };
         let fed = watch.feed(&piece[..count]);
         let whole = fed.map_err(|error| CliError::Answer { what: error.to_string() })?;
         watch.take_comments().iter().for_each(|comment| tell(comment));
         if whole > 0 {
-            // Only whole blocks, so that what is written can be read whenever it ends.
             pending.extend_from_slice(&piece[..whole]);
-            target.write_all(&pending)?;
-            target.flush()?;
+            target.blocks(&pending)?;
             pending.clear();
         }
         pending.extend_from_slice(&piece[whole..count]);

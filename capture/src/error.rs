@@ -102,6 +102,119 @@ pub enum CaptureError {
         #[source]
         source: io::Error,
     },
+    /// Misuse: somebody else's XDP program is on the interface. It is never replaced.
+    #[error(
+        "interface {interface}: XDP program {program} is on it already (`bpftool prog show id \
+         {program}` says whose); end the program that put it there (`ip link set {interface} xdp \
+         off` if nobody is left to ask), or capture with packet_mmap"
+    )]
+    XdpOccupied {
+        /// Name of the interface.
+        interface: String,
+        /// The kernel's number of the program.
+        program: u32,
+    },
+    /// Misuse: another AF_XDP socket has the queue.
+    #[error(
+        "interface {interface}: another AF_XDP socket has receive queue {queue}; end the program \
+         that opened it, or capture with packet_mmap"
+    )]
+    QueueTaken {
+        /// Name of the interface.
+        interface: String,
+        /// Number of the queue.
+        queue: u32,
+        /// EBUSY.
+        #[source]
+        source: io::Error,
+    },
+    /// Misuse: AF_XDP serves whole queues.
+    #[error(
+        "interface {interface} has {queues} receive queues for {lanes} lanes; ask for fewer lanes, \
+         give it more queues (`ethtool -L {interface}`), or capture with packet_mmap"
+    )]
+    Queues {
+        /// Name of the interface.
+        interface: String,
+        /// Receive queues in use.
+        queues: u32,
+        /// Lanes asked for.
+        lanes: usize,
+    },
+    /// Privilege: the process may not use XDP programs.
+    #[error(
+        "interface {interface}: {step} was refused; AF_XDP needs CAP_NET_RAW, CAP_NET_ADMIN and \
+         CAP_BPF in the first user namespace (run as root, or AmbientCapabilities= in the unit), \
+         or capture with packet_mmap"
+    )]
+    XdpPermission {
+        /// Name of the interface.
+        interface: String,
+        /// What was being done.
+        step: &'static str,
+        /// EPERM or EACCES.
+        #[source]
+        source: io::Error,
+    },
+    /// Machine: no memory for packets.
+    #[error(
+        "interface {interface}: no memory for {bytes} bytes of packets; ask for a smaller ring"
+    )]
+    XdpMemory {
+        /// Name of the interface.
+        interface: String,
+        /// Bytes of one lane.
+        bytes: usize,
+        /// Why.
+        #[source]
+        source: wirevault_buffer::BufferError,
+    },
+    /// Machine: the limit on locked memory is lower than the packet memory.
+    #[error(
+        "interface {interface}: the limit on locked memory is below the {bytes} bytes of packet \
+         memory; set LimitMEMLOCK=infinity in the unit (ulimit -l), or give CAP_IPC_LOCK"
+    )]
+    XdpLocked {
+        /// Name of the interface.
+        interface: String,
+        /// Bytes of one lane.
+        bytes: usize,
+        /// ENOBUFS.
+        #[source]
+        source: io::Error,
+    },
+    /// Unsupported: XDP gives no whole frames on such an interface.
+    #[error(
+        "interface {interface}: hardware type {hardware} (ARPHRD) is not Ethernet, so AF_XDP gives \
+         no whole frames; capture with packet_mmap"
+    )]
+    XdpHardware {
+        /// Name of the interface.
+        interface: String,
+        /// ARPHRD number.
+        hardware: u16,
+    },
+    /// Device: a step of using an XDP program failed.
+    #[error("interface {interface}: {step} failed{log}; packet_mmap captures without a program")]
+    Xdp {
+        /// Name of the interface.
+        interface: String,
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel's verifier said, in brackets; often nothing.
+        log: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// Unsupported: the card cannot stamp packets.
+    #[error("interface {interface}: {what}; without `hardware_time` the kernel stamps packets")]
+    HardwareTime {
+        /// Name of the interface.
+        interface: String,
+        /// What it lacks, and the way out.
+        what: String,
+    },
     /// Device: a capture file cannot be opened or read.
     #[error("{path}: {step} failed after {at} bytes")]
     File {

@@ -3,12 +3,15 @@
 //! ```text
 //!  NIC queue ── AF_PACKET ring (TPACKET_V3, fanout) ──► packet_mmap ──┐
 //!  another program ── pcap or pcapng over TCP ────────► pcap_over_ip ─┤
+//!  NIC queue ── XDP program, AF_XDP socket a queue ───► xdp ──────────┤
 //!  pcap, pcapng, .gz .zst .lz4 file or pipe ──────────► replay ───────┴──► PacketSink (the lane)
 //! ```
 //! - [`source`]: the traits and values between a source and its lane.
 //! - [`packet_mmap`]: live capture. Works on every Linux interface; the kernel counts what it had
 //!   to drop.
 //! - [`pcap_over_ip`]: what other programs capture and send over TCP; they wait for us.
+//! - [`xdp`]: live capture over AF_XDP, for ports that are there to be recorded: packets leave the
+//!   driver for our memory and reach nobody else. [`choose`] tells where that is right.
 //! - [`replay`]: import of capture files, at full speed or in the time they were taken.
 //!
 //! A source borrows each packet to the sink for the length of one call and copies nothing. A live
@@ -18,10 +21,13 @@
 #![deny(unsafe_code)]
 
 pub mod error;
+#[expect(unsafe_code, reason = "system calls about interfaces; see its invariants")]
+mod link;
 pub mod packet_mmap;
 pub mod pcap_over_ip;
 pub mod replay;
 pub mod source;
+pub mod xdp;
 
 pub use error::CaptureError;
 pub use packet_mmap::{PacketMmapOptions, PacketMmapSource, open_lanes};
@@ -30,3 +36,4 @@ pub use replay::{ReplayOptions, ReplaySource, Speed};
 pub use source::{
     GapInfo, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState, VlanTag,
 };
+pub use xdp::{Choice, XdpHook, XdpOptions, XdpSource, choose, open_xdp_lanes};

@@ -337,7 +337,7 @@ fn errors_name_what_is_missing() {
     let long = PacketMmapSource::open(&options("a-name-beyond-sixteen")).expect_err("absent");
     assert!(matches!(long, CaptureError::NoInterface { .. }), "{long}");
 
-    net::without_net_raw(|| {
+    net::without_capabilities(&[net::NET_RAW], || {
         let error = PacketMmapSource::open(&options("va")).expect_err("forbidden");
         assert!(error.to_string().contains("CAP_NET_RAW"), "{error}");
     });

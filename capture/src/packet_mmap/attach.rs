@@ -1,15 +1,17 @@
 //! Attaching to an interface: at the start, and again after it was away.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use wirevault_format::{Interface, LinkType};
 
 use super::frame::Clock;
-use super::sys::{self, Link, RingShape, RingSocket};
+use super::sys::{RingShape, RingSocket};
 use super::{Attached, CHECK_PERIOD, PacketMmapSource};
 use crate::error::CaptureError;
+use crate::link::{self, Link};
 use crate::source::{Polled, SourceState};
 
 /// The lanes of one interface.
@@ -38,7 +40,7 @@ impl FanoutGroup {
 impl PacketMmapSource {
     pub(super) fn find_link(&self) -> Result<Option<Link>, CaptureError> {
         let name = &self.options.interface;
-        sys::link_by_name(&self.probe, name).map_err(socket_error(name, "looking it up"))
+        link::link_by_name(&self.probe, name).map_err(socket_error(name, "looking it up"))
     }
 
     /// Learns the interface's link type, and adds it to the list with the clock that is expected.
@@ -46,18 +48,7 @@ impl PacketMmapSource {
         self.places = [None; Clock::ALL.len()];
         let clock = if self.options.hardware_time { Clock::Hardware } else { Clock::Software };
         self.place_of(link, clock)?;
-        let name = &self.options.interface;
-        self.notes = sys::receive_offloads(&self.probe, name)
-            .into_iter()
-            .map(|(offload, on)| match on {
-                Some(true) => format!(
-                    "{offload} is on: packets of one stream may be merged before they are seen \
-                     (`ethtool -K {name} {offload} off` keeps them apart)"
-                ),
-                Some(false) => format!("{offload} is off"),
-                None => format!("{offload}: unknown"),
-            })
-            .collect();
+        self.notes = offload_notes(&self.probe, &self.options.interface);
         Ok(())
     }
 
@@ -79,7 +70,7 @@ impl PacketMmapSource {
     /// Opens a ring on the interface, its gate still closed.
     pub(super) fn attach(&mut self, link: Link) -> Result<(), CaptureError> {
         let name = &self.options.interface;
-        let fd = sys::open_socket().map_err(socket_error(name, "opening"))?;
+        let fd = link::open_socket().map_err(socket_error(name, "opening"))?;
         let ring = RingSocket::new(fd, self.shape).map_err(|(step, source)| {
             if source.raw_os_error() == Some(libc::ENOMEM) {
                 let RingShape { block_bytes, blocks } = self.shape;
@@ -103,7 +94,8 @@ impl PacketMmapSource {
         }
         ring.bind(link.index).map_err(socket_error(name, "binding"))?;
         if self.options.promiscuous {
-            ring.be_promiscuous(link.index).map_err(socket_error(name, "promiscuous mode"))?;
+            link::be_promiscuous(ring.fd(), link.index)
+                .map_err(socket_error(name, "promiscuous mode"))?;
         }
         if let Some(group) = &self.group {
             group
@@ -112,7 +104,7 @@ impl PacketMmapSource {
         }
         // What an earlier socket state left behind is no part of the books.
         ring.statistics().map_err(socket_error(name, "reading its counters"))?;
-        let now_ns = sys::now_ns();
+        let now_ns = link::now_ns();
         (self.read_ns, self.up_ns) = (now_ns, now_ns);
         (self.checked, self.quiet_since) = (Instant::now(), Instant::now());
         self.attached = Some(Attached { ring, link, block: 0, cursor: None });
@@ -153,8 +145,23 @@ impl Attached {
     }
 }
 
+/// What `status` says of receive offloads.
+pub(crate) fn offload_notes(probe: &OwnedFd, name: &str) -> Vec<String> {
+    link::receive_offloads(probe, name)
+        .into_iter()
+        .map(|(offload, on)| match on {
+            Some(true) => format!(
+                "{offload} is on: packets of one stream may be merged before they are seen \
+                 (`ethtool -K {name} {offload} off` keeps them apart)"
+            ),
+            Some(false) => format!("{offload} is off"),
+            None => format!("{offload}: unknown"),
+        })
+        .collect()
+}
+
 /// Says what was being done to which interface when the kernel refused.
-pub(super) fn socket_error(
+pub(crate) fn socket_error(
     name: &str,
     step: &'static str,
 ) -> impl FnOnce(io::Error) -> CaptureError + use<> {
@@ -169,7 +176,7 @@ pub(super) fn socket_error(
 ///
 /// Source: linux/if_arp.h and libpcap's `map_arphrd_to_dlt`. The kinds named here give whole
 /// frames; others would need the kernel's cooked mode, which drops link headers.
-fn link_type(name: &str, hardware: u16) -> Result<LinkType, CaptureError> {
+pub(crate) fn link_type(name: &str, hardware: u16) -> Result<LinkType, CaptureError> {
     const ARPHRD_RAWIP: u16 = 519;
     match hardware {
         libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Ok(LinkType::ETHERNET),

@@ -29,13 +29,15 @@ use std::time::{Duration, Instant};
 use wirevault_format::{Cause, Interface};
 
 use crate::error::CaptureError;
+use crate::link::{self, Link};
 use crate::source::{
     GapInfo, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
 };
-use attach::{FanoutGroup, socket_error};
+use attach::FanoutGroup;
+pub(crate) use attach::{link_type, offload_notes, socket_error};
 use frame::{Clock, Cursor, Frame};
 pub use options::PacketMmapOptions;
-use sys::{Link, RingShape, RingSocket, Waited};
+use sys::{RingShape, RingSocket, Waited};
 
 /// How often the interface and an idle socket's counters are looked at.
 const CHECK_PERIOD: Duration = Duration::from_millis(100);
@@ -129,8 +131,8 @@ impl PacketMmapSource {
         group: Option<Arc<FanoutGroup>>,
     ) -> Result<Self, CaptureError> {
         let shape = options.shape()?;
-        let probe = sys::open_socket().map_err(socket_error(&options.interface, "opening"))?;
-        let now_ns = sys::now_ns();
+        let probe = link::open_socket().map_err(socket_error(&options.interface, "opening"))?;
+        let now_ns = link::now_ns();
         let mut source = Self {
             options: options.clone(),
             shape,
@@ -155,7 +157,7 @@ impl PacketMmapSource {
         let Some(link) = source.find_link()? else {
             return Err(CaptureError::NoInterface {
                 interface: options.interface.clone(),
-                present: sys::interface_names().join(", "),
+                present: link::interface_names().join(", "),
             });
         };
         source.describe(link)?;
@@ -234,7 +236,7 @@ impl PacketMmapSource {
             .ring
             .statistics()
             .map_err(socket_error(&self.options.interface, "reading its counters"))?;
-        let now_ns = sys::now_ns();
+        let now_ns = link::now_ns();
         self.received += u64::from(fresh.packets);
         self.lose(fresh.drops.into(), now_ns);
         self.read_ns = now_ns;
@@ -270,9 +272,7 @@ impl PacketMmapSource {
         let name = &self.options.interface;
         let Some(attached) = &self.attached else { return Ok(()) };
         let pending = attached.ring.take_error().map_err(socket_error(name, "asking its error"))?;
-        let link = attached
-            .ring
-            .link_by_index(attached.link.index)
+        let link = link::link_by_index(attached.ring.fd(), attached.link.index)
             .map_err(socket_error(name, "looking it up"))?;
         let was_down = pending.as_ref().and_then(io::Error::raw_os_error) == Some(libc::ENETDOWN);
         if let Some(source) = pending.filter(|_| !was_down) {
@@ -283,7 +283,7 @@ impl PacketMmapSource {
                 if was_down || self.state != SourceState::Running {
                     self.end_outage();
                 }
-                self.up_ns = sys::now_ns();
+                self.up_ns = link::now_ns();
             }
             Some(_) => self.begin_outage(),
             None => {
@@ -306,7 +306,7 @@ impl PacketMmapSource {
     fn end_outage(&mut self) {
         self.begin_outage();
         if let SourceState::InterfaceDown { since_ns } = self.state {
-            let until_ns = sys::now_ns();
+            let until_ns = link::now_ns();
             self.outage = Some(GapInfo {
                 cause: Cause::InterfaceDown,
                 // Packets that were still in the ring prove that it was up for longer.
@@ -320,7 +320,7 @@ impl PacketMmapSource {
 
     /// Closes the ring. What it still holds is lost, and booked so.
     fn detach(&mut self) {
-        self.lose(self.in_ring(), sys::now_ns());
+        self.lose(self.in_ring(), link::now_ns());
         self.attached = None;
         self.begin_outage();
     }

@@ -1,27 +1,24 @@
-//! System calls and the mapped ring of one packet socket. The only unsafe code of this crate.
+//! System calls and the mapped ring of one packet socket.
 //!
 //! Invariants: the mapping lives exactly as long as [`RingSocket`]; a block's bytes are lent out
 //! only while its status word says that it belongs to this side, and giving it back needs `&mut`,
 //! so no loan can outlive it.
 //!
-//! Source: packet(7), linux/if_packet.h, net/packet/af_packet.c, linux/ethtool.h.
+//! Source: packet(7), linux/if_packet.h, net/packet/af_packet.c.
 
-use std::ffi::{CStr, CString, c_int, c_void};
+use std::ffi::c_int;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use crate::link::{check, get, set};
 
 /// Offset of the status word in a block (`tpacket_block_desc.hdr.bh1.block_status`).
 const STATUS_AT: usize = 8;
 /// Milliseconds after which the kernel gives out a block that is not full.
 const RETIRE_MS: u32 = 10;
-/// Longest interface name with its final zero.
-const NAME_BYTES: usize = libc::IFNAMSIZ;
-const ETHTOOL_GFLAGS: u32 = 0x25;
-const ETHTOOL_GGRO: u32 = 0x2b;
-const ETH_FLAG_LRO: u32 = 1 << 15;
 
 /// What to open.
 #[derive(Debug, Clone, Copy)]
@@ -44,15 +41,6 @@ pub(super) struct RingSocket {
 // through `&self` or `&mut self`, and the status words shared with the kernel are atomic.
 unsafe impl Send for RingSocket {}
 
-/// An interface as the kernel knows it now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Link {
-    pub(super) index: i32,
-    pub(super) up: bool,
-    /// ARPHRD number.
-    pub(super) hardware: u16,
-}
-
 /// Kernel counters since they were last read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Statistics {
@@ -71,15 +59,6 @@ pub(super) enum Waited {
     Quiet,
     /// The socket has an error pending; [`RingSocket::take_error`] tells which.
     Error,
-}
-
-/// Opens an unbound packet socket; it receives nothing yet. Needs CAP_NET_RAW.
-pub(super) fn open_socket() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers are passed.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    check(fd)?;
-    // SAFETY: the descriptor was just made and belongs to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 impl RingSocket {
@@ -119,6 +98,10 @@ impl RingSocket {
             return Err(("mapping the ring", io::ErrorKind::AddrNotAvailable.into()));
         };
         Ok(Self { fd, map, shape })
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
     }
 
     /// Bytes of block `index` if the kernel has given it out.
@@ -204,17 +187,6 @@ impl RingSocket {
         check(unsafe { libc::bind(self.fd.as_raw_fd(), (&raw const address).cast(), length) })
     }
 
-    /// Has the interface take frames for other hosts too, for as long as the socket is open.
-    pub(super) fn be_promiscuous(&self, index: i32) -> io::Result<()> {
-        let request = libc::packet_mreq {
-            mr_ifindex: index,
-            mr_type: libc::PACKET_MR_PROMISC as u16,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        set(&self.fd, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)
-    }
-
     /// Joins the group `id` that shares an interface by flow hash, or a new one of an id nobody
     /// uses; returns the id.
     ///
@@ -274,142 +246,4 @@ impl Drop for RingSocket {
         // being dropped.
         unsafe { libc::munmap(self.map.as_ptr().cast(), length) };
     }
-}
-
-/// Looks an interface up by name; `None` if there is none.
-pub(super) fn link_by_name(fd: &OwnedFd, name: &str) -> io::Result<Option<Link>> {
-    let Ok(mut request) = request_for(name) else { return Ok(None) };
-    if !found(ioctl(fd, libc::SIOCGIFINDEX, &mut request))? {
-        return Ok(None);
-    }
-    // SAFETY: SIOCGIFINDEX succeeded, so this member of the union was written.
-    let index = unsafe { request.ifr_ifru.ifru_ifindex };
-    if !found(ioctl(fd, libc::SIOCGIFHWADDR, &mut request))? {
-        return Ok(None);
-    }
-    // SAFETY: SIOCGIFHWADDR succeeded, so this member of the union was written.
-    let hardware = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_family;
-    if !found(ioctl(fd, libc::SIOCGIFFLAGS, &mut request))? {
-        return Ok(None);
-    }
-    // SAFETY: SIOCGIFFLAGS succeeded, so this member of the union was written.
-    let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
-    Ok(Some(Link { index, up: flags & libc::IFF_UP != 0, hardware }))
-}
-
-impl RingSocket {
-    /// Looks at the interface with that index, whatever its name is now; `None` if it is gone.
-    pub(super) fn link_by_index(&self, index: i32) -> io::Result<Option<Link>> {
-        let mut name = [0u8; NAME_BYTES];
-        // SAFETY: the buffer has the IFNAMSIZ bytes that the call may write.
-        let found =
-            unsafe { libc::if_indextoname(index.cast_unsigned(), name.as_mut_ptr().cast()) };
-        if found.is_null() {
-            let error = io::Error::last_os_error();
-            return match error.raw_os_error() {
-                Some(libc::ENXIO | libc::ENODEV) => Ok(None),
-                _ => Err(error),
-            };
-        }
-        let name = CStr::from_bytes_until_nul(&name).unwrap_or_default();
-        link_by_name(&self.fd, &name.to_string_lossy())
-    }
-}
-
-/// Names of the interfaces in this network namespace.
-pub(super) fn interface_names() -> Vec<String> {
-    let mut names = Vec::new();
-    // SAFETY: takes no arguments; the list it returns is freed below.
-    let list = unsafe { libc::if_nameindex() };
-    let mut next = list;
-    while !next.is_null() {
-        // SAFETY: `next` points into the list, whose last entry is the one with a null name met
-        // below.
-        let entry = unsafe { &*next };
-        if entry.if_name.is_null() {
-            break;
-        }
-        // SAFETY: names in the list are zero-terminated and live until the list is freed.
-        let name = unsafe { CStr::from_ptr(entry.if_name) };
-        names.push(name.to_string_lossy().into_owned());
-        // SAFETY: this entry was not the last one, so there is one behind it.
-        next = unsafe { next.add(1) };
-    }
-    if !list.is_null() {
-        // SAFETY: the list came from `if_nameindex` and is freed once.
-        unsafe { libc::if_freenameindex(list) };
-    }
-    names
-}
-
-/// Whether the kernel (`gro`) and the card (`lro`) merge received packets of one stream; `None` if
-/// unknown.
-pub(super) fn receive_offloads(fd: &OwnedFd, name: &str) -> [(&'static str, Option<bool>); 2] {
-    let ask = |command: u32, mask: u32| {
-        let mut value = [command, 0u32];
-        let mut request = request_for(name).ok()?;
-        request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
-        ioctl(fd, libc::SIOCETHTOOL, &mut request).ok()?;
-        Some(value[1] & mask != 0)
-    };
-    [("gro", ask(ETHTOOL_GGRO, u32::MAX)), ("lro", ask(ETHTOOL_GFLAGS, ETH_FLAG_LRO))]
-}
-
-/// Unix time in nanoseconds, from the clock that stamps packets.
-pub(super) fn now_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes one live timespec. The call cannot fail for this clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &mut now) };
-    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
-}
-
-fn request_for(name: &str) -> io::Result<libc::ifreq> {
-    let name = CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let bytes = name.as_bytes_with_nul();
-    if bytes.len() > NAME_BYTES {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    // SAFETY: `ifreq` is plain integers and a union of such; all zeros is a valid value of it.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
-    }
-    Ok(request)
-}
-
-fn found(result: io::Result<()>) -> io::Result<bool> {
-    match result {
-        Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
-fn ioctl(fd: &OwnedFd, code: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
-    // SAFETY: the interface calls used here read and write one `ifreq`, which is live; where it
-    // holds a pointer (SIOCETHTOOL), the pointee is live and has the 8 bytes that these commands
-    // use.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), code as _, request) })
-}
-
-fn set<T>(fd: &OwnedFd, level: c_int, name: c_int, value: &T) -> io::Result<()> {
-    let length = size_of::<T>() as libc::socklen_t;
-    let value: *const c_void = (&raw const *value).cast();
-    // SAFETY: pointer and length describe a live value; the kernel reads at most that much.
-    check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value, length) })
-}
-
-/// `T` must be valid for all bit patterns: callers use integers and arrays of them.
-fn get<T: Copy + Default>(fd: &OwnedFd, level: c_int, name: c_int) -> io::Result<T> {
-    let mut value = T::default();
-    let mut length = size_of::<T>() as libc::socklen_t;
-    let to: *mut c_void = (&raw mut value).cast();
-    // SAFETY: pointer and length describe a live value that may take any bytes; the kernel writes
-    // at most that much.
-    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, to, &mut length) })?;
-    Ok(value)
-}
-
-fn check(result: c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

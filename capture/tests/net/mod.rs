@@ -1,4 +1,4 @@
-//! A network namespace for one test, a raw sender, and a thread without CAP_NET_RAW.
+//! A network namespace for one test, a raw sender, and a thread that lacks a capability.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -27,13 +27,18 @@ impl Namespace {
         }
         let before = File::open("/proc/thread-self/ns/net").expect("own namespace");
         let ns = Self { name, before };
-        set_namespace(&File::open(format!("/run/netns/{}", ns.name)).expect("namespace"));
+        ns.enter();
         // No router solicitations between the test's packets.
         for scope in ["all", "default"] {
             let key = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
             std::fs::write(key, "1").expect("sysctl");
         }
         Some(ns)
+    }
+
+    /// Has the calling thread be in it.
+    pub(crate) fn enter(&self) {
+        set_namespace(&File::open(format!("/run/netns/{}", self.name)).expect("namespace"));
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -125,10 +130,12 @@ pub(crate) fn now_ns() -> u64 {
     u64::try_from(since.as_nanos()).expect("before 2554")
 }
 
-/// Runs `work` on a thread that gave CAP_NET_RAW up.
-pub(crate) fn without_net_raw(work: impl FnOnce() + Send) {
+/// CAP_NET_RAW.
+pub(crate) const NET_RAW: u32 = 13;
+
+/// Runs `work` on a thread that gave capabilities up.
+pub(crate) fn without_capabilities(numbers: &[u32], work: impl FnOnce() + Send) {
     const VERSION_3: u32 = 0x2008_0522;
-    const NET_RAW: u32 = 13;
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let header = [VERSION_3, 0];
@@ -138,7 +145,9 @@ pub(crate) fn without_net_raw(work: impl FnOnce() + Send) {
             let got =
                 unsafe { libc::syscall(libc::SYS_capget, header.as_ptr(), sets.as_mut_ptr()) };
             assert_eq!(got, 0, "capget: {}", std::io::Error::last_os_error());
-            sets[0] &= !(1 << NET_RAW);
+            for number in numbers {
+                sets[number.div_euclid(32) as usize * 3] &= !(1 << (number % 32));
+            }
             // SAFETY: version 3 reads two words of header and six words of sets; both are live.
             let set = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
             assert_eq!(set, 0, "capset: {}", std::io::Error::last_os_error());

@@ -1,0 +1,346 @@
+//! Attaching to an interface: at the start, and again after it was away.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use wirevault_buffer::{Arena, ArenaOptions, Hugepages};
+use wirevault_format::{Interface, LinkType};
+
+use super::bpf::{self, Hook};
+use super::facts::Facts;
+use super::program::{Task, assemble};
+use super::sys::{Binding, FRAME_BYTES, Queue, Statistics};
+use super::{Attached, Bound, CHECK_PERIOD, Clock, XdpHook, XdpOptions, XdpSource};
+use crate::error::CaptureError;
+use crate::link::{self, Link};
+use crate::packet_mmap::{link_type, offload_notes, socket_error};
+use crate::source::{Polled, SourceState};
+
+/// Room in a frame that packets do not get: what XDP keeps free before them, and a link header with
+/// two tags.
+const FRAME_KEPT_BYTES: u32 = 256 + 22;
+
+/// The program on an interface, and the map that it finds sockets in. Both go with this value.
+#[derive(Debug)]
+pub(super) struct Hooked {
+    interface: i32,
+    map: OwnedFd,
+    _link: OwnedFd,
+    pub(super) hook: Hook,
+    pub(super) stamps: bool,
+    pub(super) queues: u32,
+}
+
+/// What the lanes of one interface share: the program, for as long as one of them is attached.
+#[derive(Debug, Default)]
+pub(super) struct Sharing(Mutex<Weak<Hooked>>);
+
+impl Sharing {
+    /// The program on that interface; put there if it is not.
+    fn join(
+        &self,
+        link: Link,
+        options: &XdpOptions,
+        queues: u32,
+    ) -> Result<Arc<Hooked>, CaptureError> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hooked) = known.upgrade().filter(|hooked| hooked.interface == link.index) {
+            return Ok(hooked);
+        }
+        let hooked = Arc::new(Hooked::new(link, options, queues)?);
+        *known = Arc::downgrade(&hooked);
+        Ok(hooked)
+    }
+}
+
+impl Hooked {
+    fn new(link: Link, options: &XdpOptions, queues: u32) -> Result<Self, CaptureError> {
+        let name = &options.interface;
+        refuse_occupied(link, name)?;
+        let map = bpf::new_map(queues).map_err(|e| bpf_error(name, "making a map", e, ""))?;
+        let raw = std::os::fd::AsRawFd::as_raw_fd(&map);
+        let load = |stamps| {
+            let task = Task { udp_ports: options.udp_ports.clone(), stamps };
+            bpf::load(&assemble(&task, raw))
+        };
+        // Linux before 6.1 has no such clock for programs.
+        let (program, stamps) = match load(true) {
+            Ok(program) => (program, true),
+            Err(_) => match load(false) {
+                Ok(program) => (program, false),
+                Err((error, log)) => {
+                    return Err(bpf_error(name, "loading the program", error, &log));
+                }
+            },
+        };
+        let hooks: &[Hook] = match options.hook {
+            XdpHook::Best => &[Hook::Native, Hook::Generic],
+            XdpHook::Native => &[Hook::Native],
+            XdpHook::Generic => &[Hook::Generic],
+        };
+        let mut refused = io::ErrorKind::Unsupported.into();
+        for hook in hooks {
+            match bpf::attach(&program, link.index, *hook) {
+                Ok(link_fd) => {
+                    let (interface, hook) = (link.index, *hook);
+                    return Ok(Self { interface, map, _link: link_fd, hook, stamps, queues });
+                }
+                Err(error) => {
+                    if let Some(libc::EBUSY | libc::EEXIST) = error.raw_os_error() {
+                        refuse_occupied(link, name)?;
+                    }
+                    refused = error;
+                }
+            }
+        }
+        Err(bpf_error(name, "putting the program on it", refused, ""))
+    }
+}
+
+fn refuse_occupied(link: Link, name: &str) -> Result<(), CaptureError> {
+    let facts = Facts::ask(link.index).map_err(socket_error(name, "asking for its programs"))?;
+    match facts.program {
+        Some(program) => Err(CaptureError::XdpOccupied { interface: name.to_owned(), program }),
+        None => Ok(()),
+    }
+}
+
+fn bpf_error(name: &str, step: &'static str, source: io::Error, log: &str) -> CaptureError {
+    let interface = name.to_owned();
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => CaptureError::XdpPermission { interface, step, source },
+        _ => {
+            let log = if log.is_empty() { String::new() } else { format!(" ({log})") };
+            CaptureError::Xdp { interface, step, log, source }
+        }
+    }
+}
+
+impl XdpSource {
+    pub(super) fn find_link(&self) -> Result<Option<Link>, CaptureError> {
+        let name = &self.options.interface;
+        link::link_by_name(&self.probe, name).map_err(socket_error(name, "looking it up"))
+    }
+
+    /// Adds the interface to the list, with the clock that is expected.
+    pub(super) fn describe(&mut self, link: Link) -> Result<(), CaptureError> {
+        self.places = [None; Clock::ALL.len()];
+        self.place_of(link, Clock::Xdp)?;
+        Ok(())
+    }
+
+    /// Place of the interface with this clock; `true` if it was added for it.
+    pub(super) fn place_of(&mut self, link: Link, clock: Clock) -> Result<bool, CaptureError> {
+        let name = &self.options.interface;
+        let link_type = link_type(name, link.hardware)?;
+        if link_type != LinkType::ETHERNET {
+            // Such a driver shows the program a frame without a link header, or a made-up one.
+            let (interface, hardware) = (name.clone(), link.hardware);
+            return Err(CaptureError::XdpHardware { interface, hardware });
+        }
+        let mut interface = Interface::unnamed(link_type);
+        interface.name = Some(name.clone());
+        interface.snaplen_bytes = self.options.snaplen_bytes;
+        interface.clock = Some(clock.name().to_owned());
+        let known = self.interfaces.iter().position(|i| *i == interface);
+        let place = known.unwrap_or(self.interfaces.len());
+        self.places[clock as usize] = Some(place as u32);
+        if known.is_none() {
+            self.interfaces.push(interface);
+        }
+        Ok(known.is_none())
+    }
+
+    /// Opens this lane's sockets. The program does not know them yet, so nothing comes.
+    pub(super) fn attach(&mut self, link: Link) -> Result<(), CaptureError> {
+        let name = self.options.interface.clone();
+        let queues = link::receive_queues(&self.probe, &name);
+        if (queues as usize) < self.lanes {
+            let lanes = self.lanes;
+            return Err(CaptureError::Queues { interface: name, queues, lanes });
+        }
+        let facts = Facts::ask(link.index).map_err(socket_error(&name, "asking about it"))?;
+        let hooked = self.sharing.join(link, &self.options, queues)?;
+        let numbers: Vec<u32> = (self.lane as u32..queues).step_by(self.lanes).collect();
+        let frames = self.options.frames(numbers.len());
+        let bytes = numbers.len() * frames * FRAME_BYTES;
+        let wanted = ArenaOptions { bytes, hugepages: Hugepages::Auto, numa_node: None };
+        let arena = Arena::new(wanted).map_err(|source| CaptureError::XdpMemory {
+            interface: name.clone(),
+            bytes,
+            source,
+        })?;
+        let ways: Vec<Binding> =
+            Binding::ALL.into_iter().filter(|way| may_bind(*way, hooked.hook, facts.mtu)).collect();
+        let mut bound = Vec::with_capacity(numbers.len());
+        let mut busy = true;
+        for (place, number) in numbers.into_iter().enumerate() {
+            let queue =
+                Queue::new(&arena, place * frames, frames as u32).map_err(|(step, source)| {
+                    match source.raw_os_error() {
+                        Some(libc::ENOBUFS) => {
+                            CaptureError::XdpLocked { interface: name.clone(), bytes, source }
+                        }
+                        _ => socket_error(&name, step)(source),
+                    }
+                })?;
+            let binding = queue.bind(link.index, number, &ways).map_err(|source| {
+                let interface = name.clone();
+                match source.raw_os_error() {
+                    Some(libc::EBUSY) => {
+                        CaptureError::QueueTaken { interface, queue: number, source }
+                    }
+                    _ => socket_error(&name, "binding a socket to its queue")(source),
+                }
+            })?;
+            busy &= self.options.busy_poll && queue.poll_busily();
+            let seen = Statistics::default();
+            bound.push(Bound { queue, number, binding, seen, counted: 0, packets: 0 });
+        }
+        if self.options.promiscuous {
+            link::be_promiscuous(&self.probe, link.index)
+                .map_err(socket_error(&name, "promiscuous mode"))?;
+        }
+        self.notes = self.describe_attached(&hooked, &bound, &arena, busy);
+        let now_ns = link::now_ns();
+        (self.read_ns, self.up_ns) = (now_ns, now_ns);
+        (self.checked, self.taken) = (Instant::now(), Instant::now());
+        self.polled.reserve(bound.len());
+        self.attached = Some(Attached { queues: bound, hooked, link, turn: 0 });
+        self.state = SourceState::Running;
+        Ok(())
+    }
+
+    /// Has packets come.
+    pub(super) fn open_gate(&mut self) -> Result<(), CaptureError> {
+        let Some(attached) = &self.attached else { return Ok(()) };
+        attached.queues.iter().try_for_each(|bound| {
+            bpf::put(&attached.hooked.map, bound.number, bound.queue.fd()).map_err(|source| {
+                bpf_error(&self.options.interface, "telling the program of a socket", source, "")
+            })
+        })
+    }
+
+    /// Tries to attach to an interface that was down or absent.
+    pub(super) fn attach_again(&mut self, wait: Duration) -> Result<Polled, CaptureError> {
+        let early = CHECK_PERIOD.saturating_sub(self.checked.elapsed());
+        if !early.is_zero() {
+            std::thread::sleep(early.min(wait));
+            return Ok(Polled::Idle);
+        }
+        self.checked = Instant::now();
+        let Some(link) = self.find_link()?.filter(|link| link.up) else {
+            return Ok(Polled::Idle);
+        };
+        let state = self.state;
+        let known = self.interfaces.len();
+        self.describe(link)?;
+        self.attach(link)?;
+        self.state = state;
+        self.end_outage();
+        self.open_gate()?;
+        if self.interfaces.len() > known {
+            return Ok(Polled::Interfaces);
+        }
+        Ok(self.outage.take().map_or(Polled::Idle, Polled::Gap))
+    }
+
+    /// Bytes of packet memory.
+    pub(super) fn ring_bytes(&self) -> usize {
+        self.attached.as_ref().map_or(0, |attached| {
+            let frames = attached.queues.iter().map(|bound| bound.queue.frames() as usize);
+            frames.sum::<usize>() * FRAME_BYTES
+        })
+    }
+
+    /// What `status` shows: why this source, how it is attached, and what it cannot see.
+    pub(super) fn all_notes(&self) -> Vec<String> {
+        let mut notes: Vec<String> = self.options.chosen.iter().cloned().collect();
+        notes.extend(self.notes.iter().cloned());
+        notes
+    }
+
+    fn describe_attached(
+        &self,
+        hooked: &Hooked,
+        bound: &[Bound],
+        arena: &Arena,
+        busy: bool,
+    ) -> Vec<String> {
+        let name = &self.options.interface;
+        let zero_copy = bound.iter().filter(|bound| bound.binding.zero_copy).count();
+        let hook = match hooked.hook {
+            Hook::Native => "in the driver (native)",
+            Hook::Generic => "in the kernel's stack (generic)",
+        };
+        let copies = match zero_copy {
+            0 => "the kernel copies packets (no zero-copy)".to_owned(),
+            count if count == bound.len() => "zero-copy".to_owned(),
+            count => format!("zero-copy on {count} of its queues"),
+        };
+        let numbers: Vec<String> = bound.iter().map(|bound| bound.number.to_string()).collect();
+        let (numbers, queues) = (numbers.join(", "), hooked.queues);
+        let mut notes = vec![format!(
+            "XDP program {hook}, {copies}, queues {numbers} of {queues}, {} pages",
+            arena.report().pages
+        )];
+        notes.push(match &self.options.udp_ports[..] {
+            [] => "all packets are taken away from this machine".to_owned(),
+            ports => {
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                let ports = ports.join(", ");
+                format!("only UDP packets to {ports} are taken, away from this machine; others stay with it unrecorded")
+            }
+        });
+        notes.push("packets that this machine sends are not seen".to_owned());
+        if !hooked.stamps {
+            notes.push("times are of the taking: stamps need Linux 6.1".to_owned());
+        }
+        if bound.iter().any(|bound| !bound.binding.fragments) {
+            notes.push(format!("packets longer than {} bytes are dropped", FRAME_BYTES - 256));
+        }
+        if zero_copy > 0 {
+            notes.push(format!(
+                "what the card drops for want of frames only it counts (`ethtool -S {name}`)"
+            ));
+        }
+        if self.options.busy_poll {
+            let how = if busy { "on" } else { "refused by the kernel" };
+            notes.push(format!("busy polling is {how}"));
+        }
+        if link::strips_vlan(&self.probe, name) == Some(true) {
+            notes.push(format!(
+                "rxvlan is on: VLAN tags that the card takes out of frames are lost (`ethtool -K \
+                 {name} rxvlan off` keeps them)"
+            ));
+        }
+        if hooked.hook == Hook::Generic {
+            notes.extend(offload_notes(&self.probe, name));
+        }
+        notes
+    }
+}
+
+/// Whether a way of binding makes sense: zero-copy needs the driver, and a socket that takes no
+/// fragments would lose every long packet.
+fn may_bind(way: Binding, hook: Hook, mtu: u32) -> bool {
+    let long = mtu.saturating_add(FRAME_KEPT_BYTES) as usize > FRAME_BYTES;
+    !way.zero_copy || (hook == Hook::Native && (way.fragments || !long))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_copy_without_fragments_is_for_short_packets() {
+        let ways = |hook, mtu| {
+            Binding::ALL.into_iter().filter(|way| may_bind(*way, hook, mtu)).collect::<Vec<_>>()
+        };
+        assert_eq!(ways(Hook::Native, 1500), Binding::ALL);
+        assert_eq!(ways(Hook::Native, 9000)[1], Binding { zero_copy: false, fragments: true });
+        assert_eq!(ways(Hook::Generic, 1500), &Binding::ALL[2..]);
+    }
+}

@@ -1,0 +1,537 @@
+//! AF_XDP on real interfaces: veth pairs in a network namespace of the test's own, in both places
+//! where a program can run.
+//!
+//! They need root. Without it they say so and pass, unless `CI=true`: then they fail.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use wirevault_capture::{
+    CaptureError, Packet, Polled, Source, SourceState, XdpHook, XdpOptions, XdpSource, choose,
+    open_xdp_lanes,
+};
+use wirevault_format::Cause;
+
+mod net;
+
+use net::{Namespace, Sender};
+
+const WAIT: Duration = Duration::from_millis(20);
+const HERE: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const THERE: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const NET_ADMIN: u32 = 12;
+/// Stands in for many others.
+const SYS_ADMIN: u32 = 21;
+const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
+const HOOKS: [XdpHook; 2] = [XdpHook::Native, XdpHook::Generic];
+/// Frames sent without a pause: fewer than the veth pair's own queue of 256 holds.
+const BURST: usize = 64;
+
+/// A packet as it was handed out.
+#[derive(Debug, Clone, PartialEq)]
+struct Seen {
+    bytes: Vec<u8>,
+    wire_len: u32,
+    flags: u32,
+    ts_ns: u64,
+}
+
+/// Polls until `count` packets came or nothing came for a while.
+fn take(source: &mut XdpSource, count: usize) -> Vec<Seen> {
+    let mut got = Vec::new();
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(600) && got.len() < count {
+        let before = got.len();
+        let mut sink = |packet: &Packet<'_>| {
+            got.push(Seen {
+                bytes: packet.data.to_vec(),
+                wire_len: packet.wire_len,
+                flags: packet.flags.unwrap_or(0),
+                ts_ns: packet.ts_ns,
+            });
+            ControlFlow::Continue(())
+        };
+        source.poll(&mut sink, WAIT).expect("poll");
+        if got.len() > before {
+            last = Instant::now();
+        }
+    }
+    got
+}
+
+fn frame(to: [u8; 6], ethertype: [u8; 2], number: u32, bytes: usize) -> Vec<u8> {
+    let mut frame = [&to[..], &THERE, &ethertype, &number.to_be_bytes()].concat();
+    let mut value = number;
+    while frame.len() < bytes {
+        value = value.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        frame.push((value >> 24) as u8);
+    }
+    frame
+}
+
+/// Sends in bursts that the veth pair can hold.
+fn send_all(sender: &Sender, frames: &[Vec<u8>]) {
+    for burst in frames.chunks(BURST) {
+        burst.iter().for_each(|frame| sender.send(frame));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn options(interface: &str, hook: XdpHook) -> XdpOptions {
+    XdpOptions { ring_bytes: 8 << 20, hook, ..XdpOptions::new(interface) }
+}
+
+fn assert_books(source: &mut XdpSource) {
+    let c = source.counters();
+    assert_eq!(c.received, c.handed + c.dropped_ring + c.in_ring, "{c:?}");
+}
+
+/// What `ip link` says of XDP programs on an interface.
+fn programs(ns: &Namespace, interface: &str) -> bool {
+    let link = Command::new("ip").args(["-n", ns.name(), "link", "show", interface]).output();
+    String::from_utf8_lossy(&link.expect("ip").stdout).contains("prog/xdp")
+}
+
+#[test]
+fn every_byte_length_and_tag_is_as_sent() {
+    let Some(ns) = Namespace::new() else { return };
+    for hook in HOOKS {
+        ns.add_veth("va", "vb");
+        let mut source = XdpSource::open(&options("va", hook)).expect("open");
+        assert_eq!(source.state(), SourceState::Running);
+        let mut sent = Vec::new();
+        for number in 0..700u32 {
+            let to = [HERE, [0xff; 6], [2, 9, 9, 9, 9, 9]][number as usize % 3];
+            let bytes = 60 + (number as usize * 37) % 1455;
+            let mut bytes = frame(to, EXPERIMENTAL, number, bytes);
+            if number % 5 == 0 {
+                bytes.splice(12..12, [0x81, 0x00, 0x2a, 0xbc]);
+            } else if number % 7 == 0 {
+                bytes.splice(12..12, [0x88, 0xa8, 0x00, 0x07]);
+            }
+            sent.push(bytes);
+        }
+        let before_ns = net::now_ns();
+        send_all(&Sender::on("vb"), &sent);
+        let got = take(&mut source, sent.len());
+        assert_eq!(got.len(), sent.len(), "{hook:?} {:?}", source.report());
+        let after_ns = net::now_ns();
+        for (number, (got, sent)) in got.iter().zip(&sent).enumerate() {
+            assert_eq!(&got.bytes, sent, "packet {number}, {hook:?}");
+            assert_eq!(got.wire_len as usize, sent.len());
+            let reception = [1, 3, 4][number % 3];
+            assert_eq!(got.flags, 1 | reception << 2, "packet {number}, {hook:?}");
+            assert!((before_ns..=after_ns).contains(&got.ts_ns), "packet {number}, {hook:?}");
+        }
+        assert!(got.is_sorted_by_key(|packet| packet.ts_ns), "one queue keeps order");
+        assert!(got[0].ts_ns < got[699].ts_ns, "each packet has a time of its own");
+        assert_books(&mut source);
+        let c = source.counters();
+        assert_eq!((c.handed, c.dropped_ring, c.in_ring), (700, 0, 0));
+        let report = source.report();
+        assert_eq!((report.kind, report.ring_bytes), ("af_xdp", 8 << 20));
+        assert_eq!(report.clocks, ["xdp"]);
+        let place = if hook == XdpHook::Native { "(native)" } else { "(generic)" };
+        assert!(report.notes[0].contains(place), "{report:?}");
+        assert!(report.notes[0].contains("no zero-copy"), "veth has none: {report:?}");
+        assert!(programs(&ns, "va"));
+        drop(source);
+        assert!(!programs(&ns, "va"), "the program goes with its source");
+        ns.ip(&["link", "del", "va"]);
+    }
+}
+
+#[test]
+fn jumbo_frames_come_whole() {
+    let Some(ns) = Namespace::new() else { return };
+    for hook in HOOKS {
+        ns.add_veth("va", "vb");
+        for name in ["va", "vb"] {
+            ns.ip(&["link", "set", name, "mtu", "9000"]);
+        }
+        let mut source = XdpSource::open(&options("va", hook)).expect("open");
+        let sent: Vec<_> = (0..120)
+            .map(|number: u32| {
+                let bytes = [9014, 64, 3840, 3841, 4096, 7680, 7681, 8999][number as usize % 8];
+                frame(HERE, EXPERIMENTAL, number, bytes)
+            })
+            .collect();
+        send_all(&Sender::on("vb"), &sent);
+        let got = take(&mut source, sent.len());
+        assert_eq!(got.len(), sent.len(), "{hook:?}");
+        for (got, sent) in got.iter().zip(&sent) {
+            assert!(got.bytes == *sent, "{} bytes, {hook:?}", sent.len());
+        }
+        assert_books(&mut source);
+        assert_eq!(source.counters().received, 120);
+        ns.ip(&["link", "del", "va"]);
+    }
+}
+
+/// With tx-vlan-offload a veth pair carries the tag beside the frame, where a program cannot see
+/// it. The lane says that this can be, and what keeps the tag.
+#[test]
+fn a_tag_beside_the_frame_is_lost_and_status_says_so() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    ns.ip(&["link", "add", "link", "vb", "name", "vb.5", "type", "vlan", "id", "5"]);
+    ns.ip(&["link", "set", "vb.5", "up"]);
+    let mut source = XdpSource::open(&options("va", XdpHook::Native)).expect("open");
+    let note = "rxvlan is on: VLAN tags that the card takes out of frames are lost";
+    assert!(source.report().notes.iter().any(|it| it.contains(note)), "{:?}", source.report());
+    let sender = Sender::on("vb.5");
+    let sent = frame(HERE, EXPERIMENTAL, 1, 100);
+    sender.send(&sent);
+    assert_eq!(take(&mut source, 1)[0].bytes, sent, "no tag");
+    ethtool(&["-K", "vb", "txvlan", "off"]);
+    sender.send(&sent);
+    let mut tagged = sent.clone();
+    tagged.splice(12..12, [0x81, 0, 0, 5]);
+    assert_eq!(take(&mut source, 1)[0].bytes, tagged);
+}
+
+fn ethtool(args: &[&str]) {
+    let output = Command::new("ethtool").args(args).output().expect("ethtool");
+    assert!(output.status.success(), "ethtool {args:?}: {output:?}");
+}
+
+#[test]
+fn a_refused_packet_comes_again_and_none_is_skipped() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let mut source = XdpSource::open(&options("va", XdpHook::Best)).expect("open");
+    let sent: Vec<_> = (0..200).map(|number| frame(HERE, EXPERIMENTAL, number, 80)).collect();
+    send_all(&Sender::on("vb"), &sent);
+    let (mut got, mut calls) = (Vec::new(), 0);
+    let begin = Instant::now();
+    while got.len() < 200 && begin.elapsed() < Duration::from_secs(10) {
+        let mut sink = |packet: &Packet<'_>| {
+            calls += 1;
+            if calls % 3 == 0 {
+                return ControlFlow::Break(());
+            }
+            got.push(u32::from_be_bytes(*packet.data[14..].first_chunk().expect("number")));
+            ControlFlow::Continue(())
+        };
+        source.poll(&mut sink, WAIT).expect("poll");
+        assert_books(&mut source);
+    }
+    assert_eq!(got, (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_finds_no_frame_is_counted_and_told() {
+    let Some(ns) = Namespace::new() else { return };
+    for hook in HOOKS {
+        ns.add_veth("va", "vb");
+        let tiny = XdpOptions { ring_bytes: 64 * 4096, ..options("va", hook) };
+        let mut source = XdpSource::open(&tiny).expect("open");
+        let sender = Sender::on("vb");
+        let before_ns = net::now_ns();
+        let (mut told, mut handed) = (0, 0);
+        let mut refuse = |_: &Packet<'_>| ControlFlow::Break(());
+        for round in 0..5 {
+            let frames: Vec<_> =
+                (0..100).map(|it| frame(HERE, EXPERIMENTAL, round * 100 + it, 500)).collect();
+            send_all(&sender, &frames);
+            if let Polled::Gap(gap) = source.poll(&mut refuse, Duration::ZERO).expect("poll") {
+                told += gap.packets.expect("counted");
+            }
+            assert_books(&mut source);
+        }
+        let mut last = Instant::now();
+        while last.elapsed() < Duration::from_millis(400) {
+            match source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT).expect("poll")
+            {
+                Polled::Packets(count) => {
+                    handed += count;
+                    last = Instant::now();
+                }
+                Polled::Gap(gap) => {
+                    assert_eq!(gap.cause, Cause::RingOverflow);
+                    assert!(gap.from_ns >= before_ns - 1_000_000_000);
+                    assert!(gap.until_ns.is_some_and(|until| until > gap.from_ns));
+                    told += gap.packets.expect("counted");
+                }
+                _ => {}
+            }
+        }
+        let c = source.counters();
+        assert_eq!((c.received, c.in_ring, handed), (500, 0, c.handed), "{hook:?} {c:?}");
+        assert_eq!((c.handed, c.dropped_ring), (64, 436), "{hook:?}: 64 frames hold 64 packets");
+        assert_eq!(told, c.dropped_ring, "{hook:?}");
+        // The frames are free again.
+        sender.send(&frame(HERE, EXPERIMENTAL, 7, 100));
+        assert_eq!(take(&mut source, 1).len(), 1);
+        ns.ip(&["link", "del", "va"]);
+    }
+}
+
+#[test]
+fn queues_are_shared_out_over_lanes() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.ip(&[
+        "link",
+        "add",
+        "va",
+        "numrxqueues",
+        "3",
+        "numtxqueues",
+        "3",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "vb",
+        "numrxqueues",
+        "3",
+        "numtxqueues",
+        "3",
+    ]);
+    for (name, address) in [("va", "02:00:00:00:00:01"), ("vb", "02:00:00:00:00:02")] {
+        ns.ip(&["link", "set", name, "address", address, "up"]);
+    }
+    for hook in HOOKS {
+        // Any queue could get all of them.
+        let roomy = XdpOptions { ring_bytes: 2 * 4096 * 4096, ..options("va", hook) };
+        let mut sources = open_xdp_lanes(&roomy, 2).expect("open");
+        let sent: Vec<_> =
+            (0..3000u32).map(|it| net::udp(HERE, THERE, (1000 + it % 64) as u16, it)).collect();
+        send_all(&Sender::on("vb"), &sent);
+        let mut numbers: HashMap<Vec<u8>, u32> = HashMap::new();
+        let mut counts = Vec::new();
+        for source in &mut sources {
+            let got = take(source, 3000);
+            counts.push(got.len());
+            for packet in got {
+                *numbers.entry(packet.bytes[42..46].to_vec()).or_insert(0) += 1;
+            }
+            assert_books(source);
+        }
+        assert_eq!(numbers.len(), 3000, "{hook:?} {counts:?}");
+        assert!(numbers.values().all(|count| *count == 1));
+        assert!(counts.iter().all(|count| *count > 0), "{hook:?} {counts:?}");
+        let reports: Vec<_> = sources.iter().map(Source::report).collect();
+        assert_eq!(reports[0].fanout.as_deref(), Some("2 lanes by receive queue"));
+        assert!(reports[0].notes[0].contains("queues 0, 2 of 3"), "{reports:?}");
+        assert!(reports[1].notes[0].contains("queues 1 of 3"), "{reports:?}");
+    }
+    let error = open_xdp_lanes(&options("va", XdpHook::Best), 4).expect_err("too many");
+    assert!(error.to_string().contains("3 receive queues for 4 lanes"), "{error}");
+}
+
+#[test]
+fn other_traffic_is_left_alone() {
+    let Some(ns) = Namespace::new() else { return };
+    let Some(peer) = Namespace::new() else { return };
+    ns.enter();
+    for hook in HOOKS {
+        ns.add_veth("va", "vb");
+        ns.ip(&["link", "set", "vb", "netns", peer.name()]);
+        ns.ip(&["addr", "add", "10.99.0.2/24", "dev", "va"]);
+        peer.ip(&["addr", "add", "10.99.0.1/24", "dev", "vb"]);
+        peer.ip(&["link", "set", "vb", "up"]);
+        let mirrored = XdpOptions { udp_ports: vec![4789, 6081], ..options("va", hook) };
+        let mut source = XdpSource::open(&mirrored).expect("open");
+        // What the machine's own stack gets: a socket of its own.
+        let here = std::net::UdpSocket::bind("10.99.0.2:0").expect("bind");
+        let port = here.local_addr().expect("address").port();
+        here.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+        peer.enter();
+        let there = std::net::UdpSocket::bind("10.99.0.1:0").expect("bind");
+        ns.enter();
+        for number in 0..50u32 {
+            for to in [4789, port, 6081] {
+                there.send_to(&number.to_be_bytes(), ("10.99.0.2", to)).expect("send");
+            }
+            let mut room = [0; 64];
+            let (bytes, _) = here.recv_from(&mut room).expect("left alone");
+            assert_eq!(room[..bytes], number.to_be_bytes(), "{hook:?}");
+        }
+        let got = take(&mut source, 100);
+        assert_eq!(got.len(), 100, "{hook:?}");
+        for (at, packet) in got.iter().enumerate() {
+            let port: u16 = if at % 2 == 0 { 4789 } else { 6081 };
+            assert_eq!(packet.bytes[36..38], port.to_be_bytes(), "{hook:?}");
+            assert_eq!(packet.bytes[42..46], (at as u32 / 2).to_be_bytes(), "{hook:?}");
+        }
+        let note = "only UDP packets to 4789, 6081 are taken";
+        assert!(source.report().notes.iter().any(|it| it.contains(note)));
+        ns.ip(&["link", "del", "va"]);
+    }
+}
+
+#[test]
+fn the_filter_sees_through_tags_and_ipv6_but_not_fragments() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let mirrored = XdpOptions { udp_ports: vec![9999], ..options("va", XdpHook::Native) };
+    let mut source = XdpSource::open(&mirrored).expect("open");
+    // Its destination port is 9999.
+    let plain = net::udp(HERE, THERE, 5, 1);
+    let with = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut frame = plain.clone();
+        change(&mut frame);
+        frame
+    };
+    let tag = |frame: &mut Vec<u8>, tpid: [u8; 2]| {
+        frame.splice(12..12, [tpid[0], tpid[1], 0, 9]);
+    };
+    let mut ipv6 = [&HERE[..], &THERE, &[0x86, 0xdd, 0x60, 0, 0, 0, 0, 26, 17, 64]].concat();
+    ipv6.extend([0xfd; 32]);
+    ipv6.extend_from_slice(&plain[34..]);
+    let wanted = [
+        plain.clone(),
+        with(&|frame| tag(frame, [0x81, 0])),
+        with(&|frame| {
+            tag(frame, [0x81, 0]);
+            tag(frame, [0x88, 0xa8]);
+        }),
+        with(&|frame| {
+            // A header with options.
+            frame[14] = 0x46;
+            frame.splice(34..34, [1, 1, 1, 0]);
+        }),
+        ipv6.clone(),
+    ];
+    let unwanted = [
+        with(&|frame| frame[37] ^= 1),
+        with(&|frame| frame[23] = 6),
+        with(&|frame| frame[21] = 9),
+        with(&|frame| frame[13] = 6),
+        with(&|frame| frame.truncate(37)),
+        with(&|frame| frame.truncate(20)),
+        {
+            ipv6[20] = 44;
+            ipv6
+        },
+    ];
+    let sender = Sender::on("vb");
+    for (bad, good) in unwanted.iter().zip(wanted.iter().cycle()) {
+        sender.send(bad);
+        sender.send(good);
+    }
+    let got: Vec<_> = take(&mut source, 8).into_iter().map(|packet| packet.bytes).collect();
+    let expected: Vec<_> = wanted.iter().cycle().take(unwanted.len()).cloned().collect();
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let mut source = XdpSource::open(&options("va", XdpHook::Best)).expect("open");
+    let is_down = |state: &SourceState| matches!(state, SourceState::InterfaceDown { .. });
+    let outages: [(&[&str], &dyn Fn()); 2] = [
+        (&["link", "set", "va", "down"], &|| ns.ip(&["link", "set", "va", "up"])),
+        (&["link", "del", "va"], &|| ns.add_veth("va", "vb")),
+    ];
+    for (step, (break_it, mend)) in outages.into_iter().enumerate() {
+        // Packets that came before the outage are still given out after it.
+        Sender::on("vb").send(&frame(HERE, EXPERIMENTAL, 1, 90));
+        std::thread::sleep(Duration::from_millis(20));
+        let down_ns = net::now_ns();
+        ns.ip(break_it);
+        assert_eq!(take(&mut source, 1).len(), 1, "step {step}");
+        until(&mut source, is_down);
+        std::thread::sleep(Duration::from_millis(150));
+        mend();
+        let up_ns = net::now_ns();
+        let (from_ns, until_ns) = outage(&mut source);
+        assert!(from_ns <= down_ns + 50_000_000, "step {step}: begins too late");
+        assert!(until_ns + 50_000_000 >= up_ns - 100_000_000, "step {step}: ends too early");
+        assert_eq!(source.state(), SourceState::Running);
+        std::thread::sleep(Duration::from_millis(50));
+        let sent: Vec<_> = (0..64).map(|it| net::udp(HERE, THERE, it as u16, it)).collect();
+        send_all(&Sender::on("vb"), &sent);
+        assert_eq!(take(&mut source, 64).len(), 64, "step {step}");
+        assert_books(&mut source);
+        assert!(programs(&ns, "va"), "step {step}");
+        assert_eq!(source.interfaces().len(), 1);
+    }
+}
+
+/// Polls until the state is as wanted.
+fn until(source: &mut XdpSource, wanted: impl Fn(&SourceState) -> bool) {
+    let begin = Instant::now();
+    while !wanted(&source.state()) {
+        assert!(begin.elapsed() < Duration::from_secs(5), "state stays {:?}", source.state());
+        source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT).expect("poll");
+    }
+}
+
+/// Polls until the source tells of an outage; returns its window.
+fn outage(source: &mut XdpSource) -> (u64, u64) {
+    let begin = Instant::now();
+    loop {
+        assert!(begin.elapsed() < Duration::from_secs(5), "no gap was told");
+        let polled = source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT);
+        if let Polled::Gap(gap) = polled.expect("poll") {
+            assert_eq!((gap.cause, gap.packets), (Cause::InterfaceDown, None));
+            return (gap.from_ns, gap.until_ns.expect("it ended"));
+        }
+    }
+}
+
+#[test]
+fn somebody_elses_program_or_queue_is_refused_by_number() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    for hook in HOOKS {
+        let first = XdpSource::open(&options("va", hook)).expect("open");
+        let error = XdpSource::open(&options("va", XdpHook::Best)).expect_err("occupied");
+        let CaptureError::XdpOccupied { program, .. } = &error else { panic!("{error}") };
+        let link = Command::new("ip").args(["-n", ns.name(), "link", "show", "va"]).output();
+        let link = String::from_utf8_lossy(&link.expect("ip").stdout).into_owned();
+        assert!(link.contains(&format!("id {program}")), "{link}");
+        assert!(error.to_string().contains(&format!("XDP program {program}")), "{error}");
+        assert!(!choose("va", 1).expect("choice").af_xdp);
+        drop(first);
+        assert!(!programs(&ns, "va"), "{hook:?}");
+    }
+}
+
+#[test]
+fn errors_name_what_is_missing() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let error = XdpSource::open(&options("nope0", XdpHook::Best)).expect_err("absent");
+    assert!(matches!(error, CaptureError::NoInterface { .. }), "{error}");
+    net::without_capabilities(&[NET_ADMIN, SYS_ADMIN], || {
+        let error = XdpSource::open(&options("va", XdpHook::Best)).expect_err("forbidden");
+        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    });
+    net::without_capabilities(&[net::NET_RAW], || {
+        let error = XdpSource::open(&options("va", XdpHook::Best)).expect_err("forbidden");
+        assert!(error.to_string().contains("CAP_NET_RAW"), "{error}");
+    });
+}
+
+#[test]
+fn af_xdp_is_chosen_where_nobody_misses_the_packets() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let why = |what: &str| {
+        let choice = choose("va", 1).expect("choice");
+        assert!(!choice.af_xdp && choice.why.contains(what), "{choice:?}, not {what}");
+    };
+    why("rxvlan");
+    ethtool(&["-K", "va", "rxvlan", "off"]);
+    let choice = choose("va", 1).expect("choice");
+    assert!(choice.af_xdp && choice.why.contains("native XDP"), "{choice:?}");
+    let listener = Sender::on("va");
+    why("packet sockets of others");
+    drop(listener);
+    ns.ip(&["addr", "add", "10.99.0.2/24", "dev", "va"]);
+    why("the address 10.99.0.2");
+    ns.ip(&["addr", "flush", "dev", "va"]);
+    ns.ip(&["link", "add", "bridge7", "type", "bridge"]);
+    ns.ip(&["link", "set", "va", "master", "bridge7"]);
+    why("bridge");
+    ns.ip(&["link", "set", "va", "nomaster"]);
+    assert!(choose("va", 1).expect("choice").af_xdp);
+    ns.ip(&["link", "set", "va", "down"]);
+    why("down");
+}

@@ -22,6 +22,10 @@ use crate::source::{Polled, SourceState};
 /// two tags.
 const FRAME_KEPT_BYTES: u32 = 256 + 22;
 
+/// How long the kernel may take to let go of a queue whose socket was closed.
+const RELEASE_LIMIT: Duration = Duration::from_secs(1);
+const RELEASE_PAUSE: Duration = Duration::from_millis(5);
+
 /// The program on an interface, and the map that it finds sockets in. Both go with this value.
 #[derive(Debug)]
 pub(super) struct Hooked {
@@ -186,7 +190,7 @@ impl XdpSource {
                         _ => socket_error(&name, step)(source),
                     }
                 })?;
-            let binding = queue.bind(link.index, number, &ways).map_err(|source| {
+            let binding = bind(&queue, link.index, number, &ways).map_err(|source| {
                 let interface = name.clone();
                 match source.raw_os_error() {
                     Some(libc::EBUSY) => {
@@ -320,6 +324,22 @@ impl XdpSource {
             notes.extend(offload_notes(&self.probe, name));
         }
         notes
+    }
+}
+
+/// Binds in the best way. The kernel lets go of a closed socket's queue a moment after the close, so
+/// a queue that is taken is asked for again.
+fn bind(queue: &Queue, interface: i32, number: u32, ways: &[Binding]) -> io::Result<Binding> {
+    let begin = Instant::now();
+    loop {
+        match queue.bind(interface, number, ways) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && begin.elapsed() < RELEASE_LIMIT =>
+            {
+                std::thread::sleep(RELEASE_PAUSE);
+            }
+            other => return other,
+        }
     }
 }
 

@@ -132,7 +132,7 @@ pub enum SourceState {
 /// What `status` shows of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceReport {
-    /// Kind of source: `packet_mmap`, `pcap_over_ip` or `replay`.
+    /// Kind of source: `packet_mmap`, `af_xdp`, `pcap_over_ip` or `replay`.
     pub kind: &'static str,
     /// Interface, address or file.
     pub name: String,
@@ -142,7 +142,7 @@ pub struct SourceReport {
     pub ring_bytes: usize,
     /// What stamps the packets, as far as seen.
     pub clocks: Vec<String>,
-    /// What people should know: receive offloads, compression, refused options.
+    /// What people should know: why this kind, receive offloads, compression, refused options.
     pub notes: Vec<String>,
 }
 

@@ -9,7 +9,7 @@ use crate::fault::{Fault, Mark};
 use crate::section::{Faults, Item, Section, Value};
 use crate::settings::{
     Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, PcapOverIp, Principal, Replay,
-    Sender, Speed,
+    Sender, SourceKind, Speed,
 };
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
@@ -161,7 +161,22 @@ fn captures(root: &Section<'_>, faults: &Faults) -> Vec<Capture> {
 }
 
 fn capture(section: &Section<'_>) -> Capture {
+    let source = choice(section, "source", SourceKind::from_name, SourceKind::Auto);
+    let hardware_time = section.switch("hardware_time");
+    let ports = section.list("udp_ports").into_iter();
+    let port = |item: Item| match item.value {
+        Value::Number(port) => u16::try_from(port).ok(),
+        _ => None,
+    };
+    if hardware_time && source == SourceKind::AfXdp {
+        let problem = "AF_XDP has no time stamps of the card".to_owned();
+        section.fault("hardware_time", problem, "write `source: packet_mmap`".to_owned());
+    }
     Capture {
+        source,
+        udp_ports: ports.filter_map(port).collect(),
+        busy_poll: section.switch("busy_poll"),
+        hardware_time,
         interface: section.text("interface").unwrap_or_default(),
         // The table keeps both far below the limits of their types.
         lanes: section.number("lanes").try_into().unwrap_or(u16::MAX),
@@ -318,6 +333,10 @@ mod tests {
             promiscuous: true,
             filter: None,
             ring_bytes: 64 << 20,
+            source: SourceKind::Auto,
+            udp_ports: Vec::new(),
+            busy_poll: false,
+            hardware_time: false,
         };
         assert_eq!(interfaces[..], [expected]);
         assert_eq!(config.buffer, Buffer { size_bytes: 64 << 20, hugepages: Hugepages::Auto });
@@ -334,8 +353,9 @@ mod tests {
     fn every_key_is_taken_over() {
         let config = read(
             "store: [/a, /b]\nkey_file: /k\ncapture:\n  - {interface: eth0, lanes: 2, \
-             snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB}\n  \
-             - interface: lo\nbuffer: {size: 128MiB, hugepages: 1GiB}\nflush_age: 10ms\n\
+             snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB, source: af_xdp, \
+             udp_ports: [4789, 6081], busy_poll: true}\n  \
+             - {interface: lo, hardware_time: true}\nbuffer: {size: 128MiB, hugepages: 1GiB}\nflush_age: 10ms\n\
              commit_interval: 1s\nsegment_age: 2h\napi: {socket: /s, users: [ops, 1000], \
              groups: wheel}\ncpus: {lanes: [4, 6-8]}\nlog: debug\n",
         );
@@ -349,9 +369,13 @@ mod tests {
             promiscuous: false,
             filter: Some("tcp port 80".into()),
             ring_bytes: 8 << 20,
+            source: SourceKind::AfXdp,
+            udp_ports: vec![4789, 6081],
+            busy_poll: true,
+            hardware_time: false,
         };
         assert_eq!(interfaces[0], expected);
-        assert_eq!(interfaces[1].interface, "lo");
+        assert_eq!((interfaces[1].interface.as_str(), interfaces[1].hardware_time), ("lo", true));
         assert_eq!(config.lanes(), 3);
         assert_eq!(config.buffer, Buffer { size_bytes: 128 << 20, hugepages: Hugepages::Size1GiB });
         assert_eq!(config.flush_age, Duration::from_millis(10));
@@ -435,6 +459,15 @@ mod tests {
         assert!(all[5].contains("allowed: 1ms to 10s") && all[5].contains("250ms"));
         assert!(all[6].contains("allowed: error, warn, info, debug, trace"));
         assert!(all[8].ends_with("way out: `lanes` belongs into `capture`"));
+    }
+
+    #[test]
+    fn what_af_xdp_cannot_do_is_refused() {
+        let with =
+            |keys: &str| one_fault(&format!("store: /a\ncapture:\n  - interface: e\n    {keys}\n"));
+        assert!(with("udp_ports: [4789, 65536]").contains("outside the range"));
+        let time = with("hardware_time: true\n    source: af_xdp");
+        assert!(time.starts_with("4:20: capture[0].hardware_time: AF_XDP has no"), "{time}");
     }
 
     #[test]

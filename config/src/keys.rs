@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wirevault_format::limits::{CHUNK_BYTES, SNAPLEN_MAX};
 
-use crate::settings::{Hugepages, LogLevel, Speed};
+use crate::settings::{Hugepages, LogLevel, SourceKind, Speed};
 use crate::units::{duration_text, size_text};
 
 /// Volumes of a store at most.
@@ -26,6 +26,8 @@ const SOCKET_BYTES_MAX: usize = 107;
 const FILTER_BYTES_MAX: usize = 4096;
 /// Users or groups at most.
 const PRINCIPALS_MAX: usize = 256;
+/// Ports of `udp_ports` at most: as many as the XDP program tests.
+const UDP_PORTS_MAX: usize = 16;
 /// Highest CPU number. Source: the largest NR_CPUS of Linux is 8192.
 pub(crate) const CPU_MAX: u16 = 8191;
 
@@ -182,6 +184,7 @@ const fn millis(min: u64, max: u64) -> Kind {
 const DIRECTORY: Kind = Kind::Path(PATH_BYTES_MAX);
 const PRINCIPAL: Kind = Kind::Principal;
 const CPUS: Kind = Kind::Cpus;
+const PORT: Kind = Kind::Count { min: 1, max: u16::MAX as u64 };
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -260,6 +263,39 @@ pub static TABLE: &[Key] = &[
         "Kernel memory of each lane for packets not taken yet. It bridges pauses of the lane: \
          64MiB hold 18 ms of 30 Gbit/s.",
     ),
+    key(
+        "capture[].source",
+        Kind::Choice(SourceKind::NAMES),
+        Value("auto"),
+        "auto",
+        "How packets are taken. `packet_mmap` works everywhere and leaves packets to the machine. \
+         `af_xdp` costs less at high rates, but takes packets away: this machine and other \
+         programs do not see them. `auto` takes `af_xdp` only where nobody misses them; `wirevault \
+         status` says which and why.",
+    ),
+    hidden(key(
+        "capture[].udp_ports",
+        Kind::List(&PORT, UDP_PORTS_MAX),
+        Nothing,
+        "[4789, 6081]",
+        "Record only UDP packets to these ports, as for a target of mirrored traffic. AF_XDP then \
+         takes only these away; all others stay with the machine.",
+    )),
+    hidden(key(
+        "capture[].busy_poll",
+        Kind::Switch,
+        Value("false"),
+        "false",
+        "With AF_XDP: the lane polls the card instead of sleeping. It keeps a CPU busy.",
+    )),
+    hidden(key(
+        "capture[].hardware_time",
+        Kind::Switch,
+        Value("false"),
+        "false",
+        "Store the network card's own time stamps. The card must be set up for it, with its clock \
+         in UTC. Not with `source: af_xdp`.",
+    )),
     hidden(key(
         "pcap_over_ip",
         Kind::Sections(INTERFACES_MAX),

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 pub use fault::{ConfigFaults, Fault};
 pub use settings::{
     Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, PcapOverIp, Principal, Replay,
-    Sender, Speed,
+    Sender, SourceKind, Speed,
 };
 pub use units::size_text;
 

@@ -58,6 +58,18 @@ choice! {
 }
 
 choice! {
+    /// How packets of an interface are taken.
+    SourceKind {
+        /// AF_XDP where it is better and nobody misses the packets, otherwise a packet socket.
+        Auto = "auto",
+        /// AF_XDP.
+        AfXdp = "af_xdp",
+        /// A packet socket.
+        PacketMmap = "packet_mmap",
+    }
+}
+
+choice! {
     /// How quickly a file is replayed.
     Speed {
         /// As quickly as it can be stored.
@@ -151,6 +163,14 @@ pub struct Capture {
     pub filter: Option<String>,
     /// Bytes of kernel ring of each lane, a multiple of [`CAPTURE_RING_STEP_BYTES`].
     pub ring_bytes: u64,
+    /// How packets are taken.
+    pub source: SourceKind,
+    /// Only UDP packets to these ports are recorded; all are if there are none.
+    pub udp_ports: Vec<u16>,
+    /// Whether AF_XDP polls the card.
+    pub busy_poll: bool,
+    /// Whether the card stamps packets. Never with [`SourceKind::AfXdp`].
+    pub hardware_time: bool,
 }
 
 /// How packets of other programs are taken.

@@ -149,7 +149,7 @@ pub struct LaneStatus {
     pub lane: u16,
     /// Interface; nothing for a file.
     pub interface: Option<String>,
-    /// Kind of source: `packet_mmap`, `replay`; offline `live` or `import`.
+    /// Kind of source: `packet_mmap`, `af_xdp`, `replay`; offline `live` or `import`.
     pub source: String,
     /// `running`, `starved`, `interface_down`, `blocked`, `ended`.
     pub state: String,
@@ -191,7 +191,7 @@ pub struct LaneStatus {
     pub cpu: Option<usize>,
     /// What stamps the packets.
     pub clocks: Vec<String>,
-    /// What else people should know of the source.
+    /// What else people should know of the source; of an interface first why it is this kind.
     pub notes: Vec<String>,
     /// The last thing that went wrong.
     pub error: Option<String>,

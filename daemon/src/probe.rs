@@ -11,7 +11,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::{AccessFlags, Pid, access};
 use wirevault_buffer::PageKind;
 use wirevault_capture::{ReplayOptions, ReplaySource, Speed};
-use wirevault_config::{Capture, Config, Hugepages, Input, PcapOverIp, Replay, Sender};
+use wirevault_config::{Capture, Config, Hugepages, Input, PcapOverIp, Replay, Sender, SourceKind};
 use wirevault_format::LinkType;
 use wirevault_index::error::chain;
 use wirevault_index::{KeySource, open_store};
@@ -81,6 +81,7 @@ pub fn machine(config: &Config) -> Vec<Finding> {
         Input::Capture(interfaces) => {
             if !interfaces.is_empty() {
                 findings.extend(capability());
+                findings.extend(xdp_capabilities(interfaces));
             }
             for (number, capture) in interfaces.iter().enumerate() {
                 findings.extend(interface(number, capture));
@@ -111,6 +112,29 @@ fn capability() -> Option<Finding> {
             Some(Finding::warning("capture", text))
         }
     }
+}
+
+/// What AF_XDP needs beside, where it is asked for by name.
+fn xdp_capabilities(interfaces: &[Capture]) -> Vec<Finding> {
+    let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
+    if has(Capability::CAP_SYS_ADMIN) {
+        return Vec::new();
+    }
+    let needed = [Capability::CAP_NET_ADMIN, Capability::CAP_BPF];
+    let missing: Vec<_> =
+        needed.into_iter().filter(|it| !has(*it)).map(|it| it.to_string()).collect();
+    let missing = missing.join(" and ");
+    let asked = |(_, capture): &(usize, &Capture)| {
+        !missing.is_empty() && capture.source == SourceKind::AfXdp
+    };
+    let fault = |(number, _)| {
+        let text = format!(
+            "AF_XDP needs {missing}, which this process lacks: run it as root, set \
+             AmbientCapabilities= in the unit, or write `source: packet_mmap`"
+        );
+        Finding::fault(Exit::Machine, format!("capture[{number}].source"), text)
+    };
+    interfaces.iter().enumerate().filter(asked).map(fault).collect()
 }
 
 fn interface(number: usize, capture: &Capture) -> Vec<Finding> {

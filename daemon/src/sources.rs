@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use wirevault_buffer::Hugepages;
 use wirevault_capture::{
-    PacketMmapOptions, PcapOverIpOptions, Rendezvous, Source, Speed, open_lanes, open_streams,
+    CaptureError, PacketMmapOptions, PcapOverIpOptions, Rendezvous, Source, Speed, XdpOptions,
+    choose, open_lanes, open_streams, open_xdp_lanes,
 };
-use wirevault_config::{Capture, Config, Input, PcapOverIp, Replay, Sender};
+use wirevault_config::{Capture, Config, Input, PcapOverIp, Replay, Sender, SourceKind};
 use wirevault_format::LinkType;
 use wirevault_format::limits::SNAPLEN_MAX;
 use wirevault_pipeline::{Filter, LaneSpec};
@@ -42,13 +43,9 @@ pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
 }
 
 fn open_interface(number: usize, capture: &Capture) -> Result<Vec<LaneSpec>, DaemonError> {
-    let mut options = PacketMmapOptions::new(&capture.interface);
-    options.ring_bytes = usize::try_from(capture.ring_bytes).unwrap_or(usize::MAX);
-    options.promiscuous = capture.promiscuous;
-    options.snaplen_bytes = capture.snaplen_bytes;
-    let sources = open_lanes(&options, usize::from(capture.lanes))?;
+    let (sources, left) = take_from(capture)?;
     let path = format!("capture[{number}].filter");
-    lanes_of(sources, capture.snaplen_bytes, capture.filter.as_deref(), &path)
+    lanes_of(sources, capture.snaplen_bytes, left.as_deref(), &path)
 }
 
 fn open_pcap_over_ip(number: usize, streams: &PcapOverIp) -> Result<Vec<LaneSpec>, DaemonError> {
@@ -57,27 +54,85 @@ fn open_pcap_over_ip(number: usize, streams: &PcapOverIp) -> Result<Vec<LaneSpec
         Sender::Connect(address) => Rendezvous::Connect(address.clone()),
     };
     let options = PcapOverIpOptions { rendezvous, interface: streams.interface.clone() };
-    let sources = open_streams(&options, usize::from(streams.lanes))?;
+    let sources = boxed(open_streams(&options, usize::from(streams.lanes))?);
     let path = format!("pcap_over_ip[{number}].filter");
     lanes_of(sources, streams.snaplen_bytes, streams.filter.as_deref(), &path)
 }
 
-fn lanes_of<S: Source + 'static>(
-    sources: Vec<S>,
+fn lanes_of(
+    sources: Vec<Box<dyn Source>>,
     snaplen_bytes: u32,
     filter: Option<&str>,
     path: &str,
 ) -> Result<Vec<LaneSpec>, DaemonError> {
     let present: Vec<_> =
-        sources.iter().flat_map(Source::interfaces).map(|i| i.link_type).collect();
+        sources.iter().flat_map(|source| source.interfaces()).map(|i| i.link_type).collect();
     let filter = filter.map(|text| compile(text, path, &present)).transpose()?;
-    let lane = |source| LaneSpec {
-        source: Box::new(source),
-        snaplen_bytes,
-        filter: filter.clone(),
-        cpu: None,
-    };
+    let lane = |source| LaneSpec { source, snaplen_bytes, filter: filter.clone(), cpu: None };
     Ok(sources.into_iter().map(lane).collect())
+}
+
+/// Lanes of one interface, and the filter that is left for them to apply.
+type Taken = (Vec<Box<dyn Source>>, Option<String>);
+
+/// Opens the kind of source that is asked for, or the one that is right.
+fn take_from(capture: &Capture) -> Result<Taken, DaemonError> {
+    match capture.source {
+        SourceKind::PacketMmap => packet_mmap(capture, "packet_mmap, as configured".to_owned()),
+        SourceKind::AfXdp => Ok(af_xdp(capture, "af_xdp, as configured".to_owned())?),
+        SourceKind::Auto if capture.hardware_time => {
+            packet_mmap(capture, "packet_mmap, because only it has hardware_time".to_owned())
+        }
+        SourceKind::Auto => {
+            let choice = choose(&capture.interface, usize::from(capture.lanes))?;
+            if !choice.af_xdp {
+                return packet_mmap(capture, format!("packet_mmap, because {}", choice.why));
+            }
+            af_xdp(capture, format!("af_xdp, because {}", choice.why)).or_else(|error| {
+                let error = wirevault_index::error::chain(&error);
+                tracing::warn!("AF_XDP would be better here, but cannot be had: {error}");
+                packet_mmap(capture, format!("packet_mmap, because AF_XDP failed: {error}"))
+            })
+        }
+    }
+}
+
+fn packet_mmap(capture: &Capture, chosen: String) -> Result<Taken, DaemonError> {
+    let mut options = PacketMmapOptions::new(&capture.interface);
+    options.ring_bytes = usize::try_from(capture.ring_bytes).unwrap_or(usize::MAX);
+    options.promiscuous = capture.promiscuous;
+    options.snaplen_bytes = capture.snaplen_bytes;
+    options.hardware_time = capture.hardware_time;
+    options.chosen = Some(chosen);
+    let sources = boxed(open_lanes(&options, usize::from(capture.lanes))?);
+    Ok((sources, whole_filter(capture)))
+}
+
+fn af_xdp(capture: &Capture, chosen: String) -> Result<Taken, CaptureError> {
+    let mut options = XdpOptions::new(&capture.interface);
+    options.ring_bytes = usize::try_from(capture.ring_bytes).unwrap_or(usize::MAX);
+    options.promiscuous = capture.promiscuous;
+    options.snaplen_bytes = capture.snaplen_bytes;
+    options.udp_ports = capture.udp_ports.clone();
+    options.busy_poll = capture.busy_poll;
+    options.chosen = Some(chosen);
+    let sources = boxed(open_xdp_lanes(&options, usize::from(capture.lanes))?);
+    Ok((sources, capture.filter.clone()))
+}
+
+fn boxed<S: Source + 'static>(sources: Vec<S>) -> Vec<Box<dyn Source>> {
+    sources.into_iter().map(|source| Box::new(source) as Box<dyn Source>).collect()
+}
+
+/// The filter with the ports in it, for a source that cannot select ports itself.
+fn whole_filter(capture: &Capture) -> Option<String> {
+    let ports: Vec<_> =
+        capture.udp_ports.iter().map(|port| format!("udp dst port {port}")).collect();
+    match (&capture.filter, ports.is_empty()) {
+        (filter, true) => filter.clone(),
+        (None, false) => Some(ports.join(" or ")),
+        (Some(filter), false) => Some(format!("({}) and ({filter})", ports.join(" or "))),
+    }
 }
 
 fn open_replay(replay: &Replay) -> Result<LaneSpec, DaemonError> {
@@ -153,6 +208,21 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let error = open(&config(&text)).err().expect("the file is gone");
         assert_eq!(error.exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn ports_become_a_part_of_the_filter() {
+        let whole = |keys: &str| {
+            let text = format!("store: /s\ncapture:\n  - interface: e\n{keys}");
+            let Input::Capture(interfaces) = config(&text).input else { panic!() };
+            whole_filter(&interfaces[0])
+        };
+        assert_eq!(whole(""), None);
+        assert_eq!(whole("    filter: tcp\n").as_deref(), Some("tcp"));
+        let ports = whole("    udp_ports: [1, 2]\n");
+        assert_eq!(ports.as_deref(), Some("udp dst port 1 or udp dst port 2"));
+        let both = whole("    udp_ports: 3\n    filter: host 10.0.0.1 or arp\n");
+        assert_eq!(both.as_deref(), Some("(udp dst port 3) and (host 10.0.0.1 or arp)"));
     }
 
     #[test]

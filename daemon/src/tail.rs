@@ -57,8 +57,8 @@ fn follow(app: &App, filter: String, pipe: &mut Pipe, cancel: &AtomicBool) -> Re
     };
     let mut encoder = Encoder::new(filter);
     // Link types that are being recorded now; a filter that does not fit one is refused at once.
-    let mut live = pipeline.catalog().segments;
-    live.retain(|segment| segment.is_live());
+    let catalog = pipeline.catalog();
+    let live: Vec<_> = catalog.segments.iter().filter(|segment| segment.is_live()).collect();
     encoder.check(live.iter().map(|live| live.entry.link_type))?;
     let one_link_type =
         live.windows(2).all(|pair| pair[0].entry.link_type == pair[1].entry.link_type);
@@ -66,7 +66,7 @@ fn follow(app: &App, filter: String, pipe: &mut Pipe, cancel: &AtomicBool) -> Re
         reader.interfaces().first().map(|interface| encoder.number(interface));
     }
     let chunks = pipeline.tail().subscribe();
-    drop((live, pipeline));
+    drop((catalog, pipeline));
     let gone = |_| Failure::Failed("the reader is gone".to_owned());
     pipe.write_all(encoder.take()).and_then(|()| pipe.flush()).map_err(gone)?;
     while !cancel.load(Ordering::Relaxed) {

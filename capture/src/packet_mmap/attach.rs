@@ -48,7 +48,11 @@ impl PacketMmapSource {
         self.places = [None; Clock::ALL.len()];
         let clock = if self.options.hardware_time { Clock::Hardware } else { Clock::Software };
         self.place_of(link, clock)?;
-        self.notes = offload_notes(&self.probe, &self.options.interface);
+        self.notes = self.options.chosen.iter().cloned().collect();
+        self.notes.extend(offload_notes(&self.probe, &self.options.interface));
+        if self.options.hardware_time {
+            self.notes.push(hardware_note(&self.probe, &self.options.interface)?);
+        }
         Ok(())
     }
 
@@ -143,6 +147,31 @@ impl Attached {
     pub(super) fn open_gate(&self, name: &str) -> Result<(), CaptureError> {
         self.ring.open_gate().map_err(socket_error(name, "opening the gate"))
     }
+}
+
+/// What `status` says of the card's time stamps. Errors: it has none.
+fn hardware_note(probe: &OwnedFd, name: &str) -> Result<String, CaptureError> {
+    let lacks = |what: String| {
+        let what = format!("`hardware_time` is asked for, but {what} (`ethtool -T {name}`)");
+        Err(CaptureError::HardwareTime { interface: name.to_owned(), what })
+    };
+    let can = match link::time_stamping(probe, name) {
+        Ok(can) => can,
+        Err(error) => return lacks(format!("its driver says nothing of time stamps: {error}")),
+    };
+    if !can.receives {
+        return lacks("the card does not stamp received packets".to_owned());
+    }
+    let clock = can.clock.map_or("no clock device".to_owned(), |it| format!("/dev/ptp{it}"));
+    let set_up = format!("`hwstamp_ctl -i {name} -r 1` has it stamp all");
+    Ok(match (can.all, can.on) {
+        (false, _) => {
+            format!("the card ({clock}) stamps only packets of time protocols; clocks will differ")
+        }
+        (true, Some(true)) => format!("the card ({clock}) stamps all packets; keep it in UTC"),
+        (true, Some(false)) => format!("the card ({clock}) does not stamp all packets; {set_up}"),
+        (true, None) => format!("whether the card ({clock}) stamps now is unknown; {set_up}"),
+    })
 }
 
 /// What `status` says of receive offloads.

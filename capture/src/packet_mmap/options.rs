@@ -23,6 +23,8 @@ pub struct PacketMmapOptions {
     pub hardware_time: bool,
     /// What the lane cuts packets to; only described here. 0 means no limit.
     pub snaplen_bytes: u32,
+    /// Why this source and no other, for `status`.
+    pub chosen: Option<String>,
 }
 
 impl PacketMmapOptions {
@@ -36,6 +38,7 @@ impl PacketMmapOptions {
             promiscuous: true,
             hardware_time: false,
             snaplen_bytes: 0,
+            chosen: None,
         }
     }
 

@@ -4,7 +4,7 @@
 //! The watermark of a stream is the sequence below which every chunk is durable; nothing at or
 //! above it is promised.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -13,6 +13,9 @@ use wirevault_telemetry::books::{ByCause, WriterCounts, WriterSide};
 
 use crate::job::CHUNK_GAPS_MAX;
 use crate::status::{LaneShared, lock};
+
+/// Chunks of one stream under way without a list growing: 1 GiB of buffers.
+const RUNS: usize = 4096;
 
 /// One lane's acknowledgements. Writers of several volumes share it; they take the lock once a
 /// batch.
@@ -33,10 +36,18 @@ struct StreamAcks {
     link_type: LinkType,
     watermark: Arc<AtomicU64>,
     next: u64,
-    /// Durable runs above the watermark: first sequence, then next sequence and largest time.
-    done: BTreeMap<u64, (u64, u64)>,
-    /// Submitted and not yet durable: first sequence, then smallest time.
-    submitted: BTreeMap<u64, u64>,
+    /// Durable runs above the watermark, by sequence.
+    done: VecDeque<Run>,
+    /// Handed to a writer and neither durable nor lost, by sequence.
+    submitted: VecDeque<Run>,
+}
+
+/// Sequences of one chunk, and its smallest or largest time.
+#[derive(Clone, Copy)]
+struct Run {
+    first: u64,
+    next: u64,
+    time_ns: u64,
 }
 
 /// A run of packets of one stream: what one chunk holds.
@@ -58,7 +69,12 @@ impl LaneAcks {
     pub(crate) fn new(pen: WriterSide, lane: Arc<LaneShared>) -> Self {
         let counts = WriterCounts::default();
         Self {
-            state: Mutex::new(State { pen, counts, streams: Vec::new(), lost: Vec::new() }),
+            state: Mutex::new(State {
+                pen,
+                counts,
+                streams: Vec::new(),
+                lost: Vec::with_capacity(CHUNK_GAPS_MAX),
+            }),
             lane,
         }
     }
@@ -71,14 +87,15 @@ impl LaneAcks {
     /// The sealer hands a chunk to a writer.
     pub(crate) fn submitted(&self, span: &Span) {
         let mut state = lock(&self.state);
-        let min_ns = span.times_ns.map_or(u64::MAX, |(min_ns, _)| min_ns);
+        let time_ns = span.times_ns.map_or(u64::MAX, |(min_ns, _)| min_ns);
         state.counts.unparsed += span.unparsed;
-        state.stream(span.link_type).submitted.insert(span.first, min_ns);
+        let run = Run { first: span.first, next: span.next, time_ns };
+        put(&mut state.stream(span.link_type).submitted, run);
         state.publish();
     }
 
     /// Chunks are durable.
-    pub(crate) fn acknowledged(&self, spans: &[Span]) {
+    pub(crate) fn acknowledged<'a>(&self, spans: impl Iterator<Item = &'a Span>) {
         let mut state = lock(&self.state);
         let mut durable_ns = self.lane.durable_ns.load(Ordering::Relaxed);
         for span in spans {
@@ -89,12 +106,28 @@ impl LaneAcks {
         state.publish();
     }
 
+    /// Chunks that a writer has, or that came back from one and were not sealed again yet.
+    pub(crate) fn outstanding(&self) -> usize {
+        lock(&self.state).streams.iter().map(|stream| stream.submitted.len()).sum()
+    }
+
+    /// Packets acknowledged so far.
+    pub(crate) fn stored(&self) -> u64 {
+        lock(&self.state).counts.stored
+    }
+
     /// Gives every loss that the data does not tell of yet to `tell`, which writes it down. Gives
     /// the packets that writers lost so far, by cause.
     pub(crate) fn take_lost(&self, tell: impl FnMut(Gap)) -> ByCause {
         let mut state = lock(&self.state);
         state.lost.drain(..).for_each(tell);
         state.counts.dropped
+    }
+
+    /// Losses that were taken to be told, and could not be.
+    pub(crate) fn untold(&self, gaps: &[Gap]) {
+        let mut state = lock(&self.state);
+        gaps.iter().for_each(|gap| state.keep_lost(*gap));
     }
 
     /// Losses are left that no chunk and no index tells of.
@@ -112,11 +145,7 @@ impl LaneAcks {
             let cumulative = state.counts.dropped[cause.index()];
             let (until_ns, packets) = (Some(max_ns.saturating_add(1)), Some(packets));
             let gap = Gap { cause, from_ns, until_ns, packets, cumulative, sequence: span.first };
-            // More losses than a chunk has room to tell of are told as one.
-            match state.lost.len() < CHUNK_GAPS_MAX {
-                true => state.lost.push(gap),
-                false => join(&mut state.lost, &gap),
-            }
+            state.keep_lost(gap);
         }
         state.stream(span.link_type).settle(span);
         state.publish();
@@ -131,7 +160,21 @@ fn join(lost: &mut [Gap], gap: &Gap) {
     last.cumulative = gap.cumulative;
 }
 
+/// Enters a run in order; nearly always it is the last.
+fn put(runs: &mut VecDeque<Run>, run: Run) {
+    let at = runs.partition_point(|other| (other.first, other.next) < (run.first, run.next));
+    runs.insert(at, run);
+}
+
 impl State {
+    /// More losses than a chunk has room to tell of are told as one.
+    fn keep_lost(&mut self, gap: Gap) {
+        match self.lost.len() < CHUNK_GAPS_MAX {
+            true => self.lost.push(gap),
+            false => join(&mut self.lost, &gap),
+        }
+    }
+
     fn stream(&mut self, link_type: LinkType) -> &mut StreamAcks {
         let known = self.streams.iter().position(|stream| stream.link_type == link_type);
         let at = known.unwrap_or_else(|| {
@@ -139,8 +182,8 @@ impl State {
                 link_type,
                 watermark: Arc::default(),
                 next: 0,
-                done: BTreeMap::new(),
-                submitted: BTreeMap::new(),
+                done: VecDeque::with_capacity(RUNS),
+                submitted: VecDeque::with_capacity(RUNS),
             });
             self.streams.len() - 1
         });
@@ -149,9 +192,10 @@ impl State {
 
     fn publish(&mut self) {
         self.counts.watermark = self.streams.iter().map(|stream| stream.next).sum();
-        let oldest = self.streams.iter().flat_map(|stream| stream.submitted.values()).min();
+        let oldest = self.streams.iter().flat_map(|stream| &stream.submitted);
+        let oldest = oldest.map(|run| run.time_ns).min();
         self.counts.unacknowledged_since_ns =
-            oldest.copied().filter(|oldest_ns| *oldest_ns != u64::MAX).unwrap_or(0);
+            oldest.filter(|oldest_ns| *oldest_ns != u64::MAX).unwrap_or(0);
         self.pen.publish(&self.counts);
     }
 }
@@ -159,19 +203,18 @@ impl State {
 impl StreamAcks {
     /// Moves the watermark as far as it goes and gives the largest time below it that is new.
     fn settle(&mut self, span: &Span) -> u64 {
-        self.submitted.remove(&span.first);
-        let max_ns = span.times_ns.map_or(0, |(_, max_ns)| max_ns);
+        let same = |run: &Run| (run.first, run.next) == (span.first, span.next);
+        if let Some(at) = self.submitted.iter().position(same) {
+            self.submitted.remove(at);
+        }
+        let time_ns = span.times_ns.map_or(0, |(_, max_ns)| max_ns);
         if span.next > span.first {
-            self.done.insert(span.first, (span.next, max_ns));
+            put(&mut self.done, Run { first: span.first, next: span.next, time_ns });
         }
         let mut durable_ns = 0;
-        while let Some(entry) = self.done.first_entry() {
-            if *entry.key() > self.next {
-                break;
-            }
-            let (next, max_ns) = entry.remove();
-            self.next = self.next.max(next);
-            durable_ns = durable_ns.max(max_ns);
+        while let Some(run) = self.done.pop_front_if(|run| run.first <= self.next) {
+            self.next = self.next.max(run.next);
+            durable_ns = durable_ns.max(run.time_ns);
         }
         self.watermark.store(self.next, Ordering::Release);
         durable_ns
@@ -206,9 +249,9 @@ mod tests {
         for (first, next) in [(0, 5), (5, 8), (8, 9)] {
             acks.submitted(&span(first, next));
         }
-        acks.acknowledged(&[span(5, 8)]);
+        acks.acknowledged([span(5, 8)].iter());
         assert_eq!((watermark.load(Ordering::Acquire), books.snapshot().stored), (0, 3));
-        acks.acknowledged(&[span(0, 5)]);
+        acks.acknowledged([span(0, 5)].iter());
         assert_eq!(watermark.load(Ordering::Acquire), 8);
         assert_eq!(shared.durable_ns.load(Ordering::Acquire), 80);
         assert_eq!(books.snapshot().unacknowledged_since_ns, Some(80));

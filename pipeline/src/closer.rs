@@ -1,10 +1,9 @@
 //! The thread that keeps the indexes of open segments and closes segments.
 //!
-//! It gets one delta for every durable chunk and applies them in order of their numbers, so a query
-//! sees exactly what is durable. Closing itself (encoding and writing the index) runs on a thread
+//! It gets one delta for every durable chunk, in order of their numbers, so a query sees exactly what
+//! is durable. Closing itself (encoding and writing the index) runs on a thread
 //! of its own: other lanes' deltas go on.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -12,11 +11,13 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use crossbeam_queue::ArrayQueue;
+use wirevault_format::Gap;
 use wirevault_format::footer::CloseReason;
-use wirevault_format::gap::CAUSES;
-use wirevault_format::{Gap, LifeId};
-use wirevault_index::{ChunkDelta, SegmentIndex};
-use wirevault_storage::{ClosingFacts, StorageError, Store, finish_segment, rebuild_index};
+use wirevault_index::ChunkDelta;
+use wirevault_storage::{
+    ClosingFacts, Finished, StorageError, Store, finish_segment, rebuild_index,
+};
+use wirevault_telemetry::books::ByCause;
 use wirevault_telemetry::clock::Clock;
 
 use crate::ack::LaneAcks;
@@ -33,17 +34,11 @@ pub(crate) enum ToCloser {
     End(Box<Closing>),
 }
 
-/// What a lane knows of a segment that it has finished.
+/// A segment that its lane has finished. What stands in it is known when its chunks are settled.
 pub(crate) struct Closing {
     pub segment: Arc<LiveSegment>,
     pub acks: Arc<LaneAcks>,
     pub reason: CloseReason,
-    pub chunks: u32,
-    pub captured_bytes: u64,
-    pub received: u64,
-    pub shed: u64,
-    pub dropped: [u64; CAUSES],
-    pub chain: [u8; 32],
 }
 
 pub(crate) struct Closer {
@@ -52,8 +47,6 @@ pub(crate) struct Closer {
     pub inbox: Receiver<ToCloser>,
     pub deltas: Vec<Arc<ArrayQueue<Box<ChunkDelta>>>>,
     pub clock: Arc<dyn Clock>,
-    /// Deltas that came before one with a smaller number.
-    pub early: HashMap<LifeId, BTreeMap<u32, Box<ChunkDelta>>>,
     pub closing: Vec<Closing>,
     pub threads: Vec<JoinHandle<()>>,
 }
@@ -65,10 +58,7 @@ impl Closer {
             let wait = if self.closing.is_empty() { LOOK_AGAIN * 20 } else { LOOK_AGAIN };
             match self.inbox.recv_timeout(wait) {
                 Ok(ToCloser::Durable(segment, delta)) => self.durable(&segment, delta),
-                Ok(ToCloser::End(closing)) => {
-                    closing.segment.ended.store(true, Ordering::Release);
-                    self.closing.push(*closing);
-                }
+                Ok(ToCloser::End(closing)) => self.closing.push(*closing),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Sealers and writers are gone, so nothing will be settled any more.
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -90,40 +80,28 @@ impl Closer {
     }
 
     fn durable(&mut self, segment: &Arc<LiveSegment>, delta: Box<ChunkDelta>) {
-        let life = segment.open.entry.life;
-        if segment.index_lost.load(Ordering::Acquire) {
-            // The index is made anew when the segment closes.
-            give_back(&self.deltas, segment, delta);
-            return;
-        }
-        let early = self.early.entry(life).or_default();
-        early.insert(delta.number, delta);
-        let mut index = segment.index.write().unwrap_or_else(PoisonError::into_inner);
-        while let Some(delta) = early.remove(&(index.chunks().len() as u32)) {
+        // Once a delta is lost the index is made anew when the segment closes.
+        if !segment.index_lost.load(Ordering::Acquire) {
+            let mut index = segment.index.write().unwrap_or_else(PoisonError::into_inner);
             if let Err(error) = index.apply(&delta) {
                 tracing::error!("an index delta was refused: {error}");
                 segment.index_lost.store(true, Ordering::Release);
             }
-            give_back(&self.deltas, segment, delta);
         }
-        if early.is_empty() {
-            self.early.remove(&life);
-        }
+        give_back(&self.deltas, segment, delta);
     }
 
     fn close_ready(&mut self) {
         self.threads.retain(|thread| !thread.is_finished());
-        let ready = |closing: &Closing| {
+        let ready = |closing: &mut Closing| {
             let segment = &closing.segment;
             let applied = || {
                 let index = segment.index.read().unwrap_or_else(PoisonError::into_inner);
-                index.chunks().len() as u32 == closing.chunks
+                index.chunks().len() as u32 == lock(&segment.durable).chunks
             };
-            let settled = segment.settled_chunks.load(Ordering::Acquire) == closing.chunks;
-            settled && (segment.index_lost.load(Ordering::Acquire) || applied())
+            segment.is_settled() && (segment.index_lost.load(Ordering::Acquire) || applied())
         };
-        for closing in self.closing.extract_if(.., |closing| ready(closing)) {
-            self.early.remove(&closing.segment.open.entry.life);
+        for closing in self.closing.extract_if(.., ready) {
             let (store, registry) = (Arc::clone(&self.store), Arc::clone(&self.registry));
             let clock = Arc::clone(&self.clock);
             let close = move || {
@@ -163,52 +141,63 @@ fn close(
     clock: &dyn Clock,
 ) -> Result<(), StorageError> {
     let segment = &closing.segment;
-    let life = segment.open.entry.life;
-    if segment.failed.load(Ordering::Acquire) {
-        let why = "a write or flush of a segment failed";
-        lock(store).set_volume_failed(segment.open.volume, why);
+    if lock(&segment.durable).chunks == 0 {
+        let mut store = lock(store);
+        store.release_segment(&segment.open)?;
+        registry.remove(segment.open.entry.life);
+        return Ok(());
     }
-    let rebuilt = match segment.index_lost.load(Ordering::Acquire) {
-        true => Some(rebuild_index(&segment.open)?),
-        false => None,
-    };
+    // A segment that failed may not get its index, and is then recovered by its chunks: what was
+    // lost is told elsewhere.
     let mut told: Vec<Gap> = Vec::new();
-    let lost = closing.acks.take_lost(|gap| told.push(gap));
-    let finish = |index: &SegmentIndex, chain| {
+    let lost = match segment.failure() {
+        None => closing.acks.take_lost(|gap| told.push(gap)),
+        Some(_) => ByCause::default(),
+    };
+    let closed = finish(closing, &told, &lost, clock).and_then(|finished| {
+        let mut store = lock(store);
+        store.close_segment(&segment.open, finished)?;
+        registry.remove(segment.open.entry.life);
+        Ok(())
+    });
+    closed.inspect_err(|_| closing.acks.untold(&told))
+}
+
+/// Writes index and footer over what is durable of the segment.
+fn finish(
+    closing: &Closing,
+    told: &[Gap],
+    lost: &ByCause,
+    clock: &dyn Clock,
+) -> Result<Finished, StorageError> {
+    let segment = &closing.segment;
+    let (chunks, mut facts) = {
+        let durable = lock(&segment.durable);
         let facts = ClosingFacts {
-            reason: closing.reason,
+            reason: match segment.failure() {
+                None => closing.reason,
+                Some(_) => CloseReason::DeviceFailed,
+            },
             recovered: false,
             damaged: false,
-            captured_bytes: closing.captured_bytes,
-            received: closing.received,
-            shed: closing.shed,
+            captured_bytes: durable.captured_bytes,
+            received: durable.received,
+            shed: durable.shed,
             // The lane's last count may be older than the writers'.
-            dropped: std::array::from_fn(|cause| closing.dropped[cause].max(lost[cause])),
-            chain,
+            dropped: std::array::from_fn(|cause| durable.dropped[cause].max(lost[cause])),
+            chain: durable.chain.clone().finish(),
         };
-        finish_segment(&segment.open, index, &facts, clock)
+        (durable.chunks, facts)
     };
-    let finished = match rebuilt {
-        Some((mut index, chain)) => {
-            told.iter().for_each(|gap| index.add_gap(*gap));
-            *segment.index.write().unwrap_or_else(PoisonError::into_inner) = index;
-            finish(&segment.index.read().unwrap_or_else(PoisonError::into_inner), chain)
-        }
-        None => {
-            if !told.is_empty() {
-                let mut index = segment.index.write().unwrap_or_else(PoisonError::into_inner);
-                told.iter().for_each(|gap| index.add_gap(*gap));
-            }
-            finish(&segment.index.read().unwrap_or_else(PoisonError::into_inner), closing.chain)
-        }
-    };
-    let mut store = lock(store);
-    let empty = segment.index.read().unwrap_or_else(PoisonError::into_inner).chunks().is_empty();
-    if empty {
-        store.release_segment(&segment.open)?;
-    } else {
-        store.close_segment(&segment.open, finished?)?;
+    if segment.index_lost.load(Ordering::Acquire) {
+        let (index, chain) = rebuild_index(&segment.open, chunks)?;
+        facts.chain = chain;
+        *segment.index.write().unwrap_or_else(PoisonError::into_inner) = index;
     }
-    registry.remove(life);
-    Ok(())
+    if !told.is_empty() {
+        let mut index = segment.index.write().unwrap_or_else(PoisonError::into_inner);
+        told.iter().for_each(|gap| index.add_gap(*gap));
+    }
+    let index = segment.index.read().unwrap_or_else(PoisonError::into_inner);
+    finish_segment(&segment.open, &index, &facts, clock)
 }

@@ -66,6 +66,16 @@ impl Job {
         }
     }
 
+    fn with(mut self: Box<Self>, buf: ChunkBuf) -> Box<Self> {
+        self.buf = Some(buf);
+        self.end = HEADER_BYTES;
+        self.epb_at.clear();
+        self.gaps.clear();
+        self.times_ns = None;
+        self.captured_bytes = 0;
+        self
+    }
+
     /// Bytes of payload so far.
     pub fn payload_bytes(&self) -> usize {
         self.end - HEADER_BYTES
@@ -107,14 +117,12 @@ impl Jobs {
 
     /// An empty job that holds `buf`; `None` if all are under way.
     pub fn take(&self, buf: ChunkBuf) -> Option<Box<Job>> {
-        let mut job = self.free.pop()?;
-        job.buf = Some(buf);
-        job.end = HEADER_BYTES;
-        job.epb_at.clear();
-        job.gaps.clear();
-        job.times_ns = None;
-        job.captured_bytes = 0;
-        Some(job)
+        self.free.pop().map(|job| job.with(buf))
+    }
+
+    /// An empty job that holds `buf`, whatever it takes: the way of a chunk that came back.
+    pub fn take_or_make(&self, buf: ChunkBuf) -> Box<Job> {
+        self.free.pop().unwrap_or_else(|| Box::new(Job::new())).with(buf)
     }
 
     /// Takes a job back; its chunk goes back to the pool.

@@ -20,10 +20,12 @@ pub mod lane;
 pub mod live;
 mod opener;
 pub mod options;
+mod reseal;
 mod sealer;
 mod start;
 pub mod status;
 pub mod tail;
+mod write_file;
 mod writer;
 
 pub use error::PipelineError;

@@ -17,6 +17,11 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 pub(crate) enum ToOpener {
     Open(OpenOrder),
     Release(Box<OpenSegment>),
+    /// A segment of this volume failed: the next ones open elsewhere, if another volume takes them.
+    Suspect {
+        volume: usize,
+        why: String,
+    },
 }
 
 pub(crate) struct OpenOrder {
@@ -41,6 +46,7 @@ pub(crate) fn run(store: &Mutex<Store>, orders: &Receiver<ToOpener>) {
                 }
             }
             Ok(ToOpener::Release(open)) => release(store, &open),
+            Ok(ToOpener::Suspect { volume, why }) => lock(store).suspect_volume(volume, &why),
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(error) = lock(store).heartbeat() {
                     tracing::error!("the sign of life could not be written: {error}");

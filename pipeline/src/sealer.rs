@@ -3,22 +3,20 @@
 //!
 //! It waits only for chunks, and when it needs a segment for the thread that opens one. The next
 //! segment is asked for when the current one is half full, so that this wait is over before it
-//! begins.
+//! begins. Chunks that a device did not take come back to it: see [`crate::reseal`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use crossbeam_queue::ArrayQueue;
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::{ChunkEntry, CloseReason};
-use wirevault_format::gap::CAUSES;
 use wirevault_format::{Cause, Interface, LinkType, RunId};
 use wirevault_index::ChunkDelta;
 use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
 use wirevault_packet::dissect;
-use wirevault_seal::chain::Chain;
 use wirevault_seal::{DataSealer, SealError};
 use wirevault_storage::{OpenSegment, StorageError};
 
@@ -27,16 +25,17 @@ use crate::closer::{Closing, ToCloser};
 use crate::job::{Job, Jobs};
 use crate::live::{LiveSegment, Registry};
 use crate::opener::{OpenOrder, ToOpener};
+use crate::reseal::Returned;
 use crate::status::LaneShared;
 use crate::tail::TailHub;
-use crate::writer::WriteJob;
+use crate::write_file::{Link, WriteJob};
 
 /// Packets noted at once: the flow table looks them all up before it touches any.
 const NOTES: usize = wirevault_index::flow_table::BATCH;
 /// Pause between two attempts to open a segment while no volume takes one.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Attempts after which a replay gives up. A live lane goes on: its packets keep coming.
-const REPLAY_ATTEMPTS: u32 = 3;
+pub(crate) const REPLAY_ATTEMPTS: u32 = 3;
 /// How often an idle sealer looks at the age of its segments.
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// Offset of data in an Enhanced Packet Block.
@@ -47,7 +46,10 @@ pub(crate) struct Sealer {
     pub lane: u16,
     pub jobs: Jobs,
     pub from_lane: Receiver<Box<Job>>,
-    pub writers: Vec<Sender<WriteJob>>,
+    /// By volume.
+    pub writers: Vec<ToWriter>,
+    /// Chunks that a device did not take.
+    pub from_writers: Receiver<Box<WriteJob>>,
     pub opener: Sender<ToOpener>,
     pub closer: Sender<ToCloser>,
     pub registry: Arc<Registry>,
@@ -60,42 +62,52 @@ pub(crate) struct Sealer {
     pub live: bool,
     pub segment_age: Duration,
     pub streams: Vec<SealStream>,
+    pub returned: Returned,
+}
+
+/// The way to a volume's writer.
+#[derive(Clone)]
+pub(crate) struct ToWriter {
+    pub sender: Sender<WriteJob>,
+    /// Its thread has the other half of this.
+    pub alive: Weak<()>,
 }
 
 pub(crate) struct SealStream {
-    link_type: LinkType,
+    pub link_type: LinkType,
     watermark: Arc<AtomicU64>,
     table: FlowTable,
-    current: Option<Current>,
+    pub current: Option<Current>,
     /// The next segment, on its way, and the interfaces it describes.
-    next: Option<(Arc<Vec<Interface>>, Opened)>,
+    pub next: Option<(Arc<Vec<Interface>>, Opened)>,
 }
 
 /// Where the answer to an order for a segment arrives.
-type Opened = Receiver<Result<OpenSegment, StorageError>>;
+pub(crate) type Opened = Receiver<Result<OpenSegment, StorageError>>;
 
 /// The segment that a stream writes.
-struct Current {
-    segment: Arc<LiveSegment>,
-    interfaces: Arc<Vec<Interface>>,
+pub(crate) struct Current {
+    pub segment: Arc<LiveSegment>,
     sealer: Option<DataSealer>,
-    chain: Chain,
     at: u64,
     chunks: u32,
-    captured_bytes: u64,
     since: Instant,
-    counters: (u64, u64, [u64; CAUSES]),
+}
+
+/// Where a chunk comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The lane: nobody has seen it yet.
+    Lane,
+    /// A segment that failed: it is told to watchers and counted as under way already.
+    Failed,
 }
 
 impl Sealer {
-    /// Runs until the lane is gone and its last chunk is handed on, then closes the segments.
+    /// Runs until the lane is gone and the fate of its last chunk is known; closes the segments.
     pub(crate) fn run(mut self) {
-        loop {
-            match self.from_lane.recv_timeout(IDLE_WAIT) {
-                Ok(job) => self.take(job),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
+        while self.step() {
+            self.seal_again();
             self.close_aged();
         }
         for at in 0..self.streams.len() {
@@ -104,12 +116,41 @@ impl Sealer {
                 self.release(prepared);
             }
         }
+        self.wait_for_writers();
+    }
+
+    /// Takes the next chunk; `false` when no more comes from the lane.
+    fn step(&mut self) -> bool {
+        select! {
+            recv(self.from_writers) -> job => {
+                match job {
+                    Ok(job) => self.returned.push(*job),
+                    // Every writer has panicked; the lane's next chunk will say so.
+                    Err(_) => std::thread::sleep(RETRY_PAUSE),
+                }
+                true
+            }
+            recv(self.from_lane) -> job => match job {
+                Ok(job) => {
+                    self.take(job);
+                    true
+                }
+                Err(_) => false,
+            },
+            default(IDLE_WAIT) => true,
+        }
     }
 
     fn take(&mut self, mut job: Box<Job>) {
         let at = self.stream(job.link_type);
         let lost = self.acks.take_lost(|gap| job.push_gap(gap));
         job.dropped.iter_mut().zip(lost).for_each(|(dropped, lost)| *dropped += lost);
+        self.place(at, job, Origin::Lane);
+    }
+
+    /// Seals a chunk into its stream's segment, or into a new one, for as long as it takes to get
+    /// one.
+    pub(crate) fn place(&mut self, at: usize, mut job: Box<Job>, origin: Origin) {
         let chunk_bytes = (HEADER_BYTES + job.payload_bytes() + chunk::TAIL_BYTES_MIN)
             .next_multiple_of(wirevault_format::limits::LBA_BYTES) as u64;
         self.roll(at, &job, chunk_bytes);
@@ -120,7 +161,7 @@ impl Sealer {
                 Ok(current) => {
                     self.streams[at].table.reset(current.segment.open.flows_max);
                     self.streams[at].current = Some(current);
-                    self.shared.set_blocked(false);
+                    self.shared.set_blocked(self.is_barren());
                 }
                 Err(error) => {
                     self.shared.set_blocked(true);
@@ -139,7 +180,7 @@ impl Sealer {
                 }
             }
         }
-        if let Err(error) = self.seal_and_send(at, &mut job) {
+        if let Err(error) = self.seal_and_send(at, &mut job, origin) {
             // A chunk that cannot be sealed is never written in the clear.
             self.shared.fail(&error.to_string());
             tracing::error!(lane = self.lane, "a chunk could not be sealed: {error}");
@@ -152,9 +193,11 @@ impl Sealer {
     /// Closes the current segment if it cannot take the chunk, or if its device failed.
     fn roll(&mut self, at: usize, job: &Job, chunk_bytes: u64) {
         let Some(current) = &self.streams[at].current else { return };
-        let reason = if current.segment.failed.load(Ordering::Acquire) {
+        let reason = if current.segment.failure().is_some() {
+            let segment = Arc::clone(&current.segment);
+            self.note_failure(&segment);
             CloseReason::DeviceFailed
-        } else if !describes(&current.interfaces, &job.interfaces) {
+        } else if !describes(&current.segment.interfaces, &job.interfaces) {
             CloseReason::NewInterface
         } else if current.at + chunk_bytes > current.segment.open.data_end {
             CloseReason::Full
@@ -201,32 +244,27 @@ impl Sealer {
         let sealer = open.keys.as_ref().map(|keys| keys.data_sealer()).transpose();
         let sealer = sealer.map_err(|error| error.to_string())?;
         let data_offset = open.data_offset;
-        let segment = self.registry.add(open);
-        Ok(Current {
-            segment,
-            interfaces: prepared_for,
-            sealer,
-            chain: Chain::new(),
-            at: data_offset,
-            chunks: 0,
-            captured_bytes: 0,
-            since: Instant::now(),
-            counters: (0, 0, [0; CAUSES]),
-        })
+        let segment = self.registry.add(open, prepared_for);
+        Ok(Current { segment, sealer, at: data_offset, chunks: 0, since: Instant::now() })
     }
 
-    fn release(&self, prepared: Opened) {
+    pub(crate) fn release(&self, prepared: Opened) {
         if let Ok(Ok(open)) = prepared.recv() {
             let _ = self.opener.send(ToOpener::Release(Box::new(open)));
         }
     }
 
-    fn seal_and_send(&mut self, at: usize, job: &mut Box<Job>) -> Result<(), SealError> {
+    fn seal_and_send(
+        &mut self,
+        at: usize,
+        job: &mut Box<Job>,
+        origin: Origin,
+    ) -> Result<(), SealError> {
         let lane = self.lane;
         let stream = &mut self.streams[at];
         let Some(current) = stream.current.as_mut() else { return Ok(()) };
         let Some(buf) = job.buf.as_mut() else { return Ok(()) };
-        if self.tail.is_watched() {
+        if origin == Origin::Lane && self.tail.is_watched() {
             let (payload, packets) = (&buf[HEADER_BYTES..job.end], job.epb_at.len());
             self.tail.publish(&job.interfaces, job.link_type, lane, payload, packets);
         }
@@ -264,36 +302,46 @@ impl Sealer {
             self.shared.unindexed_chunks.fetch_add(1, Ordering::Relaxed);
         }
         header.encode(buf);
-        match &mut current.sealer {
+        let link = match &mut current.sealer {
             Some(sealer) => {
                 let (aad, payload) = buf.split_at_mut(HEADER_BYTES);
                 let payload = &mut payload[..header.payload_bytes as usize];
                 let tag = sealer.seal(header.number, aad, payload)?;
                 chunk::put_sealed_tail(buf, &header, &tag);
-                current.chain.add(&tag);
+                Link::new(&tag)
             }
             None => {
                 chunk::put_plain_tail(buf, &header);
                 let crc_at = HEADER_BYTES + header.payload_bytes as usize + 40;
-                current.chain.add(&buf[crc_at..crc_at + 4]);
+                Link::new(&buf[crc_at..crc_at + 4])
             }
-        }
+        };
         let chunk_bytes = header.chunk_bytes();
         let offset = current.at;
         current.at += chunk_bytes as u64;
         current.chunks += 1;
-        current.captured_bytes += job.captured_bytes;
-        current.counters = (job.received, job.shed, job.dropped);
+        current.segment.sealed_chunks.fetch_add(1, Ordering::AcqRel);
         let span = Span { unparsed, ..span(job) };
-        self.acks.submitted(&span);
+        if origin == Origin::Lane {
+            self.acks.submitted(&span);
+        }
         let segment = Arc::clone(&current.segment);
         let volume = segment.open.volume;
-        let buf = job.buf.take().expect("the chunk was there above");
-        let acks = Arc::clone(&self.acks);
-        let write = WriteJob { segment, buf: Some(buf), offset, chunk_bytes, span, delta, acks };
+        let write = WriteJob {
+            segment,
+            buf: job.buf.take(),
+            number: header.number,
+            offset,
+            chunk_bytes,
+            captured_bytes: job.captured_bytes,
+            link,
+            span,
+            delta,
+            acks: Arc::clone(&self.acks),
+        };
         // The channel has a place for every chunk there is; it refuses only when the writer is
         // gone.
-        if let Err(refused) = self.writers[volume].try_send(write) {
+        if let Err(refused) = self.writers[volume].sender.try_send(write) {
             self.shared.fail("the writer thread is gone");
             self.acks.lost(&refused.into_inner().span, Cause::DeviceFailed);
         }
@@ -309,35 +357,28 @@ impl Sealer {
         }
     }
 
-    fn close(&mut self, at: usize, reason: CloseReason) {
-        let Some(current) = self.streams[at].current.take() else { return };
-        let (received, shed, dropped) = current.counters;
-        let closing = Closing {
-            segment: current.segment,
-            acks: Arc::clone(&self.acks),
-            reason,
-            chunks: current.chunks,
-            captured_bytes: current.captured_bytes,
-            received,
-            shed,
-            dropped,
-            chain: current.chain.finish(),
-        };
+    pub(crate) fn close(&mut self, at: usize, reason: CloseReason) {
+        let Some(Current { segment, .. }) = self.streams[at].current.take() else { return };
+        segment.ended.store(true, Ordering::Release);
+        let closing = Closing { segment, acks: Arc::clone(&self.acks), reason };
         let _ = self.closer.send(ToCloser::End(Box::new(closing)));
     }
 
     fn stream(&mut self, link_type: LinkType) -> usize {
         let known = self.streams.iter().position(|stream| stream.link_type == link_type);
-        known.unwrap_or_else(|| {
-            self.streams.push(SealStream {
-                link_type,
-                watermark: self.acks.watermark(link_type),
-                table: FlowTable::new(FlowOptions::default()),
-                current: None,
-                next: None,
-            });
-            self.streams.len() - 1
-        })
+        known.unwrap_or_else(|| self.add_stream(link_type))
+    }
+
+    /// A stream of its own for packets of this link type.
+    pub(crate) fn add_stream(&mut self, link_type: LinkType) -> usize {
+        self.streams.push(SealStream {
+            link_type,
+            watermark: self.acks.watermark(link_type),
+            table: FlowTable::new(FlowOptions::default()),
+            current: None,
+            next: None,
+        });
+        self.streams.len() - 1
     }
 }
 
@@ -347,7 +388,7 @@ fn describes(table: &[Interface], wanted: &[Interface]) -> bool {
     table.starts_with(wanted)
 }
 
-fn span(job: &Job) -> Span {
+pub(crate) fn span(job: &Job) -> Span {
     let (link_type, first, next) = (job.link_type, job.first_sequence, job.next_sequence());
     Span { link_type, first, next, times_ns: job.times_ns, unparsed: 0 }
 }

@@ -1,11 +1,10 @@
 //! Starting the threads, looking at them, and stopping them.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Sender, bounded, unbounded};
 use crossbeam_queue::ArrayQueue;
 use wirevault_buffer::Pool;
 use wirevault_index::{Catalog, ChunkDelta, SharedCatalog};
@@ -14,15 +13,16 @@ use wirevault_telemetry::books::{self, LaneBooks, LaneCounts, Snapshot};
 use wirevault_telemetry::clock::Clock;
 
 use crate::ack::LaneAcks;
-use crate::closer::{Closer, ToCloser};
+use crate::closer::Closer;
 use crate::job::{Job, Jobs};
 use crate::lane::{Fill, Lane, LaneSpec};
 use crate::live::Registry;
 use crate::opener;
-use crate::sealer::Sealer;
+use crate::reseal::Returned;
+use crate::sealer::{Sealer, ToWriter};
 use crate::status::{LaneShared, lock};
 use crate::tail::TailHub;
-use crate::writer::{WriteJob, Writer, WriterShared};
+use crate::writer::{Writer, WriterChannels, WriterShared};
 use crate::{PipelineError, PipelineOptions, affinity};
 
 /// Buffers that a lane needs to go on at all: one it fills, one being sealed, two being written.
@@ -101,14 +101,19 @@ impl Pipeline {
         let (to_closer, closer_inbox) = bounded(CLOSER_INBOX);
         let (to_opener, opener_inbox) = bounded(OPENER_INBOX);
 
+        // Used when a device fails only, so they have no place for every chunk ready.
+        let (to_sealers, mut backs): (Vec<_>, Vec<_>) = lanes.iter().map(|_| unbounded()).unzip();
         let mut writers = Vec::new();
         let mut volume_views = Vec::new();
         for volume in 0..volumes {
-            let (to_writer, inbox) = bounded(have + 1);
-            let view = starter.writer(volume, inbox, to_closer.clone(), &pool, options)?;
-            writers.push(to_writer);
-            volume_views.push(view);
+            let (sender, inbox) = bounded(have + 1);
+            let sign = Arc::new(());
+            writers.push(ToWriter { sender, alive: Arc::downgrade(&sign) });
+            let channels =
+                WriterChannels { inbox, to_sealers: to_sealers.clone(), closer: to_closer.clone() };
+            volume_views.push(starter.writer(volume, channels, sign, &pool, options)?);
         }
+        drop(to_sealers);
         let opener_store = Arc::clone(&store);
         starter
             .spawn("opener".to_owned(), None, move || opener::run(&opener_store, &opener_inbox))?;
@@ -119,7 +124,7 @@ impl Pipeline {
         let mut deltas = Vec::new();
         let mut lane_starts = Vec::new();
         let mut lane_acks = Vec::new();
-        for (number, spec) in lanes.into_iter().enumerate() {
+        for ((number, spec), from_writers) in lanes.into_iter().enumerate().zip(backs.drain(..)) {
             let (to_sealer, from_lane) = bounded(have + 1);
             let (lane, acks, view) = parts.lane(number as u16, spec, to_sealer);
             lane_acks.push(Arc::clone(&acks));
@@ -133,6 +138,7 @@ impl Pipeline {
                 jobs: jobs.clone(),
                 from_lane,
                 writers: writers.clone(),
+                from_writers,
                 opener: to_opener.clone(),
                 closer: to_closer.clone(),
                 registry: Arc::clone(&registry),
@@ -144,6 +150,7 @@ impl Pipeline {
                 live: view.live,
                 segment_age: options.segment_age,
                 streams: Vec::new(),
+                returned: Returned::default(),
             };
             starter.spawn(format!("seal-{number}"), None, move || sealer.run())?;
             lane_starts.push((number, view.shared.cpu(), lane));
@@ -158,7 +165,6 @@ impl Pipeline {
             inbox: closer_inbox,
             deltas,
             clock: Arc::clone(&clock),
-            early: HashMap::new(),
             closing: Vec::new(),
             threads: Vec::new(),
         };
@@ -300,8 +306,8 @@ impl Starter {
     fn writer(
         &mut self,
         volume: usize,
-        inbox: Receiver<WriteJob>,
-        closer: Sender<ToCloser>,
+        channels: WriterChannels,
+        sign: Arc<()>,
         pool: &Pool,
         options: &PipelineOptions,
     ) -> Result<VolumeView, PipelineError> {
@@ -320,18 +326,9 @@ impl Starter {
             };
             *lock(&thread_shared.report) = Some(queue.report());
             let _ = report_to.send(Ok(()));
-            let writer = Writer {
-                queue,
-                from_sealers: inbox,
-                closer,
-                pool,
-                commit_interval,
-                shared: thread_shared,
-                files: HashMap::new(),
-                writing: HashMap::new(),
-                next_token: 0,
-            };
+            let writer = Writer::new(queue, channels, pool, commit_interval, thread_shared);
             writer.run();
+            drop(sign);
         })?;
         match report.recv() {
             Ok(Ok(())) => Ok(VolumeView { shared }),

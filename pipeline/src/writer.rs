@@ -1,25 +1,31 @@
-//! The writer thread of a volume: submits chunks, groups flushes, acknowledges.
+//! The writer thread of a volume: submits chunks, groups flushes, acknowledges, and gives back what
+//! the device did not take.
 //!
-//! A chunk is acknowledged when its write completed *and* a flush that was submitted after that
-//! completion succeeded. Flushes of a file are grouped over the commit interval, earlier when the
-//! buffers run short, and overlap writing.
+//! A chunk is acknowledged when its write completed, a flush that was submitted after that
+//! completion succeeded, *and* every chunk before it in its segment is acknowledged. Flushes of a
+//! file are grouped over the commit interval, earlier when the buffers run short, and overlap
+//! writing.
+//!
+//! A chunk keeps its buffer until it is acknowledged. When a write or flush fails, the file takes no
+//! more; once nothing of it is under way, what is not acknowledged goes back to the lane's sealer,
+//! in order. After a failed flush that is true of every file of the volume with unflushed chunks:
+//! the device may have dropped the others' bytes with those that it told of.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
-use wirevault_buffer::{ChunkBuf, Pool};
-use wirevault_format::{Cause, LifeId};
-use wirevault_index::ChunkDelta;
-use wirevault_nvme::{Completion, Queue, QueueReport, Slot};
+use wirevault_buffer::Pool;
+use wirevault_format::Cause;
+use wirevault_nvme::{Completion, Queue, QueueReport};
 use wirevault_telemetry::histogram::Latency;
 
-use crate::ack::{LaneAcks, Span};
 use crate::closer::ToCloser;
 use crate::live::LiveSegment;
 use crate::status::lock;
+use crate::write_file::{Held, WriteFile, WriteJob};
 
 /// Share of the buffers in flight above which a flush does not wait for the commit interval.
 const COMMIT_PRESSURE: f64 = 0.3;
@@ -28,19 +34,14 @@ const COMMIT_PRESSURE: f64 = 0.3;
 const BUSY_WAIT: Duration = Duration::from_millis(1);
 /// Wait for chunks when nothing is in flight.
 const IDLE_WAIT: Duration = Duration::from_millis(50);
-/// Tokens of flushes have this bit; tokens of writes do not.
+/// Tokens of flushes have this bit; tokens of writes do not. Below it stand the file's key and, for
+/// a write, the chunk's number.
 const SYNC_TOKEN: u64 = 1 << 63;
-
-/// A chunk on its way to the device.
-pub(crate) struct WriteJob {
-    pub segment: Arc<LiveSegment>,
-    pub buf: Option<ChunkBuf>,
-    pub offset: u64,
-    pub chunk_bytes: usize,
-    pub span: Span,
-    pub delta: Box<ChunkDelta>,
-    pub acks: Arc<LaneAcks>,
-}
+const KEYS: u32 = 1 << 31;
+/// Chunks of one file that are held without the list of them growing: 1 GiB of buffers.
+const LIST_CHUNKS: usize = 4096;
+/// Files that are written at once without a list growing.
+const FILES: usize = 64;
 
 /// What a volume's writer counts.
 #[derive(Default)]
@@ -53,52 +54,70 @@ pub struct WriterShared {
     pub sync_latency: Latency,
     /// Bytes written.
     pub written_bytes: std::sync::atomic::AtomicU64,
-    /// Chunks given up because the device failed.
+    /// Chunks that the device did not take and that went back to be sealed again.
     pub failed_chunks: std::sync::atomic::AtomicU64,
     /// Index deltas that found no room on their way.
     pub lost_deltas: std::sync::atomic::AtomicU64,
+    /// The last write or flush that failed.
+    pub error: Mutex<Option<String>>,
+}
+
+/// Where chunks come from and go to.
+pub(crate) struct WriterChannels {
+    pub inbox: Receiver<WriteJob>,
+    /// By lane: where chunks go back to.
+    pub to_sealers: Vec<Sender<Box<WriteJob>>>,
+    pub closer: Sender<ToCloser>,
 }
 
 pub(crate) struct Writer {
-    pub queue: Box<dyn Queue>,
-    pub from_sealers: Receiver<WriteJob>,
-    pub closer: Sender<ToCloser>,
-    pub pool: Pool,
-    pub commit_interval: Duration,
-    pub shared: Arc<WriterShared>,
-    pub files: HashMap<LifeId, FileState>,
-    pub writing: HashMap<u64, (WriteJob, Instant)>,
-    pub next_token: u64,
-}
-
-/// One file that is being written.
-pub(crate) struct FileState {
-    slot: Slot,
-    segment: Arc<LiveSegment>,
-    writing: usize,
-    /// Written, and not covered by a flush yet.
-    written: Vec<WriteJob>,
-    written_since: Option<Instant>,
-    syncing: Option<Syncing>,
-}
-
-/// A flush that is under way, and the chunks it makes durable.
-struct Syncing {
-    token: u64,
-    jobs: Vec<WriteJob>,
-    since: Instant,
+    queue: Box<dyn Queue>,
+    channels: WriterChannels,
+    pool: Pool,
+    commit_interval: Duration,
+    shared: Arc<WriterShared>,
+    files: Vec<WriteFile>,
+    next_key: u32,
+    /// Keys of files with chunks to submit, one for each chunk, in the order of arrival.
+    waiting: VecDeque<u32>,
+    /// Chunks that became durable together.
+    durable: Vec<WriteJob>,
+    /// Empty lists of files that are done, so that a new file allocates none.
+    lists: Vec<VecDeque<Held>>,
 }
 
 impl Writer {
-    /// Runs until every sealer is gone and everything is acknowledged or given up.
+    pub(crate) fn new(
+        queue: Box<dyn Queue>,
+        channels: WriterChannels,
+        pool: Pool,
+        commit_interval: Duration,
+        shared: Arc<WriterShared>,
+    ) -> Self {
+        let chunks = pool.capacity();
+        Self {
+            queue,
+            channels,
+            commit_interval,
+            shared,
+            files: Vec::with_capacity(FILES),
+            next_key: 0,
+            waiting: VecDeque::with_capacity(chunks),
+            durable: Vec::with_capacity(chunks.min(LIST_CHUNKS)),
+            lists: Vec::with_capacity(FILES),
+            pool,
+        }
+    }
+
+    /// Runs until every sealer is gone and the fate of every chunk is known.
     pub(crate) fn run(mut self) {
         let mut open = true;
-        let mut completions = Vec::new();
-        while open || !self.files.is_empty() || !self.writing.is_empty() {
-            open = self.submit_all(open);
+        let mut completions = Vec::with_capacity(self.queue.depth());
+        while open || !self.files.is_empty() {
+            open = self.receive(open);
+            self.submit();
             self.commit(!open);
-            let in_flight = self.queue.in_flight() > 0;
-            if (in_flight || !open)
+            if (self.queue.in_flight() > 0 || !open)
                 && let Err(error) = self.queue.poll(BUSY_WAIT, &mut completions)
             {
                 tracing::error!("the device queue failed: {error}");
@@ -107,208 +126,235 @@ impl Writer {
             for completion in completions.drain(..) {
                 self.complete(completion);
             }
+            self.settle();
             self.forget_done(!open);
         }
     }
 
-    /// Submits what has arrived; `false` when no more can arrive.
-    fn submit_all(&mut self, open: bool) -> bool {
-        let dirty = self.files.values().any(|file| file.written_since.is_some());
-        if open && self.queue.in_flight() == 0 && !dirty {
-            match self.from_sealers.recv_timeout(IDLE_WAIT) {
-                Ok(job) => self.submit(job),
-                Err(RecvTimeoutError::Timeout) => return true,
-                Err(RecvTimeoutError::Disconnected) => return false,
-            }
-        } else if open && self.queue.in_flight() == 0 {
-            match self.from_sealers.recv_timeout(BUSY_WAIT) {
-                Ok(job) => self.submit(job),
+    /// Takes what has arrived; `false` when no more can arrive.
+    fn receive(&mut self, open: bool) -> bool {
+        if open && self.queue.in_flight() == 0 && self.waiting.is_empty() {
+            let held = self.files.iter().any(|file| !file.is_idle());
+            match self.channels.inbox.recv_timeout(if held { BUSY_WAIT } else { IDLE_WAIT }) {
+                Ok(job) => self.take(job),
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
         loop {
-            match self.from_sealers.try_recv() {
-                Ok(job) => self.submit(job),
+            match self.channels.inbox.try_recv() {
+                Ok(job) => self.take(job),
                 Err(TryRecvError::Empty) => return open,
                 Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
 
-    fn submit(&mut self, mut job: WriteJob) {
+    fn take(&mut self, job: WriteJob) {
         let life = job.segment.open.entry.life;
-        if !self.files.contains_key(&life) {
-            match self.queue.attach(&job.segment.open.file) {
-                Ok(slot) => {
-                    let file = FileState {
-                        slot,
-                        segment: Arc::clone(&job.segment),
-                        writing: 0,
-                        written: Vec::new(),
-                        written_since: None,
-                        syncing: None,
-                    };
-                    self.files.insert(life, file);
-                    *lock(&self.shared.report) = Some(self.queue.report());
-                }
-                Err(error) => {
-                    tracing::error!("segment file could not be opened for writing: {error}");
-                    self.give_up(job);
-                    return;
-                }
-            }
-        }
-        let Some(slot) = self.files.get(&life).map(|file| file.slot) else { return };
-        let token = self.next_token;
-        self.next_token += 1;
-        while let Some(buf) = job.buf.take() {
-            match self.queue.write(slot, job.offset, buf, job.chunk_bytes, token) {
-                Ok(()) => {}
-                Err(refused) if refused.error.is_backpressure() => {
-                    job.buf = Some(refused.buf);
-                    let mut completions = Vec::new();
-                    if let Err(error) = self.queue.poll(BUSY_WAIT, &mut completions) {
-                        tracing::error!("the device queue failed: {error}");
-                    }
-                    completions.into_iter().for_each(|completion| self.complete(completion));
-                }
-                Err(refused) => {
-                    tracing::error!("a write was refused: {}", refused.error);
-                    drop(refused.buf);
-                    self.give_up(job);
-                    return;
-                }
-            }
-        }
-        if let Some(file) = self.files.get_mut(&life) {
-            file.writing += 1;
-        }
-        self.writing.insert(token, (job, Instant::now()));
+        let known = self.files.iter().position(|file| file.segment.open.entry.life == life);
+        let at = known.unwrap_or_else(|| self.add(&job.segment));
+        let file = &mut self.files[at];
+        self.waiting.push_back(file.key);
+        file.push(job);
     }
 
-    /// Flushes files whose written chunks have waited long enough.
-    fn commit(&mut self, now: bool) {
-        let pressed = self.pool.pressure() > COMMIT_PRESSURE;
-        let mut lost = Vec::new();
-        for file in self.files.values_mut() {
-            let Some(since) = file.written_since.filter(|_| file.syncing.is_none()) else {
+    fn add(&mut self, segment: &Arc<LiveSegment>) -> usize {
+        let slot = self.queue.attach(&segment.open.file);
+        *lock(&self.shared.report) = Some(self.queue.report());
+        let key = self.next_key;
+        self.next_key = (self.next_key + 1) % KEYS;
+        let room = || VecDeque::with_capacity(self.pool.capacity().min(LIST_CHUNKS));
+        let list = self.lists.pop().unwrap_or_else(room);
+        let (slot, refused) = match slot {
+            Ok(slot) => (Some(slot), None),
+            Err(error) => (None, Some(error)),
+        };
+        self.files.push(WriteFile::new(key, slot, Arc::clone(segment), list));
+        let at = self.files.len() - 1;
+        if let Some(error) = refused {
+            self.fail(at, &format!("it could not be opened for writing: {error}"));
+        }
+        at
+    }
+
+    /// Submits in the order of arrival, as far as the queue has room.
+    fn submit(&mut self) {
+        while let Some(key) = self.waiting.front().copied() {
+            let Some(at) = self.files.iter().position(|file| file.key == key) else {
+                self.waiting.pop_front();
                 continue;
             };
-            // At the end the last flush waits for the last write, so that one flush covers all.
-            let due = match now {
-                true => file.writing == 0,
-                false => since.elapsed() >= self.commit_interval,
+            let file = &mut self.files[at];
+            let slot = file.slot.filter(|_| file.segment.failure().is_none());
+            let (Some(slot), Some(job)) = (slot, file.waiting()) else {
+                // Its chunks go back.
+                self.waiting.pop_front();
+                continue;
             };
-            if !due && !pressed {
+            let Some(buf) = job.buf.take() else { return };
+            let token = u64::from(key) << 32 | u64::from(job.number);
+            match self.queue.write(slot, job.offset, buf, job.chunk_bytes, token) {
+                Ok(()) => file.submitted(),
+                Err(refused) => {
+                    job.buf = Some(refused.buf);
+                    if refused.error.is_backpressure() {
+                        return;
+                    }
+                    self.fail(at, &format!("a write was refused: {}", refused.error));
+                }
+            }
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Flushes files whose written chunks have waited long enough, or behind which nothing comes.
+    fn commit(&mut self, ending: bool) {
+        let pressed = self.pool.pressure() > COMMIT_PRESSURE;
+        let interval = if pressed { Duration::ZERO } else { self.commit_interval };
+        for at in 0..self.files.len() {
+            let file = &mut self.files[at];
+            let ended = ending || file.segment.ended.load(Ordering::Acquire);
+            if file.segment.failure().is_some() || !file.sync_is_due(interval, ended) {
                 continue;
             }
-            let token = SYNC_TOKEN | self.next_token;
-            match self.queue.sync(file.slot, token) {
-                Ok(()) => {
-                    self.next_token += 1;
-                    let jobs = std::mem::take(&mut file.written);
-                    file.syncing = Some(Syncing { token, jobs, since: Instant::now() });
-                    file.written_since = None;
-                }
+            let Some(slot) = file.slot else { continue };
+            match self.queue.sync(slot, SYNC_TOKEN | u64::from(file.key) << 32) {
+                Ok(()) => file.sync_submitted(),
                 Err(error) if error.is_backpressure() => {}
-                Err(error) => {
-                    tracing::error!("a flush was refused: {error}");
-                    file.written_since = None;
-                    lost.append(&mut file.written);
-                }
+                Err(error) => self.fail_unflushed(at, &format!("a flush was refused: {error}")),
             }
         }
-        lost.into_iter().for_each(|job| self.give_up(job));
     }
 
     fn complete(&mut self, completion: Completion) {
-        match completion {
-            Completion::Write { token, buf, result } => self.complete_write(token, buf, result),
-            Completion::Sync { token, result } => self.complete_sync(token, result),
-        }
-    }
-
-    fn complete_write(&mut self, token: u64, buf: ChunkBuf, result: std::io::Result<()>) {
-        let Some((mut job, since)) = self.writing.remove(&token) else { return };
-        self.shared.write_latency.record_ns(since.elapsed().as_nanos() as u64);
-        let Some(file) = self.files.get_mut(&job.segment.open.entry.life) else { return };
-        file.writing -= 1;
-        match result {
-            Ok(()) => {
-                // The bytes stay in the arena until they are durable.
-                job.buf = Some(buf);
-                self.shared.written_bytes.fetch_add(job.chunk_bytes as u64, Ordering::Relaxed);
-                file.written_since.get_or_insert_with(Instant::now);
-                file.written.push(job);
-            }
-            Err(error) => {
-                let (volume, place) = (job.segment.open.volume, job.segment.open.place);
-                tracing::error!(volume, place, "a chunk could not be written: {error}");
-                drop(buf);
-                self.give_up(job);
-            }
-        }
-    }
-
-    fn complete_sync(&mut self, token: u64, result: std::io::Result<()>) {
-        let of_token = |file: &&mut FileState| {
-            file.syncing.as_ref().is_some_and(|syncing| syncing.token == token)
+        let key = (completion.token() & !SYNC_TOKEN) >> 32;
+        let Some(at) = self.files.iter().position(|file| u64::from(file.key) == key) else {
+            return;
         };
-        let Some(file) = self.files.values_mut().find(of_token) else { return };
-        let Some(Syncing { jobs, since, .. }) = file.syncing.take() else { return };
-        self.shared.sync_latency.record_ns(since.elapsed().as_nanos() as u64);
-        if let Err(error) = result {
-            let (volume, place) = (file.segment.open.volume, file.segment.open.place);
-            tracing::error!(volume, place, "a flush failed: {error}");
-            // After a failed flush nobody knows which of the file's pages are durable.
-            let written = std::mem::take(&mut file.written);
-            file.written_since = None;
-            jobs.into_iter().chain(written).for_each(|job| self.give_up(job));
+        match completion {
+            Completion::Write { token, buf, result } => {
+                let written = self.files[at].written(token as u32, buf);
+                if let Some((chunk_bytes, took)) = written {
+                    self.shared.write_latency.record_ns(took.as_nanos() as u64);
+                    let bytes = if result.is_ok() { chunk_bytes as u64 } else { 0 };
+                    self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+                }
+                if let Err(error) = result {
+                    self.fail(at, &format!("a chunk could not be written: {error}"));
+                }
+            }
+            Completion::Sync { result, .. } => {
+                // Before anything of it is called durable.
+                if let Err(error) = result {
+                    self.fail_unflushed(at, &format!("a flush failed: {error}"));
+                }
+                if let Some(took) = self.files[at].synced() {
+                    self.shared.sync_latency.record_ns(took.as_nanos() as u64);
+                }
+            }
+        }
+    }
+
+    /// Nothing of the file is acknowledged any more.
+    fn fail(&mut self, at: usize, why: &str) {
+        let segment = &self.files[at].segment;
+        if segment.failure().is_some() {
             return;
         }
-        file.segment.settled_chunks.fetch_add(jobs.len() as u32, Ordering::AcqRel);
-        acknowledge(&jobs);
-        for job in jobs {
-            let told = self.closer.try_send(ToCloser::Durable(job.segment, job.delta));
-            if let Err(refused) = told
+        let (volume, place) = (&segment.open.name, segment.open.place);
+        let why = format!("volume {volume}, place {place}: {why}");
+        tracing::error!("{why}");
+        segment.fail(&why);
+        *lock(&self.shared.error) = Some(why);
+    }
+
+    /// As [`Self::fail`], and neither is anything of another file that is not flushed.
+    fn fail_unflushed(&mut self, at: usize, why: &str) {
+        self.fail(at, why);
+        for other in 0..self.files.len() {
+            if self.files[other].has_unflushed() {
+                self.fail(other, &format!("{why}, of another file of the volume"));
+            }
+        }
+    }
+
+    /// Acknowledges what is durable, and gives back what a failed file holds.
+    fn settle(&mut self) {
+        for at in 0..self.files.len() {
+            match self.files[at].segment.failure().is_some() {
+                false => self.acknowledge(at),
+                true => self.give_back(at),
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, at: usize) {
+        let Self { files, durable, channels, shared, .. } = self;
+        let file = &mut files[at];
+        durable.extend(std::iter::from_fn(|| file.pop_durable()));
+        let (Some(first), Some(last)) = (durable.first(), durable.last()) else { return };
+        {
+            let mut known = lock(&file.segment.durable);
+            known.chunks += durable.len() as u32;
+            for job in durable.iter() {
+                known.captured_bytes += job.captured_bytes;
+                known.chain.add(job.link.bytes());
+            }
+            let delta = &last.delta;
+            (known.received, known.shed, known.dropped) =
+                (delta.received, delta.shed, delta.dropped);
+        }
+        first.acks.acknowledged(durable.iter().map(|job| &job.span));
+        let chunks = durable.len() as u32;
+        for job in durable.drain(..) {
+            if let Err(refused) =
+                channels.closer.try_send(ToCloser::Durable(job.segment, job.delta))
                 && let ToCloser::Durable(segment, _) = refused.into_inner()
             {
                 segment.index_lost.store(true, Ordering::Release);
-                self.shared.lost_deltas.fetch_add(1, Ordering::Relaxed);
+                shared.lost_deltas.fetch_add(1, Ordering::Relaxed);
             }
+        }
+        file.segment.settled_chunks.fetch_add(chunks, Ordering::AcqRel);
+    }
+
+    fn give_back(&mut self, at: usize) {
+        let file = &mut self.files[at];
+        let lane = usize::from(file.segment.open.entry.lane);
+        let mut chunks = 0;
+        while let Some(job) = file.pop_failed() {
+            chunks += 1;
+            let sealer = self.channels.to_sealers.get(lane);
+            let refused = match sealer {
+                Some(sealer) => sealer.send(Box::new(job)).map_err(|refused| *refused.0).err(),
+                None => Some(job),
+            };
+            // A sealer waits for all its chunks; one that is gone has panicked.
+            if let Some(job) = refused {
+                job.acks.lost(&job.span, Cause::DeviceFailed);
+            }
+        }
+        if chunks > 0 {
+            self.shared.failed_chunks.fetch_add(u64::from(chunks), Ordering::Relaxed);
+            // Behind the chunks themselves: whoever sees this number finds all of them.
+            file.segment.settled_chunks.fetch_add(chunks, Ordering::AcqRel);
         }
     }
 
-    /// The chunk cannot be made durable: its packets are counted as dropped, and its segment takes
-    /// no more.
-    fn give_up(&mut self, job: WriteJob) {
-        job.segment.failed.store(true, Ordering::Release);
-        job.segment.settled_chunks.fetch_add(1, Ordering::AcqRel);
-        job.segment.index_lost.store(true, Ordering::Release);
-        self.shared.failed_chunks.fetch_add(1, Ordering::Relaxed);
-        job.acks.lost(&job.span, Cause::DeviceFailed);
-    }
-
-    /// Lets go of files of which nothing is in flight and nothing more can come.
+    /// Lets go of files of which nothing is held and nothing more can come.
     fn forget_done(&mut self, ending: bool) {
-        let queue = &mut self.queue;
-        self.files.retain(|_, file| {
-            let idle = file.writing == 0 && file.written.is_empty() && file.syncing.is_none();
-            // Only the sealer's side and the registry hold the segment while it is being written.
-            let done = idle && (ending || file.segment.ended.load(Ordering::Acquire));
-            if done && let Err(error) = queue.detach(file.slot) {
+        let mut at = 0;
+        while let Some(file) = self.files.get(at) {
+            if !file.is_idle() || !(ending || file.segment.is_settled()) {
+                at += 1;
+                continue;
+            }
+            let file = self.files.swap_remove(at);
+            if let Some(Err(error)) = file.slot.map(|slot| self.queue.detach(slot)) {
                 tracing::error!("a segment file could not be let go: {error}");
             }
-            !done
-        });
-    }
-}
-
-/// Acknowledges chunks, one lock a run of chunks of one lane.
-fn acknowledge(jobs: &[WriteJob]) {
-    for group in jobs.chunk_by(|a, b| Arc::ptr_eq(&a.acks, &b.acks)) {
-        let spans: Vec<Span> = group.iter().map(|job| job.span).collect();
-        group[0].acks.acknowledged(&spans);
+            self.lists.push(file.into_list());
+        }
     }
 }

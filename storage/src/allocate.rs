@@ -14,8 +14,8 @@ use crate::view::Showing;
 use crate::volume::{VolumeWriter, key_error};
 
 impl Store {
-    /// Opens a segment: on the volume with the fewest open segments, then with the most room, then
-    /// with the oldest data. If that volume refuses, the others are asked.
+    /// Opens a segment: on a volume that is not suspect, with the fewest open segments, then with
+    /// the most room, then with the oldest data. If that volume refuses, the others are asked.
     ///
     /// # Errors
     /// What the first volume said, if all refuse: `Exhausted`, `DiskFull`, `Device`, `Failed`,
@@ -33,7 +33,8 @@ impl Store {
             let segments_left = left / volume.superblock().segment_bytes;
             let oldest = volume.closed().map(|(_, entry)| entry.ordinal).min();
             let failed = volume.failed().is_some();
-            (failed, volume.open_count(), u64::MAX - segments_left, oldest)
+            let suspect = volume.suspect().is_some();
+            (failed, suspect, volume.open_count(), u64::MAX - segments_left, oldest)
         });
         let mut first_error = None;
         for number in order {

@@ -22,19 +22,28 @@ use crate::volume::{device, key_error};
 /// Where the CRC of a plain chunk's body stands in its tail.
 const BODY_CRC_AT: usize = 40;
 
-/// Makes the index of a segment anew from the chunks in its file, and the hash over them. For a
-/// segment whose every chunk is durable or given up: chunks behind one that was given up are not
-/// found.
+/// Makes the index of a segment anew from the first `chunks` chunks in its file, which are durable,
+/// and the hash over them. Whatever the file holds behind them counts as not written.
 ///
 /// # Errors
-/// `Device` if reading fails, `Key`, `Index`.
-pub fn rebuild_index(open: &OpenSegment) -> Result<(SegmentIndex, [u8; 32]), StorageError> {
+/// `Misuse` if the file holds fewer; `Device` if reading fails, `Key`, `Index`.
+pub fn rebuild_index(
+    open: &OpenSegment,
+    chunks: u32,
+) -> Result<(SegmentIndex, [u8; 32]), StorageError> {
     let opener = opener(open.keys.as_ref(), &open.name)?;
     let scanned = recover::scan(&*open.file, open.entry.life, open.data_offset, opener.as_ref());
     let reading = || format!("read {}", open.file.name());
     let found = scanned.map_err(|source| device(&open.name, &reading(), source))?;
     let kept = recover::recover(&found, open.data_offset, 0).chunks;
-    let entries: Vec<ChunkEntry> = kept.iter().map(|(at, header)| entry(*at, header)).collect();
+    let entries = kept.iter().map(|(at, header)| entry(*at, header));
+    let entries: Vec<ChunkEntry> = entries.take(chunks as usize).collect();
+    if entries.len() < chunks as usize {
+        let (name, have) = (open.file.name(), entries.len());
+        let what =
+            format!("{name} reads back {have} of {chunks} chunks; the next start recovers it");
+        return Err(StorageError::Misuse { what });
+    }
     let source = Chunks::new(open, opener);
     let rebuilt = source.index(&entries, open.flows_max)?;
     Ok((rebuilt.index, rebuilt.chain))

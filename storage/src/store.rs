@@ -164,6 +164,7 @@ impl Store {
         }
         let change = [(open.place, finished.entry.clone())];
         self.volumes[open.volume].set_segments(&change)?;
+        self.volumes[open.volume].note_closed(&finished.entry);
         self.open.remove(&open.entry.life);
         Ok(finished.entry)
     }
@@ -181,11 +182,12 @@ impl Store {
         volume.remove_segment_files(&[open.place])
     }
 
-    /// Opens no more segments on a volume, and writes nothing to its tables, until the next start:
-    /// its device failed under somebody else's writes.
-    pub fn set_volume_failed(&mut self, volume: usize, why: &str) {
+    /// A write or flush of a segment on this volume failed. Segments open there only if no other
+    /// volume takes one, until one that was opened after this is closed well. Its tables go on: they
+    /// are written and flushed by themselves, and a failure there is noticed there.
+    pub fn suspect_volume(&mut self, volume: usize, why: &str) {
         if let Some(volume) = self.volumes.get_mut(volume) {
-            volume.set_failed(why.to_owned());
+            volume.set_suspect(why.to_owned(), self.next_ordinal);
         }
     }
 

@@ -46,6 +46,8 @@ pub struct VolumeStatus {
     pub spare_keys: usize,
     /// `None` while it works; else the failure after which it takes no more writes.
     pub failed: Option<String>,
+    /// Why segments open here only if no other volume takes one.
+    pub suspect: Option<String>,
 }
 
 impl Store {
@@ -74,6 +76,7 @@ impl Store {
                 segment_bytes: superblock.segment_bytes,
                 spare_keys: volume.spares(),
                 failed: volume.failed().map(str::to_owned),
+                suspect: volume.suspect().map(str::to_owned),
             }
         };
         StoreStatus {

@@ -12,6 +12,7 @@ use std::io;
 use std::sync::Arc;
 
 use wirevault_format::LifeId;
+use wirevault_format::footer::CloseReason;
 use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
 use wirevault_format::table::{
@@ -38,6 +39,8 @@ pub(crate) struct VolumeWriter {
     failed: Option<String>,
     /// What queries look at; set once all volumes are open.
     shared: Option<Arc<SharedCatalog>>,
+    /// A write or flush of a segment failed: why, and the first ordinal after that.
+    suspect: Option<(String, u64)>,
     _lock: Lock,
 }
 
@@ -72,8 +75,8 @@ impl VolumeWriter {
             let source = SealError::Damaged { what: "the key ring", detail };
             return Err(key_error(&name, source));
         }
-        let (spares, failed, shared) = (VecDeque::new(), None, None);
-        Ok(Self { volume, name, file, provider, spares, failed, shared, _lock: lock })
+        let (spares, failed, suspect, shared) = (VecDeque::new(), None, None, None);
+        Ok(Self { volume, name, file, provider, spares, failed, suspect, shared, _lock: lock })
     }
 
     /// Every change of the tables shows in this catalog from now on.
@@ -97,9 +100,19 @@ impl VolumeWriter {
         self.failed.as_deref()
     }
 
-    /// Takes no more writes from now on.
-    pub(crate) fn set_failed(&mut self, why: String) {
-        self.failed.get_or_insert(why);
+    pub(crate) fn suspect(&self) -> Option<&str> {
+        self.suspect.as_ref().map(|(why, _)| why.as_str())
+    }
+
+    /// A segment failed under its chunks. `next_ordinal` is that of the next segment to open.
+    pub(crate) fn set_suspect(&mut self, why: String, next_ordinal: u64) {
+        self.suspect = Some((why, next_ordinal));
+    }
+
+    /// A segment was closed; one that was opened after the failure clears the volume.
+    pub(crate) fn note_closed(&mut self, entry: &SegmentEntry) {
+        let well = entry.close_reason != CloseReason::DeviceFailed;
+        self.suspect.take_if(|(_, ordinal)| well && entry.ordinal >= *ordinal);
     }
 
     /// Entries of closed segments, with their places.

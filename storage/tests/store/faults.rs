@@ -140,7 +140,11 @@ fn a_lost_index_is_made_again_from_the_chunks() {
         recorder.write_chunk(0, 40, 300, true).unwrap().unwrap();
     }
     recorder.sync(0).unwrap();
-    let (index, chain) = rebuild_index(recorder.segment(0).unwrap()).unwrap();
+    let open = recorder.segment(0).unwrap();
+    let (index, chain) = rebuild_index(open, 5).unwrap();
+    // What lies behind the durable chunks counts as not written; what is missing is an error.
+    assert_eq!(rebuild_index(open, 3).unwrap().0.chunks(), &index.chunks()[..3]);
+    assert!(rebuild_index(open, 6).is_err());
     recorder.close(0, CloseReason::Stop).unwrap();
     let catalog = recorder.store.catalog(START_NS);
     let reader = catalog.segments[0].open().unwrap();
@@ -157,13 +161,15 @@ fn flows_that_do_not_fit_are_left_out() {
     let media = SimMedia::new();
     let mut recorder = started(&media);
     recorder.open_segment(0).unwrap();
+    let mut chunks = 0;
     while let Some(written) = recorder.write_chunk(0, 250, 900, true) {
         written.unwrap();
+        chunks += 1;
     }
     recorder.sync(0).unwrap();
     let open = recorder.segment_mut(0).unwrap();
     // As if the chunks had left room for the footer only: what must be written goes behind it.
-    let (index, _) = rebuild_index(open).unwrap();
+    let (index, _) = rebuild_index(open, chunks).unwrap();
     let last = index.chunks().last().unwrap();
     let end = last.offset + u64::from(last.chunk_bytes);
     open.segment_bytes = end + 4096;

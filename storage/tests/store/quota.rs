@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 use wirevault_format::footer::CloseReason;
 use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_index::SegmentIndex;
-use wirevault_media::{Media, SimMedia};
+use wirevault_media::{Fault, Media, SimMedia, Trigger};
 use wirevault_storage::{Plan, Store, create_planned};
 
 use crate::checks::*;
@@ -157,8 +157,12 @@ fn lanes_spread_over_the_volumes() {
         })
         .collect();
     assert_eq!(on, [1, 0, 1, 0], "first the one with the most room, then in turn");
-    recorder.store.set_volume_failed(0, "the test says so");
+    recorder.store.suspect_volume(0, "the test says so");
     recorder.close(0, CloseReason::Stop).unwrap();
+    recorder.close(1, CloseReason::Stop).unwrap();
+    // Lane 1 was on the suspect volume before; what was opened before the failure clears nothing.
+    assert_eq!(recorder.store.status().volumes[0].suspect.as_deref(), Some("the test says so"));
+    recorder.open_segment(1).unwrap();
     for _ in 0..2 {
         recorder.open_segment(0).unwrap();
         assert_eq!(recorder.segment(0).unwrap().volume, 1);
@@ -200,4 +204,23 @@ fn the_catalog_that_is_kept_is_the_one_that_a_reader_makes() {
     assert!(last.is_live() && last.entry.life == life);
     recorder.close(0, CloseReason::Stop).unwrap();
     assert_eq!(entries(&recorder.store), as_a_reader_sees_it(&media), "a segment given back goes");
+}
+
+#[test]
+fn a_suspect_volume_is_used_when_no_other_takes_a_segment_and_cleared_by_one_that_closes_well() {
+    let disks = [SimMedia::new(), SimMedia::new()];
+    let media = |n: usize| -> Arc<dyn Media> { Arc::new(disks[n].clone()) };
+    let volumes = [(media(0), "/a".to_owned()), (media(1), "/b".to_owned())];
+    let plan = Plan::exact(SEGMENT_BYTES, &[(16 << 20, 64), (8 << 20, 64)], 1).unwrap();
+    create_planned(&volumes, STORE, &options(true), &plan).unwrap();
+    let (store, _) = Store::open(vec![media(0), media(1)], &key_source(), clock()).unwrap();
+    let mut recorder = Recorder::start(store, clock(), Ledger::default(), 1).ok().unwrap();
+    recorder.store.suspect_volume(0, "the test says so");
+    disks[1].inject(Trigger::EveryWrite, Fault::Enospc);
+    recorder.open_segment(0).unwrap();
+    assert_eq!(recorder.segment(0).unwrap().volume, 0);
+    recorder.write_chunk(0, 5, 200, true).unwrap().unwrap();
+    recorder.sync(0).unwrap();
+    recorder.close(0, CloseReason::Full).unwrap();
+    assert_eq!(recorder.store.status().volumes[0].suspect, None);
 }

@@ -1,0 +1,205 @@
+//! Chunks that a device did not take: opened with the key of the life they were sealed for, and
+//! sealed again for another.
+//!
+//! When a segment fails, the lane's packets go on in a new one at once. What the failed segment had
+//! not acknowledged comes back from its writer when nothing of it is under way, and goes into a
+//! segment of its own: it lies before the packets that were taken meanwhile, and recovery wants the
+//! packets of a segment to follow each other. The failed segment is closed over its durable chunks.
+//! Copies that reached the disk all the same are told apart from these by (run, lane, sequence).
+//!
+//! This way allocates: it is taken when a device fails, not for a packet.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use wirevault_format::Cause;
+use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
+use wirevault_format::footer::CloseReason;
+use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
+use wirevault_seal::DataOpener;
+
+use crate::job::Job;
+use crate::live::LiveSegment;
+use crate::opener::ToOpener;
+use crate::sealer::{Origin, REPLAY_ATTEMPTS, RETRY_PAUSE, Sealer};
+use crate::write_file::WriteJob;
+
+/// Segments that failed one after the other without a packet becoming durable, after which the lane
+/// pauses before it opens another, and shows that it is blocked: opening works, writing does not.
+const BARREN_MAX: u32 = 2;
+
+/// Chunks that came back.
+#[derive(Default)]
+pub(crate) struct Returned {
+    chunks: Vec<WriteJob>,
+    /// Segments that failed since a packet became durable.
+    barren: u32,
+    /// Packets that were durable when the last segment failed.
+    stored: u64,
+}
+
+impl Returned {
+    pub(crate) fn push(&mut self, job: WriteJob) {
+        self.chunks.push(job);
+    }
+}
+
+impl Sealer {
+    /// Segments fail one after the other, and nothing becomes durable.
+    pub(crate) fn is_barren(&self) -> bool {
+        self.returned.barren >= BARREN_MAX
+    }
+
+    /// Acts on the failure of a segment, once: says so, and has the next segments opened elsewhere.
+    pub(crate) fn note_failure(&mut self, segment: &Arc<LiveSegment>) {
+        let Some(why) = segment.failure() else { return };
+        if segment.failure_noted.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.shared.fail(why);
+        let (volume, why) = (segment.open.volume, why.to_owned());
+        // Before the next order, so that the store knows when it chooses a volume.
+        let _ = self.opener.send(ToOpener::Suspect { volume, why });
+        for at in 0..self.streams.len() {
+            // It was chosen when the volume was well.
+            if let Some((_, prepared)) = self.streams[at].next.take() {
+                self.release(prepared);
+            }
+        }
+    }
+
+    /// Seals everything again whose segment is settled.
+    pub(crate) fn seal_again(&mut self) {
+        if self.returned.barren > 0 && self.acks.stored() > self.returned.stored {
+            self.returned.barren = 0;
+            self.shared.set_blocked(false);
+        }
+        while let Ok(job) = self.from_writers.try_recv() {
+            self.returned.push(*job);
+        }
+        for at in 0..self.streams.len() {
+            let current = self.streams[at].current.as_ref().map(|current| &current.segment);
+            let failed = |segment: &&Arc<LiveSegment>| segment.failure().is_some();
+            if let Some(segment) = current.filter(failed).cloned() {
+                self.note_failure(&segment);
+                self.close(at, CloseReason::DeviceFailed);
+            }
+        }
+        let settled = |job: &WriteJob| job.segment.is_settled();
+        while let Some(at) = self.returned.chunks.iter().position(settled) {
+            let segment = Arc::clone(&self.returned.chunks[at].segment);
+            let same = |job: &mut WriteJob| Arc::ptr_eq(&job.segment, &segment);
+            let mut chunks: Vec<WriteJob> = self.returned.chunks.extract_if(.., same).collect();
+            chunks.sort_by_key(|job| job.number);
+            self.note_failure(&segment);
+            self.seal_chunks_again(&segment, chunks);
+        }
+    }
+
+    /// Seals the rest of a failed segment into a segment of its own.
+    fn seal_chunks_again(&mut self, segment: &Arc<LiveSegment>, chunks: Vec<WriteJob>) {
+        if self.gives_up() {
+            chunks.iter().for_each(|job| self.acks.lost(&job.span, Cause::DeviceFailed));
+            return;
+        }
+        let life = segment.open.entry.life;
+        tracing::warn!(lane = self.lane, %life, chunks = chunks.len(), "chunks are sealed again");
+        let opener = segment.open.keys.as_ref().map(|keys| keys.data_opener()).transpose();
+        let at = self.add_stream(segment.open.entry.link_type);
+        for job in chunks {
+            let span = job.span;
+            let opened = match &opener {
+                Ok(opener) => self.reopened(job, opener.as_ref()),
+                Err(error) => Err(error.to_string()),
+            };
+            match opened {
+                Ok(job) => self.place(at, job, Origin::Failed),
+                Err(error) => {
+                    self.shared.fail(&error);
+                    tracing::error!(lane = self.lane, "a chunk cannot be sealed again: {error}");
+                    self.acks.lost(&span, Cause::DeviceFailed);
+                }
+            }
+        }
+        self.close(at, CloseReason::DeviceFailed);
+        if let Some((_, prepared)) = self.streams[at].next.take() {
+            self.release(prepared);
+        }
+        self.streams.truncate(at);
+    }
+
+    /// Counts a segment that failed. Whether it is no use to try another: nothing became durable
+    /// since several before it, and nobody waits for the device to come back.
+    fn gives_up(&mut self) -> bool {
+        let stored = self.acks.stored();
+        if stored > self.returned.stored {
+            self.returned.barren = 0;
+        }
+        self.returned.stored = stored;
+        self.returned.barren += 1;
+        if self.is_barren() {
+            self.shared.set_blocked(true);
+            std::thread::sleep(RETRY_PAUSE);
+        }
+        let tried = self.returned.barren >= REPLAY_ATTEMPTS;
+        if tried && !self.live {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        tried && self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The chunk as the lane filled it.
+    fn reopened(
+        &self,
+        mut write: WriteJob,
+        opener: Option<&DataOpener>,
+    ) -> Result<Box<Job>, String> {
+        let Some(mut buf) = write.buf.take() else { return Err("its bytes are gone".to_owned()) };
+        let text = |error: &dyn std::error::Error| error.to_string();
+        let header = ChunkHeader::decode(&buf).map_err(|error| text(&error))?;
+        let payload_end = HEADER_BYTES + header.payload_bytes as usize;
+        match opener {
+            Some(opener) => {
+                let parts = chunk::sealed_parts(&mut buf, &header).map_err(|e| text(&e))?;
+                opener
+                    .open(header.number, parts.aad, parts.ciphertext, &parts.tag)
+                    .map_err(|error| text(&error))?;
+            }
+            None => drop(chunk::plain_payload(&buf, &header).map_err(|error| text(&error))?),
+        }
+        let mut job = self.jobs.take_or_make(buf);
+        job.link_type = header.link_type;
+        job.interfaces = Arc::clone(&write.segment.interfaces);
+        job.end = payload_end;
+        job.first_sequence = header.first_sequence;
+        job.times_ns = header.times_ns;
+        job.captured_bytes = write.captured_bytes;
+        job.gaps.extend_from_slice(&write.delta.gaps);
+        (job.received, job.shed, job.dropped) =
+            (write.delta.received, write.delta.shed, write.delta.dropped);
+        let Job { buf, epb_at, .. } = &mut *job;
+        let payload = buf.as_ref().map_or(&[][..], |buf| &buf[HEADER_BYTES..payload_end]);
+        for block in Blocks::new(payload) {
+            let block = block.map_err(|error| text(&error))?;
+            if block.kind == BLOCK_EPB {
+                epb_at.push((HEADER_BYTES + block.offset) as u32);
+            }
+        }
+        if write.delta.is_full_size() {
+            let _ = self.deltas.push(write.delta);
+        }
+        Ok(job)
+    }
+
+    /// Waits until the fate of every chunk is known.
+    pub(crate) fn wait_for_writers(&mut self) {
+        while self.acks.outstanding() > 0 {
+            match self.from_writers.recv_timeout(RETRY_PAUSE / 100) {
+                Ok(job) => self.returned.push(*job),
+                Err(_) if self.writers.iter().any(|it| it.alive.strong_count() == 0) => return,
+                Err(_) => {}
+            }
+            self.seal_again();
+        }
+    }
+}

@@ -223,33 +223,48 @@ impl StoreReader {
 }
 
 /// Gives every interrupted segment the watermark that recovery needs: the highest that a header of
-/// its stream carries, but no more than the first sequence of the stream's next segment.
+/// its stream carries, but no more than the first sequence of any segment of the stream that was
+/// opened later. (What a device did not take is sealed again into a segment of its own; that may be
+/// opened after the stream's next one, and lie before it.)
 pub fn set_watermarks(segments: &mut [Segment]) {
     let interrupted =
         |segment: &Segment| segment.entry.state == SegmentState::Open && !segment.is_live();
     let mut highest: HashMap<Stream, u64> = HashMap::new();
-    let mut first_sequences = vec![None; segments.len()];
+    let mut firsts = vec![None; segments.len()];
+    let mut starts = vec![None; segments.len()];
     for (n, segment) in segments.iter().enumerate() {
-        // A segment that was closed is durable as a whole.
-        let mut watermark = segment.entry.sequences.1;
+        let mut watermark = 0;
         if interrupted(segment) {
             let found = SegmentReader::scan(segment).unwrap_or_else(|_| Arc::from([]));
             let highest = found.iter().map(|found| found.header.watermark).max();
             watermark = highest.unwrap_or(0);
-            first_sequences[n] = found.first().map(|found| found.header.first_sequence);
+            let first = found.first().map(|found| &found.header);
+            firsts[n] = first.map(|header| header.first_sequence);
+            // Without its first chunk nobody knows where a segment began.
+            let start = first.filter(|header| header.number == 0);
+            starts[n] = start.map(|header| header.first_sequence);
         } else if segment.entry.packets > 0 {
-            first_sequences[n] = Some(segment.entry.sequences.0);
+            firsts[n] = Some(segment.entry.sequences.0);
+            // That it is whole says nothing of an interrupted one before it, its headers do.
+            if highest.contains_key(&segment.stream()) {
+                watermark = segment.open().ok().and_then(|it| it.last_watermark()).unwrap_or(0);
+            }
         }
-        let entry = highest.entry(segment.stream()).or_default();
-        *entry = watermark.max(*entry);
+        if interrupted(segment) || watermark > 0 {
+            let entry = highest.entry(segment.stream()).or_default();
+            *entry = watermark.max(*entry);
+        }
     }
-    let mut next_first: HashMap<Stream, u64> = HashMap::new();
-    for (n, segment) in segments.iter_mut().enumerate().rev() {
-        let stream = segment.stream();
-        let limit = next_first.get(&stream).copied().unwrap_or(u64::MAX);
-        segment.stream_watermark = highest.get(&stream).copied().unwrap_or(0).min(limit);
-        if let Some(first) = first_sequences[n] {
-            next_first.insert(stream, first);
+    for n in 0..segments.len() {
+        if !interrupted(&segments[n]) {
+            continue;
         }
+        let stream = segments[n].stream();
+        let later = (n + 1..segments.len()).filter(|later| segments[*later].stream() == stream);
+        // One that begins before this one holds nothing of it.
+        let start = starts[n].unwrap_or(0);
+        let limit = later.filter_map(|later| firsts[later]).filter(|first| *first >= start).min();
+        let highest = highest.get(&stream).copied().unwrap_or(0);
+        segments[n].stream_watermark = highest.min(limit.unwrap_or(u64::MAX));
     }
 }

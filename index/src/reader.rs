@@ -279,6 +279,14 @@ impl SegmentReader {
             .map_err(|source| IndexError::Io { what: format!("segment {}", self.name), source })
     }
 
+    /// The watermark that the last chunk's header carries.
+    pub(crate) fn last_watermark(&self) -> Option<u64> {
+        let last = self.with_index(|index| index.chunks().last().copied())?;
+        let bytes = read_up_to(&*self.file, last.offset, HEADER_BYTES, &self.name).ok()?;
+        let header = ChunkHeader::decode(&bytes).ok()?;
+        (header.life == self.header.life).then_some(header.watermark)
+    }
+
     fn gaps_at(&self, offset: u64, header: &ChunkHeader) -> Result<Vec<Gap>, IndexError> {
         let mut chunk = read_up_to(&*self.file, offset, header.chunk_bytes(), &self.name)?;
         if self.open_payload(&mut chunk, header).is_err() {

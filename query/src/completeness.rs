@@ -108,7 +108,13 @@ pub(crate) fn judge(facts: &Facts, window: &Window, summary: &mut Summary) {
         let cause = Cause::MissingVolume;
         missing.push(Missing { span: asked, lane: None, packets: None, cause });
     }
-    missing.retain(|missing| touches(missing.span, asked));
+    // Who names no end asks for what lies behind the last packet, too: an import that was cut short
+    // has its gap there.
+    let reach = match (window.until_ns, window.cut_ns) {
+        (None, None) => (asked.0, asked.1.saturating_add(1)),
+        _ => asked,
+    };
+    missing.retain(|missing| touches(missing.span, reach));
     let gaps = coalesce(missing);
     let mut damaged = lost;
     damaged.retain(|lost| {

@@ -162,6 +162,10 @@ fn an_import_that_was_cut_short_is_not_complete() {
     facts.runs[0].state = RunState::Crashed;
     assert_eq!(verdict(&facts, None, None), "10..40 crash_tail 20-40");
     assert_eq!(verdict(&facts, Some(10), Some(20)), "10..20");
+    facts.runs.truncate(1);
+    facts.parts.truncate(1);
+    assert_eq!(verdict(&facts, None, None), "10..20 crash_tail 20-20.000000001");
+    assert_eq!(verdict(&facts, None, Some(20)), "10..20");
 }
 
 #[test]

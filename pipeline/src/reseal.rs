@@ -12,7 +12,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use wirevault_format::Cause;
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::CloseReason;
 use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
@@ -24,23 +23,45 @@ use crate::opener::ToOpener;
 use crate::sealer::{Origin, REPLAY_ATTEMPTS, RETRY_PAUSE, Sealer};
 use crate::write_file::WriteJob;
 
-/// Segments that failed one after the other without a packet becoming durable, after which the lane
-/// pauses before it opens another, and shows that it is blocked: opening works, writing does not.
+/// Rounds of failures without a packet becoming durable after which the lane pauses before each
+/// further one, and shows that it is blocked: opening segments works, writing them does not.
 const BARREN_MAX: u32 = 2;
 
 /// Chunks that came back.
 #[derive(Default)]
 pub(crate) struct Returned {
     chunks: Vec<WriteJob>,
-    /// Segments that failed since a packet became durable.
+    /// Rounds of failures since a packet became durable. Segments that were open together and fail
+    /// together are one round.
     barren: u32,
     /// Packets that were durable when the last segment failed.
     stored: u64,
+    /// Largest ordinal of a segment that this lane opened; the same when the last round began.
+    opened: u64,
+    round: u64,
 }
 
 impl Returned {
     pub(crate) fn push(&mut self, job: WriteJob) {
         self.chunks.push(job);
+    }
+
+    pub(crate) fn note_opened(&mut self, ordinal: u64) {
+        self.opened = self.opened.max(ordinal);
+    }
+
+    /// Counts a failure. Whether it begins another round.
+    fn note_failed(&mut self, ordinal: u64, stored: u64) -> bool {
+        if stored > self.stored {
+            (self.barren, self.round) = (0, 0);
+        }
+        self.stored = stored;
+        if ordinal <= self.round {
+            return false;
+        }
+        self.round = self.opened;
+        self.barren += 1;
+        true
     }
 }
 
@@ -98,8 +119,8 @@ impl Sealer {
 
     /// Seals the rest of a failed segment into a segment of its own.
     fn seal_chunks_again(&mut self, segment: &Arc<LiveSegment>, chunks: Vec<WriteJob>) {
-        if self.gives_up() {
-            chunks.iter().for_each(|job| self.acks.lost(&job.span, Cause::DeviceFailed));
+        if self.is_hopeless(segment.open.entry.ordinal) {
+            chunks.iter().for_each(|job| self.give_up(&job.span, &job.delta.gaps));
             return;
         }
         let life = segment.open.entry.life;
@@ -107,7 +128,7 @@ impl Sealer {
         let opener = segment.open.keys.as_ref().map(|keys| keys.data_opener()).transpose();
         let at = self.add_stream(segment.open.entry.link_type);
         for job in chunks {
-            let span = job.span;
+            let (span, gaps) = (job.span, job.delta.gaps.clone());
             let opened = match &opener {
                 Ok(opener) => self.reopened(job, opener.as_ref()),
                 Err(error) => Err(error.to_string()),
@@ -117,7 +138,7 @@ impl Sealer {
                 Err(error) => {
                     self.shared.fail(&error);
                     tracing::error!(lane = self.lane, "a chunk cannot be sealed again: {error}");
-                    self.acks.lost(&span, Cause::DeviceFailed);
+                    self.give_up(&span, &gaps);
                 }
             }
         }
@@ -128,16 +149,11 @@ impl Sealer {
         self.streams.truncate(at);
     }
 
-    /// Counts a segment that failed. Whether it is no use to try another: nothing became durable
-    /// since several before it, and nobody waits for the device to come back.
-    fn gives_up(&mut self) -> bool {
+    /// Counts the failure of a segment. Whether it is no use to try another one: nothing became
+    /// durable in several rounds, and nobody waits for the device to come back.
+    fn is_hopeless(&mut self, ordinal: u64) -> bool {
         let stored = self.acks.stored();
-        if stored > self.returned.stored {
-            self.returned.barren = 0;
-        }
-        self.returned.stored = stored;
-        self.returned.barren += 1;
-        if self.is_barren() {
+        if self.returned.note_failed(ordinal, stored) && self.is_barren() {
             self.shared.set_blocked(true);
             std::thread::sleep(RETRY_PAUSE);
         }

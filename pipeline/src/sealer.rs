@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, select};
 use crossbeam_queue::ArrayQueue;
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::{ChunkEntry, CloseReason};
-use wirevault_format::{Cause, Interface, LinkType, RunId};
+use wirevault_format::{Cause, Gap, Interface, LinkType, RunId};
 use wirevault_index::ChunkDelta;
 use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
 use wirevault_packet::dissect;
@@ -172,7 +172,7 @@ impl Sealer {
                         self.stop.store(true, Ordering::Relaxed);
                     }
                     if self.stop.load(Ordering::Relaxed) {
-                        self.acks.lost(&span(&job), Cause::DeviceFailed);
+                        self.give_up(&span(&job), &job.gaps);
                         self.jobs.put(job);
                         return;
                     }
@@ -184,10 +184,17 @@ impl Sealer {
             // A chunk that cannot be sealed is never written in the clear.
             self.shared.fail(&error.to_string());
             tracing::error!(lane = self.lane, "a chunk could not be sealed: {error}");
-            self.acks.lost(&span(&job), Cause::DeviceFailed);
+            self.give_up(&span(&job), &job.gaps);
             self.close(at, CloseReason::DeviceFailed);
         }
         self.jobs.put(job);
+    }
+
+    /// A chunk goes nowhere: its packets are counted as dropped, and another one tells of
+    /// that, and of the gaps that stood in it.
+    pub(crate) fn give_up(&self, span: &Span, gaps: &[Gap]) {
+        self.acks.untold(gaps);
+        self.acks.lost(span, Cause::DeviceFailed);
     }
 
     /// Closes the current segment if it cannot take the chunk, or if its device failed.
@@ -244,6 +251,7 @@ impl Sealer {
         let sealer = open.keys.as_ref().map(|keys| keys.data_sealer()).transpose();
         let sealer = sealer.map_err(|error| error.to_string())?;
         let data_offset = open.data_offset;
+        self.returned.note_opened(open.entry.ordinal);
         let segment = self.registry.add(open, prepared_for);
         Ok(Current { segment, sealer, at: data_offset, chunks: 0, since: Instant::now() })
     }
@@ -343,7 +351,8 @@ impl Sealer {
         // gone.
         if let Err(refused) = self.writers[volume].sender.try_send(write) {
             self.shared.fail("the writer thread is gone");
-            self.acks.lost(&refused.into_inner().span, Cause::DeviceFailed);
+            let write = refused.into_inner();
+            self.give_up(&write.span, &write.delta.gaps);
         }
         Ok(())
     }

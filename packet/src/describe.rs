@@ -46,7 +46,7 @@ pub struct FlowText {
     pub vlans: Vec<u16>,
     /// MPLS labels, outermost first.
     pub mpls: Vec<u32>,
-    /// VXLAN or GENEVE network identifier, the innermost.
+    /// VXLAN, VXLAN-GPE or GENEVE network identifier, the innermost.
     pub vni: Option<u32>,
     /// Whether the packets are fragments, and of which kind.
     pub fragment: Fragment,
@@ -172,6 +172,17 @@ impl FlowText {
             Layer::Cut { .. } => self.incomplete = Some("cut off"),
             Layer::Malformed => self.incomplete = Some("malformed"),
             Layer::Deep => self.incomplete = Some("too many layers"),
+            Layer::VxlanGpe { vni, .. } => self.tunnel("VXLAN-GPE", vni),
+            Layer::Erspan2 { session, .. } | Layer::Erspan3 { session, .. } => {
+                self.layers.push(format!("ERSPAN session {session}"));
+                self.protocol = "ERSPAN".to_owned();
+            }
+            Layer::GtpU { .. } => {
+                self.outer_now();
+                self.layers.push("GTP-U".to_owned());
+                self.protocol = "GTP-U".to_owned();
+            }
+            Layer::ControlWord => self.layers.push("control word".to_owned()),
         }
     }
 

@@ -5,7 +5,8 @@
 use wirevault_format::LinkType;
 
 use crate::key::{Direction, FlowKey, KeyWriter, process_seed};
-use crate::shape::{Fragment, GENEVE_PORT, Layer, VXLAN_PORTS};
+use crate::shape::{Fragment, Layer};
+use crate::tunnel::is_tunnel_port;
 use crate::walk::{dissect_layers, half, little, value};
 
 /// What the headers of one frame say.
@@ -79,8 +80,7 @@ fn plain_transport(data: &[u8], protocol: u8, at: usize) -> Option<(Layer, u8)> 
         6 => Some((Layer::Tcp, rest.first_chunk::<20>()?[13])),
         17 => {
             let port = half(rest.first_chunk::<4>()?, 2);
-            let plain = port != GENEVE_PORT && !VXLAN_PORTS.contains(&port);
-            plain.then_some((Layer::Udp, 0))
+            (!is_tunnel_port(port)).then_some((Layer::Udp, 0))
         }
         _ => None,
     }
@@ -125,6 +125,7 @@ mod tests {
 
     use super::*;
     use crate::shape::Layers;
+    use crate::tunnel::{GENEVE_PORT, GTP_U_PORT};
 
     fn layers(d: &Dissected) -> Vec<Layer> {
         Layers::new(d.key.shape()).map(|layer| layer.unwrap().1).collect()
@@ -173,7 +174,7 @@ mod tests {
             mut frame in proptest::collection::vec(any::<u8>(), 40..90),
             v6: bool,
             protocol in prop_oneof![Just(6u8), Just(17), any::<u8>()],
-            port in prop_oneof![Just(53u16), Just(GENEVE_PORT), Just(8472)],
+            port in prop_oneof![Just(53u16), Just(GENEVE_PORT), Just(8472), Just(GTP_U_PORT)],
             equal: bool,
         ) {
             let (ethertype, ip, protocol_at, ports) =

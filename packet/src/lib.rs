@@ -38,6 +38,7 @@ pub mod key;
 pub mod shape;
 pub mod summary;
 pub mod template;
+mod tunnel;
 mod walk;
 
 pub use describe::FlowText;

@@ -12,6 +12,7 @@ use wirevault_format::LinkType;
 
 use crate::error::PacketError;
 use crate::template::Template;
+use crate::tunnel::GTP_OPTIONAL;
 
 /// What one stored value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,8 +63,9 @@ impl Fragment {
 
 /// One layer of a frame.
 ///
-/// Sources: IEEE 802.3 and 802.1Q, RFC 791, 8200, 3032, 2516, 7348, 8926, 2784 and 2890, 826, and
-/// the LINKTYPE_ registry of tcpdump.org.
+/// Sources: IEEE 802.3 and 802.1Q, RFC 791, 8200, 3032, 4385, 4448, 2516, 7348, 8926, 2784 and
+/// 2890, 826, draft-ietf-nvo3-vxlan-gpe, draft-foschiano-erspan, 3GPP TS 29.281, and the LINKTYPE_
+/// registry of tcpdump.org.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "fields carry the names of their headers' specifications")]
 pub enum Layer {
@@ -121,12 +123,20 @@ pub enum Layer {
     Malformed,
     /// The key has no room for the next layer.
     Deep,
+    /// UDP and VXLAN-GPE headers with a VNI and a next protocol. The UDP source port is left out.
+    VxlanGpe { next: u8, vni: u32 },
+    /// ERSPAN type II. Type I has no header of its own.
+    Erspan2 { vlan: u16, session: u16 },
+    /// ERSPAN type III, with or without the platform's subheader.
+    Erspan3 { vlan: u16, session: u16, frame_type: u8, subheader: bool },
+    /// UDP and GTP-U headers of a user's packet; `words` of 4 bytes of extension headers. The UDP
+    /// source port and the tunnel's id are left out: each direction has an id of its own, and there
+    /// are as many as subscribers.
+    GtpU { flags: u8, words: u8 },
+    /// Control word of a pseudowire, before Ethernet.
+    ControlWord,
 }
 
-/// UDP destination port of GENEVE.
-pub(crate) const GENEVE_PORT: u16 = 6081;
-/// UDP destination ports of VXLAN: the assigned one, and Linux's older default.
-pub(crate) const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 /// IPv6 next header value of the authentication header, whose length counts words of 4 bytes.
 const AUTHENTICATION: u8 = 51;
 
@@ -205,6 +215,14 @@ impl Layer {
             Self::Cut { need } => Record::new(25).byte(need),
             Self::Malformed => Record::new(26),
             Self::Deep => Record::new(27),
+            Self::VxlanGpe { next, vni } => Record::new(28).byte(next).three(vni),
+            Self::Erspan2 { vlan, session } => Record::new(29).half(vlan).half(session),
+            Self::Erspan3 { vlan, session, frame_type, subheader } => {
+                let last = frame_type << 1 | u8::from(subheader);
+                Record::new(30).half(vlan).half(session).byte(last)
+            }
+            Self::GtpU { flags, words } => Record::new(31).byte(flags).byte(words),
+            Self::ControlWord => Record::new(32),
         }
     }
 
@@ -268,6 +286,19 @@ impl Layer {
             25 => (Self::Cut { need: byte(0)? }, 2),
             26 => (Self::Malformed, 1),
             27 => (Self::Deep, 1),
+            28 => (Self::VxlanGpe { next: byte(0)?, vni: three(1)? }, 5),
+            29 => {
+                let session = below(half(2)?, 1024)?;
+                (Self::Erspan2 { vlan: below(half(0)?, 4096)?, session }, 5)
+            }
+            30 => {
+                let (vlan, session) = (below(half(0)?, 4096)?, below(half(2)?, 1024)?);
+                let last = below(u16::from(byte(4)?), 64)? as u8;
+                let (frame_type, subheader) = (last >> 1, last & 1 == 1);
+                (Self::Erspan3 { vlan, session, frame_type, subheader }, 6)
+            }
+            31 => (Self::GtpU { flags: byte(0)?, words: byte(1)? }, 3),
+            32 => (Self::ControlWord, 1),
             _ => return Err(Broken::Content),
         })
     }
@@ -286,6 +317,14 @@ impl Layer {
             Self::Arp { .. } => 28,
             Self::Llc { .. } => 3,
             Self::Snap { .. } => 5,
+            Self::VxlanGpe { .. } => 16,
+            Self::Erspan2 { .. } => 8,
+            Self::Erspan3 { .. } => 12,
+            Self::GtpU { flags, words } => {
+                let optional = if flags & GTP_OPTIONAL != 0 { 4 } else { 0 };
+                16 + optional + usize::from(*words) * 4
+            }
+            Self::ControlWord => 4,
             Self::Cut { .. } | Self::Malformed | Self::Deep => 0,
         }
     }
@@ -301,6 +340,7 @@ impl Layer {
                 let optional = |bits: u16| if flags & bits != 0 { 4 } else { 0 };
                 4 + optional(0xc000) + optional(0x2000) + optional(0x1000)
             }
+            Self::Erspan3 { subheader: true, .. } => 20,
             _ => self.need(),
         }
     }
@@ -448,6 +488,11 @@ mod tests {
             Layer::Cut { need: 20 },
             Layer::Malformed,
             Layer::Deep,
+            Layer::VxlanGpe { next: 3, vni: 0xff_ffff },
+            Layer::Erspan2 { vlan: 4095, session: 1023 },
+            Layer::Erspan3 { vlan: 1, session: 2, frame_type: 31, subheader: true },
+            Layer::GtpU { flags: 0x34, words: 255 },
+            Layer::ControlWord,
         ];
         for layer in layers {
             let (record, len) = (layer.encode(), layer.encode().bytes);

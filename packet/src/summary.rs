@@ -112,6 +112,17 @@ impl Writer<'_> {
                 self.ends(f, at, true)?;
                 write!(f, "VXLAN, vni {vni}: ")
             }
+            Layer::VxlanGpe { vni, .. } => {
+                self.ends(f, at, true)?;
+                write!(f, "VXLAN-GPE, vni {vni}: ")
+            }
+            Layer::GtpU { .. } => {
+                self.ends(f, at, true)?;
+                write!(f, "GTP-U, teid {:#x}: ", u32::from_be_bytes(self.bytes(at + 12)))
+            }
+            Layer::Erspan2 { session, .. } | Layer::Erspan3 { session, .. } => {
+                write!(f, "ERSPAN, session {session}: ")
+            }
             Layer::Geneve { vni, .. } => {
                 self.ends(f, at, true)?;
                 write!(f, "Geneve, vni {vni:#x}: ")

@@ -5,7 +5,8 @@
 
 use crate::error::PacketError;
 use crate::key::{Direction, FlowKey};
-use crate::shape::{Fragment, GENEVE_PORT, Layer, Layers, ValueKind};
+use crate::shape::{Fragment, Layer, Layers, ValueKind};
+use crate::tunnel::{GENEVE_PORT, GTP_U_PORT, GTP_USER_PACKET, VXLAN_GPE_PORT};
 use crate::walk::{ARP_FOR_IPV4, LENGTH_MAX};
 
 /// Bytes of a packet that a template describes; later bytes are unknown. Headers of a frame with
@@ -305,6 +306,27 @@ impl Template {
                 self.captured_max = self.captured_max.min(short);
             }
             Layer::Malformed | Layer::Deep => {}
+            Layer::VxlanGpe { next, vni } => {
+                self.know(at + 2, &VXLAN_GPE_PORT.to_be_bytes());
+                self.know_bits(at + 8, 0x0c, 0x0c);
+                self.know(at + 11, &[next]);
+                self.know(at + 12, &vni.to_be_bytes()[1..]);
+            }
+            Layer::Erspan2 { vlan, session } => {
+                self.know(at, &(0x1000 | vlan).to_be_bytes());
+                self.know_half(at + 2, 0x03ff, session);
+            }
+            Layer::Erspan3 { vlan, session, frame_type, subheader } => {
+                self.know(at, &(0x2000 | vlan).to_be_bytes());
+                self.know_half(at + 2, 0x03ff, session);
+                self.know_bits(at + 10, 0x7c, frame_type << 2);
+                self.know_bits(at + 11, 1, u8::from(subheader));
+            }
+            Layer::GtpU { flags, .. } => {
+                self.know(at + 2, &GTP_U_PORT.to_be_bytes());
+                self.know(at + 8, &[flags, GTP_USER_PACKET]);
+            }
+            Layer::ControlWord => self.know(at, &[0, 0]),
         }
     }
 

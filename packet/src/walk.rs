@@ -6,7 +6,12 @@ use wirevault_format::LinkType;
 
 use crate::dissect::Dissected;
 use crate::key::{Direction, KeyWriter, MAX_KEY_BYTES, SHAPE_AT, process_seed};
-use crate::shape::{Fragment, GENEVE_PORT, Layer, VXLAN_PORTS, ValueKind};
+use crate::shape::{Fragment, Layer, ValueKind};
+use crate::tunnel::{
+    ERSPAN_FRAME_ETHERNET, ERSPAN_FRAME_IP, ERSPAN_I_II, ERSPAN_III, GENEVE_PORT, GPE_ETHERNET,
+    GPE_IPV4, GPE_IPV6, GRE_OTHER, GRE_SEQUENCE, GTP_U_PORT, Pseudowire, VXLAN_GPE_PORT,
+    VXLAN_PORTS, gtp_user_packet, is_tunnel_port, pseudowire,
+};
 
 /// Follows the headers one by one.
 #[inline(never)]
@@ -28,11 +33,13 @@ pub(crate) fn dissect_layers(link: LinkType, data: &[u8]) -> Dissected {
             Next::Type(ethertype) => by_ethertype(ethertype),
             Next::Vlan => walk.vlan(),
             Next::Mpls => walk.mpls(),
+            Next::MplsPayload => walk.mpls_payload(),
             Next::Pppoe => walk.pppoe(),
             Next::IpAny => walk.ip_any(),
             Next::Ipv4 => walk.ipv4(),
             Next::Ipv6 => walk.ipv6(),
             Next::Protocol { number, v6 } => walk.protocol(number, v6),
+            Next::Erspan => walk.erspan(),
             Next::Arp => walk.arp(),
             Next::Llc => walk.llc(),
             Next::Sll => walk.sll(),
@@ -55,11 +62,13 @@ enum Next {
     Type(u16),
     Vlan,
     Mpls,
+    MplsPayload,
     Pppoe,
     IpAny,
     Ipv4,
     Ipv6,
     Protocol { number: u8, v6: bool },
+    Erspan,
     Arp,
     Llc,
     Sll,
@@ -198,7 +207,18 @@ impl<'a> Walk<'a> {
         let Some(head) = self.head::<4>() else { return self.cut(4) };
         let label = u32::from_be_bytes(*head) >> 12;
         let bottom = head[2] & 1 == 1;
-        self.push(Layer::Mpls { label, bottom }, if bottom { Next::IpAny } else { Next::Mpls })
+        let next = if bottom { Next::MplsPayload } else { Next::Mpls };
+        self.push(Layer::Mpls { label, bottom }, next)
+    }
+
+    /// What the label stack carries has no type field: IP, or a pseudowire's Ethernet frame.
+    fn mpls_payload(&mut self) -> Next {
+        let rest = self.data.get(self.at..).unwrap_or_default();
+        match pseudowire(rest) {
+            Some(Pseudowire::Plain) => Next::Ethernet,
+            Some(Pseudowire::ControlWord) => self.push(Layer::ControlWord, Next::Ethernet),
+            None => self.ip_any(),
+        }
     }
 
     fn pppoe(&mut self) -> Next {
@@ -312,7 +332,7 @@ impl<'a> Walk<'a> {
     fn udp(&mut self) -> Next {
         let Some(head) = self.head::<4>() else { return self.cut(4) };
         let port = half(head, 2);
-        if port == GENEVE_PORT || VXLAN_PORTS.contains(&port) {
+        if is_tunnel_port(port) {
             return self.tunnel(port);
         }
         self.push(Layer::Udp, Next::End)
@@ -322,27 +342,65 @@ impl<'a> Walk<'a> {
     fn tunnel(&mut self, port: u16) -> Next {
         let Some(head) = self.head::<16>() else { return self.push(Layer::Udp, Next::End) };
         let vni = u32::from_be_bytes([0, head[12], head[13], head[14]]);
-        if port == GENEVE_PORT {
-            if head[8] >> 6 != 0 {
-                return self.push(Layer::Udp, Next::End);
+        match port {
+            GENEVE_PORT if head[8] >> 6 == 0 => {
+                let protocol = half(head, 10);
+                let layer = Layer::Geneve { option_words: head[8] & 0x3f, protocol, vni };
+                self.push(layer, by_tunnel_type(protocol))
             }
-            let protocol = half(head, 10);
-            let layer = Layer::Geneve { option_words: head[8] & 0x3f, protocol, vni };
-            return self.push(layer, by_tunnel_type(protocol));
+            VXLAN_GPE_PORT if head[8] & 0x0c == 0x0c => {
+                let next = match head[11] {
+                    GPE_IPV4 => Next::Ipv4,
+                    GPE_IPV6 => Next::Ipv6,
+                    GPE_ETHERNET => Next::Ethernet,
+                    _ => Next::End,
+                };
+                self.push(Layer::VxlanGpe { next: head[11], vni }, next)
+            }
+            GTP_U_PORT => {
+                let message = self.data.get(self.at + 8..).unwrap_or_default();
+                match gtp_user_packet(message, half(head, 4)) {
+                    Some(words) => self.push(Layer::GtpU { flags: head[8], words }, Next::IpAny),
+                    None => self.push(Layer::Udp, Next::End),
+                }
+            }
+            _ if VXLAN_PORTS.contains(&port) && head[8] & 0x08 != 0 => {
+                self.push(Layer::Vxlan { port, vni }, Next::Ethernet)
+            }
+            _ => self.push(Layer::Udp, Next::End),
         }
-        if head[8] & 0x08 == 0 {
-            return self.push(Layer::Udp, Next::End);
-        }
-        self.push(Layer::Vxlan { port, vni }, Next::Ethernet)
     }
 
     fn gre(&mut self) -> Next {
         let Some(head) = self.head::<4>() else { return self.cut(4) };
         let (flags, protocol) = (half(head, 0), half(head, 2));
-        // Version 1 is PPTP's; routing (0x4000) has a length of its own.
-        let plain = flags & 0x4007 == 0;
-        let next = if plain { by_tunnel_type(protocol) } else { Next::End };
+        let next = match protocol {
+            _ if flags & GRE_OTHER != 0 => Next::End,
+            // Type I has neither a sequence number nor a header.
+            ERSPAN_I_II if flags & GRE_SEQUENCE == 0 => Next::Ethernet,
+            ERSPAN_I_II | ERSPAN_III => Next::Erspan,
+            _ => by_tunnel_type(protocol),
+        };
         self.push(Layer::Gre { flags, protocol }, next)
+    }
+
+    fn erspan(&mut self) -> Next {
+        let Some(head) = self.head::<8>() else { return self.cut(8) };
+        let (vlan, session) = (half(head, 0) & 0x0fff, half(head, 2) & 0x03ff);
+        match head[0] >> 4 {
+            1 => self.push(Layer::Erspan2 { vlan, session }, Next::Ethernet),
+            2 => {
+                let Some(head) = self.head::<12>() else { return self.cut(12) };
+                let (frame_type, subheader) = (head[10] >> 2 & 0x1f, head[11] & 1 == 1);
+                let next = match frame_type {
+                    ERSPAN_FRAME_ETHERNET => Next::Ethernet,
+                    ERSPAN_FRAME_IP => Next::IpAny,
+                    _ => Next::End,
+                };
+                self.push(Layer::Erspan3 { vlan, session, frame_type, subheader }, next)
+            }
+            _ => self.stop(Layer::Malformed),
+        }
     }
 
     fn icmp(&mut self) -> Next {

@@ -57,7 +57,7 @@ proptest! {
 
     #[test]
     fn damaged_keys_are_refused_or_harmless(
-        shape in prop::collection::vec(0u8..30, 0..90),
+        shape in prop::collection::vec(0u8..36, 0..90),
         values in prop::collection::vec(any::<u8>(), 0..40),
     ) {
         if let Ok(template) = shape_template(&shape) {

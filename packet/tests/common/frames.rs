@@ -14,7 +14,7 @@ pub const HOSTS6: [[u8; 16]; 6] = [
     [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
     [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
 ];
-pub const PORTS: [u16; 10] = [20, 53, 80, 443, 1024, 4789, 6081, 8472, 40000, 65535];
+pub const PORTS: [u16; 12] = [20, 53, 80, 443, 1024, 2152, 4789, 4790, 6081, 8472, 40000, 65535];
 const MACS: [[u8; 6]; 4] =
     [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], [0xff; 6], [1, 0, 0x5e, 0, 0, 1]];
 /// How deep encapsulations are nested on purpose.
@@ -117,10 +117,11 @@ fn mpls(random: &mut Random, depth: usize) -> Vec<u8> {
         out.extend(entry.to_be_bytes());
     }
     let v6 = random.one_in(3);
-    if random.one_in(8) {
-        [out, random.bytes(30)].concat()
-    } else {
-        [out, ip(random, v6, depth + 1)].concat()
+    match random.below(8) {
+        0 => [out, random.bytes(30)].concat(),
+        1 => [out, ethernet(random, depth + 1)].concat(),
+        2 => [out, vec![0, 0, 0, 1], ethernet(random, depth + 1)].concat(),
+        _ => [out, ip(random, v6, depth + 1)].concat(),
     }
 }
 
@@ -217,7 +218,7 @@ fn transport(random: &mut Random, v6: bool, depth: usize) -> (u8, Vec<u8>) {
     let (source, destination) = (random.pick(&PORTS), random.pick(&PORTS));
     push(&mut out, source);
     push(&mut out, destination);
-    let kinds = if depth > DEPTH_MAX { 9 } else { 16 };
+    let kinds = if depth > DEPTH_MAX { 9 } else { 18 };
     match random.below(kinds) {
         0..4 => {
             out.extend(random.bytes(8));
@@ -247,6 +248,8 @@ fn transport(random: &mut Random, v6: bool, depth: usize) -> (u8, Vec<u8>) {
         11 | 12 => (17, geneve(random, depth)),
         13 => (47, gre(random, depth)),
         14 => (4, ipv4(random, depth + 1)),
+        15 => (17, vxlan_gpe(random, depth)),
+        16 => (17, gtp_u(random, depth)),
         _ => (random.pick(&[41, 137]), ipv6(random, depth + 1)),
     }
 }
@@ -288,12 +291,50 @@ fn geneve(random: &mut Random, depth: usize) -> Vec<u8> {
     }
 }
 
+fn vxlan_gpe(random: &mut Random, depth: usize) -> Vec<u8> {
+    let mut out = random.bytes(2);
+    push(&mut out, 4790);
+    let next = random.pick(&[1, 2, 3, 4]);
+    out.extend([0, 0, 0, 0, random.pick(&[0x0c, 0x0c, 0x0d, 0x08]), 0, 0, next, 0, 0, 7, 0]);
+    match next {
+        1 | 2 => [out, ip(random, next == 2, depth + 1)].concat(),
+        _ => [out, ethernet(random, depth + 1)].concat(),
+    }
+}
+
+fn gtp_u(random: &mut Random, depth: usize) -> Vec<u8> {
+    let v6 = random.one_in(3);
+    let inside = ip(random, v6, depth + 1);
+    let flags = random.pick(&[0x30, 0x30, 0x32, 0x31, 0x34, 0x36, 0x50]);
+    let mut rest = Vec::new();
+    if flags & 7 != 0 {
+        let extensions = if flags & 4 != 0 { random.below(3) } else { 0 };
+        let kinds = [0x85, 0x40, 0x20];
+        let kind = |n: usize| if n < extensions { kinds[n] } else { 0 };
+        rest.extend([0, 9, 0, kind(0)]);
+        for n in 0..extensions {
+            let words = random.pick(&[1, 1, 2]);
+            rest.push(words);
+            rest.extend(random.bytes(usize::from(words) * 4 - 2));
+            rest.push(kind(n + 1));
+        }
+    }
+    let length = (rest.len() + inside.len()) as u16;
+    let mut out = random.bytes(2);
+    push(&mut out, 2152);
+    push(&mut out, length.wrapping_add(random.pick(&[16, 16, 16, 15])));
+    out.extend([0, 0, flags, random.pick(&[0xff, 0xff, 0xff, 1])]);
+    push(&mut out, length);
+    out.extend([0, 0, 1, 2]);
+    [out, rest, inside].concat()
+}
+
 fn gre(random: &mut Random, depth: usize) -> Vec<u8> {
     let flags: u16 = random.pick(&[0, 0x8000, 0x2000, 0x1000, 0xb000, 0x3000, 0x3001, 0x4000]);
     let mut out = Vec::new();
     push(&mut out, flags);
-    let inside = random.below(4);
-    push(&mut out, [0x800, 0x86dd, 0x6558, 0x88be][inside]);
+    let inside = random.below(6);
+    push(&mut out, [0x800, 0x86dd, 0x6558, 0x88be, 0x88be, 0x22eb][inside]);
     for bits in [0xc000, 0x2000, 0x1000] {
         if flags & bits != 0 {
             out.extend(random.bytes(4));
@@ -301,6 +342,18 @@ fn gre(random: &mut Random, depth: usize) -> Vec<u8> {
     }
     match inside {
         0 | 1 => [out, ip(random, inside == 1, depth + 1)].concat(),
+        4 => [out, vec![0x10, 5, 0xe8, 7, 0, 0, 0, 1], ethernet(random, depth + 1)].concat(),
+        5 => {
+            let (kind, subheader) = (random.pick(&[0, 0, 2, 1]), random.below(2));
+            let (a, b) = (kind << 2 | 0x80, subheader as u8 | 0x10);
+            let head = vec![0x2f, 0xff, 3, 0xff, 1, 2, 3, 4, 0, 0, a, b];
+            let more = random.bytes(subheader * 8);
+            let frame = match kind {
+                2 => ip(random, false, depth + 1),
+                _ => ethernet(random, depth + 1),
+            };
+            [out, head, more, frame].concat()
+        }
         _ => [out, ethernet(random, depth + 1)].concat(),
     }
 }

@@ -27,23 +27,28 @@
 //! - [`template`]: key or shape to the packet of partly known bits.
 //! - [`describe`]: a key in words. [`summary`]: a packet in one line.
 //! - [`bpf`]: the interpreter, concrete and abstract.
+//! - [`decap`]: removes outer headers before a frame is stored; [`outer`]: what they said.
 
 #![forbid(unsafe_code)]
 
 pub mod bpf;
+pub mod decap;
 pub mod describe;
 pub mod dissect;
 pub mod error;
 pub mod key;
+pub mod outer;
 pub mod shape;
 pub mod summary;
 pub mod template;
 mod tunnel;
 mod walk;
 
+pub use decap::{Decap, Inner, Stripped, Tunnel};
 pub use describe::FlowText;
 pub use dissect::{Dissected, dissect};
 pub use error::PacketError;
 pub use key::{Direction, FlowKey, MAX_KEY_BYTES};
+pub use outer::{OuterHeaders, OuterKind, OuterText, TunnelId, outer_headers, tunnel_ids};
 pub use shape::{ValueKind, shape_template, value_layout};
 pub use template::Template;

@@ -23,6 +23,8 @@ pub(crate) const GTP_OPTIONAL: u8 = 0x07;
 pub(crate) const GRE_OTHER: u16 = 0x4007;
 /// GRE: a sequence number is present.
 pub(crate) const GRE_SEQUENCE: u16 = 0x1000;
+/// What GRE and GENEVE call an Ethernet frame inside.
+pub(crate) const TRANSPARENT_ETHERNET: u16 = 0x6558;
 /// GRE protocol of ERSPAN types I and II.
 pub(crate) const ERSPAN_I_II: u16 = 0x88be;
 /// GRE protocol of ERSPAN type III.

@@ -9,8 +9,8 @@ use crate::key::{Direction, KeyWriter, MAX_KEY_BYTES, SHAPE_AT, process_seed};
 use crate::shape::{Fragment, Layer, ValueKind};
 use crate::tunnel::{
     ERSPAN_FRAME_ETHERNET, ERSPAN_FRAME_IP, ERSPAN_I_II, ERSPAN_III, GENEVE_PORT, GPE_ETHERNET,
-    GPE_IPV4, GPE_IPV6, GRE_OTHER, GRE_SEQUENCE, GTP_U_PORT, Pseudowire, VXLAN_GPE_PORT,
-    VXLAN_PORTS, gtp_user_packet, is_tunnel_port, pseudowire,
+    GPE_IPV4, GPE_IPV6, GRE_OTHER, GRE_SEQUENCE, GTP_U_PORT, Pseudowire, TRANSPARENT_ETHERNET,
+    VXLAN_GPE_PORT, VXLAN_PORTS, gtp_user_packet, is_tunnel_port, pseudowire,
 };
 
 /// Follows the headers one by one.
@@ -492,7 +492,7 @@ pub(crate) const ARP_FOR_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
 /// What GRE and GENEVE carry: as on Ethernet, and Ethernet itself.
 fn by_tunnel_type(protocol: u16) -> Next {
-    if protocol == 0x6558 { Next::Ethernet } else { by_ethertype(protocol) }
+    if protocol == TRANSPARENT_ETHERNET { Next::Ethernet } else { by_ethertype(protocol) }
 }
 
 /// What Linux cooked headers carry: as on Ethernet, and 802.2 under a number of its own.

@@ -15,7 +15,10 @@ pub mod write;
 
 pub use read::{Block, Blocks, Epb, RawOption, options};
 pub use stream::{Event, OtherKind, Reader, Record};
-pub use write::{EpbParts, epb_bytes, put_epb, put_idb, put_isb_comment, put_option, put_shb};
+pub use write::{
+    EpbParts, Removed, epb_bytes, put_epb, put_epb_with, put_idb, put_isb_comment, put_option,
+    put_shb,
+};
 
 /// Section Header Block. The number reads the same in both byte orders.
 pub const BLOCK_SHB: u32 = 0x0A0D_0D0A;

@@ -48,9 +48,25 @@ impl EpbParts<'_> {
     /// Bytes of the whole block.
     #[inline]
     pub fn block_bytes(&self) -> usize {
-        let flags = if self.flags.is_some() { FLAGS_OPTION_BYTES } else { 0 };
-        epb_bytes(self.captured_bytes(), flags + self.raw_options.len())
+        self.block_bytes_with(&Removed::default())
     }
+
+    /// As [`Self::block_bytes`], for [`put_epb_with`].
+    #[inline]
+    pub fn block_bytes_with(&self, removed: &Removed<'_>) -> usize {
+        let flags = if self.flags.is_some() { FLAGS_OPTION_BYTES } else { 0 };
+        let options = flags + removed.option.len() + self.raw_options.len();
+        epb_bytes(removed.head.len() + self.captured_bytes(), options)
+    }
+}
+
+/// What is stored of a packet beside its [`EpbParts`] when outer headers were removed from it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Removed<'a> {
+    /// Captured bytes before [`EpbParts::data`]; `orig_len` counts them already.
+    pub head: &'a [u8],
+    /// The option that says what was removed, encoded and padded; empty if nothing was.
+    pub option: &'a [u8],
 }
 
 /// Bytes of an Enhanced Packet Block with `captured_bytes` of data and `options_bytes` of encoded
@@ -70,8 +86,21 @@ pub const fn epb_bytes(captured_bytes: usize, options_bytes: usize) -> usize {
 /// each), data padded with zeros to 4, options, length.
 #[inline]
 pub fn put_epb(buf: &mut [u8], at: usize, packet: &EpbParts<'_>) -> Option<usize> {
-    let captured = packet.captured_bytes();
-    let total = packet.block_bytes();
+    put_epb_with(buf, at, packet, &Removed::default())
+}
+
+/// As [`put_epb`], for a packet from which outer headers were removed: its head stands before the
+/// data, and the option between `epb_flags` and the other options.
+#[inline]
+pub fn put_epb_with(
+    buf: &mut [u8],
+    at: usize,
+    packet: &EpbParts<'_>,
+    removed: &Removed<'_>,
+) -> Option<usize> {
+    let head_bytes = removed.head.len();
+    let captured = head_bytes + packet.captured_bytes();
+    let total = packet.block_bytes_with(removed);
     let total_field = u32::try_from(total).ok()?;
     let block = buf.get_mut(at..at.checked_add(total)?)?;
     let tag_bytes = if packet.vlan.is_some() { 4 } else { 0 };
@@ -86,13 +115,15 @@ pub fn put_epb(buf: &mut [u8], at: usize, packet: &EpbParts<'_>) -> Option<usize
     fixed[20..24].copy_from_slice(&(captured as u32).to_le_bytes());
     fixed[24..28].copy_from_slice(&packet.orig_len.saturating_add(tag_bytes).to_le_bytes());
 
+    rest[..head_bytes].copy_from_slice(removed.head);
+    let data = &mut rest[head_bytes..captured];
     match packet.vlan {
         Some((at, tag)) if at <= packet.data.len() => {
-            rest[..at].copy_from_slice(&packet.data[..at]);
-            rest[at..at + 4].copy_from_slice(&tag);
-            rest[at + 4..captured].copy_from_slice(&packet.data[at..]);
+            data[..at].copy_from_slice(&packet.data[..at]);
+            data[at..at + 4].copy_from_slice(&tag);
+            data[at + 4..].copy_from_slice(&packet.data[at..]);
         }
-        _ => rest[..captured].copy_from_slice(packet.data),
+        _ => data.copy_from_slice(packet.data),
     }
     let mut next = padded(captured);
     rest[captured..next].fill(0);
@@ -103,13 +134,19 @@ pub fn put_epb(buf: &mut [u8], at: usize, packet: &EpbParts<'_>) -> Option<usize
         rest[next + 4..next + 8].copy_from_slice(&flags.to_le_bytes());
         next += FLAGS_OPTION_BYTES;
     }
+    if !removed.option.is_empty() {
+        let end = next + removed.option.len();
+        rest[next..end].copy_from_slice(removed.option);
+        next = end;
+    }
     if !packet.raw_options.is_empty() {
         let end = next + packet.raw_options.len();
         rest[next..end].copy_from_slice(packet.raw_options);
         next = end.next_multiple_of(4);
         rest[end..next].fill(0);
     }
-    if packet.flags.is_some() || !packet.raw_options.is_empty() {
+    let options = removed.option.len() + packet.raw_options.len();
+    if packet.flags.is_some() || options > 0 {
         rest[next..next + 4].fill(0);
         next += 4;
     }
@@ -259,6 +296,22 @@ mod tests {
         let mut buf = [0; 64];
         assert_eq!(put_epb(&mut buf, 0, &packet), Some(40));
         assert_eq!(buf[20..28], [8, 0, 0, 0, 64, 0, 0, 0]);
+    }
+
+    #[test]
+    fn what_was_removed_is_an_option_and_a_head_stands_before_the_data() {
+        let data = [7, 8, 9];
+        let mut packet = parts(&data);
+        packet.orig_len = 5;
+        packet.raw_options = &[1, 0, 1, 0, b'x', 0, 0, 0];
+        let removed = Removed { head: &[1, 2], option: &[3, 0x80, 2, 0, 1, 0, 0, 0] };
+        let mut buf = [0xee; 80];
+        let written = put_epb_with(&mut buf, 0, &packet, &removed);
+        assert_eq!(written, Some(32 + 8 + 8 + 8 + 4));
+        assert_eq!(written, Some(packet.block_bytes_with(&removed)));
+        assert_eq!(buf[20..28], [5, 0, 0, 0, 5, 0, 0, 0]);
+        assert_eq!(buf[28..36], [1, 2, 7, 8, 9, 0, 0, 0]);
+        assert_eq!(buf[36..56], [&removed.option[..], packet.raw_options, &[0; 4]].concat());
     }
 
     #[test]

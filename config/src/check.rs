@@ -1,6 +1,7 @@
 //! From the tree to a [`Config`]: one function for each section, then the rules between keys.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use wirevault_format::limits::CHUNK_BYTES;
@@ -8,8 +9,8 @@ use wirevault_format::limits::CHUNK_BYTES;
 use crate::fault::{Fault, Mark};
 use crate::section::{Faults, Item, Section, Value};
 use crate::settings::{
-    Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, PcapOverIp, Principal, Replay,
-    Sender, SourceKind, Speed,
+    Api, Buffer, Capture, Config, Decap, DecapMode, Hugepages, Input, LogLevel, MirrorTarget,
+    MirrorTunnel, PcapOverIp, Principal, Replay, Sender, SourceKind, Speed, Tunnel,
 };
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
@@ -40,6 +41,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
         // The missing input must not hide the faults of the keys after it.
         input: input(&root, faults).unwrap_or(Input::Capture(Vec::new())),
         pcap_over_ip: senders(&root, faults),
+        mirror_targets: root.sections("mirror_targets").iter().filter_map(mirror_target).collect(),
         buffer: buffer(&root.section("buffer")),
         flush_age: root.duration("flush_age"),
         commit_interval: root.duration("commit_interval"),
@@ -67,9 +69,12 @@ fn stores(root: &Section<'_>, given: &Given, faults: &Faults) -> Vec<PathBuf> {
     unique.into_iter().collect()
 }
 
-/// What packets come from beside TCP.
+/// Keys of what packets come from now; any of them may stand alone.
+const LIVE: [&str; 3] = ["capture", "pcap_over_ip", "mirror_targets"];
+
+/// Interfaces, or a file.
 fn input(root: &Section<'_>, faults: &Faults) -> Option<Input> {
-    let live = ["capture", "pcap_over_ip"].into_iter().find(|name| root.has(name));
+    let live = LIVE.into_iter().find(|name| root.has(name));
     match (live, root.has("replay")) {
         (Some(_), false) => Some(Input::Capture(captures(root, faults))),
         (None, true) => replay(&root.section("replay")).map(Input::Replay),
@@ -82,8 +87,8 @@ fn input(root: &Section<'_>, faults: &Faults) -> Option<Input> {
             None
         }
         (None, false) => {
-            let problem = "neither `capture`, `pcap_over_ip` nor `replay` says where packets come \
-                           from";
+            let problem = "neither `capture`, `pcap_over_ip`, `mirror_targets` nor `replay` says \
+                           where packets come from";
             let way_out = "add `capture:`, and under it `  - interface: eth0`, for example";
             root.fault("capture", problem.to_owned(), way_out.to_owned());
             None
@@ -184,14 +189,67 @@ fn capture(section: &Section<'_>) -> Capture {
         promiscuous: section.switch("promiscuous"),
         filter: section.text("filter"),
         ring_bytes: section.number("ring"),
+        decap: decap(section),
     }
+}
+
+/// What `strip` removes; the keys are the same for every source.
+fn decap(section: &Section<'_>) -> Option<Decap> {
+    let mode = choice(section, "decap", DecapMode::from_name, DecapMode::Keep);
+    let tunnels = section.list("decap_tunnels").into_iter().filter_map(|item| match item.value {
+        Value::Text(name) => Tunnel::from_name(&name),
+        _ => None,
+    });
+    let mut tunnels: Vec<_> = tunnels.collect();
+    if !section.has("decap_tunnels") {
+        tunnels = TUNNELS_DEFAULT.to_vec();
+    }
+    let ports = section.list("vxlan_ports").into_iter().filter_map(|item| match item.value {
+        Value::Number(port) => u16::try_from(port).ok(),
+        _ => None,
+    });
+    let mut vxlan_ports: Vec<_> = ports.collect();
+    if !section.has("vxlan_ports") {
+        vxlan_ports = VXLAN_PORTS_DEFAULT.to_vec();
+    }
+    (mode == DecapMode::Strip).then_some(Decap { tunnels, vxlan_ports })
+}
+
+/// As the table says for an absent key; a test compares.
+const TUNNELS_DEFAULT: [Tunnel; 7] = [
+    Tunnel::Mpls,
+    Tunnel::Vxlan,
+    Tunnel::Geneve,
+    Tunnel::Gre,
+    Tunnel::Erspan,
+    Tunnel::GtpU,
+    Tunnel::IpInIp,
+];
+/// As the table says for an absent key; a test compares.
+const VXLAN_PORTS_DEFAULT: [u16; 2] = [4789, 8472];
+
+fn mirror_target(section: &Section<'_>) -> Option<MirrorTarget> {
+    let tunnel = choice(section, "tunnel", MirrorTunnel::from_name, MirrorTunnel::Vxlan);
+    let listen = section.address("listen");
+    let target = |listen| MirrorTarget {
+        listen,
+        tunnel,
+        lanes: section.number("lanes").try_into().unwrap_or(u16::MAX),
+        snaplen_bytes: section.number("snaplen").try_into().unwrap_or(u32::MAX),
+        filter: section.text("filter"),
+        buffer_bytes: section.number("buffer"),
+    };
+    // Every key is looked at, whether or not there is an address.
+    let target = target(listen.unwrap_or(SocketAddr::from(([0; 4], 0))));
+    listen.map(|_| target)
 }
 
 fn replay(section: &Section<'_>) -> Option<Replay> {
     let file = section.path("file");
     let speed = choice(section, "speed", Speed::from_name, Speed::Full);
     let interface = section.text("interface");
-    Some(Replay { file: file?, speed, interface })
+    let decap = decap(section);
+    Some(Replay { file: file?, speed, interface, decap })
 }
 
 fn buffer(section: &Section<'_>) -> Buffer {
@@ -337,6 +395,7 @@ mod tests {
             udp_ports: Vec::new(),
             busy_poll: false,
             hardware_time: false,
+            decap: None,
         };
         assert_eq!(interfaces[..], [expected]);
         assert_eq!(config.buffer, Buffer { size_bytes: 64 << 20, hugepages: Hugepages::Auto });
@@ -373,6 +432,7 @@ mod tests {
             udp_ports: vec![4789, 6081],
             busy_poll: true,
             hardware_time: false,
+            decap: None,
         };
         assert_eq!(interfaces[0], expected);
         assert_eq!((interfaces[1].interface.as_str(), interfaces[1].hardware_time), ("lo", true));
@@ -392,8 +452,12 @@ mod tests {
     fn a_file_may_take_the_place_of_interfaces() {
         let config =
             read("store: /a\nreplay:\n  file: /x.pcap\n  speed: realtime\n  interface: a\n");
-        let expected =
-            Replay { file: "/x.pcap".into(), speed: Speed::RealTime, interface: Some("a".into()) };
+        let expected = Replay {
+            file: "/x.pcap".into(),
+            speed: Speed::RealTime,
+            interface: Some("a".into()),
+            decap: None,
+        };
         assert_eq!(config.input, Input::Replay(expected));
         assert_eq!(config.lanes(), 1);
     }
@@ -430,6 +494,67 @@ mod tests {
         assert!(of("{listen: here}").contains("`here` is not an address and a port"));
         let both = "store: /a\npcap_over_ip: [{connect: 'a:1'}]\nreplay: {file: /x}\n";
         assert!(one_fault(both).contains("both `pcap_over_ip` and `replay`"));
+    }
+
+    #[test]
+    fn outer_headers_are_kept_unless_they_are_to_be_removed() {
+        let text = "store: /a\ncapture:\n  - {interface: eth0, decap: strip}\n  - {interface: \
+                    eth1, decap: strip, decap_tunnels: [vlan, gtp_u], vxlan_ports: 4790}\n  \
+                    - {interface: eth2, decap_tunnels: [vlan]}\n";
+        let config = read(text);
+        let Input::Capture(interfaces) = &config.input else { panic!() };
+        let by_default =
+            Decap { tunnels: TUNNELS_DEFAULT.to_vec(), vxlan_ports: VXLAN_PORTS_DEFAULT.to_vec() };
+        let chosen = Decap { tunnels: vec![Tunnel::Vlan, Tunnel::GtpU], vxlan_ports: vec![4790] };
+        let decaps: Vec<_> = interfaces.iter().map(|one| one.decap.clone()).collect();
+        assert_eq!(decaps, [Some(by_default.clone()), Some(chosen), None]);
+        // What the table says is written out for an absent key gives the same.
+        let (list, ports) = ("decap_tunnels", "vxlan_ports");
+        let shown = |name| {
+            let path = format!("capture[].{name}");
+            crate::keys::TABLE.iter().find(|key| key.path == path).unwrap().example
+        };
+        let text = format!(
+            "store: /a\nreplay:\n  file: /x\n  decap: strip\n  {list}: {}\n  {ports}: {}\n",
+            shown(list),
+            shown(ports)
+        );
+        let Input::Replay(replay) = read(&text).input else { panic!() };
+        assert_eq!(replay.decap, Some(by_default));
+        let fault = one_fault("store: /a\ncapture: [{interface: e, decap_tunnels: [vxlann]}]\n");
+        assert!(fault.contains("did you mean `vxlan`?"), "{fault}");
+    }
+
+    #[test]
+    fn mirror_targets_stand_alone_or_beside_interfaces() {
+        let config = read(
+            "store: /a\nmirror_targets:\n  - listen: 0.0.0.0:4789\n  - {listen: '[::]:6081', \
+             tunnel: geneve, lanes: 2, snaplen: 128, filter: tcp, buffer: 1MiB}\n",
+        );
+        assert_eq!((&config.input, config.lanes()), (&Input::Capture(Vec::new()), 3));
+        let first = MirrorTarget {
+            listen: "0.0.0.0:4789".parse().unwrap(),
+            tunnel: MirrorTunnel::Vxlan,
+            lanes: 1,
+            snaplen_bytes: 262_144,
+            filter: None,
+            buffer_bytes: 64 << 20,
+        };
+        let second = MirrorTarget {
+            listen: "[::]:6081".parse().unwrap(),
+            tunnel: MirrorTunnel::Geneve,
+            lanes: 2,
+            snaplen_bytes: 128,
+            filter: Some("tcp".into()),
+            buffer_bytes: 1 << 20,
+        };
+        assert_eq!(config.mirror_targets, [first, second]);
+        let beside = format!("{MINIMAL}mirror_targets: [{{listen: '1.2.3.4:4789'}}]\n");
+        assert_eq!(read(&beside).lanes(), 2);
+        let fault = one_fault("store: /a\nmirror_targets: [{listen: 4789}]\n");
+        assert!(fault.contains("is not an address and a port"), "{fault}");
+        let both = "store: /a\nmirror_targets: [{listen: '1.2.3.4:1'}]\nreplay: {file: /x}\n";
+        assert!(one_fault(both).contains("both `mirror_targets` and `replay`"));
     }
 
     #[test]

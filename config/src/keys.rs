@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wirevault_format::limits::{CHUNK_BYTES, SNAPLEN_MAX};
 
-use crate::settings::{Hugepages, LogLevel, SourceKind, Speed};
+use crate::settings::{DecapMode, Hugepages, LogLevel, MirrorTunnel, SourceKind, Speed, Tunnel};
 use crate::units::{duration_text, size_text};
 
 /// Volumes of a store at most.
@@ -18,6 +18,10 @@ pub const LANES_PER_INTERFACE_MAX: u64 = 32;
 /// A kernel ring is a multiple of this: the block size that a lane hands back to the kernel at
 /// once.
 pub const CAPTURE_RING_STEP_BYTES: u64 = 1 << 20;
+/// UDP ports of VXLAN at most. A lane compares with each.
+const VXLAN_PORTS_MAX: usize = 8;
+/// Mirror targets at most: a machine has a few addresses, and lanes are the scarcer thing.
+const MIRROR_TARGETS_MAX: usize = 16;
 /// Bytes of a path at most. Source: PATH_MAX of linux/limits.h, less the closing zero byte.
 const PATH_BYTES_MAX: usize = 4095;
 /// Bytes of a socket's path at most. Source: `sun_path` in unix(7), less the closing zero byte.
@@ -115,7 +119,7 @@ pub enum Kind {
     Interface,
     /// A tcpdump filter of at most so many bytes.
     Filter(usize),
-    /// An IP address of this machine and a TCP port.
+    /// An IP address of this machine, or all of them, and a port.
     Address,
     /// A host and a TCP port.
     Endpoint,
@@ -185,6 +189,11 @@ const DIRECTORY: Kind = Kind::Path(PATH_BYTES_MAX);
 const PRINCIPAL: Kind = Kind::Principal;
 const CPUS: Kind = Kind::Cpus;
 const PORT: Kind = Kind::Count { min: 1, max: u16::MAX as u64 };
+const TUNNEL: Kind = Kind::Choice(Tunnel::NAMES);
+/// All but VLAN tags, which every tool and every filter knows.
+const TUNNELS_DEFAULT: &str = "[mpls, vxlan, geneve, gre, erspan, gtp_u, ip_in_ip]";
+/// The assigned port, and Linux's older default.
+const VXLAN_PORTS_DEFAULT: &str = "[4789, 8472]";
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -217,7 +226,8 @@ pub static TABLE: &[Key] = &[
         Kind::Sections(INTERFACES_MAX),
         Nothing,
         "",
-        "Network interfaces to record. This, `pcap_over_ip` or `replay` must be there.",
+        "Network interfaces to record. This, `pcap_over_ip`, `mirror_targets` or `replay` must be \
+         there.",
     ),
     key(
         "capture[].interface",
@@ -296,6 +306,28 @@ pub static TABLE: &[Key] = &[
         "Store the network card's own time stamps. The card must be set up for it, with its clock \
          in UTC. Not with `source: af_xdp`.",
     )),
+    key(
+        "capture[].decap",
+        Kind::Choice(DecapMode::NAMES),
+        Value("keep"),
+        "keep",
+        "`strip` stores what is inside tunnels, and ids and addresses of the outer headers beside \
+         it; snaplen and filter then count for what is inside.",
+    ),
+    key(
+        "capture[].decap_tunnels",
+        Kind::List(&TUNNEL, Tunnel::NAMES.len()),
+        Value(TUNNELS_DEFAULT),
+        TUNNELS_DEFAULT,
+        "What `strip` removes. A tunnel that is not named stays, with all that is inside it.",
+    ),
+    key(
+        "capture[].vxlan_ports",
+        Kind::List(&PORT, VXLAN_PORTS_MAX),
+        Value(VXLAN_PORTS_DEFAULT),
+        VXLAN_PORTS_DEFAULT,
+        "UDP ports that `strip` takes for VXLAN's.",
+    ),
     hidden(key(
         "pcap_over_ip",
         Kind::Sections(INTERFACES_MAX),
@@ -349,6 +381,58 @@ pub static TABLE: &[Key] = &[
         "Record only packets that this tcpdump filter selects. Without it all are recorded.",
     )),
     hidden(key(
+        "mirror_targets",
+        Kind::Sections(MIRROR_TARGETS_MAX),
+        Nothing,
+        "",
+        "Sockets that mirrors such as VPC Traffic Mirroring send to. They record what is inside, \
+         need no privilege to watch an interface, and may stand alone or beside `capture`.",
+    )),
+    hidden(key(
+        "mirror_targets[].listen",
+        Kind::Address,
+        Fault,
+        "0.0.0.0:4789",
+        "Address and UDP port that the mirror sends to.",
+    )),
+    hidden(key(
+        "mirror_targets[].tunnel",
+        Kind::Choice(MirrorTunnel::NAMES),
+        Value("vxlan"),
+        "vxlan",
+        "What the packets are wrapped in: `vxlan` from a mirror session, `geneve` from a Gateway \
+         Load Balancer. VXLAN inside GENEVE is removed, too.",
+    )),
+    hidden(key(
+        "mirror_targets[].lanes",
+        Kind::Count { min: 1, max: LANES_PER_INTERFACE_MAX },
+        Value("1"),
+        "1",
+        "Threads that share the packets, by their outer addresses and ports.",
+    )),
+    hidden(key(
+        "mirror_targets[].snaplen",
+        size(64, SNAPLEN_MAX as u64, 1),
+        Value("256KiB"),
+        "256KiB",
+        "Bytes kept of every inner packet.",
+    )),
+    hidden(key(
+        "mirror_targets[].filter",
+        Kind::Filter(FILTER_BYTES_MAX),
+        Nothing,
+        "not port 22",
+        "Record only inner packets that this tcpdump filter selects.",
+    )),
+    hidden(key(
+        "mirror_targets[].buffer",
+        size(MIB, GIB, 1),
+        Value("64MiB"),
+        "64MiB",
+        "Kernel memory of each lane for packets not taken yet. Above net.core.rmem_max it needs \
+         CAP_NET_ADMIN.",
+    )),
+    hidden(key(
         "replay",
         Kind::Section,
         Nothing,
@@ -376,6 +460,28 @@ pub static TABLE: &[Key] = &[
         Nothing,
         "eth0",
         "Interface name to store the packets under. Without it the names in the file are kept.",
+    )),
+    hidden(key(
+        "replay.decap",
+        Kind::Choice(DecapMode::NAMES),
+        Value("keep"),
+        "keep",
+        "`strip` stores what is inside tunnels, and ids and addresses of the outer headers beside \
+         it; snaplen and filter then count for what is inside.",
+    )),
+    hidden(key(
+        "replay.decap_tunnels",
+        Kind::List(&TUNNEL, Tunnel::NAMES.len()),
+        Value(TUNNELS_DEFAULT),
+        TUNNELS_DEFAULT,
+        "What `strip` removes. A tunnel that is not named stays, with all that is inside it.",
+    )),
+    hidden(key(
+        "replay.vxlan_ports",
+        Kind::List(&PORT, VXLAN_PORTS_MAX),
+        Value(VXLAN_PORTS_DEFAULT),
+        VXLAN_PORTS_DEFAULT,
+        "UDP ports that `strip` takes for VXLAN's.",
     )),
     key("buffer", Kind::Section, Nothing, "", "Memory for packets on their way to the disk."),
     key(

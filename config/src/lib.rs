@@ -32,8 +32,8 @@ use std::path::{Path, PathBuf};
 
 pub use fault::{ConfigFaults, Fault};
 pub use settings::{
-    Api, Buffer, Capture, Config, Hugepages, Input, LogLevel, PcapOverIp, Principal, Replay,
-    Sender, SourceKind, Speed,
+    Api, Buffer, Capture, Config, Decap, DecapMode, Hugepages, Input, LogLevel, MirrorTarget,
+    MirrorTunnel, PcapOverIp, Principal, Replay, Sender, SourceKind, Speed, Tunnel,
 };
 pub use units::size_text;
 

@@ -80,6 +80,48 @@ choice! {
 }
 
 choice! {
+    /// Whether outer headers of tunnels are stored.
+    DecapMode {
+        /// Packets are stored as they come.
+        Keep = "keep",
+        /// What is inside is stored, and what the outer headers said beside it.
+        Strip = "strip",
+    }
+}
+
+choice! {
+    /// An encapsulation that can be removed.
+    Tunnel {
+        /// VLAN tags.
+        Vlan = "vlan",
+        /// MPLS labels.
+        Mpls = "mpls",
+        /// VXLAN and VXLAN-GPE.
+        Vxlan = "vxlan",
+        /// GENEVE.
+        Geneve = "geneve",
+        /// GRE.
+        Gre = "gre",
+        /// ERSPAN of all types.
+        Erspan = "erspan",
+        /// GTP-U.
+        GtpU = "gtp_u",
+        /// IP in IP.
+        IpInIp = "ip_in_ip",
+    }
+}
+
+choice! {
+    /// What mirrored packets are wrapped in when they are sent to a target.
+    MirrorTunnel {
+        /// VXLAN, as VPC Traffic Mirroring sends it.
+        Vxlan = "vxlan",
+        /// GENEVE, as a Gateway Load Balancer sends it.
+        Geneve = "geneve",
+    }
+}
+
+choice! {
     /// The least important messages that are logged.
     LogLevel {
         /// What needs a person.
@@ -109,6 +151,8 @@ pub struct Config {
     /// Other programs that send packets over TCP: no two of one address. Beside interfaces, never
     /// beside a file.
     pub pcap_over_ip: Vec<PcapOverIp>,
+    /// Sockets that mirrored packets are sent to, beside the input.
+    pub mirror_targets: Vec<MirrorTarget>,
     /// The packet buffer.
     pub buffer: Buffer,
     /// Longest time that a packet waits in a chunk that does not fill.
@@ -129,11 +173,13 @@ pub struct Config {
 impl Config {
     /// Lanes of all inputs together. A replay has one.
     pub fn lanes(&self) -> usize {
+        let streams = self.pcap_over_ip.iter().map(|one| usize::from(one.lanes));
+        let targets = self.mirror_targets.iter().map(|one| usize::from(one.lanes));
         let input: usize = match &self.input {
             Input::Capture(interfaces) => interfaces.iter().map(|one| usize::from(one.lanes)).sum(),
             Input::Replay(_) => 1,
         };
-        input + self.pcap_over_ip.iter().map(|one| usize::from(one.lanes)).sum::<usize>()
+        input + streams.chain(targets).sum::<usize>()
     }
 }
 
@@ -141,7 +187,8 @@ impl Config {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Input {
-    /// Network interfaces: no two of one name, and at least one unless packets come over TCP.
+    /// Network interfaces: no two of one name; none only if packets come over TCP or to mirror
+    /// targets.
     Capture(Vec<Capture>),
     /// A file.
     Replay(Replay),
@@ -171,6 +218,8 @@ pub struct Capture {
     pub busy_poll: bool,
     /// Whether the card stamps packets. Never with [`SourceKind::AfXdp`].
     pub hardware_time: bool,
+    /// What is removed from packets before they are stored; `None` stores them as they come.
+    pub decap: Option<Decap>,
 }
 
 /// How packets of other programs are taken.
@@ -198,6 +247,34 @@ pub enum Sender {
     Connect(String),
 }
 
+/// What is removed from packets before they are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Decap {
+    /// Encapsulations.
+    pub tunnels: Vec<Tunnel>,
+    /// UDP ports of VXLAN.
+    pub vxlan_ports: Vec<u16>,
+}
+
+/// A socket that mirrored packets are sent to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MirrorTarget {
+    /// Address and port that it listens on.
+    pub listen: SocketAddr,
+    /// What the packets are wrapped in.
+    pub tunnel: MirrorTunnel,
+    /// Lanes, 1 to [`LANES_PER_INTERFACE_MAX`].
+    pub lanes: u16,
+    /// Bytes of every inner packet that are kept at most.
+    pub snaplen_bytes: u32,
+    /// tcpdump filter of the inner packets to keep; not compiled yet.
+    pub filter: Option<String>,
+    /// Bytes of socket buffer of each lane.
+    pub buffer_bytes: u64,
+}
+
 /// How a file is replayed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -208,6 +285,8 @@ pub struct Replay {
     pub speed: Speed,
     /// Interface name to store the packets under; `None` keeps the names in the file.
     pub interface: Option<String>,
+    /// What is removed from packets before they are stored; `None` stores them as they are.
+    pub decap: Option<Decap>,
 }
 
 /// The packet buffer.

@@ -308,7 +308,7 @@ fn reopen(rig: &Rig, disks: &[SimMedia]) -> (Vec<Vec<u32>>, Summary) {
     let damage: Vec<_> = report.segments.iter().flat_map(|segment| &segment.damage).collect();
     assert!(damage.is_empty(), "{damage:?}");
     assert!(report.set_aside.is_empty(), "{report:?}");
-    ask(&store.catalog(rig.clock.unix_ns(), &[]))
+    ask(&store.catalog(rig.clock.unix_ns()))
 }
 
 /// Nothing dropped, everything stored, and every packet found once, in order.

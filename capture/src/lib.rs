@@ -4,6 +4,7 @@
 //!  NIC queue ── AF_PACKET ring (TPACKET_V3, fanout) ──► packet_mmap ──┐
 //!  another program ── pcap or pcapng over TCP ────────► pcap_over_ip ─┤
 //!  NIC queue ── XDP program, AF_XDP socket a queue ───► xdp ──────────┤
+//!  mirrored packets ── UDP socket ─────────────────────► udp_target ──┤
 //!  pcap, pcapng, .gz .zst .lz4 file or pipe ──────────► replay ───────┴──► PacketSink (the lane)
 //! ```
 //! - [`source`]: the traits and values between a source and its lane.
@@ -12,6 +13,7 @@
 //! - [`pcap_over_ip`]: what other programs capture and send over TCP; they wait for us.
 //! - [`xdp`]: live capture over AF_XDP, for ports that are there to be recorded: packets leave the
 //!   driver for our memory and reach nobody else. [`choose`] tells where that is right.
+//! - [`udp_target`]: a socket that mirrors send to.
 //! - [`replay`]: import of capture files, at full speed or in the time they were taken.
 //!
 //! A source borrows each packet to the sink for the length of one call and copies nothing. A live
@@ -27,6 +29,7 @@ pub mod packet_mmap;
 pub mod pcap_over_ip;
 pub mod replay;
 pub mod source;
+pub mod udp_target;
 pub mod xdp;
 
 pub use error::CaptureError;
@@ -36,4 +39,5 @@ pub use replay::{ReplayOptions, ReplaySource, Speed};
 pub use source::{
     GapInfo, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState, VlanTag,
 };
+pub use udp_target::{TargetTunnel, UdpTargetOptions, UdpTargetSource, open_targets};
 pub use xdp::{Choice, XdpHook, XdpOptions, XdpSource, choose, open_xdp_lanes};

@@ -62,7 +62,7 @@ impl Site {
         let arena =
             ArenaOptions { bytes: arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
         let pool = Pool::new(Arena::new(arena)?);
-        let lane = LaneSpec { source, snaplen_bytes: SNAPLEN_MAX, filter: None, cpu };
+        let lane = LaneSpec { source, snaplen_bytes: SNAPLEN_MAX, filter: None, decap: None, cpu };
         let clock = Arc::clone(&self.clock);
         Ok(Pipeline::start(store, pool, vec![lane], options, clock)?)
     }

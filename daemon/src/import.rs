@@ -132,8 +132,13 @@ pub fn run(
     let arena =
         ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
     let pool = Pool::new(Arena::new(arena)?);
-    let lane =
-        LaneSpec { source: Box::new(source), snaplen_bytes: SNAPLEN_MAX, filter: None, cpu: None };
+    let lane = LaneSpec {
+        source: Box::new(source),
+        snaplen_bytes: SNAPLEN_MAX,
+        filter: None,
+        decap: None,
+        cpu: None,
+    };
     let pipeline_options = PipelineOptions { import: true, ..PipelineOptions::default() };
     let pipeline = Pipeline::start(store, pool, vec![lane], &pipeline_options, clock)?;
     let mut cancelled = false;

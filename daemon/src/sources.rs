@@ -68,7 +68,8 @@ fn lanes_of(
     let present: Vec<_> =
         sources.iter().flat_map(|source| source.interfaces()).map(|i| i.link_type).collect();
     let filter = filter.map(|text| compile(text, path, &present)).transpose()?;
-    let lane = |source| LaneSpec { source, snaplen_bytes, filter: filter.clone(), cpu: None };
+    let lane =
+        |source| LaneSpec { source, snaplen_bytes, filter: filter.clone(), decap: None, cpu: None };
     Ok(sources.into_iter().map(lane).collect())
 }
 
@@ -142,7 +143,13 @@ fn open_replay(replay: &Replay) -> Result<LaneSpec, DaemonError> {
     };
     let files = vec![replay.file.clone()];
     let source = ChainSource::open(files, speed, replay.interface.clone())?;
-    Ok(LaneSpec { source: Box::new(source), snaplen_bytes: SNAPLEN_MAX, filter: None, cpu: None })
+    Ok(LaneSpec {
+        source: Box::new(source),
+        snaplen_bytes: SNAPLEN_MAX,
+        filter: None,
+        decap: None,
+        cpu: None,
+    })
 }
 
 /// A capture filter that is right for every link type present. One that a later interface brings

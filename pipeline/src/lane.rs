@@ -14,12 +14,14 @@ use wirevault_buffer::Pool;
 use wirevault_capture::{GapInfo, Packet, PacketSink, Polled, Source, SourceState, VlanTag};
 use wirevault_format::chunk::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use wirevault_format::limits::SEGMENT_INTERFACES_MAX;
-use wirevault_format::pcapng::write::{EpbParts, FLAGS_OPTION_BYTES, put_epb};
+use wirevault_format::pcapng::write::{EpbParts, FLAGS_OPTION_BYTES, put_epb_with};
 use wirevault_format::{Cause, Gap, Interface, LinkType, pcapng};
+use wirevault_packet::Decap;
 use wirevault_packet::bpf::Program;
 use wirevault_telemetry::books::{LaneCounts, LaneSide};
 use wirevault_telemetry::clock::Clock;
 
+use crate::decap::{Piece, Stripper};
 use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
 use crate::status::{LaneShared, LaneState};
 
@@ -43,6 +45,9 @@ pub struct LaneSpec {
     pub snaplen_bytes: u32,
     /// Packets it rejects are shed.
     pub filter: Option<Filter>,
+    /// What is removed from packets before the filter looks at them; `None` stores them as they
+    /// come.
+    pub decap: Option<Decap>,
     /// Core to run on.
     pub cpu: Option<usize>,
 }
@@ -68,14 +73,28 @@ pub(crate) struct Fill {
     pub pen: LaneSide,
     pub shared: Arc<LaneShared>,
     pub streams: Vec<Stream>,
-    /// For each interface of the source: itself, its stream, and its number in that stream's table.
+    /// Each interface that packets are stored under, its stream, and its number in that stream's
+    /// table.
     pub numbers: Vec<(Interface, usize, Option<u32>)>,
+    /// For each interface of the source, where it is in `numbers`.
+    pub places: Vec<Places>,
+    /// Boxed, so that taking it out for a packet moves a pointer.
+    pub stripper: Option<Box<Stripper>>,
     pub counts: LaneCounts,
     pub pending_gaps: Vec<Gap>,
     pub pending_since: Option<Instant>,
     pub starved: bool,
     pub shed_told: u64,
     pub shed_since: Option<(Instant, u64)>,
+}
+
+/// Where an interface of the source is among those that packets are stored under.
+#[derive(Clone, Copy)]
+pub(crate) struct Places {
+    own: usize,
+    /// Under its name with the link types that tunnels carry.
+    ethernet: usize,
+    raw: usize,
 }
 
 /// Packets of one link type.
@@ -141,6 +160,9 @@ impl Lane {
         fill.counts.received = counters.received;
         fill.counts.unreadable = counters.unreadable;
         fill.pen.publish(&fill.counts);
+        if let Some(stripper) = &fill.stripper {
+            stripper.publish(&fill.shared.decap);
+        }
         let state = self.source.state();
         let (new, absent_since_ns) = match state {
             SourceState::InterfaceDown { since_ns } => (LaneState::InterfaceDown, Some(since_ns)),
@@ -169,41 +191,61 @@ impl Lane {
 impl PacketSink for Fill {
     #[inline]
     fn packet(&mut self, packet: &Packet<'_>) -> ControlFlow<()> {
-        let Some((stream, number)) = self.number(packet.interface as usize) else {
+        let Some(mut stripper) = self.stripper.take() else {
+            return self.append(packet, &Piece::whole(packet));
+        };
+        let own = self.places.get(packet.interface as usize).map(|places| places.own);
+        let link = own.map_or(LinkType::RAW, |own| self.numbers[own].0.link_type);
+        let flow = stripper.strip(link, packet, |piece| {
+            let flow = self.append(packet, piece);
+            (flow, flow.is_continue())
+        });
+        self.stripper = Some(stripper);
+        flow
+    }
+}
+
+impl Fill {
+    #[inline]
+    fn append(&mut self, packet: &Packet<'_>, piece: &Piece<'_>) -> ControlFlow<()> {
+        let Some((stream, number)) = self.number(packet.interface as usize, piece.link) else {
             // The source promises to announce interfaces first; a packet of an unknown one is not
             // guessed at.
             return ControlFlow::Break(());
         };
         // The reader of files bounds options to a small part of a chunk, so data always has room
         // beside them.
-        let beside_bytes = BLOCK_BESIDE_BYTES + packet.options.len();
+        let removed = &piece.removed;
+        let beside_bytes = BLOCK_BESIDE_BYTES + packet.options.len() + removed.option.len();
         let room_bytes = (PACKETS_END - HEADER_BYTES).saturating_sub(beside_bytes) & !3;
-        let tag_bytes = if packet.vlan.is_some() { 4 } else { 0 };
-        let keep = (self.snaplen_bytes as usize).min(room_bytes).saturating_sub(tag_bytes);
-        let data = &packet.data[..packet.data.len().min(keep)];
+        let tag_bytes = if piece.vlan.is_some() { 4 } else { 0 };
+        let before_bytes = tag_bytes + removed.head.len();
+        let keep = (self.snaplen_bytes as usize).min(room_bytes).saturating_sub(before_bytes);
+        let data = &piece.data[..piece.data.len().min(keep)];
         let parts = EpbParts {
             interface_id: number,
             ts_ns: packet.ts_ns,
-            orig_len: packet.wire_len,
+            orig_len: piece.wire_len,
             data,
-            vlan: packet.vlan.map(|tag| (VlanTag::OFFSET, tag.bytes())),
+            vlan: piece.vlan.map(|tag| (VlanTag::OFFSET, tag.bytes())),
             flags: packet.flags,
             raw_options: packet.options,
         };
-        if !self.room(stream, parts.block_bytes()) {
+        if !self.room(stream, parts.block_bytes_with(removed)) {
             self.starved = true;
             return ControlFlow::Break(());
         }
         let stream = &mut self.streams[stream];
         let Some((job, _)) = stream.current.as_mut() else { return ControlFlow::Break(()) };
         let Some(buf) = job.buf.as_mut() else { return ControlFlow::Break(()) };
-        let Some(bytes) = put_epb(&mut buf[..PACKETS_END], job.end, &parts) else {
+        let Some(bytes) = put_epb_with(&mut buf[..PACKETS_END], job.end, &parts, removed) else {
             return ControlFlow::Break(());
         };
+        let captured_bytes = removed.head.len() + parts.captured_bytes();
         if let Some(program) = &stream.program {
             let from = job.end + EPB_DATA_AT;
-            let stored = &buf[from..from + parts.captured_bytes()];
-            if program.run(stored, packet.wire_len + tag_bytes as u32) == 0 {
+            let stored = &buf[from..from + captured_bytes];
+            if program.run(stored, piece.wire_len + tag_bytes as u32) == 0 {
                 self.counts.shed += 1;
                 self.shed_since.get_or_insert((Instant::now(), packet.ts_ns));
                 return ControlFlow::Continue(());
@@ -211,12 +253,12 @@ impl PacketSink for Fill {
         }
         job.epb_at.push(job.end as u32);
         job.end += bytes;
-        job.captured_bytes += parts.captured_bytes() as u64;
+        job.captured_bytes += captured_bytes as u64;
         let (min_ns, max_ns) = job.times_ns.unwrap_or((u64::MAX, 0));
         job.times_ns = Some((min_ns.min(packet.ts_ns), max_ns.max(packet.ts_ns)));
         stream.sequence += 1;
         self.counts.appended += 1;
-        self.counts.cut += u64::from(data.len() < packet.data.len());
+        self.counts.cut += u64::from(data.len() < piece.data.len());
         ControlFlow::Continue(())
     }
 }
@@ -227,30 +269,54 @@ const EPB_DATA_AT: usize = 28;
 impl Fill {
     /// Sorts the source's interfaces into streams.
     fn learn(&mut self, interfaces: &[Interface]) {
-        for interface in &interfaces[self.numbers.len()..] {
-            let link_type = interface.link_type;
-            let known = self.streams.iter().position(|stream| stream.link_type == link_type);
-            let stream = known.unwrap_or_else(|| {
-                self.streams.push(Stream {
-                    link_type,
-                    interfaces: Arc::new(Vec::new()),
-                    program: self.filter.as_ref().and_then(|compile| compile(link_type)),
-                    sequence: 0,
-                    current: None,
-                });
-                self.streams.len() - 1
-            });
-            self.numbers.push((interface.clone(), stream, None));
-            self.assign(self.numbers.len() - 1);
+        for interface in &interfaces[self.places.len()..] {
+            let own = self.describe(interface);
+            let mut places = Places { own, ethernet: own, raw: own };
+            if self.stripper.is_some() {
+                let carried =
+                    [(LinkType::ETHERNET, &mut places.ethernet), (LinkType::RAW, &mut places.raw)];
+                for (link_type, place) in carried {
+                    if link_type != interface.link_type {
+                        *place = self.describe(&Interface { link_type, ..interface.clone() });
+                    }
+                }
+            }
+            self.places.push(places);
         }
     }
 
-    /// Stream of a source's interface and its number there.
+    /// Adds an interface that packets are stored under.
+    fn describe(&mut self, interface: &Interface) -> usize {
+        let link_type = interface.link_type;
+        let known = self.streams.iter().position(|stream| stream.link_type == link_type);
+        let stream = known.unwrap_or_else(|| {
+            self.streams.push(Stream {
+                link_type,
+                interfaces: Arc::new(Vec::new()),
+                program: self.filter.as_ref().and_then(|compile| compile(link_type)),
+                sequence: 0,
+                current: None,
+            });
+            self.streams.len() - 1
+        });
+        self.numbers.push((interface.clone(), stream, None));
+        self.assign(self.numbers.len() - 1);
+        self.numbers.len() - 1
+    }
+
+    /// Stream of a source's interface and its number there; `link` is the link type that a packet
+    /// has without its outer headers.
     #[inline]
-    fn number(&mut self, interface: usize) -> Option<(usize, u32)> {
-        match self.numbers.get(interface)? {
+    fn number(&mut self, interface: usize, link: Option<LinkType>) -> Option<(usize, u32)> {
+        let places = self.places.get(interface)?;
+        let at = match link {
+            None => places.own,
+            Some(LinkType::RAW) => places.raw,
+            Some(_) => places.ethernet,
+        };
+        match self.numbers.get(at)? {
             (_, stream, Some(number)) => Some((*stream, *number)),
-            (_, stream, None) => Some((*stream, self.assign(interface))),
+            (_, stream, None) => Some((*stream, self.assign(at))),
         }
     }
 

@@ -14,6 +14,7 @@
 pub mod ack;
 mod affinity;
 mod closer;
+pub mod decap;
 pub mod error;
 pub mod job;
 pub mod lane;

@@ -14,6 +14,7 @@ use wirevault_telemetry::clock::Clock;
 
 use crate::ack::LaneAcks;
 use crate::closer::Closer;
+use crate::decap::Stripper;
 use crate::job::{Job, Jobs};
 use crate::lane::{Fill, Lane, LaneSpec};
 use crate::live::Registry;
@@ -369,6 +370,8 @@ impl LaneParts<'_> {
             shared: Arc::clone(&shared),
             streams: Vec::new(),
             numbers: Vec::new(),
+            places: Vec::new(),
+            stripper: spec.decap.map(|decap| Box::new(Stripper::new(decap))),
             counts: LaneCounts::default(),
             pending_gaps: Vec::with_capacity(crate::job::CHUNK_GAPS_MAX),
             pending_since: None,

@@ -5,6 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use wirevault_capture::{SourceCounters, SourceReport};
 
+use crate::decap::DecapCounters;
+
 /// What a lane is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -54,6 +56,8 @@ pub struct LaneShared {
     pub polled_ns: AtomicU64,
     /// Largest packet time below the watermark.
     pub durable_ns: AtomicU64,
+    /// What its decapsulation did.
+    pub decap: DecapCounters,
     state: AtomicU8,
     blocked: AtomicU8,
     error: Mutex<Option<String>>,
@@ -69,6 +73,7 @@ impl LaneShared {
             unindexed_chunks: AtomicU64::new(0),
             polled_ns: AtomicU64::new(0),
             durable_ns: AtomicU64::new(0),
+            decap: DecapCounters::default(),
             state: AtomicU8::new(LaneState::Running as u8),
             blocked: AtomicU8::new(0),
             error: Mutex::new(None),

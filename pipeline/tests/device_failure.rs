@@ -234,7 +234,7 @@ fn record(rig: &Rig, plans: &[Arc<Plan>], seed: u64) -> Recorded {
         let input = Box::new(Cursor::new(pcap(lane)));
         let source = ReplaySource::from_reader("test.pcap".to_owned(), input, Speed::Full);
         let source = Box::new(source.expect("a pcap file"));
-        LaneSpec { source, snaplen_bytes: 262_144, filter: None, cpu: None }
+        LaneSpec { source, snaplen_bytes: 262_144, filter: None, decap: None, cpu: None }
     });
     let arena = ArenaOptions { bytes: 4 << 20, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("4 MiB"));

@@ -237,6 +237,7 @@ fn start(store: Store) -> Pipeline {
         source: Box::new(source) as Box<dyn Source>,
         snaplen_bytes: SNAPLEN_MAX,
         filter: None,
+        decap: None,
         cpu: None,
     };
     let arena = ArenaOptions { bytes: 8 * CHUNK_BYTES, hugepages: Hugepages::Off, numa_node: None };

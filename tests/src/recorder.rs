@@ -98,7 +98,8 @@ impl Site {
         self.daemon(config).output().expect("wirevaultd")
     }
 
-    fn config(&self, interface: &str, more: &str) -> String {
+    /// Configuration of a recorder of `interface`, with `more` added.
+    pub fn config(&self, interface: &str, more: &str) -> String {
         format!(
             "store: {}\napi:\n  socket: {}\ncapture:\n  - interface: {interface}\n{more}",
             self.store().display(),

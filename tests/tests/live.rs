@@ -157,6 +157,106 @@ fn what_was_sent_is_received_stored_and_found_once() {
     );
 }
 
+/// Sends in bursts that a veth pair's own queue of 256 holds, even if nobody empties it meanwhile.
+fn send_slowly(interface: &str, run: u16, packets: u64) -> BTreeMap<Stamp, u32> {
+    let mut sender = Sender::on(interface);
+    let mut sent = BTreeMap::new();
+    for number in 0..packets {
+        let stamp = stamp(run, number);
+        sender.send(&stamp.frame());
+        sent.insert(stamp, 1);
+        if number % 64 == 63 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    sent
+}
+
+fn has_program(interface: &str) -> bool {
+    let link = Command::new("ip").args(["link", "show", interface]).output().expect("ip");
+    String::from_utf8_lossy(&link.stdout).contains("prog/xdp")
+}
+
+fn notes(status: &Value) -> String {
+    status["lanes"][0]["notes"].to_string()
+}
+
+#[test]
+fn af_xdp_records_what_was_sent_and_leaves_nothing_behind_when_killed() {
+    const PACKETS: u64 = 700;
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::new("512MiB", 1);
+    let mut sent = BTreeMap::new();
+    for run in 0..2 {
+        let recorder = site.record("va", &format!("    source: af_xdp\n{OPTIONS}"));
+        assert!(has_program("va"));
+        sent.extend(send_slowly("vb", run, PACKETS));
+        let status = wait_until_stored(&recorder, PACKETS);
+        let counts = ["received", "stored", "dropped", "in_flight"];
+        let counts = counts.map(|field| lane_count(&status, field));
+        assert_eq!(counts, [PACKETS, PACKETS, 0, 0], "{status}");
+        assert_eq!(status["lanes"][0]["source"], "af_xdp");
+        assert_eq!(status["lanes"][0]["clocks"].to_string(), r#"["xdp"]"#);
+        let told = notes(&status);
+        for part in ["af_xdp, as configured", "(native)", "no zero-copy", "sends are not seen"] {
+            assert!(told.contains(part), "{part} is not in {told}");
+        }
+        let (found, _) = query(&site, &recorder, &[]);
+        assert_eq!(counted(&found), sent, "run {run}");
+        recorder.kill();
+        assert!(!has_program("va"), "the program went with the process");
+    }
+}
+
+#[test]
+fn a_port_that_nobody_else_uses_is_recorded_over_af_xdp() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::new("512MiB", 1);
+    let recorder = site.record("va", OPTIONS);
+    let status = recorder.status();
+    assert_eq!(status["lanes"][0]["source"], "packet_mmap");
+    assert!(notes(&status).contains("packet_mmap, because its card takes VLAN"), "{status}");
+    assert!(recorder.terminate().success());
+
+    let ethtool = Command::new("ethtool").args(["-K", "va", "rxvlan", "off"]).status();
+    assert!(ethtool.expect("ethtool").success());
+    for (config, source, why) in [
+        ("", "af_xdp", "af_xdp, because its driver has native XDP, it has no address"),
+        ("    source: packet_mmap\n", "packet_mmap", "packet_mmap, as configured"),
+    ] {
+        // Ports 20000 and 20002 of runs 0 and 2, not 20001 of run 1.
+        let ports = "    udp_ports: [20000, 20002]\n";
+        let site = Site::new("512MiB", 1);
+        let recorder = site.record("va", &format!("{config}{ports}{OPTIONS}"));
+        let mut sent = BTreeMap::new();
+        for run in 0..3 {
+            let stamps = send_slowly("vb", run, 100);
+            sent.extend(stamps.into_iter().filter(|(stamp, _)| run != 1 && stamp.vlan == 0));
+        }
+        let status = wait_until_stored(&recorder, sent.len() as u64);
+        assert_eq!(status["lanes"][0]["source"], source, "{status}");
+        assert!(notes(&status).contains(why), "{status}");
+        let (found, _) = query(&site, &recorder, &["not vlan"]);
+        assert_eq!(counted(&found), sent, "{source}");
+        assert!(recorder.terminate().success());
+    }
+}
+
+#[test]
+fn a_card_without_time_stamps_is_refused_by_name() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::new("512MiB", 1);
+    let refused = site.refuse(&site.config("va", "    hardware_time: true\n"));
+    let (status, log) = (refused.status, String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(status.code(), Some(6), "{log}");
+    for part in ["interface va", "does not stamp received packets", "ethtool -T va"] {
+        assert!(log.contains(part), "{part} is not in {log}");
+    }
+}
+
 #[test]
 fn a_packet_is_found_soon_after_it_arrived() {
     let Some(ns) = Namespace::new() else { return };

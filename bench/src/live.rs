@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use wirevault_capture::{PacketMmapOptions, PacketMmapSource};
+use wirevault_capture::{PacketMmapOptions, PacketMmapSource, Source, XdpOptions, XdpSource};
 use wirevault_pipeline::{Pipeline, PipelineOptions};
 
 use crate::limits::Limits;
@@ -34,6 +34,41 @@ enum Case {
     Small,
 }
 
+/// How packets are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum SourceKind {
+    /// A packet socket with a ring.
+    #[value(name = "packet_mmap")]
+    PacketMmap,
+    /// AF_XDP with the program in the driver.
+    #[value(name = "af_xdp")]
+    AfXdp,
+}
+
+impl SourceKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::PacketMmap => "packet_mmap",
+            Self::AfXdp => "af_xdp",
+        }
+    }
+
+    fn open(self, interface: &str) -> Result<Box<dyn Source>> {
+        Ok(match self {
+            Self::PacketMmap => {
+                let usual = PacketMmapOptions::new(interface);
+                let ring = PacketMmapOptions { ring_bytes: RING_BYTES, ..usual };
+                Box::new(PacketMmapSource::open(&ring)?)
+            }
+            Self::AfXdp => {
+                let ring = XdpOptions { ring_bytes: RING_BYTES, ..XdpOptions::new(interface) };
+                Box::new(XdpSource::open(&ring)?)
+            }
+        })
+    }
+}
+
 impl Case {
     fn shape(self) -> (usize, u64) {
         match self {
@@ -54,6 +89,9 @@ pub(crate) struct Options {
     /// Loads.
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["1500", "64"])]
     case: Vec<Case>,
+    /// How packets are taken; both in turn if both are named.
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["packet_mmap"])]
+    source: Vec<SourceKind>,
     /// GiB that the store may take; older segments are given up for newer ones.
     #[arg(long, value_name = "N", default_value_t = 8)]
     quota_gib: u64,
@@ -68,6 +106,7 @@ pub(crate) struct Options {
 /// One run.
 #[derive(Debug, Serialize)]
 struct Row {
+    source: SourceKind,
     case: Case,
     run: u32,
     seconds: f64,
@@ -101,7 +140,9 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         limits.print();
         println!("\nlive from a veth pair, one lane, sealed and indexed; CPU in % of one core");
         println!(
-            "{:>5} {:>3} {:>7} {:>10} {:>10} {:>10} {:>8} {:>6} {:>7} | {:>5} {:>5} {:>5} | {:>6}",
+            "{:>11} {:>5} {:>3} {:>7} {:>10} {:>10} {:>10} {:>8} {:>6} {:>7} | {:>5} {:>5} {:>5} | \
+             {:>6}",
+            "source",
             "bytes",
             "run",
             "seconds",
@@ -118,41 +159,48 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         );
     }
     let mut rows = Vec::new();
+    // Beside each other in time, so that both meet the same machine.
     for case in &options.case {
         for run in 1..=options.runs.max(1) {
-            let row = measure(options, &site, *case, run)?;
-            if !options.json {
-                row.print();
+            for source in &options.source {
+                let row = measure(options, &site, *source, *case, run)?;
+                if !options.json {
+                    row.print();
+                }
+                rows.push(row);
             }
-            rows.push(row);
         }
     }
     drop(namespace);
     let whole = |row: &&Row| row.sent == row.stored && row.dropped == 0;
-    let best = |case: &Case| rows.iter().filter(whole).find(|row| row.case == *case);
-    let lossless = options.case.iter().all(|case| best(case).is_some());
+    let best = |source: &SourceKind, case: &Case| {
+        rows.iter().filter(whole).find(|row| (row.source, row.case) == (*source, *case))
+    };
+    let loads =
+        || options.case.iter().flat_map(|case| options.source.iter().map(move |it| (it, case)));
+    let lossless = loads().all(|(source, case)| best(source, case).is_some());
     match options.json {
         true => {
             println!("{}", serde_json::to_string_pretty(&Report { limits, lossless, rows })?);
         }
         false => {
-            for case in &options.case {
+            for (source, case) in loads() {
                 let (bytes, rate) = case.shape();
-                let best = match best(case) {
+                let best = match best(source, case) {
                     Some(row) => format!("all {} packets stored, run {}", row.sent, row.run),
                     None => "packets were lost in every run".to_owned(),
                 };
-                println!("{rate} packets of {bytes} B a second: {best}");
+                let source = source.name();
+                println!("{source}: {rate} packets of {bytes} B a second: {best}");
             }
         }
     }
     Ok(lossless)
 }
 
-fn measure(options: &Options, site: &Site, case: Case, run: u32) -> Result<Row> {
+fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u32) -> Result<Row> {
     let (frame_bytes, packets_per_s) = case.shape();
-    let ring = PacketMmapOptions { ring_bytes: RING_BYTES, ..PacketMmapOptions::new(RECEIVER) };
-    let source = Box::new(PacketMmapSource::open(&ring)?);
+    let source = kind.open(RECEIVER)?;
     let quota_bytes = options.quota_gib << 30;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let how = PipelineOptions::default();
@@ -179,6 +227,7 @@ fn measure(options: &Options, site: &Site, case: Case, run: u32) -> Result<Row> 
     site.clear()?;
     let share = |after: u64, before: u64| (after - before) as f64 / sent.time.as_nanos() as f64;
     Ok(Row {
+        source: kind,
         case,
         run,
         seconds: sent.time.as_secs_f64(),
@@ -210,8 +259,10 @@ impl Row {
         let [fill, seal, write, buffer] =
             [self.fill_cpu, self.seal_cpu, self.write_cpu, self.buffer_peak].map(|it| it * 100.0);
         println!(
-            "{:>5} {run:>3} {seconds:>7.1} {sent:>10} {received:>10} {stored:>10} {dropped:>8} \
-             {mpps:>6.2} {gbit_s:>7.2} | {fill:>5.0} {seal:>5.0} {write:>5.0} | {buffer:>5.0}%",
+            "{:>11} {:>5} {run:>3} {seconds:>7.1} {sent:>10} {received:>10} {stored:>10} \
+             {dropped:>8} {mpps:>6.2} {gbit_s:>7.2} | {fill:>5.0} {seal:>5.0} {write:>5.0} | \
+             {buffer:>5.0}%",
+            self.source.name(),
             self.case.shape().0
         );
     }

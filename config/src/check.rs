@@ -414,7 +414,8 @@ mod tests {
             "store: [/a, /b]\nkey_file: /k\ncapture:\n  - {interface: eth0, lanes: 2, \
              snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB, source: af_xdp, \
              udp_ports: [4789, 6081], busy_poll: true}\n  \
-             - {interface: lo, hardware_time: true}\nbuffer: {size: 128MiB, hugepages: 1GiB}\nflush_age: 10ms\n\
+             - {interface: lo, hardware_time: true}\nbuffer: {size: 128MiB, \
+             hugepages: 1GiB}\nflush_age: 10ms\n\
              commit_interval: 1s\nsegment_age: 2h\napi: {socket: /s, users: [ops, 1000], \
              groups: wheel}\ncpus: {lanes: [4, 6-8]}\nlog: debug\n",
         );

@@ -11,11 +11,12 @@ use wirevault_format::{Interface, LinkType};
 use super::bpf::{self, Hook};
 use super::facts::Facts;
 use super::program::{Task, assemble};
-use super::sys::{Binding, FRAME_BYTES, Queue, Statistics};
-use super::{Attached, Bound, CHECK_PERIOD, Clock, XdpHook, XdpOptions, XdpSource};
+use super::sys::{Binding, FRAME_BYTES, Queue};
+use super::take::Bound;
+use super::{Attached, CHECK_PERIOD, Clock, XdpHook, XdpOptions, XdpSource};
 use crate::error::CaptureError;
 use crate::link::{self, Link};
-use crate::packet_mmap::{link_type, offload_notes, socket_error};
+use crate::packet_mmap::{link_type, socket_error};
 use crate::source::{Polled, SourceState};
 
 /// Room in a frame that packets do not get: what XDP keeps free before them, and a link header with
@@ -200,8 +201,7 @@ impl XdpSource {
                 }
             })?;
             busy &= self.options.busy_poll && queue.poll_busily();
-            let seen = Statistics::default();
-            bound.push(Bound { queue, number, binding, seen, counted: 0, packets: 0 });
+            bound.push(Bound::new(queue, number, binding));
         }
         if self.options.promiscuous {
             link::be_promiscuous(&self.probe, link.index)
@@ -250,85 +250,10 @@ impl XdpSource {
         }
         Ok(self.outage.take().map_or(Polled::Idle, Polled::Gap))
     }
-
-    /// Bytes of packet memory.
-    pub(super) fn ring_bytes(&self) -> usize {
-        self.attached.as_ref().map_or(0, |attached| {
-            let frames = attached.queues.iter().map(|bound| bound.queue.frames() as usize);
-            frames.sum::<usize>() * FRAME_BYTES
-        })
-    }
-
-    /// What `status` shows: why this source, how it is attached, and what it cannot see.
-    pub(super) fn all_notes(&self) -> Vec<String> {
-        let mut notes: Vec<String> = self.options.chosen.iter().cloned().collect();
-        notes.extend(self.notes.iter().cloned());
-        notes
-    }
-
-    fn describe_attached(
-        &self,
-        hooked: &Hooked,
-        bound: &[Bound],
-        arena: &Arena,
-        busy: bool,
-    ) -> Vec<String> {
-        let name = &self.options.interface;
-        let zero_copy = bound.iter().filter(|bound| bound.binding.zero_copy).count();
-        let hook = match hooked.hook {
-            Hook::Native => "in the driver (native)",
-            Hook::Generic => "in the kernel's stack (generic)",
-        };
-        let copies = match zero_copy {
-            0 => "the kernel copies packets (no zero-copy)".to_owned(),
-            count if count == bound.len() => "zero-copy".to_owned(),
-            count => format!("zero-copy on {count} of its queues"),
-        };
-        let numbers: Vec<String> = bound.iter().map(|bound| bound.number.to_string()).collect();
-        let (numbers, queues) = (numbers.join(", "), hooked.queues);
-        let mut notes = vec![format!(
-            "XDP program {hook}, {copies}, queues {numbers} of {queues}, {} pages",
-            arena.report().pages
-        )];
-        notes.push(match &self.options.udp_ports[..] {
-            [] => "all packets are taken away from this machine".to_owned(),
-            ports => {
-                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-                let ports = ports.join(", ");
-                format!("only UDP packets to {ports} are taken, away from this machine; others stay with it unrecorded")
-            }
-        });
-        notes.push("packets that this machine sends are not seen".to_owned());
-        if !hooked.stamps {
-            notes.push("times are of the taking: stamps need Linux 6.1".to_owned());
-        }
-        if bound.iter().any(|bound| !bound.binding.fragments) {
-            notes.push(format!("packets longer than {} bytes are dropped", FRAME_BYTES - 256));
-        }
-        if zero_copy > 0 {
-            notes.push(format!(
-                "what the card drops for want of frames only it counts (`ethtool -S {name}`)"
-            ));
-        }
-        if self.options.busy_poll {
-            let how = if busy { "on" } else { "refused by the kernel" };
-            notes.push(format!("busy polling is {how}"));
-        }
-        if link::strips_vlan(&self.probe, name) == Some(true) {
-            notes.push(format!(
-                "rxvlan is on: VLAN tags that the card takes out of frames are lost (`ethtool -K \
-                 {name} rxvlan off` keeps them)"
-            ));
-        }
-        if hooked.hook == Hook::Generic {
-            notes.extend(offload_notes(&self.probe, name));
-        }
-        notes
-    }
 }
 
-/// Binds in the best way. The kernel lets go of a closed socket's queue a moment after the close, so
-/// a queue that is taken is asked for again.
+/// Binds in the best way. The kernel lets go of a closed socket's queue a moment after the close,
+/// so a queue that is taken is asked for again.
 fn bind(queue: &Queue, interface: i32, number: u32, ways: &[Binding]) -> io::Result<Binding> {
     let begin = Instant::now();
     loop {

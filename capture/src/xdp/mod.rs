@@ -25,10 +25,12 @@ mod attach;
 mod bpf;
 mod choose;
 mod facts;
+mod notes;
 mod options;
 mod program;
 #[expect(unsafe_code, reason = "sockets and mapped rings; see its invariants")]
 mod sys;
+mod take;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -40,26 +42,18 @@ use crate::error::CaptureError;
 use crate::link::{self, Link};
 use crate::packet_mmap::socket_error;
 use crate::source::{
-    GapInfo, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
+    GapInfo, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
 };
 use attach::{Hooked, Sharing};
 pub use choose::{Choice, choose};
 pub use options::{XdpHook, XdpOptions};
-use sys::{Binding, Entry, FRAME_BYTES, Queue, Statistics};
+use sys::FRAME_BYTES;
+use take::Bound;
 
 /// How often the interface and an idle socket's counters are looked at.
 const CHECK_PERIOD: Duration = Duration::from_millis(100);
 /// How long the packets of a deleted interface may take to be handed out.
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
-/// Time between two takings while packets come. At 2 million packets a second that are 2000
-/// packets.
-const GATHER: Duration = Duration::from_millis(1);
-/// A ring that is this much full (one part of) is emptied at once.
-const GATHER_PART: u32 = 8;
-/// Entries taken from one queue before the next one's turn.
-const BATCH_MAX: u32 = 1024;
-/// Entries after which their frames are given back.
-const GIVE_BACK: u32 = 64;
 /// Bytes of the longest packet that several frames make, by the kernel's limit of 17 fragments.
 const LONG_BYTES_MAX: usize = 18 * FRAME_BYTES;
 
@@ -145,66 +139,6 @@ struct Attached {
     turn: usize,
 }
 
-/// A socket on its queue.
-#[derive(Debug)]
-struct Bound {
-    queue: Queue,
-    number: u32,
-    binding: Binding,
-    /// The kernel's counters when they were read last.
-    seen: Statistics,
-    /// Of the entries that wait, how many were counted, and the packets that end in them.
-    counted: u32,
-    packets: u64,
-}
-
-enum Stop {
-    Emptied,
-    Refused,
-    NewClock(Clock),
-    Outside(u32),
-}
-
-impl Bound {
-    /// Counts what came into the ring since the last call.
-    fn count(&mut self) -> u64 {
-        let waiting = self.queue.waiting();
-        for ahead in self.counted..waiting {
-            let ends = self.queue.entry(ahead).is_none_or(|entry| !entry.continued);
-            self.packets += u64::from(ends);
-        }
-        self.counted = self.counted.max(waiting);
-        self.packets
-    }
-
-    fn give_back(&mut self, entries: u32, packets: u64) {
-        self.queue.give_back(entries);
-        self.counted = self.counted.saturating_sub(entries);
-        self.packets = self.packets.saturating_sub(packets);
-    }
-
-    /// Entries and bytes of the packet that begins `ahead` of the first entry; a packet of several
-    /// frames is put together in `long`. `Ok(None)` if its end is not there yet.
-    fn packet(&self, ahead: u32, long: &mut Vec<u8>) -> Result<Option<(Entry, u32)>, Stop> {
-        let first = self.queue.entry(ahead).ok_or(Stop::Outside(ahead))?;
-        let mut entry = first;
-        let mut entries = 1;
-        long.clear();
-        while entry.continued {
-            if ahead + entries >= self.counted {
-                return Ok(None);
-            }
-            long.extend_from_slice(self.queue.bytes(entry));
-            entry = self.queue.entry(ahead + entries).ok_or(Stop::Outside(ahead + entries))?;
-            entries += 1;
-        }
-        if entries > 1 {
-            long.extend_from_slice(self.queue.bytes(entry));
-        }
-        Ok(Some((first, entries)))
-    }
-}
-
 impl XdpSource {
     /// Opens the only lane of an interface. Errors: as [`open_xdp_lanes`].
     pub fn open(options: &XdpOptions) -> Result<Self, CaptureError> {
@@ -258,106 +192,6 @@ impl XdpSource {
             source.attach(link)?;
         }
         Ok(source)
-    }
-
-    /// Hands out what waits, queue by queue. `None` if nothing did.
-    fn consume(&mut self, sink: &mut dyn PacketSink) -> Result<Option<Polled>, CaptureError> {
-        let Some(queues) = self.attached.as_ref().map(|attached| attached.queues.len()) else {
-            return Ok(None);
-        };
-        let (mut handed, mut came) = (0, false);
-        for step in 0..queues {
-            let (packets, stop) = self.consume_queue(step, sink);
-            handed += packets;
-            came |= packets > 0 || !matches!(stop, Stop::Emptied);
-            match stop {
-                Stop::Emptied => {}
-                Stop::Refused => break,
-                Stop::NewClock(clock) => {
-                    let link = self.attached.as_ref().map(|attached| attached.link);
-                    if let Some(link) = link
-                        && self.place_of(link, clock)?
-                    {
-                        return Ok(Some(Polled::Interfaces));
-                    }
-                }
-                Stop::Outside(entry) => {
-                    self.read_statistics()?;
-                    self.detach();
-                    return Err(CaptureError::Ring {
-                        interface: self.options.interface.clone(),
-                        offset: entry as usize,
-                        block_bytes: FRAME_BYTES,
-                    });
-                }
-            }
-        }
-        if let Some(attached) = &mut self.attached {
-            attached.turn = (attached.turn + 1) % queues.max(1);
-        }
-        if came {
-            self.taken = Instant::now();
-            self.read_statistics()?;
-        }
-        Ok(came.then_some(Polled::Packets(handed)))
-    }
-
-    /// Hands out what waits in the queue `step` behind the one whose turn it is.
-    fn consume_queue(&mut self, step: usize, sink: &mut dyn PacketSink) -> (u64, Stop) {
-        let Some(attached) = &mut self.attached else { return (0, Stop::Emptied) };
-        let at = (attached.turn + step) % attached.queues.len();
-        let (bound, address) = (&mut attached.queues[at], attached.link.address);
-        if bound.count() == 0 {
-            return (0, Stop::Emptied);
-        }
-        // Read after the count: what was counted had arrived.
-        let now_ns = link::now_ns();
-        let tai_ahead_ns = sys::tai_ahead_ns();
-        let (mut handed, mut taken) = (0, 0);
-        // Entries and packets that are to be given back.
-        let mut done = (0, 0);
-        let stop = loop {
-            if taken >= BATCH_MAX || done.0 >= bound.counted {
-                break Stop::Emptied;
-            }
-            let (first, entries) = match bound.packet(done.0, &mut self.long) {
-                Ok(Some(found)) => found,
-                Ok(None) => break Stop::Emptied,
-                Err(stop) => break stop,
-            };
-            let data = if entries == 1 { bound.queue.bytes(first) } else { &self.long };
-            let (clock, ts_ns) = match bound.queue.stamp(first) {
-                Some(tai_ns) => (Clock::Xdp, tai_ns.wrapping_add_signed(-tai_ahead_ns)),
-                None => (Clock::Poll, now_ns),
-            };
-            let Some(interface) = self.places[clock as usize] else {
-                break Stop::NewClock(clock);
-            };
-            let packet = Packet {
-                interface,
-                ts_ns,
-                wire_len: data.len() as u32,
-                data,
-                vlan: None,
-                flags: Some(epb_flags(data, address)),
-                options: &[],
-            };
-            if sink.packet(&packet).is_break() {
-                break Stop::Refused;
-            }
-            handed += 1;
-            taken += entries;
-            done = (done.0 + entries, done.1 + 1);
-            self.last_ts_ns = ts_ns;
-            if done.0 >= GIVE_BACK {
-                bound.give_back(done.0, done.1);
-                done = (0, 0);
-            }
-        };
-        bound.give_back(done.0, done.1);
-        bound.queue.wake(false);
-        self.handed += handed;
-        (handed, stop)
     }
 
     /// Adds the kernel's counters to the books, and notes a gap if it dropped packets.
@@ -479,30 +313,6 @@ impl XdpSource {
         self.attached = None;
         self.begin_outage();
     }
-
-    /// Waits for packets; while they come, until it is time to take them.
-    fn settle(&mut self, wait: Duration) -> Result<(), CaptureError> {
-        let Some(attached) = &self.attached else { return Ok(()) };
-        let queues = || attached.queues.iter().map(|bound| &bound.queue);
-        let nothing = || queues().all(|queue| queue.waiting() == 0);
-        if self.options.busy_poll {
-            let begin = Instant::now();
-            while nothing() && begin.elapsed() < wait {
-                queues().for_each(|queue| queue.wake(true));
-            }
-            return Ok(());
-        }
-        let full = || queues().any(|queue| queue.waiting() >= queue.frames() / GATHER_PART);
-        let early = GATHER.saturating_sub(self.taken.elapsed()).min(wait);
-        if !early.is_zero() && !full() {
-            std::thread::sleep(early);
-        }
-        if !wait.is_zero() && nothing() {
-            sys::wait(queues(), &mut self.polled, wait)
-                .map_err(socket_error(&self.options.interface, "waiting for packets"))?;
-        }
-        Ok(())
-    }
 }
 
 impl Source for XdpSource {
@@ -554,34 +364,5 @@ impl Source for XdpSource {
 
     fn is_live(&self) -> bool {
         true
-    }
-}
-
-/// `epb_flags` of a packet that came in: bits 0-1 direction (1 in), bits 2-4 reception (1 unicast,
-/// 2 multicast, 3 broadcast, 4 promiscuous), as the kernel's stack would have found.
-#[inline]
-fn epb_flags(frame: &[u8], own: [u8; 6]) -> u32 {
-    let reception = match frame.first_chunk::<6>() {
-        Some([0xff, 0xff, 0xff, 0xff, 0xff, 0xff]) => 3,
-        Some(to) if to[0] & 1 != 0 => 2,
-        Some(to) if *to == own => 1,
-        Some(_) => 4,
-        None => 0,
-    };
-    1 | reception << 2
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reception_is_told_by_the_address() {
-        let own = [2, 0, 0, 0, 0, 1];
-        assert_eq!(epb_flags(&[0xff; 60], own), 1 | 3 << 2);
-        assert_eq!(epb_flags(&[1, 0, 0x5e, 0, 0, 1, 9], own), 1 | 2 << 2);
-        assert_eq!(epb_flags(&own, own), 1 | 1 << 2);
-        assert_eq!(epb_flags(&[2, 9, 9, 9, 9, 9], own), 1 | 4 << 2);
-        assert_eq!(epb_flags(&[], own), 1);
     }
 }

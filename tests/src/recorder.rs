@@ -78,7 +78,12 @@ impl Site {
         self.start(&self.config(interface, more), &self.path("socket"))
     }
 
-    /// The same under a [`Stepper`].
+    /// As `record`, of any input: `input` is the rest of the configuration.
+    pub fn record_from(&self, input: &str) -> Recorder {
+        self.start(&self.config_of(input), &self.path("socket"))
+    }
+
+    /// As `record`, under a [`Stepper`].
     pub fn record_stepped(&self, interface: &str, more: &str, without_uring: bool) -> Recorder {
         let command = self.daemon(&self.config(interface, more));
         let stepper = Stepper::start(&command, &self.log(), without_uring);
@@ -100,11 +105,12 @@ impl Site {
 
     /// Configuration of a recorder of `interface`, with `more` added.
     pub fn config(&self, interface: &str, more: &str) -> String {
-        format!(
-            "store: {}\napi:\n  socket: {}\ncapture:\n  - interface: {interface}\n{more}",
-            self.store().display(),
-            self.path("socket").display(),
-        )
+        self.config_of(&format!("capture:\n  - interface: {interface}\n{more}"))
+    }
+
+    fn config_of(&self, input: &str) -> String {
+        let (store, socket) = (self.store(), self.path("socket"));
+        format!("store: {}\napi:\n  socket: {}\n{input}", store.display(), socket.display())
     }
 
     fn daemon(&self, config: &str) -> Command {
@@ -232,9 +238,14 @@ impl Recorder {
 
     /// Asks it: `wirevault VERB --socket ...`.
     pub fn ask(&self, verb: &str, args: &[&str]) -> Output {
+        self.command(verb).args(args).output().expect("wirevault")
+    }
+
+    /// A command of its own: `wirevault VERB --socket ...`, to be started by the caller.
+    pub fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(program("wirevault"));
-        command.arg(verb).arg("--socket").arg(&self.socket).args(args);
-        command.output().expect("wirevault")
+        command.arg(verb).arg("--socket").arg(&self.socket);
+        command
     }
 
     /// Ends it as a crash does.
@@ -284,6 +295,25 @@ pub fn read_pcapng(path: &Path) -> Vec<Exported> {
             let (ts_ns, wire_len) = (record.ts_ns, record.orig_len);
             packets.push(Exported { ts_ns, wire_len, data: record.data.to_vec() });
         }
+    }
+    packets
+}
+
+/// Packets of a classic nanosecond file, read by nothing of ours.
+///
+/// # Panics
+/// If it is not one, or ends within a packet.
+pub fn read_pcap(path: &Path) -> Vec<Exported> {
+    let bytes = fs::read(path).expect("tcpdump's file");
+    let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
+    assert_eq!(u32_at(0), 0xa1b2_3c4d, "nanoseconds, this machine's byte order");
+    let (mut at, mut packets) = (24, Vec::new());
+    while at < bytes.len() {
+        let (captured, wire_len) = (u32_at(at + 8) as usize, u32_at(at + 12));
+        let ts_ns = u64::from(u32_at(at)) * 1_000_000_000 + u64::from(u32_at(at + 4));
+        let data = bytes[at + 16..at + 16 + captured].to_vec();
+        packets.push(Exported { ts_ns, wire_len, data });
+        at += 16 + captured;
     }
     packets
 }

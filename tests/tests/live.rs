@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use wirevault_tests::net::{Namespace, Sender, Stamp, now_ns, wait_for};
 use wirevault_tests::recorder::{
-    Exported, PATIENCE, Recorder, Site, counted, lane_count, read_pcapng,
+    Exported, PATIENCE, Recorder, Site, counted, lane_count, read_pcap, read_pcapng,
 };
 
 const OPTIONS: &str = "    ring: 32MiB\nbuffer:\n  size: 16MiB\n";
@@ -83,22 +83,6 @@ impl Tcpdump {
         kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGINT).expect("SIGINT");
         self.0.wait().expect("tcpdump's end");
     }
-}
-
-/// Packets of a classic nanosecond file, read by nothing of ours.
-fn read_pcap(path: &Path) -> Vec<Exported> {
-    let bytes = std::fs::read(path).expect("tcpdump's file");
-    let u32_at = |at: usize| u32::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
-    assert_eq!(u32_at(0), 0xa1b2_3c4d, "nanoseconds, this machine's byte order");
-    let (mut at, mut packets) = (24, Vec::new());
-    while at < bytes.len() {
-        let (captured, wire_len) = (u32_at(at + 8) as usize, u32_at(at + 12));
-        let ts_ns = u64::from(u32_at(at)) * 1_000_000_000 + u64::from(u32_at(at + 4));
-        let data = bytes[at + 16..at + 16 + captured].to_vec();
-        packets.push(Exported { ts_ns, wire_len, data });
-        at += 16 + captured;
-    }
-    packets
 }
 
 #[test]

@@ -230,6 +230,24 @@ fn without_a_daemon_the_way_out_is_told() {
 }
 
 #[test]
+fn packets_leave_the_machine_only_if_that_is_said() {
+    let lab = Lab::empty();
+    let socket = lab.text("nobody.sock");
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:57012"] {
+        let said = ask(&socket, "tail", &["--listen", address]);
+        assert_eq!(said.code, Some(2), "{said:?}");
+        assert!(said.err.contains("--allow-remote") && said.err.contains(address), "{said:?}");
+    }
+    for more in [&["--listen", "127.0.0.1:0"][..], &["--listen", "0.0.0.0:0", "--allow-remote"]] {
+        let said = ask(&socket, "tail", more);
+        assert!(said.code == Some(2) && said.err.contains("start wirevaultd"), "{said:?}");
+    }
+    for wrong in [&["--allow-remote"][..], &["--format", "pcap"], &["--listen", "here:1"]] {
+        assert_eq!(ask(&socket, "tail", wrong).code, Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
 fn ctrl_c_ends_a_stream_with_what_came_so_far() {
     let lab = Lab::filled(true, 500);
     let whole = lab.ask("query", &["udp", "-w", "-"]).bytes;

@@ -38,11 +38,11 @@ causes! {
     RingOverflow = 0, "ring_overflow";
     /// No chunk buffer was free: the device is slower than the wire.
     NoBuffer = 1, "no_buffer";
-    /// The interface was down or absent.
+    /// The interface was down or absent, or no sender was connected.
     InterfaceDown = 2, "interface_down";
     /// A device failed while it held packets that were not yet durable.
     DeviceFailed = 3, "device_failed";
-    /// The rest of an imported file could not be read.
+    /// The rest of an imported file, or of a sender's stream, could not be read.
     ImportUnreadable = 4, "import_unreadable";
     /// No daemon was running.
     NotRecording = 5, "not_recording";

@@ -6,6 +6,7 @@
 //!  live:     sender ──► veth ═══ veth ──► lane ─► seal ─► write ──► files
 //!  peers:    sender ──► veth ═══ veth ──► wirevaultd, or another recorder
 //!  scale:    tables of 100,000 segments ──► open ─► catalog ─► plan
+//!  device:   packets as large as chunks, 1 to 8 lanes ──► seal ─► write ──► files, beside fio
 //! ```
 //! Every figure comes with those of the same run that it is measured against: memcpy, AES-256-GCM
 //! and O_DIRECT writes. `--json` prints the same as one JSON object.
@@ -16,6 +17,7 @@
 
 #![deny(unsafe_code)]
 
+mod device;
 mod limits;
 mod live;
 mod namespace;
@@ -66,6 +68,11 @@ enum What {
     /// A store of very many segments: opening it, its catalog, planning.
     #[command(after_help = "Example: cargo run --release -p wirevault-bench -- scale")]
     Scale(scale::Options),
+    /// To a directory's disk from 1, 2, 4 and 8 lanes, beside one sequential stream of fio.
+    #[command(
+        after_help = "Example: cargo run --release -p wirevault-bench -- device --folder /var/tmp"
+    )]
+    Device(device::Options),
 }
 
 fn main() -> ExitCode {
@@ -78,6 +85,7 @@ fn main() -> ExitCode {
         What::Live(options) => live::run(&options),
         What::Peers(options) => peers::run(&options),
         What::Scale(options) => scale::run(&options),
+        What::Device(options) => device::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -46,12 +46,24 @@ impl Site {
         cpu: Option<usize>,
         options: &PipelineOptions,
     ) -> Result<Pipeline> {
+        self.start_lanes(vec![source], quota_bytes, arena_bytes, cpu, options)
+    }
+
+    /// As `start`, with a lane for each source; `cpu` is the first one's.
+    pub(crate) fn start_lanes(
+        &self,
+        sources: Vec<Box<dyn Source>>,
+        quota_bytes: u64,
+        arena_bytes: usize,
+        mut cpu: Option<usize>,
+        options: &PipelineOptions,
+    ) -> Result<Pipeline> {
         let path = self.path().join("store");
         let key_path = self.path().join("store.key");
         let key = FileProvider::create(&key_path)?;
         let made_with = CreateOptions {
             quota_bytes: Some(quota_bytes),
-            lanes: 1,
+            lanes: u16::try_from(sources.len()).context("lanes")?,
             key: Some(Arc::new(key)),
             key_path: key_path.display().to_string(),
             clock: Arc::clone(&self.clock),
@@ -62,9 +74,13 @@ impl Site {
         let arena =
             ArenaOptions { bytes: arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
         let pool = Pool::new(Arena::new(arena)?);
-        let lane = LaneSpec { source, snaplen_bytes: SNAPLEN_MAX, filter: None, decap: None, cpu };
+        let lane = |source| {
+            let snaplen_bytes = SNAPLEN_MAX;
+            LaneSpec { source, snaplen_bytes, filter: None, decap: None, cpu: cpu.take() }
+        };
+        let lanes = sources.into_iter().map(lane).collect();
         let clock = Arc::clone(&self.clock);
-        Ok(Pipeline::start(store, pool, vec![lane], options, clock)?)
+        Ok(Pipeline::start(store, pool, lanes, options, clock)?)
     }
 
     /// Makes room for the next store.

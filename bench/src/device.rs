@@ -214,7 +214,7 @@ fn measure(options: &Options, site: &Site, lanes: u16, report: &mut Report) -> R
     let how = PipelineOptions { flush_age: FLUSH_AGE, ..PipelineOptions::default() };
     let begin = Instant::now();
     let quota_bytes = options.quota_gib << 30;
-    let pipeline = site.start_lanes(sources, quota_bytes, buffer_bytes, None, &how)?;
+    let pipeline = site.start_lanes(sources, quota_bytes, buffer_bytes, &how)?;
     let (total, mut first) = (each * u64::from(lanes), None);
     let stored = || pipeline.lanes().iter().map(|lane| lane.books.snapshot().stored).sum();
     let (since, before) = loop {

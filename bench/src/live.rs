@@ -204,7 +204,7 @@ fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u3
     let quota_bytes = options.quota_gib << 30;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let how = PipelineOptions::default();
-    let pipeline = site.start(source, quota_bytes, BUFFER_BYTES, None, &how)?;
+    let pipeline = site.start(source, quota_bytes, BUFFER_BYTES, &how)?;
     let before = StageTimes::now()?;
     let time = Duration::from_secs(options.secs);
     // The kernel's work of receiving happens on the sender's core.

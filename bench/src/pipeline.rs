@@ -177,7 +177,7 @@ fn measure(
     let memory = MemorySource::new(Arc::clone(packets), passes, site.clock.unix_ns());
     let buffer_bytes = (options.buffer_mib << 20) as usize;
     let begin = Instant::now();
-    let pipeline = site.start(Box::new(memory), quota_bytes, buffer_bytes, None, &how)?;
+    let pipeline = site.start(Box::new(memory), quota_bytes, buffer_bytes, &how)?;
     let started = Instant::now();
     let lane = &pipeline.lanes()[0];
     while lane.books.snapshot().stored < count {

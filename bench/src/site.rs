@@ -43,19 +43,17 @@ impl Site {
         source: Box<dyn Source>,
         quota_bytes: u64,
         arena_bytes: usize,
-        cpu: Option<usize>,
         options: &PipelineOptions,
     ) -> Result<Pipeline> {
-        self.start_lanes(vec![source], quota_bytes, arena_bytes, cpu, options)
+        self.start_lanes(vec![source], quota_bytes, arena_bytes, options)
     }
 
-    /// As `start`, with a lane for each source; `cpu` is the first one's.
+    /// As `start`, with a lane for each source.
     pub(crate) fn start_lanes(
         &self,
         sources: Vec<Box<dyn Source>>,
         quota_bytes: u64,
         arena_bytes: usize,
-        mut cpu: Option<usize>,
         options: &PipelineOptions,
     ) -> Result<Pipeline> {
         let path = self.path().join("store");
@@ -76,7 +74,7 @@ impl Site {
         let pool = Pool::new(Arena::new(arena)?);
         let lane = |source| {
             let snaplen_bytes = SNAPLEN_MAX;
-            LaneSpec { source, snaplen_bytes, filter: None, decap: None, cpu: cpu.take() }
+            LaneSpec { source, snaplen_bytes, filter: None, decap: None, cpu: None }
         };
         let lanes = sources.into_iter().map(lane).collect();
         let clock = Arc::clone(&self.clock);

@@ -75,7 +75,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let packet_bytes = packets.bytes() as f64 / packets.count as f64;
     let memory = Box::new(MemorySource::new(packets, PASSES, site.clock.unix_ns()));
     let how = options.device.options();
-    let pipeline = site.start(memory, options.quota_gib << 30, BUFFER_BYTES, None, &how)?;
+    let pipeline = site.start(memory, options.quota_gib << 30, BUFFER_BYTES, &how)?;
     let lane = &pipeline.lanes()[0];
     if !options.json {
         println!("{} packets at full rate, sealed and indexed", options.size.name());

@@ -82,15 +82,14 @@ impl ChainSource {
         let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
         let mut waiting = VecDeque::from(files);
         let first = waiting.pop_front().map(|path| open_file(path, speed)).transpose()?;
-        let report = first.as_ref().map(|(_, source)| source.report());
-        let (clocks, notes) = report.map(|of| (of.clocks, of.notes)).unwrap_or_default();
+        // Clocks and notes are those of the file at hand.
         let kind_of = SourceReport {
             kind: "replay",
             name: names.join(", "),
             fanout: None,
             ring_bytes: 0,
-            clocks,
-            notes,
+            clocks: Vec::new(),
+            notes: Vec::new(),
         };
         let mut chain = Self {
             waiting,
@@ -116,12 +115,11 @@ impl ChainSource {
     }
 
     fn begin(&mut self, path: PathBuf, source: ReplaySource) {
-        let report = FileReport {
-            path: path.display().to_string(),
-            notes: source.report().notes,
-            ..FileReport::default()
-        };
+        let SourceReport { clocks, notes, .. } = source.report();
+        let path = path.display().to_string();
+        let report = FileReport { path, notes: notes.clone(), ..FileReport::default() };
         lock(&self.reports).push(report);
+        (self.kind_of.clocks, self.kind_of.notes) = (clocks, notes);
         self.current = Some(Current { source, places: Vec::new(), bytes: 0 });
         self.learn();
     }

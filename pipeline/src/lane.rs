@@ -151,7 +151,6 @@ impl Lane {
         self.count();
         self.fill.flush_all();
         self.fill.shared.set_state(LaneState::Ended);
-        self.fill.shared.finish(self.source.counters());
     }
 
     fn count(&mut self) {
@@ -159,6 +158,7 @@ impl Lane {
         let fill = &mut self.fill;
         fill.counts.received = counters.received;
         fill.counts.unreadable = counters.unreadable;
+        fill.shared.count(&counters);
         fill.pen.publish(&fill.counts);
         if let Some(stripper) = &fill.stripper {
             stripper.publish(&fill.shared.decap);
@@ -182,6 +182,7 @@ impl Lane {
             fill.add_gap(GapInfo { cause, from_ns, until_ns: None, packets: None });
         }
         if was_absent != absent_since_ns.is_some() {
+            // An interface may come back with other offloads than before.
             fill.shared.set_report(self.source.report());
         }
         fill.shared.set_state(new);

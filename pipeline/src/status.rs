@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use wirevault_capture::{SourceCounters, SourceReport};
+use wirevault_format::pcapng::OtherKind;
 
 use crate::decap::DecapCounters;
 
@@ -62,8 +63,17 @@ pub struct LaneShared {
     blocked: AtomicU8,
     error: Mutex<Option<String>>,
     report: Mutex<Option<SourceReport>>,
-    counters: Mutex<Option<SourceCounters>>,
+    figures: SourceFigures,
     cpu: Option<usize>,
+}
+
+/// What the source counts beside the books. Each number only grows; together they need not be of
+/// one moment.
+#[derive(Default)]
+struct SourceFigures {
+    times_rounded: AtomicU64,
+    options_cut: AtomicU64,
+    skipped_blocks: [AtomicU64; OtherKind::ALL.len()],
 }
 
 impl LaneShared {
@@ -78,7 +88,7 @@ impl LaneShared {
             blocked: AtomicU8::new(0),
             error: Mutex::new(None),
             report: Mutex::new(Some(report)),
-            counters: Mutex::new(None),
+            figures: SourceFigures::default(),
             cpu,
         }
     }
@@ -106,9 +116,20 @@ impl LaneShared {
         lock(&self.report).clone()
     }
 
-    /// Counters of a source that has ended.
-    pub fn final_counters(&self) -> Option<SourceCounters> {
-        *lock(&self.counters)
+    /// Packets whose time could not be kept to the last digit.
+    pub fn times_rounded(&self) -> u64 {
+        self.figures.times_rounded.load(Ordering::Relaxed)
+    }
+
+    /// Packets that lost some of their options.
+    pub fn options_cut(&self) -> u64 {
+        self.figures.options_cut.load(Ordering::Relaxed)
+    }
+
+    /// Blocks of a file that were skipped, those kinds that occurred.
+    pub fn skipped_blocks(&self) -> impl Iterator<Item = (OtherKind, u64)> {
+        let counts = self.figures.skipped_blocks.iter().map(|it| it.load(Ordering::Relaxed));
+        OtherKind::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0)
     }
 
     /// Core the lane is pinned to.
@@ -132,8 +153,18 @@ impl LaneShared {
         *lock(&self.error) = Some(error.to_owned());
     }
 
-    pub(crate) fn finish(&self, counters: SourceCounters) {
-        *lock(&self.counters) = Some(counters);
+    /// The source's interfaces are new, or back.
+    pub(crate) fn set_report(&self, report: SourceReport) {
+        *lock(&self.report) = Some(report);
+    }
+
+    pub(crate) fn count(&self, counters: &SourceCounters) {
+        let figures = &self.figures;
+        figures.times_rounded.store(counters.times_rounded, Ordering::Relaxed);
+        figures.options_cut.store(counters.options_cut, Ordering::Relaxed);
+        for (shown, count) in figures.skipped_blocks.iter().zip(counters.skipped_blocks) {
+            shown.store(count, Ordering::Relaxed);
+        }
     }
 }
 

@@ -145,6 +145,11 @@ impl Media for DirMedia {
             rustix::fs::statvfs(&self.path).map_err(|e| in_words(e.into(), "stat", &self.path))?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+
+    fn file_system(&self) -> io::Result<u64> {
+        let metadata = std::fs::metadata(&self.path);
+        Ok(metadata.map_err(|e| in_words(e, "stat", &self.path))?.dev())
+    }
 }
 
 struct DirFile {

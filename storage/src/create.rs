@@ -26,10 +26,20 @@ pub fn create(
     store: StoreId,
     options: &CreateOptions,
 ) -> Result<StoreId, StorageError> {
-    let free = |(media, path): &(Arc<dyn Media>, String)| {
-        media.free_bytes().map_err(|source| device(path, "ask for its free space", source))
+    let file_system = |(media, path): &(Arc<dyn Media>, String)| {
+        media.file_system().map_err(|source| device(path, "ask for its file system", source))
     };
-    let free_bytes: Vec<u64> = volumes.iter().map(free).collect::<Result<_, _>>()?;
+    let file_systems: Vec<u64> = volumes.iter().map(file_system).collect::<Result<_, _>>()?;
+    let free = |((media, path), here): (&(Arc<dyn Media>, String), &u64)| {
+        // What is free on one file system is free for all volumes there together.
+        let sharers = file_systems.iter().filter(|there| *there == here).count() as u64;
+        let free_bytes = media.free_bytes();
+        let free_bytes =
+            free_bytes.map_err(|source| device(path, "ask for its free space", source))?;
+        Ok::<_, StorageError>(free_bytes / sharers)
+    };
+    let free_bytes: Vec<u64> =
+        volumes.iter().zip(&file_systems).map(free).collect::<Result<_, _>>()?;
     let plan = plan(options.quota_bytes, options.lanes, &free_bytes)?;
     create_planned(volumes, store, options, &plan)
 }

@@ -40,7 +40,7 @@ pub use create::{create, create_planned};
 pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};
 pub use options::CreateOptions;
-pub use plan::{Plan, VolumePlan, plan};
+pub use plan::{Plan, VolumePlan, plan, volume_file_bytes};
 pub use recovery::{RecoveredSegment, RecoveryReport};
 pub use reindex::rebuild_index;
 pub use store::{OpenRequest, OpenSegment, Store};

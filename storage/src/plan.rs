@@ -179,7 +179,7 @@ pub(crate) fn spares_max(superblock: &Superblock) -> usize {
 }
 
 /// Bytes that the volume's own file occupies.
-pub(crate) fn volume_file_bytes(superblock: &Superblock) -> u64 {
+pub fn volume_file_bytes(superblock: &Superblock) -> u64 {
     superblock.ring_offset + 2 * superblock.ring_slot_bytes
 }
 

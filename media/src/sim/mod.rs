@@ -345,6 +345,10 @@ impl Media for SimMedia {
         state.alive()?;
         Ok(state.capacity_bytes.saturating_sub(state.used_bytes()))
     }
+
+    fn file_system(&self) -> io::Result<u64> {
+        Ok(Arc::as_ptr(&self.state).addr() as u64)
+    }
 }
 
 struct SimLock {

@@ -113,3 +113,26 @@ fn other_directories_are_left_alone() {
     let refused = create_in(dir.path(), None).unwrap_err().to_string();
     assert!(refused.contains("000007.pcapng"), "{refused}");
 }
+
+#[test]
+fn volumes_on_one_file_system_share_what_is_free_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let volumes = [volume(&dir.path().join("a")), volume(&dir.path().join("b"))];
+    let free_bytes = volumes[0].0.free_bytes().unwrap();
+    let options = |quota_bytes| CreateOptions {
+        quota_bytes,
+        lanes: 1,
+        key: None,
+        key_path: String::new(),
+        clock: Arc::new(SystemClock),
+    };
+    // Others write to this file system too, so nothing here stands on the last byte.
+    let error = create(&volumes, STORE, &options(Some(free_bytes / 2 * 3))).unwrap_err();
+    assert!(error.to_string().contains("is more than the"), "{error}");
+    create(&volumes, STORE, &options(None)).unwrap();
+    let (store, _) =
+        Store::open_dir(&dir.path().join("a"), &KeySource::Recorded, Arc::new(SystemClock))
+            .unwrap();
+    let quota_bytes: u64 = store.status().volumes.iter().map(|volume| volume.quota_bytes).sum();
+    assert!(quota_bytes < free_bytes / 4 * 3, "{quota_bytes} of {free_bytes}");
+}

@@ -80,6 +80,10 @@ impl Media for Watched {
         self.media.describe()
     }
 
+    fn file_system(&self) -> io::Result<u64> {
+        self.media.file_system()
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         self.media.free_bytes()
     }

@@ -173,6 +173,12 @@ pub struct LaneStatus {
     pub unparsed: u64,
     /// Records of a file that cannot be delimited: beside the sum.
     pub unreadable: u64,
+    /// Packets whose time had parts below the nanosecond, or lay outside 1970 to 2554.
+    pub times_rounded: u64,
+    /// Packets that lost some of their options.
+    pub options_cut: u64,
+    /// Blocks of a file that are not kept, by kind.
+    pub skipped_blocks: BTreeMap<String, u64>,
     /// Sequence number below which everything is durable.
     pub watermark: u64,
     /// Age of the oldest packet that is not durable, ms; 0 when all are.
@@ -202,9 +208,9 @@ pub struct LaneStatus {
 pub struct VolumeStatus {
     /// Path.
     pub path: String,
-    /// Bytes that segments may take.
+    /// Bytes that it may take.
     pub quota_bytes: u64,
-    /// Bytes that they take.
+    /// Bytes that it takes: its own file, closed segments, and open ones at full size.
     pub used_bytes: u64,
     /// Segments.
     pub segments: u64,

@@ -97,6 +97,7 @@ fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
     let books = lane.books.snapshot();
     let report = lane.shared.report();
     let live = report.as_ref().filter(|report| report.kind != "replay");
+    let skipped = lane.shared.skipped_blocks();
     let since_ns = books.unacknowledged_since_ns;
     let age_ns = since_ns.map_or(0, |since_ns| now_ns.saturating_sub(since_ns));
     let durable_ns = lane.shared.durable_ns.load(Ordering::Acquire);
@@ -115,6 +116,9 @@ fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
         cut: books.cut,
         unparsed: books.unparsed,
         unreadable: books.unreadable,
+        times_rounded: lane.shared.times_rounded(),
+        options_cut: lane.shared.options_cut(),
+        skipped_blocks: skipped.map(|(kind, count)| (kind.name().to_owned(), count)).collect(),
         watermark: books.watermark,
         unacknowledged_age_ms: age_ns / 1_000_000,
         durable_until: (durable_ns > 0).then(|| durable_ns.into()),
@@ -216,7 +220,8 @@ fn stored_volume(volume: &wirevault_index::Volume) -> VolumeStatus {
     VolumeStatus {
         path: volume.media.describe(),
         quota_bytes: superblock.quota_bytes,
-        used_bytes: present.clone().map(bytes).sum(),
+        used_bytes: wirevault_storage::volume_file_bytes(superblock)
+            + present.clone().map(bytes).sum::<u64>(),
         segments: present.count() as u64,
         places: u64::from(superblock.places),
         segment_bytes: superblock.segment_bytes,

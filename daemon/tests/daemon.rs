@@ -118,7 +118,38 @@ fn a_file_is_recorded_asked_for_and_the_end_is_clean() {
     let report = status::offline(&reader, &catalog);
     assert_eq!((report.state, report.lanes[0].stored), (State::Offline, u64::from(PACKETS)));
     assert_eq!((report.lanes[0].received, report.lanes[0].in_flight), (u64::from(PACKETS), 0));
+    // The volume's own file counts, as it does for the quota.
+    let files = std::fs::read_dir(&place.store).unwrap();
+    let on_disk: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
+    assert_eq!(report.volumes[0].used_bytes, on_disk);
     assert!(status::segments(&catalog).iter().all(|segment| segment.state == "closed"));
+}
+
+#[test]
+fn what_a_source_cannot_keep_is_in_the_status_while_it_runs() {
+    let place = Place::new(false);
+    let mut file = Vec::new();
+    let mut block = |kind: u32, body: &[u8]| {
+        let bytes = 12 + body.len() as u32;
+        file.extend([kind.to_le_bytes(), bytes.to_le_bytes()].concat());
+        file.extend_from_slice(body);
+        file.extend(bytes.to_le_bytes());
+    };
+    let words = |words: &[u32]| words.iter().flat_map(|it| it.to_le_bytes()).collect::<Vec<u8>>();
+    block(0x0a0d_0d0a, &words(&[0x1a2b_3c4d, 1, u32::MAX, u32::MAX]));
+    // Times in picoseconds.
+    block(1, &words(&[1, 262_144, 0x0001_0009, 12, 0]));
+    block(4, &words(&[0]));
+    block(6, &words(&[0, 0, 1_500_001, 4, 4, 0]));
+    let path = place.path("picoseconds.pcapng");
+    std::fs::write(&path, file).unwrap();
+    let recorder = place.start(&place.config(&path, ""));
+    let status = recorded(&recorder, 1);
+    let lane = &status["lanes"][0];
+    assert_eq!((&lane["times_rounded"], &lane["options_cut"]), (&1.into(), &0.into()), "{lane:#}");
+    assert_eq!(lane["skipped_blocks"], serde_json::json!({"name_resolution": 1}));
+    assert_eq!(lane["notes"], serde_json::json!(["format: pcapng"]));
+    recorder.end(Signal::SIGTERM);
 }
 
 #[test]

@@ -141,10 +141,6 @@ impl LaneShared {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_report(&self, report: SourceReport) {
-        *lock(&self.report) = Some(report);
-    }
-
     pub(crate) fn set_blocked(&self, blocked: bool) {
         self.blocked.store(u8::from(blocked), Ordering::Relaxed);
     }

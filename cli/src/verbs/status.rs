@@ -111,10 +111,15 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
         (lane.cut, "cut"),
         (lane.unparsed, "not parsed"),
         (lane.unreadable, "not readable"),
+        (lane.times_rounded, "with a time that was rounded"),
+        (lane.options_cut, "with options that were shortened"),
         (lane.unindexed_chunks, "in chunks without index (chunks)"),
     ];
     for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
         say(format!("{count} {what}"));
+    }
+    for (kind, count) in &lane.skipped_blocks {
+        say(format!("{} of kind {kind} not kept", count_text(*count, "block")));
     }
     if let Some(until) = &lane.durable_until {
         say(format!("durable up to {until}, watermark {}", lane.watermark));

@@ -21,6 +21,7 @@ use wirevault_packet::{Direction, FlowKey, dissect};
 
 use crate::completeness::Window;
 use crate::error::QueryError;
+use crate::held_flows::{Flow, HeldFlows};
 use crate::merge::Cursor;
 use crate::reading::{Findings, Reading};
 use crate::run::{Request, Store, conclude, plan};
@@ -28,14 +29,18 @@ use crate::source::{Question, Reader, Source};
 use crate::stream::{Demand, Member, StreamCursor, StreamId};
 use crate::summary::{Instant, Summary};
 
-/// A flow in one segment. A flow that goes on for longer has a row in every segment that holds
-/// packets of it.
+/// Flows that a list holds at most before it gives rows out: about 100 MB of memory. They come out
+/// at the end, by first time; with more flows than that, those that were silent for longest come
+/// out early, and one of them that speaks again has another row.
+pub const FLOWS_HELD_MAX: usize = 1 << 18;
+
+/// A flow: the packets between two endpoints in one encapsulation, in all segments together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowRow {
-    /// Name of the segment.
-    pub segment: String,
     /// Link type.
     pub link_type: String,
+    /// Segments that hold packets of it.
+    pub segments: u32,
     /// Time of its first packet that was asked for.
     pub first: Instant,
     /// Time of its last one.
@@ -70,7 +75,7 @@ pub struct FlowRow {
     pub tcp_flags: Option<String>,
 }
 
-/// Receives rows, by segment and first time. `Break` means that no more are wanted.
+/// Receives rows, by first time. `Break` means that no more are wanted.
 pub type RowSink<'a> = dyn FnMut(&FlowRow) -> io::Result<ControlFlow<()>> + 'a;
 
 /// Lists the flows of a store; `limit` counts rows. The summary's bytes are those on the wire.
@@ -97,27 +102,61 @@ pub(crate) fn list<'a, S: Source>(
     }
     members.retain(|(_, demand, member)| demand.wants(member.times_ns));
     members.sort_by_key(|(_, _, member)| member.source.entry().ordinal);
-    let mut rows = 0;
-    'segments: for (id, demand, member) in members {
+    let mut held = HeldFlows::new(store.flows_held_max);
+    let mut rows = Rows { out, given: 0, limit: request.limit, summary: &mut plan.summary };
+    for (id, demand, member) in members {
         reading.check_cancelled()?;
-        let (segment, link_type) = (member.source.name(), id.link_type);
+        let link_type = id.link_type;
         for (key, stats) in flows_of(id, demand, member, &mut reading)? {
-            if !request.count_only && request.limit.is_some_and(|limit| rows >= limit) {
-                plan.summary.limit_reached = true;
-                break 'segments;
+            if request.count_only {
+                rows.summary.packets += stats.packets;
+                rows.summary.bytes += stats.bytes;
+                continue;
             }
-            rows += 1;
-            plan.summary.packets += stats.packets;
-            plan.summary.bytes += stats.bytes;
-            let row = row(&segment, link_type, &key, &stats);
-            if !request.count_only && out(&row).map_err(QueryError::Sink)?.is_break() {
-                plan.summary.limit_reached = true;
-                break 'segments;
-            }
+            rows.give(&held.add((link_type, key), &stats))?;
         }
+        if rows.summary.limit_reached {
+            break;
+        }
+    }
+    rows.give(&held.finish())?;
+    if held.overflowed {
+        reading.findings.warnings.push(format!(
+            "more than {} flows: those silent for longest were listed first, and a flow that went \
+             on after that has several rows; a shorter window or a filter avoids it",
+            store.flows_held_max
+        ));
     }
     let window = Window { since_ns: request.since_ns, until_ns: request.until_ns, cut_ns: None };
     conclude(store, plan, &window, reading)
+}
+
+/// Gives rows out until there are enough.
+struct Rows<'a, 'b> {
+    out: &'a mut RowSink<'b>,
+    given: u64,
+    limit: Option<u64>,
+    summary: &'a mut Summary,
+}
+
+impl Rows<'_, '_> {
+    fn give(&mut self, flows: &[Flow]) -> Result<(), QueryError> {
+        for flow in flows {
+            if self.summary.limit_reached {
+                break;
+            }
+            if self.limit.is_some_and(|limit| self.given >= limit) {
+                self.summary.limit_reached = true;
+                break;
+            }
+            self.given += 1;
+            self.summary.packets += flow.stats.packets;
+            self.summary.bytes += flow.stats.bytes;
+            let more = (self.out)(&row(flow)).map_err(QueryError::Sink)?;
+            self.summary.limit_reached = more.is_break();
+        }
+        Ok(())
+    }
 }
 
 type Counted = Vec<(FlowKey, FlowStats)>;
@@ -232,13 +271,14 @@ pub(crate) fn stats_of(link_type: LinkType, packet: &Epb<'_>) -> (FlowKey, FlowS
     (dissected.key, stats)
 }
 
-fn row(segment: &str, link_type: LinkType, key: &FlowKey, stats: &FlowStats) -> FlowRow {
+fn row(flow: &Flow) -> FlowRow {
+    let Flow { id: (link_type, key), stats, segments } = flow;
     let text = key.describe();
     let [a, b] = text.endpoints;
     let letters = "FSRPAUEC".chars().enumerate();
     let flags = letters.filter(|(bit, _)| stats.tcp_or & (1 << bit) != 0).map(|(_, letter)| letter);
     FlowRow {
-        segment: segment.to_owned(),
+        segments: *segments,
         link_type: link_type.to_string(),
         first: stats.times_ns.0.into(),
         last: stats.times_ns.1.into(),

@@ -29,6 +29,7 @@ mod error;
 pub mod export;
 pub mod filter;
 mod flows;
+mod held_flows;
 mod merge;
 mod reading;
 mod run;
@@ -48,7 +49,7 @@ use wirevault_index::{Catalog, Segment};
 
 pub use error::QueryError;
 pub use export::{PacketOut, Sink};
-pub use flows::{FlowRow, RowSink};
+pub use flows::{FLOWS_HELD_MAX, FlowRow, RowSink};
 pub use run::Request;
 pub use summary::Summary;
 
@@ -67,8 +68,9 @@ pub fn run(
     run::execute(&store(catalog), request, sink, cancel)
 }
 
-/// Finds flows and gives them to `out`, a row for every segment a flow occurs in. The filter and
-/// the window decide packet by packet which count; `limit` counts rows; `sort` means nothing here.
+/// Finds flows and gives them to `out`, a row for each, by first time; beyond [`FLOWS_HELD_MAX`]
+/// flows one may have several. The filter and the window decide packet by packet which count;
+/// `limit` counts rows; `sort` means nothing here.
 ///
 /// # Errors
 /// As [`run()`].
@@ -92,5 +94,6 @@ fn store(catalog: &Catalog) -> Store<'_, Segment> {
         now_ns: catalog.now_ns,
         durable_until_ns: catalog.durable_until_ns,
         held_bytes_max: HELD_BYTES_MAX,
+        flows_held_max: FLOWS_HELD_MAX,
     }
 }

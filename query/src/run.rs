@@ -55,6 +55,7 @@ pub(crate) struct Store<'a, S> {
     pub(crate) now_ns: u64,
     pub(crate) durable_until_ns: Option<u64>,
     pub(crate) held_bytes_max: usize,
+    pub(crate) flows_held_max: usize,
 }
 
 /// A question made ready.

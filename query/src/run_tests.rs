@@ -72,6 +72,7 @@ fn store<'a>(
         now_ns: 1_000_000,
         durable_until_ns: None,
         held_bytes_max,
+        flows_held_max: 100,
     }
 }
 
@@ -237,8 +238,8 @@ proptest! {
     }
 }
 
-/// Rows in short: segment, port of the flow, packets, first and last time.
-type Row = (String, u16, u64, u64, u64);
+/// Rows in short: segments, port of the flow, packets, first and last time.
+type Row = (u32, u16, u64, u64, u64);
 
 fn list_flows(
     segments: &[SimSegment],
@@ -250,7 +251,7 @@ fn list_flows(
     let mut out = |row: &FlowRow| {
         let port = row.a_port.into_iter().chain(row.b_port).find(|port| *port != 0x3039).unwrap();
         assert_eq!((row.protocol.as_str(), row.bytes % row.packets), ("UDP", 0));
-        rows.push((row.segment.clone(), port, row.packets, row.first.ns, row.last.ns));
+        rows.push((row.segments, port, row.packets, row.first.ns, row.last.ns));
         Ok(ControlFlow::Continue(()))
     };
     let summary = list(&store, request, &mut out, &AtomicBool::new(false)).unwrap();
@@ -277,25 +278,29 @@ proptest! {
         let (text, port, even) = filter;
         let request =
             Request { filter: text.into(), since_ns: since, until_ns, ..Request::default() };
+        let wanted = |p: &&SimPacket| {
+            p.ts_ns >= since.unwrap_or(0) && until_ns.is_none_or(|until| p.ts_ns < until)
+                && (!port || p.port == 53) && (!even || p.number.is_multiple_of(2))
+        };
         let mut expected: Vec<Row> = Vec::new();
-        let per_segment = drawn.chunk * drawn.segment;
-        for (n, packets) in drawn.all().chunks(per_segment).enumerate() {
-            let wanted = |p: &&SimPacket| {
-                p.ts_ns >= since.unwrap_or(0) && until_ns.is_none_or(|until| p.ts_ns < until)
-                    && (!port || p.port == 53) && (!even || p.number.is_multiple_of(2))
-            };
-            for port in [53, 80] {
-                let flow = packets.iter().filter(wanted).filter(|p| p.port == port);
-                let times: Vec<u64> = flow.map(|p| p.ts_ns).collect();
-                if let (Some(first), Some(last)) = (times.iter().min(), times.iter().max()) {
-                    expected.push((format!("#{}", n + 1), port, times.len() as u64, *first, *last));
-                }
+        let all = drawn.all();
+        for port in [53, 80] {
+            let mut of_flow = Vec::new();
+            for segment in all.chunks(drawn.chunk * drawn.segment) {
+                let flow = segment.iter().filter(wanted).filter(|p| p.port == port);
+                of_flow.push(flow.map(|p| p.ts_ns).collect::<Vec<u64>>());
+            }
+            of_flow.retain(|times| !times.is_empty());
+            let times = || of_flow.iter().flatten().copied();
+            if let (Some(first), Some(last)) = (times().min(), times().max()) {
+                let row = (of_flow.len() as u32, port, times().count() as u64, first, last);
+                expected.push(row);
             }
         }
         let (mut rows, summary) = list_flows(&segments, &[run_entry(drawn.run)], &request);
-        prop_assert!(rows.is_sorted_by_key(|row| (row.0[1..].parse::<u64>().unwrap(), row.3)));
-        rows.sort();
-        expected.sort();
+        prop_assert!(rows.is_sorted_by_key(|row| row.3), "by first time");
+        rows.sort_unstable();
+        expected.sort_unstable();
         prop_assert_eq!(&rows, &expected);
         prop_assert_eq!(summary.packets, rows.iter().map(|row| row.2).sum::<u64>());
         if !unindexed && !even && since.is_none() && until_ns.is_none() {
@@ -310,6 +315,30 @@ fn rows_can_be_limited() {
     let request = Request { limit: Some(1), ..Request::default() };
     let (rows, summary) = list_flows(&[segment], &[run_entry(1)], &request);
     assert_eq!((rows.len(), summary.limit_reached), (1, true));
+}
+
+#[test]
+fn more_flows_than_fit_in_memory_have_several_rows_and_that_is_told() {
+    // 60 flows in each of three segments; 100 fit. Flow 0 goes on in every segment.
+    let flows =
+        |n: u64| packets(&(0..60).map(|p| (100 * n + p, 100 + p as u16)).collect::<Vec<_>>(), 0);
+    let others = |n: u64| {
+        let mut packets = flows(n);
+        packets.iter_mut().skip(1).for_each(|packet| packet.port += 1000 * n as u16);
+        packets
+    };
+    let segment = |n: u64| SimSegment::new(1, 0, LINKS[0], n + 1).chunk(60 * n, &others(n));
+    let segments: Vec<_> = (0..3).map(segment).collect();
+    let (rows, summary) = list_flows(&segments, &[run_entry(1)], &Request::default());
+    assert_eq!(rows.iter().map(|row| row.2).sum::<u64>(), 180, "every packet is in one row");
+    assert_eq!(rows.len(), 178, "flow 0 spoke while there was room for it");
+    assert_eq!(rows.iter().map(|row| row.0).max(), Some(3));
+    assert!(summary.warnings[0].contains("more than 100 flows"), "{summary}");
+    let (rows, summary) = list_flows(&segments[..1], &[run_entry(1)], &Request::default());
+    assert_eq!((rows.len(), summary.warnings.len()), (60, 0));
+    let counted = Request { count_only: true, ..Request::default() };
+    let (rows, summary) = list_flows(&segments, &[run_entry(1)], &counted);
+    assert_eq!((rows.len(), summary.packets), (0, 180));
 }
 
 #[test]

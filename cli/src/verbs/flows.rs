@@ -26,7 +26,7 @@ const TABLE_ROWS: usize = 1000;
 const HEADINGS: [&str; 8] =
     ["first", "seconds", "packets", "bytes", "protocol", "a", "b", "inside"];
 
-const CSV_HEADINGS: &str = "segment,link_type,first,last,first_ns,last_ns,packets,bytes,protocol,\
+const CSV_HEADINGS: &str = "link_type,segments,first,last,first_ns,last_ns,packets,bytes,protocol,\
     a_addr,a_port,b_addr,b_port,a_to_b,b_to_a,vlans,mpls,vni,layers,tcp_flags\n";
 
 /// Lists flows.
@@ -211,8 +211,8 @@ fn csv(row: &FlowRow) -> String {
         values.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     }
     let fields = [
-        row.segment.clone(),
         row.link_type.clone(),
+        row.segments.to_string(),
         row.first.utc.clone(),
         row.last.utc.clone(),
         row.first.ns.to_string(),
@@ -245,8 +245,8 @@ mod tests {
 
     fn row() -> FlowRow {
         FlowRow {
-            segment: "0:000001#1".to_owned(),
             link_type: "EN10MB".to_owned(),
+            segments: 1,
             first: 1_000_000_000.into(),
             last: 2_500_000_000.into(),
             packets: 3,

@@ -104,6 +104,10 @@ pub struct SourceCounters {
     pub unreadable: u64,
     /// Packets whose time had parts below the nanosecond, or lay outside 1970 to 2554.
     pub times_rounded: u64,
+    /// Packets of a pcap file that were longer than its snap length, and are cut to it.
+    pub cut_to_snaplen: u64,
+    /// Packets of a pcap file whose fraction of a second was a second or more.
+    pub times_carried: u64,
     /// Packets that lost options which ran past their block or were too many.
     pub options_cut: u64,
     /// pcapng blocks skipped, by [`wirevault_format::pcapng::OtherKind::index`].

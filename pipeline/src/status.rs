@@ -72,6 +72,8 @@ pub struct LaneShared {
 #[derive(Default)]
 struct SourceFigures {
     times_rounded: AtomicU64,
+    cut_to_snaplen: AtomicU64,
+    times_carried: AtomicU64,
     options_cut: AtomicU64,
     skipped_blocks: [AtomicU64; OtherKind::ALL.len()],
 }
@@ -121,6 +123,16 @@ impl LaneShared {
         self.figures.times_rounded.load(Ordering::Relaxed)
     }
 
+    /// Packets that were cut to the snap length of their file.
+    pub fn cut_to_snaplen(&self) -> u64 {
+        self.figures.cut_to_snaplen.load(Ordering::Relaxed)
+    }
+
+    /// Packets whose fraction of a second was a second or more.
+    pub fn times_carried(&self) -> u64 {
+        self.figures.times_carried.load(Ordering::Relaxed)
+    }
+
     /// Packets that lost some of their options.
     pub fn options_cut(&self) -> u64 {
         self.figures.options_cut.load(Ordering::Relaxed)
@@ -157,6 +169,8 @@ impl LaneShared {
     pub(crate) fn count(&self, counters: &SourceCounters) {
         let figures = &self.figures;
         figures.times_rounded.store(counters.times_rounded, Ordering::Relaxed);
+        figures.cut_to_snaplen.store(counters.cut_to_snaplen, Ordering::Relaxed);
+        figures.times_carried.store(counters.times_carried, Ordering::Relaxed);
         figures.options_cut.store(counters.options_cut, Ordering::Relaxed);
         for (shown, count) in figures.skipped_blocks.iter().zip(counters.skipped_blocks) {
             shown.store(count, Ordering::Relaxed);

@@ -89,7 +89,10 @@ impl<R: Read> Decoder<R> {
         }
         match &mut self.format {
             Format::Pcap(reader) => {
-                if !reader.advance().map_err(DecodeFault::Pcap)? {
+                let more = reader.advance().map_err(DecodeFault::Pcap)?;
+                self.counters.cut_to_snaplen = reader.cut_to_snaplen;
+                self.counters.times_carried = reader.times_carried;
+                if !more {
                     return Ok(Advanced::End);
                 }
             }

@@ -49,6 +49,10 @@ pub(super) struct PcapReader<R> {
     current_bytes: usize,
     header: Header,
     packets: u64,
+    /// Records whose bytes behind the file's snap length are left out.
+    pub(super) cut_to_snaplen: u64,
+    /// Records whose fraction of a second was a second or more.
+    pub(super) times_carried: u64,
 }
 
 /// What the file header says.
@@ -72,8 +76,17 @@ impl<R: Read> PcapReader<R> {
             link_type: LinkType::ETHERNET,
         };
         let buf = vec![0; BUFFER_BYTES];
-        let mut reader =
-            Self { source, buf, held: 0..0, at: 0, current_bytes: 0, header, packets: 0 };
+        let mut reader = Self {
+            source,
+            buf,
+            held: 0..0,
+            at: 0,
+            current_bytes: 0,
+            header,
+            packets: 0,
+            cut_to_snaplen: 0,
+            times_carried: 0,
+        };
         let held = reader.fill(FILE_HEADER_BYTES)?;
         reader.header = Header::parse(&reader.buf[..held.min(FILE_HEADER_BYTES)])?;
         reader.current_bytes = FILE_HEADER_BYTES;
@@ -115,19 +128,28 @@ impl<R: Read> PcapReader<R> {
         }
         self.current_bytes = total;
         self.packets += 1;
+        self.cut_to_snaplen += u64::from(captured > self.header.visible_bytes());
+        let carried = u64::from(self.field(1)) * self.header.ns_per_fraction >= 1_000_000_000;
+        self.times_carried += u64::from(carried);
         Ok(true)
     }
 
     /// The current record.
+    ///
+    /// libpcap gives no byte behind the file's snap length, whatever the record states, so neither
+    /// filters nor people that read the file with tcpdump ever see one: it is left out here too. A
+    /// fraction of a second or more is carried into the seconds. (libpcap passes it on, and tcpdump
+    /// prints `1700000000.1500000`.)
     pub(super) fn record(&self) -> Record<'_> {
         let (captured, wire_len) = self.lengths();
         let start = self.held.start + RECORD_HEADER_BYTES;
+        let visible = captured.min(self.header.visible_bytes());
         let seconds = u64::from(self.field(0));
         let fraction = u64::from(self.field(1)) * self.header.ns_per_fraction;
         Record {
             ts_ns: seconds * 1_000_000_000 + fraction,
             wire_len,
-            data: &self.buf[start..start + captured as usize],
+            data: &self.buf[start..start + visible as usize],
         }
     }
 
@@ -214,6 +236,11 @@ impl Header {
         // The upper half tells of frame check sequences; the link type is the lower half.
         let link_type = LinkType(u32_at(bytes, 20, big_endian) as u16);
         Ok(Self { big_endian, ns_per_fraction, minor, snaplen_bytes, link_type })
+    }
+
+    /// Bytes of a packet that libpcap gives at most.
+    fn visible_bytes(&self) -> u32 {
+        if self.snaplen_bytes == 0 { u32::MAX } else { self.snaplen_bytes }
     }
 }
 
@@ -324,6 +351,26 @@ mod tests {
             let mut bytes = encode(0xa1b2_c3d4, true, 4, 1, &rows);
             bytes.extend(&noise);
             read(&bytes);
+        }
+    }
+
+    #[test]
+    fn what_libpcap_does_not_show_is_left_out_and_counted() {
+        let rows = [(1_000_000_000, 100, vec![7; 100]), (2_000_000_000, 90, vec![8; 90])];
+        let mut bytes = encode(0xa1b2_c3d4, false, 4, 1, &rows);
+        bytes[16..20].copy_from_slice(&90u32.to_le_bytes());
+        // 1.5 s as microseconds of the second record.
+        bytes[24 + 116 + 4..][..4].copy_from_slice(&1_500_000u32.to_le_bytes());
+        let Ok(mut reader) = PcapReader::new(&bytes[..]) else { panic!("a header") };
+        assert!(matches!(reader.advance(), Ok(true)));
+        assert_eq!(reader.record(), Record { ts_ns: 1_000_000_000, wire_len: 100, data: &[7; 90] });
+        assert!(matches!(reader.advance(), Ok(true)));
+        assert_eq!(reader.record(), Record { ts_ns: 3_500_000_000, wire_len: 90, data: &[8; 90] });
+        assert!(matches!(reader.advance(), Ok(false)));
+        assert_eq!((reader.cut_to_snaplen, reader.times_carried), (1, 1));
+        for no_limit in [0, u32::MAX] {
+            bytes[16..20].copy_from_slice(&no_limit.to_le_bytes());
+            assert_eq!(read(&bytes).0[0].2.len(), 100);
         }
     }
 

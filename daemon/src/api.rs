@@ -175,6 +175,10 @@ pub struct LaneStatus {
     pub unreadable: u64,
     /// Packets whose time had parts below the nanosecond, or lay outside 1970 to 2554.
     pub times_rounded: u64,
+    /// Packets longer than the file's own snap length; what lies behind it, tcpdump does not see.
+    pub cut_to_snaplen: u64,
+    /// Packets whose fraction of a second was a second or more; it is carried over.
+    pub times_carried: u64,
     /// Packets that lost some of their options.
     pub options_cut: u64,
     /// Blocks of a file that are not kept, by kind.

@@ -31,6 +31,10 @@ pub struct FileReport {
     pub interfaces: u64,
     /// Packets whose time had parts below the nanosecond, or lay outside 1970 to 2554.
     pub times_rounded: u64,
+    /// Packets longer than the file's own snap length; what lies behind it, tcpdump does not see.
+    pub cut_to_snaplen: u64,
+    /// Packets whose fraction of a second was a second or more; it is carried over.
+    pub times_carried: u64,
     /// Packets that lost some of their options.
     pub options_cut: u64,
     /// Blocks that were not kept, by kind.
@@ -177,6 +181,8 @@ impl ChainSource {
         report.bytes = current.bytes;
         report.interfaces = current.places.len() as u64;
         report.times_rounded = counters.times_rounded;
+        report.cut_to_snaplen = counters.cut_to_snaplen;
+        report.times_carried = counters.times_carried;
         report.options_cut = counters.options_cut;
         let skipped = OtherKind::ALL.iter().zip(counters.skipped_blocks);
         let skipped = skipped.filter(|(_, blocks)| *blocks > 0);
@@ -278,6 +284,8 @@ fn sum(a: &SourceCounters, b: &SourceCounters) -> SourceCounters {
         in_ring: a.in_ring + b.in_ring,
         unreadable: a.unreadable + b.unreadable,
         times_rounded: a.times_rounded + b.times_rounded,
+        cut_to_snaplen: a.cut_to_snaplen + b.cut_to_snaplen,
+        times_carried: a.times_carried + b.times_carried,
         options_cut: a.options_cut + b.options_cut,
         skipped_blocks: std::array::from_fn(|kind| a.skipped_blocks[kind] + b.skipped_blocks[kind]),
     }

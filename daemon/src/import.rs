@@ -91,6 +91,10 @@ pub struct ImportReport {
     pub unreadable: u64,
     /// Packets whose time had parts below the nanosecond, or lay outside 1970 to 2554.
     pub times_rounded: u64,
+    /// Packets longer than the file's own snap length; what lies behind it, tcpdump does not see.
+    pub cut_to_snaplen: u64,
+    /// Packets whose fraction of a second was a second or more; it is carried over.
+    pub times_carried: u64,
     /// Packets that lost some of their options.
     pub options_cut: u64,
     /// It was ended early.
@@ -163,6 +167,8 @@ pub fn run(
         cut: books.cut,
         unreadable: sum(|file| u64::from(file.error.is_some())),
         times_rounded: sum(|file| file.times_rounded),
+        cut_to_snaplen: sum(|file| file.cut_to_snaplen),
+        times_carried: sum(|file| file.times_carried),
         options_cut: sum(|file| file.options_cut),
         cancelled,
         error: shared.and_then(|shared| shared.error()),

@@ -117,6 +117,8 @@ fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
         unparsed: books.unparsed,
         unreadable: books.unreadable,
         times_rounded: lane.shared.times_rounded(),
+        cut_to_snaplen: lane.shared.cut_to_snaplen(),
+        times_carried: lane.shared.times_carried(),
         options_cut: lane.shared.options_cut(),
         skipped_blocks: skipped.map(|(kind, count)| (kind.name().to_owned(), count)).collect(),
         watermark: books.watermark,

@@ -2,6 +2,7 @@
 //! packets finds, packet for packet and in the same order; and the index makes it cheaper.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, RwLock};
@@ -17,6 +18,7 @@ use wirevault_query::{Request, Summary};
 use wirevault_telemetry::clock::SystemClock;
 use wirevault_tests::captures::{Packet, parse_pcap, write_pcap};
 use wirevault_tests::filters::{filter, inner_host, net_of};
+use wirevault_tests::frames::{self, Fragment};
 use wirevault_tests::lanes::{self, Held};
 use wirevault_tests::oracle::{compare, is_undefined, tcpdump};
 use wirevault_tests::random::Random;
@@ -466,4 +468,47 @@ fn an_index_with_a_fault_fails_the_comparison() {
         flows.iter_mut().for_each(|flow| flow.key = without_tags(&flow.key));
     });
     assert!(failures(&plain) > 0, "tagged flows that count as plain are not noticed");
+}
+
+/// A record may state more than its file's snap length, and a fraction of more than a second.
+/// libpcap hides the bytes behind the snap length, from filters too.
+#[test]
+fn what_tcpdump_does_not_see_of_a_file_is_not_found() {
+    const SNAPLEN: u32 = 96;
+    let store = TestStore::new(true);
+    let file = store.path("odd.pcap");
+    let mut bytes = Vec::new();
+    for word in [0xa1b2_c3d4, 4 << 16 | 2, 0, 0, SNAPLEN, 1] {
+        bytes.extend(u32::to_le_bytes(word));
+    }
+    let sizes = [20, 53, 54, 55, 200, 1000];
+    for (number, size) in (0u32..).zip(sizes) {
+        let (from, to) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+        let payload = vec![0xab; size];
+        let udp = frames::udp(4000, 53, &payload);
+        let frame =
+            frames::ethernet(1, 2, 0x0800, &frames::ipv4(from, to, 17, &[], Fragment::Whole, &udp));
+        let length = frame.len() as u32;
+        for word in [1_700_000_000, number * 400_000, length, length] {
+            bytes.extend(u32::to_le_bytes(word));
+        }
+        bytes.extend(frame);
+    }
+    fs::write(&file, bytes).unwrap();
+    let output = store.import(&file);
+    assert_eq!(code(&output), 0, "{}", words(&output));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("3 packets' bytes behind the file's own snap length"), "{said}");
+    assert!(said.contains("3 fractions of a second or more"), "{said}");
+    let catalog = store.catalog();
+    let mut tally = Tally::default();
+    let seen = ["", "udp[60] = 0xab", "udp[61] = 0xab", "udp[61] != 0xab", "udp[100] >= 0"];
+    let lengths = ["greater 96", "less 97", "len = 242", "udp[61] = 0xab or len > 200"];
+    for filter in [&seen[..], &lengths].concat() {
+        tally.add(filter, &tcpdump(&file, filter), &catalog);
+    }
+    assert!(tally.wrong.is_empty(), "{:#?}", tally.wrong);
+    assert_eq!(tally.filters, 9, "{tally:?}");
+    let found = store.ask(&all("udp[61] = 0xab")).packets;
+    assert!(found.iter().all(|packet| packet.data.len() == SNAPLEN as usize));
 }

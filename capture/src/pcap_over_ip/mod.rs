@@ -365,6 +365,8 @@ fn sum(a: &SourceCounters, b: &SourceCounters) -> SourceCounters {
         unreadable: a.unreadable + b.unreadable,
         times_rounded: a.times_rounded + b.times_rounded,
         options_cut: a.options_cut + b.options_cut,
+        cut_to_snaplen: a.cut_to_snaplen + b.cut_to_snaplen,
+        times_carried: a.times_carried + b.times_carried,
         skipped_blocks,
     }
 }

@@ -89,7 +89,17 @@ fn file_text(file: &FileReport, paint: Paint) -> String {
     }
     let rounded = (file.times_rounded, "times finer than a nanosecond or out of range, rounded");
     let cut = (file.options_cut, "packets whose options were too long, shortened");
-    for (count, what) in [rounded, cut].into_iter().filter(|(count, _)| *count > 0) {
+    let snaplen = (
+        file.cut_to_snaplen,
+        "packets' bytes behind the file's own snap length, which tcpdump does not see either",
+    );
+    let carried = (
+        file.times_carried,
+        "fractions of a second or more as such: they are carried over into the seconds",
+    );
+    for (count, what) in
+        [rounded, cut, snaplen, carried].into_iter().filter(|(count, _)| *count > 0)
+    {
         text += &format!("  not kept: {count} {what}\n");
     }
     for (kind, count) in &file.skipped_blocks {

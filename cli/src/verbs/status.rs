@@ -112,6 +112,8 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
         (lane.unparsed, "not parsed"),
         (lane.unreadable, "not readable"),
         (lane.times_rounded, "with a time that was rounded"),
+        (lane.cut_to_snaplen, "cut to the snap length of their file"),
+        (lane.times_carried, "with a fraction of a second carried over"),
         (lane.options_cut, "with options that were shortened"),
         (lane.unindexed_chunks, "in chunks without index (chunks)"),
     ];

@@ -149,7 +149,8 @@ pub struct LaneStatus {
     pub lane: u16,
     /// Interface; nothing for a file.
     pub interface: Option<String>,
-    /// Kind of source: `packet_mmap`, `af_xdp`, `replay`; offline `live` or `import`.
+    /// Kind of source: `packet_mmap`, `af_xdp`, `pcap_over_ip`, `udp_target`, `replay`; offline
+    /// `live` or `import`.
     pub source: String,
     /// `running`, `starved`, `interface_down`, `blocked`, `ended`.
     pub state: String,
@@ -191,6 +192,12 @@ pub struct LaneStatus {
     pub durable_until: Option<Instant>,
     /// Chunks that queries must scan, because the index does not cover them.
     pub unindexed_chunks: u64,
+    /// Packets stored without the outer headers that they came with.
+    pub stripped: u64,
+    /// Packets stored as they came because they are fragments of a tunnel's packets.
+    pub kept_fragments: u64,
+    /// Packets, of those stripped, that the mirror had cut.
+    pub truncated_mirror: u64,
     /// Pages that hold the lane's chunks.
     pub hugepages: String,
     /// How the interface's packets are shared between lanes; nothing with one lane.

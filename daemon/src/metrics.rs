@@ -21,10 +21,18 @@ pub(crate) fn page(app: &App) -> Option<String> {
         let books = lane.books.snapshot();
         page.books(&books, now_ns, |at| Cause::ALL.get(at).map(|cause| cause.name()));
         let number = books.lane.to_string();
-        let state = lane.shared.state();
         let down = [LaneState::InterfaceDown, LaneState::Waiting, LaneState::Ended];
-        let up = !down.contains(&state);
-        page.gauge(Gauge::SourceUpState, &[("lane", number.as_str())], f64::from(u8::from(up)));
+        let up = !down.contains(&lane.shared.state());
+        let labels = [("lane", number.as_str())];
+        page.gauge(Gauge::SourceUpState, &labels, f64::from(u8::from(up)));
+        let decap = &lane.shared.decap;
+        for (name, count) in [
+            (Counter::DecapStrippedPackets, &decap.stripped),
+            (Counter::DecapFragmentPackets, &decap.kept_fragments),
+            (Counter::DecapTruncatedPackets, &decap.truncated_mirror),
+        ] {
+            page.counter(name, &labels, count.load(Ordering::Relaxed));
+        }
     }
     let pool = pipeline.pool();
     let report = pool.arena().report();

@@ -11,7 +11,9 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::{AccessFlags, Pid, access};
 use wirevault_buffer::PageKind;
 use wirevault_capture::{ReplayOptions, ReplaySource, Speed};
-use wirevault_config::{Capture, Config, Hugepages, Input, PcapOverIp, Replay, Sender, SourceKind};
+use wirevault_config::{
+    Capture, Config, Hugepages, Input, MirrorTarget, PcapOverIp, Replay, Sender, SourceKind,
+};
 use wirevault_format::LinkType;
 use wirevault_index::error::chain;
 use wirevault_index::{KeySource, open_store};
@@ -93,8 +95,34 @@ pub fn machine(config: &Config) -> Vec<Finding> {
     for (number, streams) in config.pcap_over_ip.iter().enumerate() {
         findings.extend(open_to_all(number, streams));
     }
+    for (number, target) in config.mirror_targets.iter().enumerate() {
+        findings.extend(mirror_target(number, target));
+    }
     findings.extend(pages(config));
     findings.extend(cpus(config));
+    findings
+}
+
+/// Whether the address can be listened on and the filter compiles. A running daemon holds the
+/// address, which is no fault of the configuration.
+fn mirror_target(number: usize, target: &MirrorTarget) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Err(error) = std::net::UdpSocket::bind(target.listen) {
+        let (path, listen) = (format!("mirror_targets[{number}].listen"), target.listen);
+        findings.push(match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                Finding::warning(path, format!("{listen} is in use; by a running daemon, perhaps"))
+            }
+            _ => Finding::fault(Exit::Machine, path, format!("{listen} cannot be used: {error}")),
+        });
+    }
+    if let Some(text) = &target.filter
+        && let Err(source) = filter::compile(text, LinkType::ETHERNET)
+    {
+        let path = format!("mirror_targets[{number}].filter");
+        let text = format!("{source}; try it with `tcpdump -d`");
+        findings.push(Finding::fault(Exit::Usage, path, text));
+    }
     findings
 }
 

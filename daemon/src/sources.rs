@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use wirevault_buffer::Hugepages;
 use wirevault_capture::{
-    CaptureError, PacketMmapOptions, PcapOverIpOptions, Rendezvous, Source, Speed, XdpOptions,
-    choose, open_lanes, open_streams, open_xdp_lanes,
+    CaptureError, PacketMmapOptions, PcapOverIpOptions, Rendezvous, Source, Speed, TargetTunnel,
+    UdpTargetOptions, XdpOptions, choose, open_lanes, open_streams, open_targets, open_xdp_lanes,
 };
-use wirevault_config::{Capture, Config, Input, PcapOverIp, Replay, Sender, SourceKind};
+use wirevault_config::{
+    Capture, Config, Input, MirrorTarget, MirrorTunnel, PcapOverIp, Replay, Sender, SourceKind,
+};
 use wirevault_format::LinkType;
 use wirevault_format::limits::SNAPLEN_MAX;
+use wirevault_packet::{Decap, Tunnel};
 use wirevault_pipeline::{Filter, LaneSpec};
 use wirevault_query::filter;
 
@@ -36,6 +39,9 @@ pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
     for (number, streams) in config.pcap_over_ip.iter().enumerate() {
         lanes.extend(open_pcap_over_ip(number, streams)?);
     }
+    for (number, target) in config.mirror_targets.iter().enumerate() {
+        lanes.extend(open_target(number, target)?);
+    }
     for (lane, cpu) in lanes.iter_mut().zip(&config.lane_cpus) {
         lane.cpu = Some(usize::from(*cpu));
     }
@@ -45,7 +51,8 @@ pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
 fn open_interface(number: usize, capture: &Capture) -> Result<Vec<LaneSpec>, DaemonError> {
     let (sources, left) = take_from(capture)?;
     let path = format!("capture[{number}].filter");
-    lanes_of(sources, capture.snaplen_bytes, left.as_deref(), &path)
+    let filter = left.map(|text| compile(&text, &path, &present(&sources))).transpose()?;
+    Ok(lanes_of(sources, capture.snaplen_bytes, filter, capture.decap.as_ref().map(decap)))
 }
 
 fn open_pcap_over_ip(number: usize, streams: &PcapOverIp) -> Result<Vec<LaneSpec>, DaemonError> {
@@ -56,21 +63,29 @@ fn open_pcap_over_ip(number: usize, streams: &PcapOverIp) -> Result<Vec<LaneSpec
     let options = PcapOverIpOptions { rendezvous, interface: streams.interface.clone() };
     let sources = boxed(open_streams(&options, usize::from(streams.lanes))?);
     let path = format!("pcap_over_ip[{number}].filter");
-    lanes_of(sources, streams.snaplen_bytes, streams.filter.as_deref(), &path)
+    let filter = streams.filter.as_deref();
+    let filter = filter.map(|text| compile(text, &path, &present(&sources))).transpose()?;
+    Ok(lanes_of(sources, streams.snaplen_bytes, filter, None))
+}
+
+fn present(sources: &[Box<dyn Source>]) -> Vec<LinkType> {
+    sources.iter().flat_map(|source| source.interfaces()).map(|i| i.link_type).collect()
 }
 
 fn lanes_of(
     sources: Vec<Box<dyn Source>>,
     snaplen_bytes: u32,
-    filter: Option<&str>,
-    path: &str,
-) -> Result<Vec<LaneSpec>, DaemonError> {
-    let present: Vec<_> =
-        sources.iter().flat_map(|source| source.interfaces()).map(|i| i.link_type).collect();
-    let filter = filter.map(|text| compile(text, path, &present)).transpose()?;
-    let lane =
-        |source| LaneSpec { source, snaplen_bytes, filter: filter.clone(), decap: None, cpu: None };
-    Ok(sources.into_iter().map(lane).collect())
+    filter: Option<Filter>,
+    decap: Option<Decap>,
+) -> Vec<LaneSpec> {
+    let lane = |source| LaneSpec {
+        source,
+        snaplen_bytes,
+        filter: filter.clone(),
+        decap: decap.clone(),
+        cpu: None,
+    };
+    sources.into_iter().map(lane).collect()
 }
 
 /// Lanes of one interface, and the filter that is left for them to apply.
@@ -136,6 +151,41 @@ fn whole_filter(capture: &Capture) -> Option<String> {
     }
 }
 
+fn open_target(number: usize, target: &MirrorTarget) -> Result<Vec<LaneSpec>, DaemonError> {
+    let options = UdpTargetOptions {
+        listen: target.listen,
+        tunnel: match target.tunnel {
+            MirrorTunnel::Vxlan => TargetTunnel::Vxlan,
+            MirrorTunnel::Geneve => TargetTunnel::Geneve,
+        },
+        buffer_bytes: usize::try_from(target.buffer_bytes).unwrap_or(usize::MAX),
+        snaplen_bytes: target.snaplen_bytes,
+    };
+    let path = format!("mirror_targets[{number}].filter");
+    let filter = target.filter.as_deref();
+    // Mirrors send Ethernet; raw IP within GENEVE is the exception.
+    let filter = filter.map(|text| compile(text, &path, &[LinkType::ETHERNET])).transpose()?;
+    let sources = boxed(open_targets(&options, usize::from(target.lanes))?);
+    // The source itself removes what the mirror added.
+    Ok(lanes_of(sources, target.snaplen_bytes, filter, None))
+}
+
+/// The lane's word for the configuration's.
+fn decap(wanted: &wirevault_config::Decap) -> Decap {
+    use wirevault_config::Tunnel as Wanted;
+    let tunnels = wanted.tunnels.iter().map(|tunnel| match tunnel {
+        Wanted::Vlan => Tunnel::Vlan,
+        Wanted::Mpls => Tunnel::Mpls,
+        Wanted::Vxlan => Tunnel::Vxlan,
+        Wanted::Geneve => Tunnel::Geneve,
+        Wanted::Gre => Tunnel::Gre,
+        Wanted::Erspan => Tunnel::Erspan,
+        Wanted::GtpU => Tunnel::GtpU,
+        Wanted::IpInIp => Tunnel::IpInIp,
+    });
+    Decap::new(&tunnels.collect::<Vec<_>>(), &wanted.vxlan_ports)
+}
+
 fn open_replay(replay: &Replay) -> Result<LaneSpec, DaemonError> {
     let speed = match replay.speed {
         wirevault_config::Speed::Full => Speed::Full,
@@ -143,13 +193,9 @@ fn open_replay(replay: &Replay) -> Result<LaneSpec, DaemonError> {
     };
     let files = vec![replay.file.clone()];
     let source = ChainSource::open(files, speed, replay.interface.clone())?;
-    Ok(LaneSpec {
-        source: Box::new(source),
-        snaplen_bytes: SNAPLEN_MAX,
-        filter: None,
-        decap: None,
-        cpu: None,
-    })
+    let decap = replay.decap.as_ref().map(decap);
+    let snaplen_bytes = SNAPLEN_MAX;
+    Ok(LaneSpec { source: Box::new(source), snaplen_bytes, filter: None, decap, cpu: None })
 }
 
 /// A capture filter that is right for every link type present. One that a later interface brings
@@ -186,7 +232,7 @@ fn unknown_input() -> DaemonError {
         path: "input".to_owned(),
         value: "of a kind that is not known".to_owned(),
         problem: "this release cannot open it".to_owned(),
-        way_out: "use `capture`, `pcap_over_ip` or `replay`".to_owned(),
+        way_out: "use `capture`, `pcap_over_ip`, `mirror_targets` or `replay`".to_owned(),
     }
 }
 

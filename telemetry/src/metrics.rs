@@ -73,6 +73,12 @@ names! {
         LaneCutPackets = "lane_cut_packets", "Packets stored with some of their bytes cut.";
         LaneUnparsedPackets = "lane_unparsed_packets", "Packets stored that no parser understood.";
         LaneUnreadableRecords = "lane_unreadable_records", "Imported records without a known end.";
+        DecapStrippedPackets = "decap_stripped_packets",
+            "Packets stored without their outer headers.";
+        DecapFragmentPackets = "decap_fragment_packets",
+            "Fragments of tunnels' packets, stored as they came.";
+        DecapTruncatedPackets = "decap_truncated_packets",
+            "Packets without outer headers that the mirror had cut.";
         NvmeWrittenBytes = "nvme_written_bytes", "Bytes that a device accepted.";
         NvmeSyncsCount = "nvme_syncs_count", "Flushes that a device completed.";
         NvmeFailuresCount = "nvme_failures_count", "Chunks given up because a device failed.";

@@ -115,6 +115,9 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
         (lane.cut_to_snaplen, "cut to the snap length of their file"),
         (lane.times_carried, "with a fraction of a second carried over"),
         (lane.options_cut, "with options that were shortened"),
+        (lane.stripped, "stored without their outer headers"),
+        (lane.kept_fragments, "stored as fragments of tunnels"),
+        (lane.truncated_mirror, "cut by the mirror"),
         (lane.unindexed_chunks, "in chunks without index (chunks)"),
     ];
     for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {

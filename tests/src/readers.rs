@@ -54,9 +54,9 @@ impl Reader {
             }
             Self::Capinfos => start("capinfos", &["-M", "-T", "-r", "-c", file])?,
             Self::Tcpdump => start("tcpdump", &["-n", "--count", "-r", file])?,
-            Self::Scapy => python("scapy", SCAPY, file)?,
-            Self::Dpkt => python("dpkt", DPKT, file)?,
-            Self::PythonPcapng => python("pcapng", PYTHON_PCAPNG, file)?,
+            Self::Scapy => python("scapy", SCAPY, &[file])?,
+            Self::Dpkt => python("dpkt", DPKT, &[file])?,
+            Self::PythonPcapng => python("pcapng", PYTHON_PCAPNG, &[file])?,
         };
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{self:?}: {}: {errors}", output.status);
@@ -73,14 +73,20 @@ impl Reader {
     }
 }
 
-fn start(name: &str, args: &[&str]) -> Option<Output> {
+/// Runs a program that is not ours; `None`, loudly, if it is not installed here, which fails where
+/// `CI` is set.
+pub fn start(name: &str, args: &[&str]) -> Option<Output> {
     match Command::new(name).args(args).output() {
         Ok(output) => Some(output),
         Err(error) => missing(name, &error.to_string()),
     }
 }
 
-fn python(module: &str, code: &str, file: &str) -> Option<Output> {
+/// Runs Python code that needs a module; `None` as with [`start`].
+///
+/// # Panics
+/// If Python is there and does not run.
+pub fn python(module: &str, code: &str, args: &[&str]) -> Option<Output> {
     let python = interpreter();
     let probe = Command::new(&python).args(["-c", &format!("import {module}")]).output();
     match probe {
@@ -88,7 +94,7 @@ fn python(module: &str, code: &str, file: &str) -> Option<Output> {
         Ok(output) => return missing(module, &String::from_utf8_lossy(&output.stderr)),
         Err(error) => return missing(module, &format!("{}: {error}", python.display())),
     }
-    Some(Command::new(python).args(["-c", code, file]).output().expect("Python runs"))
+    Some(Command::new(python).args(["-c", code]).args(args).output().expect("Python runs"))
 }
 
 /// The Python that has the packages: `./test` makes one.

@@ -71,8 +71,9 @@ pub const OPTION_IF_OWN_SNAPLEN: u16 = 0x8001;
 /// Ours, local use: what stamped the packets, UTF-8.
 pub const OPTION_IF_CLOCK: u16 = 0x8002;
 /// Ours, local use: what outer headers said that were removed from the packet before it was stored.
-/// Records of kind `u8`, length `u8` and the header's bytes, from the outside in.
-pub const OPTION_EPB_OUTER: u16 = 0x8003;
+/// Records of kind `u8`, length `u8` and the header's bytes, from the outside in. The codes from
+/// 0x8001 on are taken by Apple's tools: scapy refused files that had another length in 0x8003.
+pub const OPTION_EPB_OUTER: u16 = 0x8057;
 /// `epb_flags`; `pack_flags` of the obsolete Packet Block has the same code and meaning.
 pub const OPTION_EPB_FLAGS: u16 = 2;
 /// `epb_dropcount`.

@@ -304,7 +304,7 @@ mod tests {
         let mut packet = parts(&data);
         packet.orig_len = 5;
         packet.raw_options = &[1, 0, 1, 0, b'x', 0, 0, 0];
-        let removed = Removed { head: &[1, 2], option: &[3, 0x80, 2, 0, 1, 0, 0, 0] };
+        let removed = Removed { head: &[1, 2], option: &[0x57, 0x80, 2, 0, 1, 0, 0, 0] };
         let mut buf = [0xee; 80];
         let written = put_epb_with(&mut buf, 0, &packet, &removed);
         assert_eq!(written, Some(32 + 8 + 8 + 8 + 4));

@@ -1,0 +1,261 @@
+//! Outer headers are removed: scapy builds the frames and says what is inside, tshark reads both.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::net::UdpSocket;
+use std::path::Path;
+
+use wirevault_format::LinkType;
+use wirevault_format::pcapng::{Event, OPTION_EPB_OUTER, Reader, options};
+use wirevault_packet::OuterText;
+use wirevault_tests::captures::parse_pcap;
+use wirevault_tests::net::{Namespace, Sender, wait_for};
+use wirevault_tests::readers::{Reader as Oracle, python, start};
+use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
+
+const SCAPY: &str = include_str!("../src/encapsulations.py");
+const OPTIONS: &str = "    ring: 32MiB\nbuffer:\n  size: 16MiB\n";
+/// Everything that can be removed.
+const ALL: &str = "    decap: strip\n    decap_tunnels: [vlan, mpls, vxlan, geneve, gre, erspan, \
+                   gtp_u, ip_in_ip]\n";
+/// What tshark cannot know by itself: a VXLAN port, and what two labels carry.
+const DECODE_AS: [&str; 6] = [
+    "-d",
+    "udp.port==8472,vxlan",
+    "-d",
+    "mpls.label==102,pwethnocw",
+    "-d",
+    "mpls.label==103,pwethcw",
+];
+
+/// What is expected of a frame, or was found of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Inner {
+    link: LinkType,
+    wire_len: u32,
+    outer: String,
+    data: Vec<u8>,
+}
+
+/// Frames with their names, and what is inside.
+struct Frames {
+    names: Vec<String>,
+    frames: Vec<Vec<u8>>,
+    inner: Vec<Inner>,
+}
+
+/// `None`, loudly, without scapy.
+fn frames(site: &Site) -> Option<Frames> {
+    let (pcap, text) = (site.file("outer.pcap"), site.file("inner.txt"));
+    let output = python("scapy", SCAPY, &[path(&pcap), path(&text)])?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let file = fs::read(&pcap).expect("scapy's file");
+    let frames: Vec<_> = parse_pcap(&file).into_iter().map(|packet| packet.data).collect();
+    let (mut names, mut inner) = (Vec::new(), Vec::new());
+    for line in fs::read_to_string(&text).expect("scapy's answer").lines() {
+        let [name, link, wire_len, outer, hex] =
+            line.split('|').collect::<Vec<_>>().try_into().expect("five fields");
+        names.push(name.to_owned());
+        inner.push(Inner {
+            link: LinkType(link.parse().expect("a number")),
+            wire_len: wire_len.parse().expect("a number"),
+            outer: outer.to_owned(),
+            data: bytes(hex),
+        });
+    }
+    assert!(names.len() > 30 && frames.len() == names.len());
+    Some(Frames { names, frames, inner })
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let pair = |two: &[u8]| {
+        let text = std::str::from_utf8(two).expect("digits");
+        u8::from_str_radix(text, 16).expect("digits")
+    };
+    hex.as_bytes().chunks(2).map(pair).collect()
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("the folder has a plain name")
+}
+
+fn wait_until_stored(recorder: &Recorder, packets: u64) -> serde_json::Value {
+    wait_for("everything is stored", PATIENCE, || {
+        let status = recorder.status();
+        (lane_count(&status, "stored") >= packets).then_some(status)
+    })
+}
+
+/// Packets of an answer with what their options say of outer headers.
+fn answer(file: &Path) -> Vec<Inner> {
+    let mut reader = Reader::new(BufReader::new(File::open(file).expect("an answer's file")));
+    let mut packets = Vec::new();
+    while let Some(event) = reader.next_event().expect("a readable answer") {
+        let Event::Packet(record) = event else { continue };
+        let outer = options(record.options).map(|option| option.expect("a whole option"));
+        let outer = outer.filter(|option| option.code == OPTION_EPB_OUTER);
+        let outer = outer.map(|option| OuterText(option.value).to_string()).collect();
+        let (wire_len, data, id) = (record.orig_len, record.data.to_vec(), record.interface);
+        let link = LinkType::NULL;
+        packets.push((id, Inner { link, wire_len, outer, data }));
+    }
+    let links: Vec<_> = reader.interfaces().iter().map(|one| one.link_type).collect();
+    let with_link = |(id, inner): (u32, Inner)| Inner { link: links[id as usize], ..inner };
+    packets.into_iter().map(with_link).collect()
+}
+
+fn query(recorder: &Recorder, file: &Path, filter: &[&str]) -> Vec<Inner> {
+    let output = recorder.ask("query", &[&["-w", path(file)], filter].concat());
+    // A filter that shed packets makes an answer incomplete, exit code 3.
+    assert!(matches!(output.status.code(), Some(0 | 1 | 3)), "{output:?}");
+    answer(file)
+}
+
+/// For each packet of a file the innermost addresses and ports that tshark finds.
+fn innermost(file: &Path) -> Option<Vec<String>> {
+    let fields = [
+        "-n",
+        "-T",
+        "fields",
+        "-E",
+        "occurrence=l",
+        "-e",
+        "ip.id",
+        "-e",
+        "ip.src",
+        "-e",
+        "ipv6.src",
+        "-e",
+        "tcp.srcport",
+        "-e",
+        "udp.srcport",
+        "-e",
+        "icmp.type",
+        "-e",
+        "arp.dst.proto_ipv4",
+        "-r",
+    ];
+    let output = start("tshark", &[&fields[..], &[path(file)], &DECODE_AS].concat())?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+}
+
+#[test]
+fn what_is_stored_is_what_scapy_put_inside() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::new("512MiB", 1);
+    let Some(made) = frames(&site) else { return };
+    let recorder = site.record("va", &format!("{ALL}{OPTIONS}"));
+    let mut sender = Sender::on("vb");
+    made.frames.iter().for_each(|frame| sender.send(frame));
+    let sent = made.frames.len() as u64;
+    let status = wait_until_stored(&recorder, sent);
+    assert_eq!((lane_count(&status, "received"), lane_count(&status, "dropped")), (sent, 0));
+    let removed = made.inner.iter().filter(|inner| !inner.outer.is_empty()).count() as u64;
+    assert_eq!(lane_count(&status, "stripped"), removed);
+    assert_eq!(lane_count(&status, "kept_fragments"), 2);
+    assert_eq!(lane_count(&status, "truncated_mirror"), 1);
+
+    let file = site.file("answer.pcapng");
+    let found = query(&recorder, &file, &[]);
+    assert_eq!(found.len(), made.inner.len());
+    for ((name, expected), found) in made.names.iter().zip(&made.inner).zip(&found) {
+        assert_eq!(found, expected, "{name}");
+    }
+
+    // A filter asks for what is inside, in both link types, and the index prunes by it.
+    let hosts = query(&recorder, &site.file("host.pcapng"), &["src host 192.168.7.9"]);
+    assert_eq!(hosts.len(), 1);
+    assert_eq!(
+        (hosts[0].link, &hosts[0].outer[..]),
+        (LinkType::RAW, "IP 10.0.0.1 > 10.0.0.2, GRE")
+    );
+    let outside = query(&recorder, &site.file("none.pcapng"), &["host 10.0.0.1"]);
+    let stayed = made.inner.iter().filter(|inner| inner.outer.is_empty()).count();
+    assert_eq!(outside.len(), stayed - 1, "what was removed is no longer there to be found");
+
+    // Other readers take the answer, and tshark finds inside the original what is stored here.
+    for reader in [Oracle::Tshark, Oracle::Capinfos, Oracle::Scapy] {
+        assert!(reader.count(&file).is_none_or(|count| count == sent), "{reader:?}");
+    }
+    let theirs = innermost(&site.file("outer.pcap")).zip(innermost(&file));
+    for (name, (whole, inside)) in
+        made.names.iter().zip(theirs.map_or(Vec::new(), |(a, b)| a.into_iter().zip(b).collect()))
+    {
+        // Where only ARP or IPv6 is inside, the last IPv4 address of the whole is an outer one.
+        let of_inside = |line: &str| -> Vec<String> {
+            let fields = inside.split('\t').zip(line.split('\t'));
+            fields.filter(|(have, _)| !have.is_empty()).map(|(_, it)| it.to_owned()).collect()
+        };
+        assert_eq!(of_inside(&whole), of_inside(&inside), "{name}");
+    }
+    assert!(recorder.terminate().success());
+    let verify = site.offline("verify", &[]);
+    assert_eq!(verify.status.code(), Some(0), "{verify:?}");
+}
+
+#[test]
+fn packets_are_kept_as_they_came_unless_told_otherwise() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::new("512MiB", 1);
+    let Some(made) = frames(&site) else { return };
+    let recorder = site.record("va", OPTIONS);
+    let mut sender = Sender::on("vb");
+    made.frames.iter().for_each(|frame| sender.send(frame));
+    let status = wait_until_stored(&recorder, made.frames.len() as u64);
+    assert_eq!(lane_count(&status, "stripped"), 0);
+    let found = query(&recorder, &site.file("answer.pcapng"), &[]);
+    let data: Vec<_> = found.iter().map(|packet| packet.data.clone()).collect();
+    assert!(data == made.frames, "byte for byte");
+    assert!(found.iter().all(|packet| packet.outer.is_empty()));
+    assert!(recorder.terminate().success());
+}
+
+#[test]
+fn a_mirror_target_stores_what_was_mirrored() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.ip(&["link", "set", "lo", "up"]);
+    ns.add_veth("va", "vb");
+    let site = Site::new("512MiB", 1);
+    let Some(made) = frames(&site) else { return };
+    let targets = "mirror_targets:\n  - listen: 127.0.0.1:4789\n    filter: not arp\n  - listen: \
+                   127.0.0.1:6081\n    tunnel: geneve\n";
+    let recorder = site.record("va", &format!("{OPTIONS}{targets}"));
+    let sender = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let mut expected = BTreeMap::new();
+    for ((name, frame), inner) in made.names.iter().zip(&made.frames).zip(&made.inner) {
+        // Frames without tags or options: UDP's payload starts at byte 42.
+        let port = match name.as_str() {
+            "vxlan" | "arp in vxlan" | "a frame that the mirror cut" => 4789,
+            "geneve" | "geneve with IPv6" | "a gateway load balancer's" => 6081,
+            _ => continue,
+        };
+        sender.send_to(&frame[42..], ("127.0.0.1", port)).expect("loopback");
+        if name != "arp in vxlan" {
+            let outer = inner.outer.replace("10.0.0.1 > 10.0.0.2", "127.0.0.1 > 127.0.0.1");
+            expected.insert(inner.data.clone(), Inner { outer, ..inner.clone() });
+        }
+    }
+    sender.send_to(b"a health check", ("127.0.0.1", 4789)).expect("loopback");
+    let status = wait_for("everything is stored", PATIENCE, || {
+        let status = recorder.status();
+        let stored =
+            |lane: usize| status["lanes"][lane]["stored"].as_u64() == Some([0, 2, 3][lane]);
+        (stored(1) && stored(2)).then_some(status)
+    });
+    let target = &status["lanes"][1];
+    assert_eq!(
+        (target["source"].as_str(), target["state"].as_str()),
+        (Some("udp_target"), Some("running"))
+    );
+    assert_eq!((target["shed"].as_u64(), target["unreadable"].as_u64()), (Some(1), Some(1)));
+    let found = query(&recorder, &site.file("answer.pcapng"), &[]);
+    assert_eq!(found.len(), expected.len());
+    for packet in found {
+        assert_eq!(Some(&packet), expected.get(&packet.data));
+    }
+    assert!(recorder.terminate().success());
+}

@@ -21,7 +21,9 @@ use wirevault_format::table::{RunEntry, SegmentEntry, decode_page};
 use wirevault_format::{Gap, LinkType, pcapng, section, segment};
 use wirevault_index::sections;
 use wirevault_packet::bpf::{AnyAddress, Insn, Program};
-use wirevault_packet::{FlowKey, dissect, summary};
+use wirevault_packet::{
+    Decap, FlowKey, OuterHeaders, OuterText, Stripped, Tunnel, dissect, outer_headers, summary,
+};
 
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -37,6 +39,7 @@ pub const TARGETS: &[Target] = &[
     ("import", import),
     ("config", config),
     ("packet", packet),
+    ("decap", decap),
     ("program", program),
     ("ring", ring),
 ];
@@ -138,6 +141,37 @@ pub fn packet(bytes: &[u8]) {
     let _ = dissected.key.describe();
     let (shape, values) = bytes.split_at(bytes.len() / 2);
     let _ = FlowKey::from_parts(shape, values);
+}
+
+/// A frame whose outer headers are removed: the first bytes pick the link type, a datagram's port
+/// and a tag that the kernel took out.
+pub fn decap(bytes: &[u8]) {
+    let Some(([pick, port, tag, cut], frame)) = bytes.split_first_chunk() else { return };
+    let links = [0, 1, 101, 113, 228, 229, 276];
+    let link = LinkType(links[usize::from(*pick) % links.len()]);
+    let decap = Decap::new(&Tunnel::ALL, &[4789, 8472]);
+    let mut outer = OuterHeaders::default();
+    let wire_len = frame.len() as u32 + u32::from(*cut);
+    let tag = (tag & 1 == 1).then_some([0x81, 0, 0, *tag]);
+    let ports = [4789, 8472, 4790, 6081, 2152, 53];
+    let port = ports[usize::from(*port) % ports.len()];
+    let stripped = decap.strip(link, frame, wire_len, tag, &mut outer);
+    check_inner(frame, stripped, &mut outer);
+    outer.clear();
+    let stripped = decap.strip_datagram(port, frame, wire_len, &mut outer);
+    check_inner(frame, stripped, &mut outer);
+    let _ = OuterText(frame).to_string();
+}
+
+fn check_inner(frame: &[u8], stripped: Stripped<'_>, outer: &mut OuterHeaders) {
+    let Stripped::Inner(inner) = stripped else { return };
+    let (whole, part) = (frame.as_ptr_range(), inner.data.as_ptr_range());
+    assert!(whole.start <= part.start && part.end <= whole.end, "data lies within the frame");
+    let stored = inner.head().len() + inner.data.len();
+    assert!(inner.wire_len as usize >= stored, "no more is stored than was on the wire");
+    assert!(outer.option().len().is_multiple_of(4), "an option is padded");
+    let read: usize = outer_headers(outer.records()).map(|(_, body)| 2 + body.len()).sum();
+    assert_eq!(read, outer.records().len(), "every record reads back");
 }
 
 /// A filter program and a frame: half the bytes each.

@@ -40,6 +40,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
             wirevault_config::reference::example_yaml().into_bytes(),
         ],
         "packet" => frames().into_iter().map(|frame| [vec![1], frame].concat()).collect(),
+        "decap" => tunnels().into_iter().map(|frame| [vec![1, 0, 0, 0], frame].concat()).collect(),
         "program" => vec![tcp_port_80()],
         "ring" => vec![key_ring()],
         other => panic!("target {other} has no seeds"),
@@ -66,6 +67,39 @@ fn frames() -> Vec<Vec<u8>> {
     six.extend([0xfe; 16]);
     six.extend([17, 0, 1, 4, 0, 0, 0, 0, 0, 53, 0, 53, 0, 8, 0, 0]);
     vec![tcp, vlan, six]
+}
+
+/// The frames above in VXLAN behind a tag, in GENEVE, ERSPAN and GTP-U, behind MPLS labels, and as
+/// the payload of a datagram.
+fn tunnels() -> Vec<Vec<u8>> {
+    let inner = frames().swap_remove(0);
+    let ip = |protocol: u8, payload: &[u8]| {
+        let mut out = vec![0x45, 0];
+        out.extend((20 + payload.len() as u16).to_be_bytes());
+        out.extend([0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 5, 10, 0, 0, 6]);
+        [&out, payload].concat()
+    };
+    let udp = |port: u16, payload: &[u8]| {
+        let length = (8 + payload.len() as u16).to_be_bytes();
+        [&[0xc0, 0][..], &port.to_be_bytes(), &length, &[0, 0], payload].concat()
+    };
+    let ethernet = |kind: &[u8], payload: &[u8]| [&[2; 12], kind, payload].concat();
+    let vxlan = [&[8, 0, 0, 0, 0, 0, 7, 0][..], &inner].concat();
+    let geneve = [&[1, 0, 0x65, 0x58, 0, 0, 7, 0, 1, 8, 1, 0][..], &inner].concat();
+    let erspan = [&[0x10, 0, 0x88, 0xbe, 0, 0, 0, 1, 0x10, 1, 0, 5, 0, 0, 0, 0][..], &inner];
+    let mut gtp_u = vec![0x34, 0xff, 0, 8 + inner.len() as u8 - 14, 0, 0, 0, 1];
+    gtp_u.extend([0, 0, 0, 0x85, 1, 0x10, 5, 0]);
+    gtp_u.extend(&inner[14..]);
+    let labels = [&[0, 0, 0x70, 64, 0, 0, 0x91, 64][..], &[0, 0, 0, 1], &inner].concat();
+    vec![
+        ethernet(&[0x81, 0, 0, 9, 8, 0], &ip(17, &udp(4789, &vxlan))),
+        ethernet(&[8, 0], &ip(17, &udp(6081, &geneve))),
+        ethernet(&[8, 0], &ip(47, &erspan.concat())),
+        ethernet(&[8, 0], &ip(17, &udp(2152, &gtp_u))),
+        ethernet(&[8, 0], &ip(4, &ip(41, &inner[14..]))),
+        ethernet(&[0x88, 0x47], &labels),
+        vxlan,
+    ]
 }
 
 fn payload() -> Vec<u8> {

@@ -169,7 +169,7 @@ impl Batch {
         }
         for header in &mut self.headers {
             header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
-            header.msg_hdr.msg_controllen = size_of::<[u64; CONTROL_WORDS]>() as _;
+            header.msg_hdr.msg_controllen = size_of::<[u64; CONTROL_WORDS]>();
         }
         // With MSG_TRUNC a datagram's length is told also where it is longer than its buffer.
         let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
@@ -202,7 +202,7 @@ impl Batch {
         Some(Datagram {
             data: &buffer[..length.min(DATAGRAM_BYTES)],
             wire_len: header.msg_len,
-            ts_ns: self.time_of(at, header.msg_hdr.msg_controllen as usize),
+            ts_ns: self.time_of(at, header.msg_hdr.msg_controllen),
             from: address_of(self.names.get(at)?).map(|address| address.ip()),
         })
     }

@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(written, Some(packet.block_bytes_with(&removed)));
         assert_eq!(buf[20..28], [5, 0, 0, 0, 5, 0, 0, 0]);
         assert_eq!(buf[28..36], [1, 2, 7, 8, 9, 0, 0, 0]);
-        assert_eq!(buf[36..56], [&removed.option[..], packet.raw_options, &[0; 4]].concat());
+        assert_eq!(buf[36..56], [removed.option, packet.raw_options, &[0; 4]].concat());
     }
 
     #[test]

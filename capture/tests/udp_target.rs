@@ -74,6 +74,7 @@ fn take(source: &mut UdpTargetSource, wanted: usize) -> Vec<Taken> {
     taken
 }
 
+#[expect(clippy::disallowed_methods, reason = "compared with the kernel's own clock")]
 fn now_ns() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
     now.as_nanos() as u64

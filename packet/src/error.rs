@@ -84,4 +84,13 @@ pub enum PacketError {
         /// Its operand.
         k: u32,
     },
+    /// Misuse: a text that names no tunnel.
+    #[error(
+        "`{text}` names no tunnel; write vni=5, vlan=7, mpls=100, gre_key=9, session=3 (ERSPAN) or \
+             teid=4 (GTP-U), within the field's range"
+    )]
+    TunnelText {
+        /// The text.
+        text: String,
+    },
 }

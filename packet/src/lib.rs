@@ -49,6 +49,8 @@ pub use describe::FlowText;
 pub use dissect::{Dissected, dissect};
 pub use error::PacketError;
 pub use key::{Direction, FlowKey, MAX_KEY_BYTES};
-pub use outer::{OuterHeaders, OuterKind, OuterText, TunnelId, outer_headers, tunnel_ids};
+pub use outer::{
+    OuterHeaders, OuterKind, OuterText, TunnelId, is_in_tunnel, outer_headers, tunnel_ids,
+};
 pub use shape::{ValueKind, shape_template, value_layout};
 pub use template::Template;

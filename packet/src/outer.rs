@@ -6,9 +6,14 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
+use wirevault_format::LinkType;
 use wirevault_format::pcapng::OPTION_EPB_OUTER;
 
+use crate::dissect::dissect;
+use crate::error::PacketError;
+use crate::shape::{Layer, Layers};
 use crate::walk::half;
 
 /// Bytes of records at most: two tunnels over IPv6 with tags and options. It keeps the option small
@@ -211,6 +216,78 @@ fn tunnel_id(kind: OuterKind, body: &[u8]) -> Option<TunnelId> {
     }
 }
 
+impl fmt::Display for TunnelId {
+    /// As [`TunnelId::from_str`] reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, number) = match *self {
+            Self::Vlan(id) => ("vlan", id.into()),
+            Self::Mpls(label) => ("mpls", label),
+            Self::Vni(vni) => ("vni", vni),
+            Self::GreKey(key) => ("gre_key", key),
+            Self::Session(session) => ("session", session.into()),
+            Self::Teid(teid) => ("teid", teid),
+        };
+        write!(f, "{name}={number}")
+    }
+}
+
+impl FromStr for TunnelId {
+    type Err = PacketError;
+
+    /// Reads `vni=5`, `vlan=7`, `mpls=100`, `gre_key=9`, `session=3` or `teid=4`.
+    fn from_str(text: &str) -> Result<Self, PacketError> {
+        let read = || {
+            let (name, number) = text.split_once('=')?;
+            let number: u32 = number.parse().ok()?;
+            let half = |most: u16| u16::try_from(number).ok().filter(|half| *half <= most);
+            let below = |bits: u32| (number >> bits == 0).then_some(number);
+            Some(match name {
+                "vlan" => Self::Vlan(half(0x0fff)?),
+                "mpls" => Self::Mpls(below(20)?),
+                "vni" => Self::Vni(below(24)?),
+                "gre_key" => Self::GreKey(number),
+                "session" => Self::Session(half(0x03ff)?),
+                "teid" => Self::Teid(number),
+                _ => return None,
+            })
+        };
+        read().ok_or_else(|| PacketError::TunnelText { text: text.to_owned() })
+    }
+}
+
+/// Whether a packet came in this tunnel: its removed outer headers say so, or the headers that are
+/// still there.
+///
+/// `records` are the value of the packet's option, empty without one.
+pub fn is_in_tunnel(id: TunnelId, link: LinkType, data: &[u8], records: &[u8]) -> bool {
+    if tunnel_ids(records).any(|found| found == id) {
+        return true;
+    }
+    let key = dissect(link, data).key;
+    let mut layers = Layers::new(key.shape()).map_while(Result::ok);
+    layers.any(|(at, layer)| {
+        let word = |at: usize| data.get(at..)?.first_chunk().map(|b| u32::from_be_bytes(*b));
+        let found = match layer {
+            Layer::Vlan { vid, .. } | Layer::Vlan8023 { vid } => Some(TunnelId::Vlan(vid)),
+            Layer::Mpls { label, .. } => Some(TunnelId::Mpls(label)),
+            Layer::Vxlan { vni, .. } | Layer::VxlanGpe { vni, .. } | Layer::Geneve { vni, .. } => {
+                Some(TunnelId::Vni(vni))
+            }
+            Layer::Gre { .. } => {
+                let header = data.get(at..at + layer.header_bytes());
+                header.and_then(|header| tunnel_id(OuterKind::Gre, header))
+            }
+            Layer::Erspan2 { session, .. } | Layer::Erspan3 { session, .. } => {
+                Some(TunnelId::Session(session))
+            }
+            // Behind UDP's header and four bytes of its own.
+            Layer::GtpU { .. } => word(at + 12).map(TunnelId::Teid),
+            _ => None,
+        };
+        found == Some(id)
+    })
+}
+
 /// Records in words: `IP 10.0.0.1 > 10.0.0.2, VXLAN vni 7`.
 #[derive(Debug, Clone, Copy)]
 pub struct OuterText<'a>(pub &'a [u8]);
@@ -260,5 +337,62 @@ impl fmt::Display for OuterText<'_> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_read_back_and_impossible_ones_are_refused() {
+        let texts =
+            ["vlan=4095", "mpls=1048575", "vni=16777215", "gre_key=1", "session=1023", "teid=7"];
+        for text in texts {
+            assert_eq!(text.parse().map(|id: TunnelId| id.to_string()), Ok(text.to_owned()));
+        }
+        for text in ["vlan=4096", "mpls=1048576", "vni=16777216", "session=1024", "vni", "x=1", "="]
+        {
+            let error = text.parse::<TunnelId>().unwrap_err().to_string();
+            assert!(error.contains(&format!("`{text}`")) && error.contains("vni=5"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_full_list_refuses_and_keeps_what_it_has() {
+        let mut outer = OuterHeaders::default();
+        assert!(outer.option().is_empty());
+        while outer.push(OuterKind::Ipv6, &[1; 32]) {}
+        assert_eq!(outer_headers(outer.records()).count(), OUTER_BYTES_MAX / 34);
+        assert!(!outer.push(OuterKind::Geneve, &[0; 256]));
+        assert!(outer.push(OuterKind::Vlan, &[0x81, 0, 0, 9]));
+        let ids: Vec<_> = tunnel_ids(outer.records()).collect();
+        assert_eq!(ids, [TunnelId::Vlan(9)]);
+        outer.clear();
+        assert!(outer.is_empty());
+    }
+
+    #[test]
+    fn unknown_records_are_passed_over_and_broken_ones_end_the_list() {
+        let records = [200, 1, 9, 1, 4, 0x81, 0, 0, 5, 7, 8, 8, 0];
+        let read: Vec<_> = outer_headers(&records).collect();
+        assert_eq!(read, [(OuterKind::Vlan, &[0x81, 0, 0, 5][..])]);
+    }
+
+    #[test]
+    fn a_tunnel_is_found_in_the_frame_or_beside_it() {
+        let vni = TunnelId::Vni(7);
+        let mut frame = vec![0; 12];
+        frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1]);
+        frame.extend([9, 9, 0x12, 0xb5, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 7, 0]);
+        frame.resize(90, 0);
+        assert!(is_in_tunnel(vni, LinkType::ETHERNET, &frame, &[]));
+        assert!(!is_in_tunnel(TunnelId::Vni(8), LinkType::ETHERNET, &frame, &[]));
+        let beside = [7, 8, 8, 0, 0, 0, 0, 0, 7, 0];
+        assert!(is_in_tunnel(vni, LinkType::RAW, &[], &beside));
+        let mut gre = frame[..34].to_vec();
+        gre[23] = 47;
+        gre.extend([0x20, 0, 8, 0, 0, 0, 0, 77]);
+        assert!(is_in_tunnel(TunnelId::GreKey(77), LinkType::ETHERNET, &gre, &[]));
     }
 }

@@ -17,7 +17,7 @@ use wirevault_format::pcapng::Epb;
 use wirevault_index::delta::FlowStats;
 use wirevault_index::segment_index::FlowRecord;
 use wirevault_packet::bpf::{AnyAddress, Program, Verdict};
-use wirevault_packet::{Direction, FlowKey, dissect};
+use wirevault_packet::{Direction, FlowKey, TunnelId, dissect};
 
 use crate::completeness::Window;
 use crate::error::QueryError;
@@ -97,7 +97,7 @@ pub(crate) fn list<'a, S: Source>(
     let mut members = Vec::new();
     for (id, (program, segments)) in std::mem::take(&mut plan.streams) {
         let (since_ns, until_ns, sort) = (plan.since_ns, plan.until_ns, false);
-        let demand = Demand { program, since_ns, until_ns, sort };
+        let demand = Demand { program, since_ns, until_ns, sort, tunnel: request.tunnel };
         members.extend(segments.into_iter().map(|member| (id, demand.clone(), member)));
     }
     members.retain(|(_, demand, member)| demand.wants(member.times_ns));
@@ -178,7 +178,7 @@ fn flows_of<'a, S: Source>(
     let Some((reader, mut look)) = opened else { return Ok(Vec::new()) };
     let (mut counted, unsure) = reader.with_flows(*since_ns, *until_ns, |flows| match flows {
         Some(flows) => {
-            let (certain, unsure) = sort_out(flows, &question);
+            let (certain, unsure) = sort_out(flows, &question, demand.tunnel);
             (certain, Some(unsure))
         }
         None => (Vec::new(), None),
@@ -199,8 +199,13 @@ fn flows_of<'a, S: Source>(
 /// Flows with the chunks that hold packets of them.
 type Unsure = Vec<(FlowKey, Vec<u32>)>;
 
-/// Flows whose index entry is the answer, and flows whose packets decide.
-fn sort_out(flows: &[FlowRecord], question: &Question<'_>) -> (Counted, Unsure) {
+/// Flows whose index entry is the answer, and flows whose packets decide: each where a tunnel is asked
+/// for, because what was removed from a packet is not in its flow.
+fn sort_out(
+    flows: &[FlowRecord],
+    question: &Question<'_>,
+    tunnel: Option<TunnelId>,
+) -> (Counted, Unsure) {
     let (mut certain, mut unsure) = (Vec::new(), Vec::new());
     for flow in flows {
         let (first_ns, last_ns) = flow.stats.times_ns;
@@ -210,7 +215,7 @@ fn sort_out(flows: &[FlowRecord], question: &Question<'_>) -> (Counted, Unsure) 
         let inside = first_ns >= question.since_ns && last_ns < question.until_ns;
         match decide(&flow.key, &flow.stats, question.program) {
             Verdict::No => {}
-            Verdict::Yes if inside => certain.push((flow.key, flow.stats)),
+            Verdict::Yes if inside && tunnel.is_none() => certain.push((flow.key, flow.stats)),
             _ => unsure.push((flow.key, flow.chunks.clone())),
         }
     }

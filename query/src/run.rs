@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use wirevault_format::pcapng::Epb;
 use wirevault_format::table::{RunEntry, SegmentEntry, SegmentState};
 use wirevault_format::{Interface, LinkType, RunId};
+use wirevault_packet::TunnelId;
 use wirevault_packet::bpf::Program;
 
 use crate::completeness::{Facts, Part, Window, judge};
@@ -42,6 +43,8 @@ pub struct Request {
     pub skip_link_types: bool,
     /// Count only; the sink gets nothing.
     pub count_only: bool,
+    /// Only packets that came in this tunnel, be its headers stored or removed.
+    pub tunnel: Option<TunnelId>,
 }
 
 /// What a query looks at: a catalog, or a test's idea of one.
@@ -96,7 +99,8 @@ pub(crate) fn execute<'a, S: Source>(
     let mut plan = plan(store, request, &mut reading)?;
     let cursors = std::mem::take(&mut plan.streams).into_iter().map(|(id, (program, members))| {
         let (since_ns, until_ns, sort) = (plan.since_ns, plan.until_ns, request.sort);
-        StreamCursor::new(id, Demand { program, since_ns, until_ns, sort }, members)
+        let demand = Demand { program, since_ns, until_ns, sort, tunnel: request.tunnel };
+        StreamCursor::new(id, demand, members)
     });
     let mut merge = Merge::new(cursors.collect());
     let mut output = Output { sink, numbers: HashMap::new() };

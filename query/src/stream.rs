@@ -19,9 +19,10 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use wirevault_format::footer::ChunkEntry;
-use wirevault_format::pcapng::{BLOCK_EPB, Blocks, Epb};
+use wirevault_format::pcapng::{BLOCK_EPB, Blocks, Epb, OPTION_EPB_OUTER, options};
 use wirevault_format::{Cause, Interface, LinkType, RunId};
 use wirevault_packet::bpf::Program;
+use wirevault_packet::{TunnelId, is_in_tunnel};
 
 use crate::completeness::Lost;
 use crate::error::QueryError;
@@ -64,6 +65,7 @@ pub(crate) struct Demand {
     pub(crate) since_ns: u64,
     pub(crate) until_ns: u64,
     pub(crate) sort: bool,
+    pub(crate) tunnel: Option<TunnelId>,
 }
 
 impl Demand {
@@ -345,6 +347,12 @@ impl<'a, S: Source> StreamCursor<'a, S> {
             if !in_window || self.demand.program.run(packet.data, packet.orig_len) == 0 {
                 continue;
             }
+            let in_tunnel = |id| {
+                is_in_tunnel(id, self.id.link_type, packet.data, outer_records(packet.options))
+            };
+            if !self.demand.tunnel.is_none_or(in_tunnel) {
+                continue;
+            }
             if packet.interface_id as usize >= member.interfaces.list.len() {
                 let known = member.interfaces.list.len();
                 wrong =
@@ -407,6 +415,12 @@ impl<'a, S: Source> StreamCursor<'a, S> {
         };
         Some(Key { time_ns, stream: self.id, sequence: first_sequence.max(self.watermark) })
     }
+}
+
+/// What was removed from a packet, as its options say.
+pub(crate) fn outer_records(packet_options: &[u8]) -> &[u8] {
+    let mut read = options(packet_options).map_while(Result::ok);
+    read.find(|option| option.code == OPTION_EPB_OUTER).map_or(&[], |option| option.value)
 }
 
 impl<'a, S: Source> Cursor for StreamCursor<'a, S> {

@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 
 use jiff::tz::TimeZone;
 use wirevault_format::Interface;
-use wirevault_packet::summary;
+use wirevault_packet::{OuterText, summary};
 
 use super::{PacketOut, Sink};
+use crate::stream::outer_records;
 use crate::time::time_of_day;
 
 /// Writes a line for every packet: time of day in a zone, then what the headers say.
@@ -48,7 +49,10 @@ impl<W: Write> Sink for LineSink<W> {
     fn packet(&mut self, packet: &PacketOut<'_>) -> io::Result<ControlFlow<()>> {
         let time = time_of_day(packet.ts_ns, &self.zone);
         let line = summary::line(packet.link_type, packet.data, packet.orig_len);
-        writeln!(self.writer, "{time} {line}")?;
+        match outer_records(packet.options) {
+            [] => writeln!(self.writer, "{time} {line}")?,
+            records => writeln!(self.writer, "{time} [{}] {line}", OuterText(records))?,
+        }
         Ok(ControlFlow::Continue(()))
     }
 }
@@ -68,5 +72,15 @@ mod tests {
         let text = String::from_utf8(sink.finish().unwrap()).unwrap();
         assert!(text.starts_with("10:00:00.000000005 IP 10.0.0.1.12345 > 10.0.0.2.53: "), "{text}");
         assert_eq!(text.lines().count(), 1);
+    }
+
+    #[test]
+    fn what_was_removed_stands_before_the_line() {
+        let mut sink = LineSink::new(Vec::new(), TimeZone::UTC);
+        let option = [0x57, 0x80, 10, 0, 7, 8, 8, 0, 0, 0, 0, 0, 5, 0, 0, 0];
+        let packet = PacketOut { options: &option, ..packet(0, 1, DNS) };
+        assert_eq!(sink.packet(&packet).unwrap(), ControlFlow::Continue(()));
+        let text = String::from_utf8(sink.finish().unwrap()).unwrap();
+        assert!(text.contains(" [VXLAN vni 5] IP 10.0.0.1.12345 > "), "{text}");
     }
 }

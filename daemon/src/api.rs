@@ -27,6 +27,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use wirevault_packet::TunnelId;
 use wirevault_query::Request;
 pub use wirevault_query::summary::Instant;
 
@@ -74,21 +75,47 @@ pub struct QueryBody {
     pub skip_link_types: bool,
     /// Count only: the answer holds no packets, only the summary.
     pub count_only: bool,
+    /// Only packets that came in this tunnel: `vni=5`, `vlan=7`, `mpls=100`, `gre_key=9`,
+    /// `session=3` or `teid=4`.
+    #[serde(with = "tunnel_text")]
+    pub tunnel: Option<TunnelId>,
+}
+
+/// A tunnel as text.
+mod tunnel_text {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use wirevault_packet::TunnelId;
+
+    #[expect(clippy::ref_option, reason = "serde asks for this signature")]
+    pub(super) fn serialize<S: Serializer>(
+        tunnel: &Option<TunnelId>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        tunnel.map(|id| id.to_string()).serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<TunnelId>, D::Error> {
+        let text: Option<String> = Option::deserialize(from)?;
+        text.map(|text| text.parse().map_err(D::Error::custom)).transpose()
+    }
 }
 
 impl From<QueryBody> for Request {
     fn from(body: QueryBody) -> Self {
-        let QueryBody { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only } =
-            body;
-        Self { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only }
+        let QueryBody { filter, since_ns, until_ns, limit, sort, skip_link_types, .. } = body;
+        let QueryBody { count_only, tunnel, .. } = body;
+        Self { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only, tunnel }
     }
 }
 
 impl From<Request> for QueryBody {
     fn from(request: Request) -> Self {
-        let Request { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only } =
-            request;
-        Self { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only }
+        let Request { filter, since_ns, until_ns, limit, sort, skip_link_types, .. } = request;
+        let Request { count_only, tunnel, .. } = request;
+        Self { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only, tunnel }
     }
 }
 

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use wirevault_daemon::api::DEFAULT_SOCKET;
+use wirevault_packet::TunnelId;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -111,6 +112,10 @@ pub(crate) struct Question {
     /// Leave out link types that the filter does not fit, instead of refusing.
     #[arg(long)]
     pub(crate) skip_linktype: bool,
+    /// Only packets that came in this tunnel, be its headers stored or removed: vni=5, vlan=7,
+    /// mpls=100, gre_key=9, session=3 (ERSPAN) or teid=4 (GTP-U).
+    #[arg(long, value_name = "ID")]
+    pub(crate) tunnel: Option<TunnelId>,
 }
 
 #[derive(Debug, Args)]

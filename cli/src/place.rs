@@ -63,6 +63,7 @@ pub(crate) fn request(question: &Question) -> Result<Request, CliError> {
         since_ns: time("since", &question.since)?,
         until_ns: time("until", &question.until)?,
         skip_link_types: question.skip_linktype,
+        tunnel: question.tunnel,
         ..Request::default()
     })
 }
@@ -77,6 +78,7 @@ mod tests {
             since: since.map(ToOwned::to_owned),
             until: None,
             skip_linktype: true,
+            tunnel: None,
         }
     }
 

@@ -176,6 +176,33 @@ fn what_is_stored_is_what_scapy_put_inside() {
     let stayed = made.inner.iter().filter(|inner| inner.outer.is_empty()).count();
     assert_eq!(outside.len(), stayed - 1, "what was removed is no longer there to be found");
 
+    // What was removed can be asked for.
+    for (tunnel, names) in [
+        ("vni=12", &["a gateway load balancer's"][..]),
+        ("gre_key=77", &["gre with all fields"]),
+        ("session=1023", &["erspan III"]),
+        ("teid=3", &["gtp-u with an extension"]),
+        ("vlan=8", &["a tagged frame in vxlan"]),
+        ("mpls=101", &["mpls"]),
+        // The fragment was stored as it came, with its headers.
+        ("vni=5", &["vxlan", "a first fragment"]),
+        ("vni=404", &[]),
+    ] {
+        let found = query(&recorder, &site.file("tunnel.pcapng"), &["--tunnel", tunnel]);
+        let expected = made.names.iter().zip(&made.inner);
+        let expected = expected.filter(|(name, _)| names.contains(&name.as_str()));
+        let expected: Vec<_> = expected.map(|(_, inner)| inner.clone()).collect();
+        assert_eq!((&found, found.len()), (&expected, names.len()), "{tunnel}");
+    }
+    let flows = recorder.ask("flows", &["--tunnel", "gre_key=77"]);
+    let flows = String::from_utf8_lossy(&flows.stdout).into_owned();
+    assert!(flows.contains("192.168.7.10") && !flows.contains("192.168.7.9 "), "{flows}");
+    let lines = recorder.ask("query", &["--tunnel", "vni=12"]);
+    let lines = String::from_utf8_lossy(&lines.stdout).into_owned();
+    assert!(lines.contains("[IP 10.0.0.1 > 10.0.0.2, GENEVE vni 0, IP 10.1.0.1"), "{lines}");
+    let refused = recorder.ask("query", &["--tunnel", "vni=x"]);
+    assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+
     // Other readers take the answer, and tshark finds inside the original what is stored here.
     for reader in [Oracle::Tshark, Oracle::Capinfos, Oracle::Scapy] {
         assert!(reader.count(&file).is_none_or(|count| count == sent), "{reader:?}");
@@ -211,6 +238,11 @@ fn packets_are_kept_as_they_came_unless_told_otherwise() {
     let data: Vec<_> = found.iter().map(|packet| packet.data.clone()).collect();
     assert!(data == made.frames, "byte for byte");
     assert!(found.iter().all(|packet| packet.outer.is_empty()));
+    // Headers that are still there are asked for in the same words.
+    let found = query(&recorder, &site.file("tunnel.pcapng"), &["--tunnel", "vni=12"]);
+    assert_eq!(found.len(), 1);
+    let found = query(&recorder, &site.file("tunnel.pcapng"), &["--tunnel", "teid=3", "ip"]);
+    assert_eq!(found.len(), 1);
     assert!(recorder.terminate().success());
 }
 

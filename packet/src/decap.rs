@@ -322,8 +322,8 @@ impl<'a> Walk<'_, 'a, '_> {
         self.tagged(at, end, &tagged)
     }
 
-    /// Reads VLAN tags from the type field at `type_at` on. `None`: there are too many, or they were
-    /// cut off.
+    /// Reads VLAN tags from the type field at `type_at` on. `None`: there are too many, or they
+    /// were cut off.
     fn tags(&self, type_at: usize, tag: Option<[u8; 4]>) -> Option<Tags> {
         let mut tags = Tags { tags: [[0; 4]; TAGS_MAX], count: 0, type_at, taken_out: false };
         if let Some(tag) = tag {

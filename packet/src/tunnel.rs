@@ -1,4 +1,5 @@
-//! Numbers and rules by which tunnels are recognised, for the walk to the key and for removing them.
+//! Numbers and rules by which tunnels are recognised: for the walk to the key and for removing
+//! them.
 
 use crate::walk::{LENGTH_MAX, half};
 

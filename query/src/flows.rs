@@ -199,8 +199,8 @@ fn flows_of<'a, S: Source>(
 /// Flows with the chunks that hold packets of them.
 type Unsure = Vec<(FlowKey, Vec<u32>)>;
 
-/// Flows whose index entry is the answer, and flows whose packets decide: each where a tunnel is asked
-/// for, because what was removed from a packet is not in its flow.
+/// Flows whose index entry is the answer, and flows whose packets decide: all where a tunnel
+/// is asked for, because what was removed from a packet is not in its flow.
 fn sort_out(
     flows: &[FlowRecord],
     question: &Question<'_>,

@@ -161,7 +161,8 @@ impl Batch {
         Self { buffers, names, controls, _vectors: vectors, headers, count: 0 }
     }
 
-    /// Takes what waits, at most a batch, and returns how much; sleeps at most `wait` for the first.
+    /// Takes what waits, at most a batch, and returns how much; sleeps at most `wait` for the
+    /// first.
     pub(super) fn receive(&mut self, fd: &OwnedFd, wait: Duration) -> io::Result<usize> {
         self.count = 0;
         if !wait.is_zero() && !readable(fd, wait)? {

@@ -98,16 +98,17 @@ pub(crate) fn list<'a, S: Source>(
     for (id, (program, segments)) in std::mem::take(&mut plan.streams) {
         let (since_ns, until_ns, sort) = (plan.since_ns, plan.until_ns, false);
         let demand = Demand { program, since_ns, until_ns, sort, tunnel: request.tunnel };
-        members.extend(segments.into_iter().map(|member| (id, demand.clone(), member)));
+        members
+            .extend(with_starts(segments).map(|(from, member)| (id, demand.clone(), from, member)));
     }
-    members.retain(|(_, demand, member)| demand.wants(member.times_ns));
-    members.sort_by_key(|(_, _, member)| member.source.entry().ordinal);
+    members.retain(|(_, demand, _, member)| demand.wants(member.times_ns));
+    members.sort_by_key(|(_, _, _, member)| member.source.entry().ordinal);
     let mut held = HeldFlows::new(store.flows_held_max);
     let mut rows = Rows { out, given: 0, limit: request.limit, summary: &mut plan.summary };
-    for (id, demand, member) in members {
+    for (id, demand, from, member) in members {
         reading.check_cancelled()?;
         let link_type = id.link_type;
-        for (key, stats) in flows_of(id, demand, member, &mut reading)? {
+        for (key, stats) in flows_of(id, demand, from, member, &mut reading)? {
             if request.count_only {
                 rows.summary.packets += stats.packets;
                 rows.summary.bytes += stats.bytes;
@@ -159,12 +160,27 @@ impl Rows<'_, '_> {
     }
 }
 
+/// Segments of one stream, each with the sequence from which on it counts: copies of packets that
+/// another one holds do not.
+fn with_starts<'a, S: Source>(
+    mut segments: Vec<Member<'a, S>>,
+) -> impl Iterator<Item = (u64, Member<'a, S>)> {
+    segments.sort_by_key(|member| (member.sequences.0, member.source.entry().ordinal));
+    let mut end = 0;
+    segments.into_iter().map(move |member| {
+        let from = if member.sequences.0 < end { end } else { 0 };
+        end = end.max(member.sequences.1);
+        (from, member)
+    })
+}
+
 type Counted = Vec<(FlowKey, FlowStats)>;
 
 /// The flows of one segment, by first time.
 fn flows_of<'a, S: Source>(
     id: StreamId,
     demand: Demand,
+    from: u64,
     mut member: Member<'a, S>,
     reading: &mut Reading<'a>,
 ) -> Result<Counted, QueryError> {
@@ -177,11 +193,12 @@ fn flows_of<'a, S: Source>(
         .or_else(|| reading.open(member.source, Some(&question)));
     let Some((reader, mut look)) = opened else { return Ok(Vec::new()) };
     let (mut counted, unsure) = reader.with_flows(*since_ns, *until_ns, |flows| match flows {
-        Some(flows) => {
+        // The index counts copies as well.
+        Some(flows) if from == 0 => {
             let (certain, unsure) = sort_out(flows, &question, demand.tunnel);
             (certain, Some(unsure))
         }
-        None => (Vec::new(), None),
+        _ => (Vec::new(), None),
     });
     if let Some(unsure) = &unsure {
         let chunks: HashSet<u32> = unsure.iter().flat_map(|(_, chunks)| chunks).copied().collect();
@@ -190,7 +207,7 @@ fn flows_of<'a, S: Source>(
     let wanted: Option<HashSet<FlowKey>> =
         unsure.map(|unsure| unsure.into_iter().map(|(key, _)| key).collect());
     member.opened = Some(Box::new((reader, look)));
-    let read = read_flows(id, demand, member, wanted.as_ref(), reading)?;
+    let read = read_flows(id, demand, from, member, wanted.as_ref(), reading)?;
     counted.extend(read);
     counted.sort_by_key(|(key, stats)| (stats.times_ns, *key));
     Ok(counted)
@@ -241,12 +258,13 @@ fn decide(key: &FlowKey, stats: &FlowStats, program: &Program) -> Verdict {
 fn read_flows<'a, S: Source>(
     id: StreamId,
     demand: Demand,
+    from: u64,
     member: Member<'a, S>,
     wanted: Option<&HashSet<FlowKey>>,
     reading: &mut Reading<'a>,
 ) -> Result<HashMap<FlowKey, FlowStats>, QueryError> {
     let mut flows: HashMap<FlowKey, FlowStats> = HashMap::new();
-    let mut cursor = StreamCursor::new(id, demand, vec![member]);
+    let mut cursor = StreamCursor::new(id, demand, vec![member]).from_sequence(from);
     while cursor.key().is_some() {
         if let Some((packet, _)) = cursor.item().filter(|_| cursor.is_ready()) {
             let (key, stats) = stats_of(id.link_type, &packet);

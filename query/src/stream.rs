@@ -202,6 +202,11 @@ impl<'a, S: Source> StreamCursor<'a, S> {
         cursor
     }
 
+    /// Leaves out packets with smaller sequences.
+    pub(crate) fn from_sequence(self, sequence: u64) -> Self {
+        Self { watermark: self.watermark.max(sequence), ..self }
+    }
+
     /// The packet at hand.
     pub(crate) fn item(&self) -> Option<(Epb<'_>, &Interfaces)> {
         let (block, interfaces) = match (&self.loaded, &self.opened, self.held.peek()) {

@@ -1,7 +1,7 @@
 //! The thread that keeps the indexes of open segments and closes segments.
 //!
-//! It gets one delta for every durable chunk, in order of their numbers, so a query sees exactly what
-//! is durable. Closing itself (encoding and writing the index) runs on a thread
+//! It gets one delta for every durable chunk, in order of their numbers, so a query sees exactly
+//! what is durable. Closing itself (encoding and writing the index) runs on a thread
 //! of its own: other lanes' deltas go on.
 
 use std::sync::atomic::Ordering;

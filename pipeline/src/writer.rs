@@ -6,9 +6,9 @@
 //! file are grouped over the commit interval, earlier when the buffers run short, and overlap
 //! writing.
 //!
-//! A chunk keeps its buffer until it is acknowledged. When a write or flush fails, the file takes no
-//! more; once nothing of it is under way, what is not acknowledged goes back to the lane's sealer,
-//! in order. After a failed flush that is true of every file of the volume with unflushed chunks:
+//! A chunk keeps its buffer until it is acknowledged. When a write or flush fails, the file takes
+//! no more; once nothing of it is under way, what is not acknowledged goes back to the lane's
+//! sealer, in order. After a failed flush that is true of every file of the volume with unflushed chunks:
 //! the device may have dropped the others' bytes with those that it told of.
 
 use std::collections::VecDeque;

@@ -183,8 +183,8 @@ impl Store {
     }
 
     /// A write or flush of a segment on this volume failed. Segments open there only if no other
-    /// volume takes one, until one that was opened after this is closed well. Its tables go on: they
-    /// are written and flushed by themselves, and a failure there is noticed there.
+    /// volume takes one, until one that was opened after this is closed well. Its tables go on:
+    /// they are flushed by themselves, and a failure there is noticed there.
     pub fn suspect_volume(&mut self, volume: usize, why: &str) {
         if let Some(volume) = self.volumes.get_mut(volume) {
             volume.set_suspect(why.to_owned(), self.next_ordinal);

@@ -105,7 +105,8 @@ names! {
         StorageUsedBytes = "storage_used_bytes", "Bytes of segments on a volume.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
-        StorageDegradedState = "storage_degraded_state", "1 while a volume is out of use.";
+        StorageDegradedState = "storage_degraded_state",
+            "1 while a volume is out of use or suspect.";
         QueryRunningCount = "query_running_count", "Queries running now.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
         DaemonInfoState = "daemon_info_state", "Always 1; a label says the version.";

@@ -256,7 +256,8 @@ pub struct VolumeStatus {
     pub places: u64,
     /// Bytes of one segment.
     pub segment_bytes: u64,
-    /// How it is; `ok` unless something failed.
+    /// How it is: `ok`; `suspect` with the reason (a segment failed here, others are opened here
+    /// only if no other volume takes them); `failed` with the reason (it takes no more).
     pub state: String,
     /// Back end of its queue: `io_uring`, `thread`; empty offline.
     pub backend: String,
@@ -278,8 +279,11 @@ pub struct VolumeStatus {
     pub sync_p99_us: Option<u64>,
     /// Bytes written since the start.
     pub written_bytes: u64,
-    /// Chunks given up because the device failed.
+    /// Chunks that the device did not take, and that were sealed again for another segment or
+    /// counted as dropped.
     pub failed_chunks: u64,
+    /// The last write or flush that failed.
+    pub error: Option<String>,
 }
 
 /// The packet buffer.

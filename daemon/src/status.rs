@@ -155,7 +155,11 @@ fn volume_status(
         segments: u64::from(volume.segments),
         places: u64::from(volume.places),
         segment_bytes: volume.segment_bytes,
-        state: volume.failed.as_ref().map_or("ok".to_owned(), |why| format!("failed: {why}")),
+        state: match (&volume.failed, &volume.suspect) {
+            (Some(why), _) => format!("failed: {why}"),
+            (None, Some(why)) => format!("suspect: {why}"),
+            (None, None) => "ok".to_owned(),
+        },
         ..VolumeStatus::default()
     };
     let Some(view) = view else { return status };
@@ -176,6 +180,7 @@ fn volume_status(
     status.sync_p99_us = micros(&syncs, 0.99);
     status.written_bytes = view.shared.written_bytes.load(Ordering::Relaxed);
     status.failed_chunks = view.shared.failed_chunks.load(Ordering::Relaxed);
+    status.error = view.shared.error.lock().unwrap_or_else(PoisonError::into_inner).clone();
     status
 }
 
@@ -209,7 +214,7 @@ fn troubles(lanes: &[LaneStatus], volumes: &[VolumeStatus]) -> Vec<String> {
         }
         if volume.failed_chunks > 0 {
             let (path, chunks) = (&volume.path, volume.failed_chunks);
-            reasons.push(format!("volume {path} gave up {chunks} chunks since the start"));
+            reasons.push(format!("volume {path} did not take {chunks} chunks since the start"));
         }
     }
     reasons
@@ -391,7 +396,7 @@ mod tests {
         let expected = [
             "lane 0 is blocked: full",
             "volume /v is failed",
-            "volume /v gave up 2 chunks since the start",
+            "volume /v did not take 2 chunks since the start",
         ];
         assert_eq!(told, expected);
     }

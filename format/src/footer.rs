@@ -65,7 +65,7 @@ pub enum CloseReason {
     NewInterface = 3,
     /// A crash interrupted it; recovery wrote the footer.
     Recovered = 4,
-    /// Its device failed.
+    /// Its device failed, or it holds only chunks that another one's device did not take.
     DeviceFailed = 5,
 }
 

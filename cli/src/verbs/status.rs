@@ -157,7 +157,12 @@ fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
     for volume in volumes {
         table.add_row([
             volume.path.clone(),
-            if volume.state == OK { OK } else { "FAILED" }.to_owned(),
+            match volume.state.split(':').next() {
+                Some(OK) => OK,
+                Some("suspect") => "SUSPECT",
+                _ => "FAILED",
+            }
+            .to_owned(),
             size_text(volume.used_bytes),
             size_text(volume.quota_bytes),
             format!("{} %", (volume.used_bytes * 100).div_ceil(volume.quota_bytes.max(1))),
@@ -184,7 +189,7 @@ fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
         }
         if volume.failed_chunks > 0 {
             let chunks = count_text(volume.failed_chunks, "chunk");
-            line(page, &paint.bad(&format!("    {chunks} given up: the device failed")));
+            line(page, &paint.bad(&format!("    {chunks} not taken: the device failed")));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Sender, bounded, unbounded};
+use crossbeam_channel::{Sender, bounded};
 use crossbeam_queue::ArrayQueue;
 use wirevault_buffer::Pool;
 use wirevault_index::{Catalog, ChunkDelta, SharedCatalog};
@@ -102,8 +102,8 @@ impl Pipeline {
         let (to_closer, closer_inbox) = bounded(CLOSER_INBOX);
         let (to_opener, opener_inbox) = bounded(OPENER_INBOX);
 
-        // Used when a device fails only, so they have no place for every chunk ready.
-        let (to_sealers, mut backs): (Vec<_>, Vec<_>) = lanes.iter().map(|_| unbounded()).unzip();
+        let backs = lanes.iter().map(|_| bounded(have + 1));
+        let (to_sealers, mut backs): (Vec<_>, Vec<_>) = backs.unzip();
         let mut writers = Vec::new();
         let mut volume_views = Vec::new();
         for volume in 0..volumes {

@@ -2,8 +2,8 @@
 //!
 //! A segment is acknowledged in the order of its chunks. What is durable of it is therefore always
 //! its first chunks without a hole, whatever order the device ends in; when the file fails, the
-//! rest goes back to the lane as one run of packets, and recovery finds no acknowledged chunk behind
-//! one that is missing.
+//! rest goes back to the lane as one run of packets, and recovery finds no acknowledged chunk
+//! behind one that is missing.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -8,8 +8,8 @@
 //!
 //! A chunk keeps its buffer until it is acknowledged. When a write or flush fails, the file takes
 //! no more; once nothing of it is under way, what is not acknowledged goes back to the lane's
-//! sealer, in order. After a failed flush that is true of every file of the volume with unflushed chunks:
-//! the device may have dropped the others' bytes with those that it told of.
+//! sealer, in order. After a failed flush that is true of every file of the volume with unflushed
+//! chunks: the device may have dropped the others' bytes with those that it told of.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;

@@ -264,7 +264,7 @@ fn read_flows<'a, S: Source>(
     reading: &mut Reading<'a>,
 ) -> Result<HashMap<FlowKey, FlowStats>, QueryError> {
     let mut flows: HashMap<FlowKey, FlowStats> = HashMap::new();
-    let mut cursor = StreamCursor::new(id, demand, vec![member]).from_sequence(from);
+    let mut cursor = StreamCursor::new(id, demand, vec![member]).starting_at(from);
     while cursor.key().is_some() {
         if let Some((packet, _)) = cursor.item().filter(|_| cursor.is_ready()) {
             let (key, stats) = stats_of(id.link_type, &packet);

@@ -203,7 +203,7 @@ impl<'a, S: Source> StreamCursor<'a, S> {
     }
 
     /// Leaves out packets with smaller sequences.
-    pub(crate) fn from_sequence(self, sequence: u64) -> Self {
+    pub(crate) fn starting_at(self, sequence: u64) -> Self {
         Self { watermark: self.watermark.max(sequence), ..self }
     }
 

@@ -23,7 +23,7 @@ use wirevault_telemetry::clock::Clock;
 
 use crate::decap::{Piece, Stripper};
 use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
-use crate::status::{LaneShared, LaneState};
+use crate::status::{BufferTimes, LaneShared, LaneState, timed};
 
 const PACKETS_END: usize = HEADER_BYTES + PAYLOAD_BYTES_MAX - GAP_ROOM_BYTES;
 /// Bytes of a packet's block beside its data and its kept options: fixed fields, flags, end mark.
@@ -72,6 +72,7 @@ pub(crate) struct Fill {
     pub clock: Arc<dyn Clock>,
     pub pen: LaneSide,
     pub shared: Arc<LaneShared>,
+    pub times: Arc<BufferTimes>,
     pub streams: Vec<Stream>,
     /// Each interface that packets are stored under, its stream, and its number in that stream's
     /// table.
@@ -360,8 +361,10 @@ impl Fill {
     }
 
     fn begin(&mut self, at: usize) -> bool {
+        let begin = Instant::now();
         let job = self.pool.take().and_then(|buf| self.jobs.take(buf));
         let Some(mut job) = job else { return false };
+        self.times.take.record_ns(begin.elapsed().as_nanos() as u64);
         let stream = &mut self.streams[at];
         job.link_type = stream.link_type;
         job.interfaces = Arc::clone(&stream.interfaces);
@@ -386,7 +389,8 @@ impl Fill {
         self.pen.publish(&self.counts);
         // The channel has a place for every chunk there is; it refuses only when the sealer is
         // gone.
-        if self.to_sealer.try_send(job).is_err() {
+        let sent = timed(&self.times.hand_over, || self.to_sealer.try_send(job));
+        if sent.is_err() {
             self.shared.fail("the sealing thread is gone");
         }
     }

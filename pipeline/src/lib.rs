@@ -33,5 +33,5 @@ pub use error::PipelineError;
 pub use lane::{Filter, LaneSpec};
 pub use options::{PipelineOptions, QueueMaker};
 pub use start::{LaneView, Pipeline, VolumeView};
-pub use status::{LaneShared, LaneState};
+pub use status::{BufferTimes, LaneShared, LaneState};
 pub use tail::{Missed, TailChunk, TailHub};

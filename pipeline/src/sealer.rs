@@ -26,7 +26,7 @@ use crate::job::{Job, Jobs};
 use crate::live::{LiveSegment, Registry};
 use crate::opener::{OpenOrder, ToOpener};
 use crate::reseal::Returned;
-use crate::status::LaneShared;
+use crate::status::{BufferTimes, LaneShared, timed};
 use crate::tail::TailHub;
 use crate::write_file::{Link, WriteJob};
 
@@ -56,6 +56,7 @@ pub(crate) struct Sealer {
     pub deltas: Arc<ArrayQueue<Box<ChunkDelta>>>,
     pub acks: Arc<LaneAcks>,
     pub shared: Arc<LaneShared>,
+    pub times: Arc<BufferTimes>,
     pub tail: Arc<TailHub>,
     pub stop: Arc<AtomicBool>,
     /// Packets come from a live source.
@@ -349,7 +350,8 @@ impl Sealer {
         };
         // The channel has a place for every chunk there is; it refuses only when the writer is
         // gone.
-        if let Err(refused) = self.writers[volume].sender.try_send(write) {
+        let writer = &self.writers[volume].sender;
+        if let Err(refused) = timed(&self.times.hand_over, || writer.try_send(write)) {
             self.shared.fail("the writer thread is gone");
             let write = refused.into_inner();
             self.give_up(&write.span, &write.delta.gaps);

@@ -21,7 +21,7 @@ use crate::live::Registry;
 use crate::opener;
 use crate::reseal::Returned;
 use crate::sealer::{Sealer, ToWriter};
-use crate::status::{LaneShared, lock};
+use crate::status::{BufferTimes, LaneShared, lock};
 use crate::tail::TailHub;
 use crate::writer::{Writer, WriterChannels, WriterShared};
 use crate::{PipelineError, PipelineOptions, affinity};
@@ -50,6 +50,7 @@ pub struct Pipeline {
     pool: Pool,
     clock: Arc<dyn Clock>,
     stop: Arc<AtomicBool>,
+    times: Arc<BufferTimes>,
     lanes: Vec<LaneView>,
     acks: Vec<Arc<LaneAcks>>,
     volumes: Vec<VolumeView>,
@@ -104,15 +105,17 @@ impl Pipeline {
 
         let backs = lanes.iter().map(|_| bounded(have + 1));
         let (to_sealers, mut backs): (Vec<_>, Vec<_>) = backs.unzip();
+        let times = Arc::new(BufferTimes::default());
         let mut writers = Vec::new();
         let mut volume_views = Vec::new();
         for volume in 0..volumes {
             let (sender, inbox) = bounded(have + 1);
             let sign = Arc::new(());
+            let times = Arc::clone(&times);
             writers.push(ToWriter { sender, alive: Arc::downgrade(&sign) });
             let channels =
                 WriterChannels { inbox, to_sealers: to_sealers.clone(), closer: to_closer.clone() };
-            volume_views.push(starter.writer(volume, channels, sign, &pool, options)?);
+            volume_views.push(starter.writer(volume, channels, (sign, times), &pool, options)?);
         }
         drop(to_sealers);
         let opener_store = Arc::clone(&store);
@@ -120,7 +123,14 @@ impl Pipeline {
             .spawn("opener".to_owned(), None, move || opener::run(&opener_store, &opener_inbox))?;
 
         let jobs = Jobs::new(have);
-        let parts = LaneParts { pool: &pool, jobs: &jobs, clock: &clock, stop: &stop, options };
+        let parts = LaneParts {
+            pool: &pool,
+            jobs: &jobs,
+            clock: &clock,
+            stop: &stop,
+            times: &times,
+            options,
+        };
         let mut views = Vec::new();
         let mut deltas = Vec::new();
         let mut lane_starts = Vec::new();
@@ -146,6 +156,7 @@ impl Pipeline {
                 deltas: spares,
                 acks,
                 shared: Arc::clone(&view.shared),
+                times: Arc::clone(&times),
                 tail: Arc::clone(&tail),
                 stop: Arc::clone(&stop),
                 live: view.live,
@@ -182,6 +193,7 @@ impl Pipeline {
             pool,
             clock,
             stop,
+            times,
             lanes: views,
             acks: lane_acks,
             volumes: volume_views,
@@ -240,6 +252,11 @@ impl Pipeline {
     /// The buffers.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// How long operations on buffers take.
+    pub fn buffer_times(&self) -> &BufferTimes {
+        &self.times
     }
 
     /// Where watchers subscribe.
@@ -308,7 +325,7 @@ impl Starter {
         &mut self,
         volume: usize,
         channels: WriterChannels,
-        sign: Arc<()>,
+        (sign, times): (Arc<()>, Arc<BufferTimes>),
         pool: &Pool,
         options: &PipelineOptions,
     ) -> Result<VolumeView, PipelineError> {
@@ -327,7 +344,7 @@ impl Starter {
             };
             *lock(&thread_shared.report) = Some(queue.report());
             let _ = report_to.send(Ok(()));
-            let writer = Writer::new(queue, channels, pool, commit_interval, thread_shared);
+            let writer = Writer::new(queue, channels, pool, commit_interval, thread_shared, times);
             writer.run();
             drop(sign);
         })?;
@@ -345,6 +362,7 @@ struct LaneParts<'a> {
     jobs: &'a Jobs,
     clock: &'a Arc<dyn Clock>,
     stop: &'a Arc<AtomicBool>,
+    times: &'a Arc<BufferTimes>,
     options: &'a PipelineOptions,
 }
 
@@ -368,6 +386,7 @@ impl LaneParts<'_> {
             clock: Arc::clone(self.clock),
             pen: lane_pen,
             shared: Arc::clone(&shared),
+            times: Arc::clone(self.times),
             streams: Vec::new(),
             numbers: Vec::new(),
             places: Vec::new(),

@@ -24,7 +24,7 @@ use wirevault_telemetry::histogram::Latency;
 
 use crate::closer::ToCloser;
 use crate::live::LiveSegment;
-use crate::status::lock;
+use crate::status::{BufferTimes, lock, timed};
 use crate::write_file::{Held, WriteFile, WriteJob};
 
 /// Share of the buffers in flight above which a flush does not wait for the commit interval.
@@ -76,6 +76,7 @@ pub(crate) struct Writer {
     pool: Pool,
     commit_interval: Duration,
     shared: Arc<WriterShared>,
+    times: Arc<BufferTimes>,
     files: Vec<WriteFile>,
     next_key: u32,
     /// Keys of files with chunks to submit, one for each chunk, in the order of arrival.
@@ -93,6 +94,7 @@ impl Writer {
         pool: Pool,
         commit_interval: Duration,
         shared: Arc<WriterShared>,
+        times: Arc<BufferTimes>,
     ) -> Self {
         let chunks = pool.capacity();
         Self {
@@ -100,6 +102,7 @@ impl Writer {
             channels,
             commit_interval,
             shared,
+            times,
             files: Vec::with_capacity(FILES),
             next_key: 0,
             waiting: VecDeque::with_capacity(chunks),
@@ -290,7 +293,7 @@ impl Writer {
     }
 
     fn acknowledge(&mut self, at: usize) {
-        let Self { files, durable, channels, shared, .. } = self;
+        let Self { files, durable, channels, shared, times, .. } = self;
         let file = &mut files[at];
         durable.extend(std::iter::from_fn(|| file.pop_durable()));
         let (Some(first), Some(last)) = (durable.first(), durable.last()) else { return };
@@ -307,7 +310,8 @@ impl Writer {
         }
         first.acks.acknowledged(durable.iter().map(|job| &job.span));
         let chunks = durable.len() as u32;
-        for job in durable.drain(..) {
+        for mut job in durable.drain(..) {
+            timed(&times.recycle, || drop(job.buf.take()));
             if let Err(refused) =
                 channels.closer.try_send(ToCloser::Durable(job.segment, job.delta))
                 && let ToCloser::Durable(segment, _) = refused.into_inner()

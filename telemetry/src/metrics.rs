@@ -116,6 +116,8 @@ names! {
 names! {
     /// Distributions of durations.
     Histogram {
+        BufferOperationSeconds = "buffer_operation_seconds",
+            "Time of taking a free chunk, handing one over, giving one back.";
         NvmeWriteSeconds = "nvme_write_seconds", "Time from submitting a write to its completion.";
         NvmeSyncSeconds = "nvme_sync_seconds", "Time from submitting a flush to its completion.";
         QueryDurationSeconds = "query_duration_seconds", "Time from a query's start to its end.";

@@ -303,6 +303,9 @@ pub struct BufferStatus {
     pub in_flight: u64,
     /// Share of the chunks in use, in thousandths.
     pub pressure_permille: u64,
+    /// By operation (`take`, `hand_over`, `recycle`): 99.9 % took no longer, ns; an upper bound, at
+    /// most twice too high.
+    pub p999_ns: BTreeMap<String, u64>,
     /// What was wanted and is not so, with the way out.
     pub why_not: Vec<String>,
 }

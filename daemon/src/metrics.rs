@@ -40,6 +40,10 @@ pub(crate) fn page(app: &App) -> Option<String> {
     page.gauge(Gauge::BufferArenaBytes, &[("pages", &pages)], report.bytes as f64);
     page.gauge(Gauge::BufferFreeChunks, &[], (pool.capacity() - pool.in_flight()) as f64);
     page.gauge(Gauge::BufferPressureRatio, &[], pool.pressure());
+    for (operation, latency) in pipeline.buffer_times().all() {
+        let labels = [("operation", operation)];
+        page.histogram(Histogram::BufferOperationSeconds, &labels, latency.snapshot());
+    }
     for (number, view) in pipeline.volumes().iter().enumerate() {
         let number = number.to_string();
         let labels = [("volume", number.as_str())];

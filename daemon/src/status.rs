@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use wirevault_buffer::Pool;
 use wirevault_format::gap::CAUSES;
 use wirevault_format::table::SegmentState;
 use wirevault_format::{Cause, RunId};
 use wirevault_index::{Catalog, Segment, StoreReader};
-use wirevault_pipeline::{LaneState, LaneView, VolumeView};
+use wirevault_pipeline::{LaneState, LaneView, Pipeline, VolumeView};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
 
@@ -59,7 +58,7 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
         segments: volumes.iter().map(|volume| volume.segments).sum(),
         volumes,
         missing_volumes: Vec::new(),
-        buffer: Some(buffer_status(pipeline.pool())),
+        buffer: Some(buffer_status(&pipeline)),
         recovery: Some(app.facts().recovery.clone()),
     })
 }
@@ -184,7 +183,12 @@ fn volume_status(
     status
 }
 
-fn buffer_status(pool: &Pool) -> BufferStatus {
+fn buffer_status(pipeline: &Pipeline) -> BufferStatus {
+    let pool = pipeline.pool();
+    let times = pipeline.buffer_times().all().into_iter();
+    let p999_ns = times.filter_map(|(name, latency)| {
+        Some((name.to_owned(), latency.snapshot().quantile_ns(0.999)?))
+    });
     let report = pool.arena().report();
     BufferStatus {
         bytes: report.bytes as u64,
@@ -194,6 +198,7 @@ fn buffer_status(pool: &Pool) -> BufferStatus {
         chunks: report.chunks as u64,
         in_flight: pool.in_flight() as u64,
         pressure_permille: (pool.pressure() * 1000.0) as u64,
+        p999_ns: p999_ns.collect(),
         why_not: report.why_not.clone(),
     }
 }

@@ -209,6 +209,11 @@ fn buffer_section(page: &mut String, buffer: &BufferStatus, paint: Paint) {
             permille % 10
         ),
     );
+    if !buffer.p999_ns.is_empty() {
+        let one = |(name, ns): (&String, &u64)| format!("{name} {:.1} µs", *ns as f64 / 1000.0);
+        let all: Vec<String> = buffer.p999_ns.iter().map(one).collect();
+        line(page, &format!("  99.9 % of operations take at most: {}", all.join(", ")));
+    }
     for why in &buffer.why_not {
         line(page, &paint.warn(&format!("  not in use: {why}")));
     }

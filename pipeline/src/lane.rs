@@ -23,7 +23,7 @@ use wirevault_telemetry::clock::Clock;
 
 use crate::decap::{Piece, Stripper};
 use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
-use crate::status::{BufferTimes, LaneShared, LaneState, timed};
+use crate::status::{BufferTimes, LaneShared, LaneState, note_since};
 
 const PACKETS_END: usize = HEADER_BYTES + PAYLOAD_BYTES_MAX - GAP_ROOM_BYTES;
 /// Bytes of a packet's block beside its data and its kept options: fixed fields, flags, end mark.
@@ -364,7 +364,7 @@ impl Fill {
         let begin = Instant::now();
         let job = self.pool.take().and_then(|buf| self.jobs.take(buf));
         let Some(mut job) = job else { return false };
-        self.times.take.record_ns(begin.elapsed().as_nanos() as u64);
+        note_since(&self.times.take, begin);
         let stream = &mut self.streams[at];
         job.link_type = stream.link_type;
         job.interfaces = Arc::clone(&stream.interfaces);
@@ -389,7 +389,9 @@ impl Fill {
         self.pen.publish(&self.counts);
         // The channel has a place for every chunk there is; it refuses only when the sealer is
         // gone.
-        let sent = timed(&self.times.hand_over, || self.to_sealer.try_send(job));
+        let begin = Instant::now();
+        let sent = self.to_sealer.try_send(job);
+        note_since(&self.times.hand_over, begin);
         if sent.is_err() {
             self.shared.fail("the sealing thread is gone");
         }

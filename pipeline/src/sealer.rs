@@ -26,7 +26,7 @@ use crate::job::{Job, Jobs};
 use crate::live::{LiveSegment, Registry};
 use crate::opener::{OpenOrder, ToOpener};
 use crate::reseal::Returned;
-use crate::status::{BufferTimes, LaneShared, timed};
+use crate::status::{BufferTimes, LaneShared, note_since};
 use crate::tail::TailHub;
 use crate::write_file::{Link, WriteJob};
 
@@ -350,8 +350,10 @@ impl Sealer {
         };
         // The channel has a place for every chunk there is; it refuses only when the writer is
         // gone.
-        let writer = &self.writers[volume].sender;
-        if let Err(refused) = timed(&self.times.hand_over, || writer.try_send(write)) {
+        let begin = Instant::now();
+        let sent = self.writers[volume].sender.try_send(write);
+        note_since(&self.times.hand_over, begin);
+        if let Err(refused) = sent {
             self.shared.fail("the writer thread is gone");
             let write = refused.into_inner();
             self.give_up(&write.span, &write.delta.gaps);

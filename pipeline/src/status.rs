@@ -200,13 +200,10 @@ impl BufferTimes {
     }
 }
 
-/// Does `work` and notes how long it took.
+/// Notes how long it is since `begin`.
 #[inline]
-pub(crate) fn timed<T>(latency: &Latency, work: impl FnOnce() -> T) -> T {
-    let begin = Instant::now();
-    let result = work();
+pub(crate) fn note_since(latency: &Latency, begin: Instant) {
     latency.record_ns(begin.elapsed().as_nanos() as u64);
-    result
 }
 
 /// Looks at a value behind a lock whose holder cannot leave it half changed.

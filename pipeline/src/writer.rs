@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use wirevault_buffer::Pool;
@@ -24,7 +24,7 @@ use wirevault_telemetry::histogram::Latency;
 
 use crate::closer::ToCloser;
 use crate::live::LiveSegment;
-use crate::status::{BufferTimes, lock, timed};
+use crate::status::{BufferTimes, lock, note_since};
 use crate::write_file::{Held, WriteFile, WriteJob};
 
 /// Share of the buffers in flight above which a flush does not wait for the commit interval.
@@ -311,7 +311,9 @@ impl Writer {
         first.acks.acknowledged(durable.iter().map(|job| &job.span));
         let chunks = durable.len() as u32;
         for mut job in durable.drain(..) {
-            timed(&times.recycle, || drop(job.buf.take()));
+            let begin = Instant::now();
+            drop(job.buf.take());
+            note_since(&times.recycle, begin);
             if let Err(refused) =
                 channels.closer.try_send(ToCloser::Durable(job.segment, job.delta))
                 && let ToCloser::Durable(segment, _) = refused.into_inner()

@@ -192,7 +192,8 @@ pub struct Recovered {
 }
 
 /// Decides what stays of a scanned segment. `watermark` is the highest that any header of this
-/// stream carries, but no higher than the first sequence of the stream's next segment.
+/// stream carries, but no higher than where a later segment of the stream goes on (see
+/// [`crate::catalog::set_watermarks`]).
 pub fn recover(found: &[Found], data_offset: u64, watermark: u64) -> Recovered {
     let mut out = Recovered { end: data_offset, ..Recovered::default() };
     let first = found.first().map_or(0, |found| found.header.first_sequence);

@@ -10,16 +10,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use wirevault_buffer::{Arena, ArenaOptions, ChunkBuf, Hugepages, Pool};
-use wirevault_capture::{ReplaySource, Speed};
+use wirevault_capture::{
+    CaptureError, Packet, PacketSink, Polled, ReplaySource, Source, SourceCounters, SourceReport,
+    SourceState, Speed,
+};
 use wirevault_format::chunk::{ChunkHeader, HEADER_BYTES};
-use wirevault_format::{Cause, Interface, LifeId};
+use wirevault_format::{Cause, Interface, LifeId, LinkType};
 use wirevault_index::{Catalog, KeySource};
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{Fault, Media, MediaFile, SimMedia, Trigger};
 use wirevault_nvme::{
     Completion, NvmeError, Queue, QueueReport, Refused, SimOptions, SimQueue, Slot,
 };
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_pipeline::{LaneSpec, LaneState, Pipeline, PipelineOptions};
 use wirevault_query::{PacketOut, Request, Sink, Summary};
 use wirevault_seal::{FileProvider, KeyProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
@@ -139,15 +142,70 @@ impl Queue for FailingQueue {
     }
 }
 
+fn frame(lane: u32, n: u32) -> Vec<u8> {
+    let mut frame = vec![0; 12];
+    frame.extend([8, 0, 0x45, 0, 0, 220, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, lane as u8, 7]);
+    frame.extend([10, 0, 2, (n / 100) as u8, 0x10, 0, 0, 53, 0, 200, 0, 0]);
+    frame.extend((lane << 24 | n).to_be_bytes());
+    frame.resize(PACKET_BYTES, n as u8);
+    frame
+}
+
+/// A live source, whose lane gives up only when it is stopped.
+struct Live {
+    lane: u32,
+    given: u32,
+    interfaces: Vec<Interface>,
+}
+
+impl Source for Live {
+    fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+
+    fn poll(&mut self, sink: &mut dyn PacketSink, _: Duration) -> Result<Polled, CaptureError> {
+        if self.given == PACKETS {
+            return Ok(Polled::End);
+        }
+        let data = frame(self.lane, self.given);
+        let packet = Packet {
+            interface: 0,
+            ts_ns: u64::from(1 + 2 * self.given + self.lane),
+            wire_len: data.len() as u32,
+            data: &data,
+            vlan: None,
+            flags: None,
+            options: &[],
+        };
+        let taken = sink.packet(&packet).is_continue();
+        self.given += u32::from(taken);
+        Ok(Polled::Packets(u64::from(taken)))
+    }
+
+    fn counters(&mut self) -> SourceCounters {
+        let given = u64::from(self.given);
+        SourceCounters { received: given, handed: given, ..SourceCounters::default() }
+    }
+
+    fn state(&self) -> SourceState {
+        SourceState::Running
+    }
+
+    fn report(&self) -> SourceReport {
+        let (kind, name, clocks, notes) = ("test", String::new(), Vec::new(), Vec::new());
+        SourceReport { kind, name, fanout: None, ring_bytes: 0, clocks, notes }
+    }
+}
+
 fn pcap(lane: u32) -> Vec<u8> {
     let mut file = 0xa1b2_3c4d_u32.to_le_bytes().to_vec();
     file.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
     for n in 0..PACKETS {
-        let mut frame = vec![0; 12];
-        frame.extend([8, 0, 0x45, 0, 0, 220, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, lane as u8, 7]);
-        frame.extend([10, 0, 2, (n / 100) as u8, 0x10, 0, 0, 53, 0, 200, 0, 0]);
-        frame.extend((lane << 24 | n).to_be_bytes());
-        frame.resize(PACKET_BYTES, n as u8);
+        let frame = frame(lane, n);
         file.extend([[0, 0, 0, 1], (2 * n + lane + 1).to_le_bytes()].concat());
         file.extend((frame.len() as u32).to_le_bytes());
         file.extend((frame.len() as u32).to_le_bytes());
@@ -224,18 +282,34 @@ struct Recorded {
     volume_errors: Vec<Option<String>>,
     /// Volumes that were seen suspect; one that fails at the very end may not be.
     suspect: Vec<bool>,
+    /// A lane was seen blocked.
+    blocked: bool,
+    /// Answer of the running recorder, asked for after the first failure.
     live: Option<(Vec<Vec<u32>>, Summary)>,
 }
 
 /// Records both lanes' files until the end or a power cut. `plans` say what each volume's device
 /// refuses.
 fn record(rig: &Rig, plans: &[Arc<Plan>], seed: u64) -> Recorded {
+    let replay = |lane| -> Box<dyn Source> {
+        let input = Box::new(Cursor::new(pcap(lane)));
+        let source = ReplaySource::from_reader("test.pcap".to_owned(), input, Speed::Full);
+        Box::new(source.expect("a pcap file"))
+    };
+    record_from(rig, plans, seed, replay)
+}
+
+/// As [`record`], from other sources.
+fn record_from(
+    rig: &Rig,
+    plans: &[Arc<Plan>],
+    seed: u64,
+    source: impl Fn(u32) -> Box<dyn Source>,
+) -> Recorded {
     let media = rig.disks.iter().map(|disk| Arc::new(disk.clone()) as Arc<dyn Media>).collect();
     let (store, _) = Store::open(media, &rig.key, Arc::clone(&rig.clock)).expect("it opens");
     let lanes = (0..LANES).map(|lane| {
-        let input = Box::new(Cursor::new(pcap(lane)));
-        let source = ReplaySource::from_reader("test.pcap".to_owned(), input, Speed::Full);
-        let source = Box::new(source.expect("a pcap file"));
+        let source = source(lane);
         LaneSpec { source, snaplen_bytes: 262_144, filter: None, decap: None, cpu: None }
     });
     let arena = ArenaOptions { bytes: 4 << 20, hugepages: Hugepages::Off, numa_node: None };
@@ -258,11 +332,12 @@ fn record(rig: &Rig, plans: &[Arc<Plan>], seed: u64) -> Recorded {
     let volumes: Vec<_> = pipeline.volumes().to_vec();
     let mut acknowledged = vec![0; views.len()];
     let mut suspect = vec![false; rig.disks.len()];
-    let mut live = None;
+    let (mut live, mut blocked) = (None, false);
     let begin = std::time::Instant::now();
     loop {
         let cut = rig.disks.iter().any(SimMedia::power_is_cut);
         for (lane, view) in views.iter().enumerate() {
+            blocked |= view.shared.state() == LaneState::Blocked;
             let snapshot = view.books.snapshot();
             assert!(snapshot.balances(), "{snapshot:?}");
             assert!(snapshot.watermark >= acknowledged[lane], "the watermark went back");
@@ -299,6 +374,7 @@ fn record(rig: &Rig, plans: &[Arc<Plan>], seed: u64) -> Recorded {
         lane_errors: views.iter().map(|view| view.shared.error()).collect(),
         volume_errors: volumes.iter().map(|it| it.shared.error.lock().unwrap().clone()).collect(),
         suspect,
+        blocked,
         live,
     }
 }
@@ -373,6 +449,18 @@ fn both_volumes_fail_in_turn_and_no_packet_is_lost() {
         let plans = [Plan::new(refusal, 6, 1), Plan::new(refusal, 9, 1)];
         check_whole(&rig, &record(&rig, &plans, seed), "in turn");
     }
+}
+
+#[test]
+fn a_live_lane_waits_for_the_only_device_to_work_again() {
+    let rig = rig(1);
+    // Each failure takes a segment with it, so this lasts for more rounds than a replay takes.
+    let plan = Plan::new(Refusal::Write(libc::EIO), 3, 40);
+    let recorded = record_from(&rig, &[plan], 1, |lane| {
+        Box::new(Live { lane, given: 0, interfaces: vec![Interface::unnamed(LinkType::ETHERNET)] })
+    });
+    check_whole(&rig, &recorded, "live");
+    assert!(recorded.blocked, "it was told that nothing became durable");
 }
 
 #[test]

@@ -231,7 +231,7 @@ impl PcapOverIpSource {
                 let number = source.raw_os_error();
                 let source = number.map_or(source.kind().into(), io::Error::from_raw_os_error);
                 self.fault = Some(socket_error(&name, "reading")(source));
-                self.part(peer.last_ts_ns.min(self.alive_ns));
+                self.part(peer.whole_until_ns(self.alive_ns));
                 Polled::Idle
             }
             None => self.broken(fault.named(&name)),
@@ -240,14 +240,14 @@ impl PcapOverIpSource {
 
     /// The stream is damaged, or says what cannot be.
     fn broken(&mut self, error: CaptureError) -> Polled {
-        let last_ns = self.peer.as_ref().map_or(self.alive_ns, |peer| peer.last_ts_ns);
+        let now_ns = now_ns();
+        let from_ns = self.peer.as_ref().map_or(now_ns, |peer| peer.whole_until_ns(now_ns));
         self.fault = Some(error);
         self.ended.unreadable += 1;
         self.not_before = Some(now() + BROKEN_PAUSE);
         self.part(self.alive_ns);
-        let until_ns = Some(now_ns().max(last_ns + 1));
-        let cause = Cause::ImportUnreadable;
-        Polled::Gap(GapInfo { cause, from_ns: last_ns, until_ns, packets: None })
+        let (cause, until_ns) = (Cause::ImportUnreadable, Some(now_ns.max(from_ns + 1)));
+        Polled::Gap(GapInfo { cause, from_ns, until_ns, packets: None })
     }
 
     /// Lets go of the sender.

@@ -26,8 +26,9 @@ const KEEP_PROBES: u32 = 3;
 pub(super) struct Peer {
     /// Its address.
     pub(super) address: String,
-    /// Time of its last packet; before the first, when it connected.
-    pub(super) last_ts_ns: u64,
+    connected_ns: u64,
+    /// Time of its last packet.
+    last_ts_ns: u64,
     socket: TcpStream,
     /// The first bytes, until they tell the format.
     head: Vec<u8>,
@@ -65,7 +66,14 @@ impl Peer {
         setsockopt(&socket, sockopt::TcpKeepCount, &KEEP_PROBES)?;
         let head = Vec::with_capacity(HEAD_BYTES);
         let (stream, places) = (None, Vec::new());
-        Ok(Self { address, last_ts_ns: now_ns, socket, head, stream, places })
+        let (connected_ns, last_ts_ns) = (now_ns, now_ns);
+        Ok(Self { address, connected_ns, last_ts_ns, socket, head, stream, places })
+    }
+
+    /// From when on packets may be absent if the stream breaks off now. Times are the sender's word:
+    /// one from long ago must not cast doubt on everything since.
+    pub(super) fn whole_until_ns(&self, now_ns: u64) -> u64 {
+        self.last_ts_ns.min(now_ns).max(self.connected_ns)
     }
 
     /// Name of the format, once it is known.

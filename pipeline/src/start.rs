@@ -288,7 +288,9 @@ impl Pipeline {
         };
         let lanes = self.lanes.iter().filter(|lane| lane.live).map(lane_until);
         // A segment whose index misses a chunk shows queries nothing behind it until it closes.
-        lanes.chain(self.registry.shown_until_ns()).min()
+        let until_ns = lanes.chain(self.registry.shown_until_ns()).min()?;
+        // Times of packets may be a sender's word. Nothing of the future is durable yet.
+        Some(until_ns.min(self.clock.unix_ns()))
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
 use wirevault_tests::net::{Namespace, Sender, Stamp, now_ns, wait_for};
 use wirevault_tests::recorder::{
     Exported, PATIENCE, Recorder, Site, counted, lane_count, read_pcap, read_pcapng,
@@ -288,21 +289,57 @@ impl Served {
     }
 }
 
-/// `nc HOST PORT | tcpdump -r - -w FILE`. It has begun to get the stream when this returns.
-fn netcat_into_tcpdump(place: &str, file: &Path) -> (TcpStream, Child, JoinHandle<()>) {
-    let mut tcpdump = Command::new("tcpdump");
-    tcpdump.args(["--time-stamp-precision=nano", "-Z", "root", "-r", "-", "-w"]).arg(file);
-    let mut tcpdump = tcpdump.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("tcpdump");
-    let mut into = tcpdump.stdin.take().expect("stdin");
-    let mut socket = TcpStream::connect(place).expect("it is served");
-    let mut first = [0; 24];
-    socket.read_exact(&mut first).expect("a header comes at once");
-    into.write_all(&first).expect("tcpdump reads");
-    let mut from = socket.try_clone().expect("socket");
-    let pump = std::thread::spawn(move || {
-        std::io::copy(&mut from, &mut into).expect("tcpdump reads");
-    });
-    (socket, tcpdump, pump)
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `nc HOST PORT | tcpdump -r - -w FILE`, and what went through the pipe.
+struct Netcat {
+    _socket: TcpStream,
+    tcpdump: Child,
+    pump: JoinHandle<()>,
+    stream: Arc<Mutex<Vec<u8>>>,
+    file: PathBuf,
+}
+
+impl Netcat {
+    /// It has begun to get the stream when this returns.
+    fn start(place: &str, file: PathBuf) -> Self {
+        let mut tcpdump = Command::new("tcpdump");
+        let args = ["--time-stamp-precision=nano", "-Z", "root", "-r", "-", "-w"];
+        tcpdump.args(args).arg(&file).stdin(Stdio::piped()).stderr(Stdio::null());
+        let mut tcpdump = tcpdump.spawn().expect("tcpdump");
+        let mut into = tcpdump.stdin.take().expect("stdin");
+        let mut socket = TcpStream::connect(place).expect("it is served");
+        let mut piece = vec![0; 64 << 10];
+        socket.read_exact(&mut piece[..24]).expect("a header comes at once");
+        into.write_all(&piece[..24]).expect("tcpdump reads");
+        let stream = Arc::new(Mutex::new(piece[..24].to_vec()));
+        let (mut from, copy) = (socket.try_clone().expect("socket"), Arc::clone(&stream));
+        let pump = std::thread::spawn(move || {
+            while let Ok(count @ 1..) = from.read(&mut piece) {
+                into.write_all(&piece[..count]).expect("tcpdump reads");
+                copy.lock().expect("stream").extend_from_slice(&piece[..count]);
+            }
+        });
+        Self { _socket: socket, tcpdump, pump, stream, file }
+    }
+
+    fn wait_until(&self, has_all: impl Fn(&[u8]) -> bool) {
+        wait_for("all packets have come", PATIENCE, || {
+            has_all(&self.stream.lock().expect("stream")).then_some(())
+        });
+    }
+
+    /// What tcpdump wrote, once the stream has ended.
+    fn end(mut self) -> Vec<Exported> {
+        self.pump.join().expect("the stream ended");
+        assert!(self.tcpdump.wait().expect("tcpdump").success());
+        read_pcap(&self.file)
+    }
 }
 
 fn consecutive(packets: &[Exported]) -> bool {
@@ -322,9 +359,8 @@ fn tshark_dumpcap_and_tcpdump_read_a_tail_over_tcp() {
     wait_until_stored(&recorder, 1);
     let served = Served::start(&recorder, &["--listen", PLACE, "udp or vlan"]);
     let classic = Served::start(&recorder, &["--listen", OTHER, "--format", "pcap", "udp or vlan"]);
-    let (ng_file, classic_file) = (site.file("ng.pcap"), site.file("classic.pcap"));
-    let (ng_socket, mut ng, ng_pump) = netcat_into_tcpdump(PLACE, &ng_file);
-    let (classic_socket, mut old, old_pump) = netcat_into_tcpdump(OTHER, &classic_file);
+    let ng = Netcat::start(PLACE, site.file("ng.pcap"));
+    let old = Netcat::start(OTHER, site.file("classic.pcap"));
 
     let from = format!("TCP@{PLACE}");
     let dumped = site.file("dumpcap.pcapng");
@@ -355,18 +391,21 @@ fn tshark_dumpcap_and_tcpdump_read_a_tail_over_tcp() {
 
     wait_until_stored(&recorder, sent + 1);
     let (stored, _) = query(&site, &recorder, &["udp dst port 20000"]);
-    std::thread::sleep(Duration::from_millis(500));
+    ng.wait_until(|stream| epbs(stream) == sent);
+    old.wait_until(|stream| stream.len() as u64 == 24 + sent * (16 + 100));
     assert!(served.end().iter().any(|line| line.ends_with("connected")));
     classic.end();
-    for (child, pump, file) in [(&mut ng, ng_pump, ng_file), (&mut old, old_pump, classic_file)] {
-        pump.join().expect("the stream ended");
-        assert!(child.wait().expect("tcpdump").success());
-        let got = read_pcap(&file);
+    for got in [ng.end(), old.end()] {
         assert_eq!(got.len() as u64, sent);
         assert!(got == stored, "times, lengths and bytes as stored");
     }
-    drop((ng_socket, classic_socket));
     assert!(recorder.terminate().success());
+}
+
+/// Packets in whole blocks.
+fn epbs(stream: &[u8]) -> u64 {
+    let blocks = Blocks::new(stream).map_while(Result::ok);
+    blocks.filter(|block| block.kind == BLOCK_EPB).count() as u64
 }
 
 #[test]
@@ -377,8 +416,8 @@ fn a_slow_client_misses_packets_and_nobody_else_notices() {
     let recorder = site.record("va", "    ring: 64MiB\nbuffer:\n  size: 32MiB\n");
     let served = Served::start(&recorder, &["--listen", PLACE]);
     let mut slow = TcpStream::connect(PLACE).expect("it is served");
-    let mut stream = vec![0; 28];
-    slow.read_exact(&mut stream).expect("a header comes at once");
+    let mut first = vec![0; 28];
+    slow.read_exact(&mut first).expect("a header comes at once");
     // More than the sockets, the pipe and the backlog of 64 chunks hold together.
     send(0, PACKETS, Some(1514));
     wait_until_stored(&recorder, PACKETS);
@@ -386,34 +425,39 @@ fn a_slow_client_misses_packets_and_nobody_else_notices() {
     assert_eq!((lane_count(&status, "received"), lane_count(&status, "dropped")), (PACKETS, 0));
 
     let mut from = slow.try_clone().expect("socket");
+    let stream = Arc::new(Mutex::new(first));
+    let into = Arc::clone(&stream);
     let reading = std::thread::spawn(move || {
-        from.read_to_end(&mut stream).expect("the rest");
-        stream
+        let mut piece = vec![0; 64 << 10];
+        while let Ok(count @ 1..) = from.read(&mut piece) {
+            into.lock().expect("stream").extend_from_slice(&piece[..count]);
+        }
     });
     // What was missed is told with the next chunk that there is room for.
     let mut extra = 0;
-    let told = wait_for("it is told", PATIENCE, || {
+    let last_told = || {
+        let said = served.said.lock().expect("lines");
+        let line = said.iter().rfind(|line| line.contains("too slow and missed"))?;
+        line.split("; ").last()?.split(' ').next()?.parse::<u64>().ok()
+    };
+    wait_for("it is told", PATIENCE, || {
         extra += send(1, 20, None).len() as u64;
         std::thread::sleep(Duration::from_millis(300));
-        let said = served.said.lock().expect("lines");
-        said.iter().find(|line| line.contains("too slow and missed")).cloned()
+        last_told()
     });
-    wait_until_stored(&recorder, PACKETS + extra);
-    std::thread::sleep(Duration::from_millis(700));
-    let said = served.end();
-    drop(slow);
-    let file = site.file("slow.pcapng");
-    std::fs::write(&file, reading.join().expect("the stream")).expect("file");
-    let got = read_pcapng(&file).len() as u64;
-    let last = said.iter().rfind(|line| line.contains("too slow")).expect("told");
-    let missed: u64 = last
-        .split("; ")
-        .last()
-        .and_then(|text| text.split(' ').next())
-        .and_then(|number| number.parse().ok())
-        .unwrap_or_else(|| panic!("{told}"));
-    assert!(missed > 0 && got + missed == PACKETS + extra, "{got} + {missed}: {said:?}");
+    let (got, missed) = wait_for("received and missed are all", PATIENCE, || {
+        let got = epbs(&stream.lock().expect("stream"));
+        let missed = last_told()?;
+        (got + missed == PACKETS + extra).then_some((got, missed))
+    });
+    assert!(missed > 0);
     println!("{got} packets received, {missed} missed and told");
+    served.end();
+    reading.join().expect("the stream ended");
+    let file = site.file("slow.pcapng");
+    std::fs::write(&file, &*stream.lock().expect("stream")).expect("file");
+    assert_eq!(read_pcapng(&file).len() as u64, got, "it ends behind a whole block");
+    drop(slow);
     assert!(recorder.terminate().success());
 }
 

@@ -200,8 +200,8 @@ fn median(values: &mut [f64]) -> Option<f64> {
     values.get(values.len() / 2).copied()
 }
 
-/// Writes one store through the pipeline. The clock runs from the first acknowledgement to the last:
-/// each comes with a flush, so what waits for a flush at the beginning is what waits at the end.
+/// Writes one store through the pipeline. The clock runs from the first acknowledgement to the
+/// last: each comes with a flush, so what waits for one at the beginning is what waits at the end.
 fn measure(options: &Options, site: &Site, lanes: u16, report: &mut Report) -> Result<Ours> {
     let all = ((options.mib << 20) / PACKET_BYTES as u64).max(1);
     let each = all.div_ceil(u64::from(lanes));

@@ -70,8 +70,8 @@ impl Peer {
         Ok(Self { address, connected_ns, last_ts_ns, socket, head, stream, places })
     }
 
-    /// From when on packets may be absent if the stream breaks off now. Times are the sender's word:
-    /// one from long ago must not cast doubt on everything since.
+    /// From when on packets may be absent if the stream breaks off now. Times are the sender's
+    /// word: one from long ago must not cast doubt on everything since.
     pub(super) fn whole_until_ns(&self, now_ns: u64) -> u64 {
         self.last_ts_ns.min(now_ns).max(self.connected_ns)
     }

@@ -1,10 +1,11 @@
 //! Answers that are streamed: a query runs on a thread that may block, and writes into a bounded
 //! channel that the connection empties.
 //!
-//! - A reader that is slow makes the query wait; one that is gone cancels it.
+//! - A reader that is slow makes the query wait; one that is gone cancels it. One that takes
+//!   nothing for a while is left when others need its place.
 //! - The first piece decides the status: an error before it is a status of its own, one after it
 //!   breaks the connection off, so that no cut answer looks whole.
-//! - So many answers run at a time; more are refused with 503. A query can never cost packets: it
+//! - So many answers run at a time; more are refused with 429. A query can never cost packets: it
 //!   takes no lock that a lane waits for.
 
 use std::io::{self, BufWriter, Write};
@@ -13,7 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::JsonRejection;
@@ -22,7 +23,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
 use serde::Serialize;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::{Semaphore, TryAcquireError};
 use wirevault_index::error::chain;
 use wirevault_query::export::PcapngSink;
 use wirevault_query::{QueryError, Request, Summary, flows, run};
@@ -32,6 +35,13 @@ use crate::server::App;
 
 /// Answers that are made at a time; each may hold a thread and some MiB.
 pub(crate) const ANSWERS_MAX: usize = 32;
+/// Live views at a time: they do not end by themselves, so they have places of their own.
+pub(crate) const TAILS_MAX: usize = 16;
+/// So long a reader may take nothing, once all places are taken. Until then nobody is in the way of
+/// somebody who reads an answer page by page.
+const STALL_MAX: Duration = Duration::from_secs(30);
+/// How often a writer looks whether its reader has taken a piece.
+const LOOK: Duration = Duration::from_millis(1);
 /// Pieces of an answer that wait for the connection. A piece has 256 KiB at most.
 const PIECES: usize = 4;
 /// Bytes of flow rows that are collected before they are sent.
@@ -56,7 +66,7 @@ pub(crate) async fn query(
         Err(response) => return response,
     };
     let asked = app.clone();
-    stream(&app, PCAPNG_TYPE, move |pipe, cancel| {
+    stream(&app, app.answers(), PCAPNG_TYPE, move |pipe, cancel| {
         counted(&asked, |catalog| {
             let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
             let summary = run(catalog, &request, &mut sink, cancel)?;
@@ -83,7 +93,7 @@ pub(crate) async fn flow_rows(
         Err(response) => return response,
     };
     let asked = app.clone();
-    stream(&app, JSON_LINES_TYPE, move |pipe, cancel| {
+    stream(&app, app.answers(), JSON_LINES_TYPE, move |pipe, cancel| {
         counted(&asked, |catalog| {
             let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
             let summary = flows(
@@ -100,27 +110,44 @@ pub(crate) async fn flow_rows(
     .await
 }
 
-/// Runs `work` on a thread of its own and streams what it writes.
+/// Runs `work` on a thread of its own and streams what it writes, if one of `places` is free.
 pub(crate) async fn stream(
     app: &App,
+    places: &Arc<Semaphore>,
     content_type: &'static str,
     work: impl FnOnce(&mut Pipe, &AtomicBool) -> Result<(), Failure> + Send + 'static,
 ) -> Response {
-    let Some(permit) = app.permit() else {
-        let text = format!("{ANSWERS_MAX} answers are being made already; ask again later");
-        return error(StatusCode::SERVICE_UNAVAILABLE, text);
+    let permit = match Arc::clone(places).try_acquire_owned() {
+        Ok(permit) => permit,
+        Err(TryAcquireError::Closed) => {
+            let text = "the recorder is stopping".to_owned();
+            return error(StatusCode::SERVICE_UNAVAILABLE, text);
+        }
+        Err(TryAcquireError::NoPermits) => {
+            let (what, max) = match Arc::ptr_eq(places, app.tails()) {
+                true => ("live views are open", TAILS_MAX),
+                false => ("answers are being made", ANSWERS_MAX),
+            };
+            let text = format!("{max} {what} already; ask again later");
+            let wait = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
+            return (wait, error(StatusCode::TOO_MANY_REQUESTS, text)).into_response();
+        }
     };
+    let places = Arc::clone(places);
     let cancel = Arc::new(AtomicBool::new(false));
     app.cancel_at_stop(&cancel);
     let (sender, pieces) = channel(PIECES);
-    let mut answer = Answer { first: None, pieces, cancel: Arc::clone(&cancel) };
+    let broken = Arc::new(AtomicBool::new(false));
+    let end = (Arc::clone(&cancel), Arc::clone(&broken));
+    let mut answer = Answer { first: None, pieces, cancel: end.0, broken: end.1 };
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        let mut pipe = Pipe { sender, held: None };
+        let mut pipe = Pipe { sender, held: None, places, stall_max: STALL_MAX, broken };
         // A receiver that is gone does not want to know either way.
         match work(&mut pipe, &cancel) {
             Ok(()) => drop(pipe.flush()),
-            Err(failure) => drop(pipe.sender.blocking_send(Err(failure))),
+            Err(_) if pipe.broken.load(Ordering::Relaxed) => {}
+            Err(failure) => drop(pipe.put(Err(failure))),
         }
     });
     match answer.pieces.recv().await {
@@ -146,6 +173,11 @@ pub(crate) fn error(status: StatusCode, text: String) -> Response {
 pub(crate) struct Pipe {
     sender: Sender<Result<Bytes, Failure>>,
     held: Option<Held>,
+    /// Where this answer has its place.
+    places: Arc<Semaphore>,
+    stall_max: Duration,
+    /// It was given up: its end must not look like one.
+    broken: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -156,8 +188,25 @@ enum Held {
 
 impl Pipe {
     fn send(&self, bytes: Bytes) -> io::Result<()> {
-        let sent = self.sender.blocking_send(Ok(bytes));
-        sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+        self.put(Ok(bytes))
+    }
+
+    /// Waits for room.
+    fn put(&self, mut piece: Result<Bytes, Failure>) -> io::Result<()> {
+        let since = Instant::now();
+        loop {
+            piece = match self.sender.try_send(piece) {
+                Ok(()) => return Ok(()),
+                Err(TrySendError::Closed(_)) => return Err(io::ErrorKind::BrokenPipe.into()),
+                Err(TrySendError::Full(piece)) => piece,
+            };
+            if since.elapsed() > self.stall_max && self.places.available_permits() == 0 {
+                tracing::warn!("an answer was given up: its reader stalls, and others wait");
+                self.broken.store(true, Ordering::Relaxed);
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 }
 
@@ -191,6 +240,7 @@ struct Answer {
     first: Option<Bytes>,
     pieces: Receiver<Result<Bytes, Failure>>,
     cancel: Arc<AtomicBool>,
+    broken: Arc<AtomicBool>,
 }
 
 impl Stream for Answer {
@@ -200,7 +250,11 @@ impl Stream for Answer {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
-        self.pieces.poll_recv(context).map(|piece| {
+        let piece = std::task::ready!(self.pieces.poll_recv(context));
+        if piece.is_none() && self.broken.swap(false, Ordering::Relaxed) {
+            return Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+        }
+        Poll::Ready({
             piece.map(|piece| {
                 piece.map_err(|failure| {
                     let (Failure::Refused(text) | Failure::Failed(text)) = failure;
@@ -271,7 +325,15 @@ mod tests {
     fn answer(pieces: usize) -> (Pipe, Answer) {
         let (sender, receiver) = channel(pieces);
         let cancel = Arc::new(AtomicBool::new(false));
-        (Pipe { sender, held: None }, Answer { first: None, pieces: receiver, cancel })
+        let broken = Arc::new(AtomicBool::new(false));
+        let pipe = Pipe {
+            sender,
+            held: None,
+            places: Arc::new(Semaphore::new(1)),
+            stall_max: Duration::from_millis(20),
+            broken: Arc::clone(&broken),
+        };
+        (pipe, Answer { first: None, pieces: receiver, cancel, broken })
     }
 
     async fn next(answer: &mut Answer) -> Option<io::Result<Bytes>> {
@@ -301,13 +363,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_reader_that_stalls_loses_its_place_only_if_others_need_it() {
+        let (mut pipe, mut answer) = answer(1);
+        pipe.write_all(b"one").unwrap();
+        pipe.flush().unwrap();
+        let reading = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(60));
+            let one = answer.pieces.blocking_recv();
+            (one, answer)
+        });
+        // There is a free place, so it waits for longer than a reader may stall.
+        pipe.write_all(b"two").unwrap();
+        let (one, mut answer) = reading.join().unwrap();
+        assert_eq!(one.unwrap().unwrap(), "one");
+        let taken = Arc::clone(&pipe.places).try_acquire_owned().unwrap();
+        assert_eq!(pipe.write_all(b"three").unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop((pipe, taken));
+        assert_eq!(next(&mut answer).await.unwrap().unwrap(), "two");
+        let cut = next(&mut answer).await.unwrap().unwrap_err();
+        assert_eq!(cut.kind(), io::ErrorKind::TimedOut, "it does not look like a whole answer");
+        assert!(next(&mut answer).await.is_none());
+    }
+
+    #[tokio::test]
     async fn pieces_come_in_order_and_a_failure_is_an_error() {
         let (mut pipe, mut answer) = answer(4);
         answer.first = Some(Bytes::from_static(b"zero"));
         let writing = std::thread::spawn(move || {
             pipe.write_all(b"one").unwrap();
             pipe.write_all(b"two").unwrap();
-            let _ = pipe.sender.blocking_send(Err(Failure::Failed("broken".to_owned())));
+            let _ = pipe.put(Err(Failure::Failed("broken".to_owned())));
         });
         assert_eq!(next(&mut answer).await.unwrap().unwrap(), "zero");
         assert_eq!(next(&mut answer).await.unwrap().unwrap(), "one");

@@ -21,6 +21,7 @@
 mod answers;
 pub mod api;
 mod chain;
+mod connections;
 pub mod error;
 pub mod import;
 mod metrics;

@@ -22,6 +22,7 @@ use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::api::RecoveryStatus;
+use crate::connections::Door;
 use crate::probe::{self, Level};
 use crate::server::{self, Access, App, Facts, Peer};
 use crate::{DaemonError, sources};
@@ -40,6 +41,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// safe in all cases.
 pub fn run(config: &Config) -> Result<(), DaemonError> {
     no_core_dumps();
+    open_files();
     let notes = log_probe(config);
     let access = Access::new(&config.api)?;
     // The store's lock decides who records; the socket is checked first for the better message.
@@ -117,7 +119,7 @@ fn serve(
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("taking SIGINT"))?;
         let router = server::router(app.clone(), access);
         let service = router.into_make_service_with_connect_info::<Peer>();
-        let answering = tokio::spawn(axum::serve(listener, service).into_future());
+        let answering = tokio::spawn(axum::serve(Door::new(listener), service).into_future());
         notify(&[NotifyState::Ready, NotifyState::Status("recording")]);
         tracing::info!("recording");
         let watched = watch(app, live, &mut terminate, &mut interrupt).await;
@@ -307,6 +309,17 @@ fn no_core_dumps() {
         && let Err(error) = wirevault_seal::locked::make_process_undumpable()
     {
         tracing::warn!("debuggers may read keys: {error}");
+    }
+}
+
+/// As many open files as the system allows without being asked: segments, connections, and what
+/// answers read.
+fn open_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("the limit of open files stays as it is: {error}");
     }
 }
 

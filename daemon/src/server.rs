@@ -15,15 +15,19 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
-use tokio::net::UnixListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use wirevault_config::{Api, Principal};
 use wirevault_pipeline::Pipeline;
 use wirevault_telemetry::histogram::Latency;
 
-use crate::answers::{self, ANSWERS_MAX};
+use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus};
+use crate::connections::Door;
 use crate::{DaemonError, metrics, status, tail};
+
+/// Looks at the pipeline at a time (status, segments, metrics): each takes a thread, and some wait
+/// for the store's lock. More wait for their turn.
+const LOOKS_MAX: usize = 4;
 
 /// Mode of the socket: everybody may connect, and is told why if he may not ask.
 const SOCKET_MODE: u32 = 0o666;
@@ -37,7 +41,9 @@ pub(crate) struct App {
 struct Inner {
     pipeline: RwLock<Option<Arc<Pipeline>>>,
     facts: Facts,
-    permits: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
+    tails: Arc<Semaphore>,
+    looks: Arc<Semaphore>,
     questions: Questions,
     cancels: Mutex<Vec<Weak<AtomicBool>>>,
     stopping: AtomicBool,
@@ -72,7 +78,9 @@ impl App {
             inner: Arc::new(Inner {
                 pipeline: RwLock::new(Some(Arc::new(pipeline))),
                 facts,
-                permits: Arc::new(Semaphore::new(ANSWERS_MAX)),
+                answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
+                tails: Arc::new(Semaphore::new(TAILS_MAX)),
+                looks: Arc::new(Semaphore::new(LOOKS_MAX)),
                 questions: Questions::default(),
                 cancels: Mutex::new(Vec::new()),
                 stopping: AtomicBool::new(false),
@@ -109,7 +117,8 @@ impl App {
 
     /// Ends every answer that is being made.
     pub(crate) fn cancel_answers(&self) {
-        self.inner.permits.close();
+        self.inner.answers.close();
+        self.inner.tails.close();
         let mut cancels = self.inner.cancels.lock().unwrap_or_else(PoisonError::into_inner);
         for cancel in cancels.drain(..).filter_map(|cancel| cancel.upgrade()) {
             cancel.store(true, Ordering::Relaxed);
@@ -123,9 +132,14 @@ impl App {
         cancels.push(Arc::downgrade(cancel));
     }
 
-    /// The right to make one answer.
-    pub(crate) fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.inner.permits).try_acquire_owned().ok()
+    /// The places for answers that end.
+    pub(crate) fn answers(&self) -> &Arc<Semaphore> {
+        &self.inner.answers
+    }
+
+    /// The places for live views, which do not end by themselves.
+    pub(crate) fn tails(&self) -> &Arc<Semaphore> {
+        &self.inner.tails
     }
 }
 
@@ -195,10 +209,9 @@ pub(crate) struct Peer {
     ids: Option<(u32, u32)>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let ids = stream.io().peer_cred().ok().map(|peer| (peer.uid(), peer.gid()));
-        Self { ids }
+impl Connected<IncomingStream<'_, Door>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
+        Self { ids: stream.io().ids }
     }
 }
 
@@ -261,7 +274,13 @@ async fn show_metrics(State(app): State<App>) -> Response {
 
 /// Looks at the pipeline on a thread that may wait for the store's lock.
 async fn look(app: App, show: impl FnOnce(App) -> Option<Response> + Send + 'static) -> Response {
-    match tokio::task::spawn_blocking(move || show(app)).await {
+    // It is never closed.
+    let place = Arc::clone(&app.inner.looks).acquire_owned().await;
+    let looking = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        show(app)
+    });
+    match looking.await {
         Ok(Some(response)) => response,
         Ok(None) => {
             let text = "the recorder has stopped".to_owned();

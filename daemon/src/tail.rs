@@ -47,8 +47,8 @@ pub(crate) async fn watch(
         Err(rejection) => return answers::error(rejection.status(), rejection.body_text()),
     };
     let watched = app.clone();
-    answers::stream(&app, PCAPNG_TYPE, move |pipe, cancel| follow(&watched, filter, pipe, cancel))
-        .await
+    let follow = move |pipe: &mut Pipe, cancel: &AtomicBool| follow(&watched, filter, pipe, cancel);
+    answers::stream(&app, app.tails(), PCAPNG_TYPE, follow).await
 }
 
 fn follow(app: &App, filter: String, pipe: &mut Pipe, cancel: &AtomicBool) -> Result<(), Failure> {

@@ -153,6 +153,63 @@ fn what_a_source_cannot_keep_is_in_the_status_while_it_runs() {
 }
 
 #[test]
+fn many_questions_at_once_are_answered_or_told_to_come_again() {
+    const PLACES: usize = 32;
+    let place = Place::new(true);
+    // Enough packets that an answer does not fit what lies between the recorder and its reader.
+    let file = place.capture("many.pcap", 60_000, 10);
+    let recorder = place.start(&place.config(&file, ""));
+    recorded(&recorder, 60_000);
+    let head = "content-type: application/json\r\ncontent-length: 2\r\n";
+    let ask = || send(&recorder.socket, "POST /v1/query", head, "{}").unwrap();
+
+    // 50 at once, all read.
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let asking: Vec<_> =
+            (0..50).map(|_| scope.spawn(|| recorder.post("/v1/query", "{}"))).collect();
+        asking.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let answered = answers.iter().filter(|answer| answer.status == 200).count();
+    assert!(answered > 0);
+    for answer in &answers {
+        match answer.status {
+            200 => assert_eq!(answer.packets().0.len(), 60_000),
+            429 => assert!(answer.text().contains("ask again later"), "{}", answer.text()),
+            other => panic!("{other}: {}", answer.text()),
+        }
+    }
+
+    // As many readers as there are places that take nothing: the next is refused at once, and what
+    // is no answer of packets goes on.
+    let stalled: Vec<_> = (0..PLACES).map(|_| ask()).collect();
+    let running = "wirevault_query_running_count 32.0";
+    let since = Instant::now();
+    while !recorder.get("/v1/metrics").text().lines().any(|line| line == running) {
+        assert!(since.elapsed() < Duration::from_secs(60), "they never run all together");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let refused = recorder.post("/v1/query", "{}");
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert!(refused.text().contains("32 answers are being made already"), "{}", refused.text());
+    assert_eq!(recorder.json("/v1/status")["state"], "ended");
+    let mut tail = send(&recorder.socket, "GET /v1/tail", "", "").unwrap();
+    let mut first = [0; 12];
+    tail.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200", "live views have places of their own");
+
+    // Readers that go away make room.
+    drop(stalled);
+    let since = Instant::now();
+    while recorder.post("/v1/query", "{}").status != 200 {
+        assert!(since.elapsed() < Duration::from_secs(60), "no place was given back");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(tail);
+    let (code, log) = recorder.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
 fn packets_are_seen_as_they_pass_and_nothing_acknowledged_is_lost_by_a_kill() {
     let place = Place::new(true);
     // Ten minutes of packets; the test sees the first second or so.

@@ -185,11 +185,12 @@ pub(crate) fn encode_error(volume: &str, source: FormatError) -> StorageError {
 fn refuse_if_used(media: &dyn Media, path: &str) -> Result<(), StorageError> {
     let used = |why: String| Err(StorageError::InUse { path: path.to_owned(), why });
     let names = media.list().map_err(|source| device(path, "list it", source))?;
-    if let Some(name) = names.iter().find(|name| place_of(name).is_some()) {
-        return used(format!("it holds {name}, which is named like a segment"));
-    }
+    let segment = || match names.iter().find(|name| place_of(name).is_some()) {
+        Some(name) => used(format!("it holds {name}, which is named like a segment")),
+        None => Ok(()),
+    };
     if !names.iter().any(|name| name == VOLUME_FILE) {
-        return Ok(());
+        return segment();
     }
     let failed = |source| device(path, "read volume.wv", source);
     let file = media.open(VOLUME_FILE, OpenMode::Read).map_err(failed)?;
@@ -205,5 +206,5 @@ fn refuse_if_used(media: &dyn Media, path: &str) -> Result<(), StorageError> {
             Err(error) => return used(format!("it holds a volume that does not decode: {error}")),
         }
     }
-    Ok(())
+    segment()
 }

@@ -136,9 +136,22 @@ impl Target {
     /// The target of `-w`.
     ///
     /// # Errors
-    /// `Usage` if packets would go to a terminal.
+    /// `Usage` if packets would go to a terminal, or the file can surely not be made: it would be a
+    /// pity to learn that after the search.
     pub(crate) fn packets(path: &Path) -> Result<Self, CliError> {
         if path != Path::new("-") {
+            let name = path.display();
+            if path.is_dir() {
+                let text = format!("-w {name}: that is a directory; name a file in it");
+                return Err(CliError::Usage(text));
+            }
+            let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+            if let Some(dir) = dir.filter(|dir| !dir.is_dir()) {
+                let dir = dir.display();
+                return Err(CliError::Usage(format!(
+                    "-w {name}: there is no directory {dir}; make it, or name another file"
+                )));
+            }
             return Ok(Self::Path(path.to_owned()));
         }
         if io::stdout().is_terminal() {
@@ -224,9 +237,15 @@ mod tests {
 
     #[test]
     fn an_unwritable_file_is_named() {
-        let mut target = Target::packets(Path::new("/nowhere/x.pcapng")).unwrap();
-        let error = target.write_all(b"abc").unwrap_err();
+        let error = Target::packets(Path::new("/nowhere/x.pcapng")).unwrap_err();
         assert!(error.to_string().contains("/nowhere/x.pcapng"), "{error}");
+        // The directory may go while the store is searched.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.pcapng");
+        let mut target = Target::packets(&path).unwrap();
+        drop(dir);
+        let error = target.write_all(b"abc").unwrap_err();
+        assert!(error.to_string().contains("x.pcapng"), "{error}");
     }
 
     #[test]

@@ -93,14 +93,14 @@ fn file_text(file: &FileReport, paint: Paint) -> String {
         file.cut_to_snaplen,
         "packets' bytes behind the file's own snap length, which tcpdump does not see either",
     );
-    let carried = (
-        file.times_carried,
-        "fractions of a second or more as such: they are carried over into the seconds",
-    );
-    for (count, what) in
-        [rounded, cut, snaplen, carried].into_iter().filter(|(count, _)| *count > 0)
-    {
+    for (count, what) in [rounded, cut, snaplen].into_iter().filter(|(count, _)| *count > 0) {
         text += &format!("  not kept: {count} {what}\n");
+    }
+    if file.times_carried > 0 {
+        let packets = count_text(file.times_carried, "packet");
+        text += &format!(
+            "  changed: {packets} with a fraction of a second or more, carried into the seconds\n"
+        );
     }
     for (kind, count) in &file.skipped_blocks {
         text += &format!("  not kept: {} of kind {kind}\n", count_text(*count, "block"));

@@ -133,6 +133,19 @@ fn the_summary_is_json_for_programs_and_words_for_people() {
 }
 
 #[test]
+fn a_file_that_cannot_be_made_is_told_before_the_search() {
+    let lab = Lab::filled(true, 10);
+    let absent = lab.text("absent/a.pcapng");
+    let said = lab.ask("query", &["-w", &absent, "udp"]);
+    assert_eq!(said.code, Some(2), "{said:?}");
+    assert!(said.err.contains("there is no directory"), "{}", said.err);
+    assert!(!said.err.contains("complete"), "nothing was searched: {}", said.err);
+    let dir = lab.text("");
+    let said = lab.ask("query", &["-w", &dir, "udp"]);
+    assert!(said.code == Some(2) && said.err.contains("is a directory"), "{said:?}");
+}
+
+#[test]
 fn flows_are_a_table_json_lines_or_csv() {
     let lab = Lab::filled(false, PACKETS);
     let table = lab.ask("flows", &["udp port 53"]);

@@ -7,15 +7,13 @@ use std::ops::ControlFlow;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use caps::Capability;
 use wirevault_capture::{
     CaptureError, Packet, PacketMmapOptions, PacketMmapSource, Polled, Source, SourceState,
     open_lanes,
 };
 use wirevault_format::Cause;
-
-mod net;
-
-use net::{Namespace, Sender};
+use wirevault_testkit::net::{Namespace, Sender, now_ns, udp, without_capabilities};
 
 const WAIT: Duration = Duration::from_millis(20);
 const INBOUND_UNICAST: u32 = 1 | 1 << 2;
@@ -93,7 +91,7 @@ fn every_byte_length_tag_and_direction_is_as_sent() {
     ns.add_veth("va", "vb");
     let mut source = PacketMmapSource::open(&options("va")).expect("open");
     assert_eq!(source.state(), SourceState::Running);
-    let sender = Sender::on("vb");
+    let mut sender = Sender::on("vb");
     let mut sent = Vec::new();
     for number in 0..600u32 {
         let to = [HERE, [0xff; 6], [2, 9, 9, 9, 9, 9]][number as usize % 3];
@@ -106,7 +104,7 @@ fn every_byte_length_tag_and_direction_is_as_sent() {
         }
         sent.push(bytes);
     }
-    let before_ns = net::now_ns();
+    let before_ns = now_ns();
     sent.iter().for_each(|bytes| sender.send(bytes));
     let got = take(&mut source, sent.len());
     assert_eq!(got.len(), sent.len());
@@ -116,7 +114,7 @@ fn every_byte_length_tag_and_direction_is_as_sent() {
         let expected = [INBOUND_UNICAST, INBOUND_BROADCAST, INBOUND_PROMISCUOUS][number % 3];
         assert_eq!(got.flags, expected, "packet {number}");
         assert_eq!(got.tagged, number % 5 == 0 || number % 7 == 0);
-        assert!((before_ns..=net::now_ns()).contains(&got.ts_ns), "packet {number}");
+        assert!((before_ns..=now_ns()).contains(&got.ts_ns), "packet {number}");
     }
 
     let outgoing = frame(THERE, EXPERIMENTAL, 7, 100);
@@ -141,7 +139,7 @@ fn a_refused_packet_comes_again_and_none_is_skipped() {
     let Some(ns) = Namespace::new() else { return };
     ns.add_veth("va", "vb");
     let mut source = PacketMmapSource::open(&options("va")).expect("open");
-    let sender = Sender::on("vb");
+    let mut sender = Sender::on("vb");
     for number in 0..50 {
         sender.send(&frame(HERE, EXPERIMENTAL, number, 80));
     }
@@ -168,7 +166,7 @@ fn loopback_packets_come_once() {
     ns.ip(&["link", "set", "lo", "up"]);
     for lanes in [1, 2] {
         let mut sources = open_lanes(&options("lo"), lanes).expect("open");
-        let sender = Sender::on("lo");
+        let mut sender = Sender::on("lo");
         for number in 0..20 {
             sender.send(&frame([0; 6], EXPERIMENTAL, number, 90));
         }
@@ -183,9 +181,9 @@ fn lanes_share_an_interface_without_loss_or_doubling() {
     let Some(ns) = Namespace::new() else { return };
     ns.add_veth("va", "vb");
     let mut sources = open_lanes(&options("va"), 2).expect("open");
-    let sender = Sender::on("vb");
+    let mut sender = Sender::on("vb");
     for number in 0..4000u32 {
-        sender.send(&net::udp(HERE, THERE, (1000 + number % 64) as u16, number));
+        sender.send(&udp(HERE, THERE, (1000 + number % 64) as u16, number));
     }
     let mut numbers: HashMap<Vec<u8>, u32> = HashMap::new();
     let mut lanes_of_port: HashMap<[u8; 2], usize> = HashMap::new();
@@ -210,8 +208,8 @@ fn what_a_full_ring_drops_is_counted_and_told() {
     ns.add_veth("va", "vb");
     let tiny = PacketMmapOptions { ring_bytes: 16384, block_bytes: 4096, ..options("va") };
     let mut source = PacketMmapSource::open(&tiny).expect("open");
-    let sender = Sender::on("vb");
-    let before_ns = net::now_ns();
+    let mut sender = Sender::on("vb");
+    let before_ns = now_ns();
     let mut told = 0;
     let mut refuse = |_: &Packet<'_>| ControlFlow::Break(());
     for number in 0..500 {
@@ -276,13 +274,13 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
     let mut sources = open_lanes(&options("va"), 2).expect("open");
     let is_down = |state: &SourceState| matches!(state, SourceState::InterfaceDown { .. });
     let outages: [(&[&str], &dyn Fn()); 2] = [
-        (&["link", "set", "va", "down"], &|| ns.ip(&["link", "set", "va", "up"])),
+        (&["link", "set", "va", "down"], &|| drop(ns.ip(&["link", "set", "va", "up"]))),
         (&["link", "del", "va"], &|| ns.add_veth("va", "vb")),
     ];
     for (step, (break_it, mend)) in outages.into_iter().enumerate() {
         // Packets that came before the outage are still given out after it.
         Sender::on("vb").send(&frame(HERE, EXPERIMENTAL, 1, 90));
-        let down_ns = net::now_ns();
+        let down_ns = now_ns();
         ns.ip(break_it);
         let mut before = 0;
         for source in &mut sources {
@@ -292,7 +290,7 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
         assert_eq!(before, 1, "step {step}");
         std::thread::sleep(Duration::from_millis(150));
         mend();
-        let up_ns = net::now_ns();
+        let up_ns = now_ns();
         for source in &mut sources {
             let (from_ns, until_ns) = outage(source);
             assert!(from_ns <= down_ns + 50_000_000, "step {step}: begins too late");
@@ -300,9 +298,9 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
             assert_eq!(source.state(), SourceState::Running);
         }
         std::thread::sleep(Duration::from_millis(50));
-        let sender = Sender::on("vb");
+        let mut sender = Sender::on("vb");
         for number in 0..64u32 {
-            sender.send(&net::udp(HERE, THERE, number as u16, number));
+            sender.send(&udp(HERE, THERE, number as u16, number));
         }
         let counts: Vec<_> = sources.iter_mut().map(|source| take(source, 64).len()).collect();
         assert_eq!(counts.iter().sum::<usize>(), 64, "step {step}: {counts:?}");
@@ -337,7 +335,7 @@ fn errors_name_what_is_missing() {
     let long = PacketMmapSource::open(&options("a-name-beyond-sixteen")).expect_err("absent");
     assert!(matches!(long, CaptureError::NoInterface { .. }), "{long}");
 
-    net::without_capabilities(&[net::NET_RAW], || {
+    without_capabilities(&[Capability::CAP_NET_RAW], || {
         let error = PacketMmapSource::open(&options("va")).expect_err("forbidden");
         assert!(error.to_string().contains("CAP_NET_RAW"), "{error}");
     });

@@ -8,22 +8,17 @@ use std::ops::ControlFlow;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use caps::Capability;
 use wirevault_capture::{
     CaptureError, Packet, Polled, Source, SourceState, XdpHook, XdpOptions, XdpSource, choose,
     open_xdp_lanes,
 };
 use wirevault_format::Cause;
-
-mod net;
-
-use net::{Namespace, Sender};
+use wirevault_testkit::net::{Namespace, Sender, now_ns, udp, without_capabilities};
 
 const WAIT: Duration = Duration::from_millis(20);
 const HERE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const THERE: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const NET_ADMIN: u32 = 12;
-/// Stands in for many others.
-const SYS_ADMIN: u32 = 21;
 const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 const HOOKS: [XdpHook; 2] = [XdpHook::Native, XdpHook::Generic];
 /// Frames sent without a pause: fewer than the veth pair's own queue of 256 holds.
@@ -72,7 +67,7 @@ fn frame(to: [u8; 6], ethertype: [u8; 2], number: u32, bytes: usize) -> Vec<u8> 
 }
 
 /// Sends in bursts that the veth pair can hold.
-fn send_all(sender: &Sender, frames: &[Vec<u8>]) {
+fn send_all(sender: &mut Sender, frames: &[Vec<u8>]) {
     for burst in frames.chunks(BURST) {
         burst.iter().for_each(|frame| sender.send(frame));
         std::thread::sleep(Duration::from_millis(2));
@@ -113,11 +108,11 @@ fn every_byte_length_and_tag_is_as_sent() {
             }
             sent.push(bytes);
         }
-        let before_ns = net::now_ns();
-        send_all(&Sender::on("vb"), &sent);
+        let before_ns = now_ns();
+        send_all(&mut Sender::on("vb"), &sent);
         let got = take(&mut source, sent.len());
         assert_eq!(got.len(), sent.len(), "{hook:?} {:?}", source.report());
-        let after_ns = net::now_ns();
+        let after_ns = now_ns();
         for (number, (got, sent)) in got.iter().zip(&sent).enumerate() {
             assert_eq!(&got.bytes, sent, "packet {number}, {hook:?}");
             assert_eq!(got.wire_len as usize, sent.len());
@@ -158,7 +153,7 @@ fn jumbo_frames_come_whole() {
                 frame(HERE, EXPERIMENTAL, number, bytes)
             })
             .collect();
-        send_all(&Sender::on("vb"), &sent);
+        send_all(&mut Sender::on("vb"), &sent);
         let got = take(&mut source, sent.len());
         assert_eq!(got.len(), sent.len(), "{hook:?}");
         for (got, sent) in got.iter().zip(&sent) {
@@ -187,7 +182,7 @@ fn a_tag_beside_the_frame_is_lost_and_status_says_so() {
     let mut tagged = frame(HERE, EXPERIMENTAL, 1, 100);
     let plain = tagged.clone();
     tagged.splice(12..12, [0x81, 0, 0, 5]);
-    let sender = Sender::on("out");
+    let mut sender = Sender::on("out");
     // Not in the stack: a packet that was redirected there passes by generic programs.
     let mut source = XdpSource::open(&options("va", XdpHook::Native)).expect("open");
     let note = "rxvlan is on: VLAN tags that the card takes out of frames are lost";
@@ -215,7 +210,7 @@ fn a_refused_packet_comes_again_and_none_is_skipped() {
     ns.add_veth("va", "vb");
     let mut source = XdpSource::open(&options("va", XdpHook::Best)).expect("open");
     let sent: Vec<_> = (0..200).map(|number| frame(HERE, EXPERIMENTAL, number, 80)).collect();
-    send_all(&Sender::on("vb"), &sent);
+    send_all(&mut Sender::on("vb"), &sent);
     let (mut got, mut calls) = (Vec::new(), 0);
     let begin = Instant::now();
     while got.len() < 200 && begin.elapsed() < Duration::from_secs(10) {
@@ -240,14 +235,14 @@ fn what_finds_no_frame_is_counted_and_told() {
         ns.add_veth("va", "vb");
         let tiny = XdpOptions { ring_bytes: 64 * 4096, ..options("va", hook) };
         let mut source = XdpSource::open(&tiny).expect("open");
-        let sender = Sender::on("vb");
-        let before_ns = net::now_ns();
+        let mut sender = Sender::on("vb");
+        let before_ns = now_ns();
         let (mut told, mut handed) = (0, 0);
         let mut refuse = |_: &Packet<'_>| ControlFlow::Break(());
         for round in 0..5 {
             let frames: Vec<_> =
                 (0..100).map(|it| frame(HERE, EXPERIMENTAL, round * 100 + it, 500)).collect();
-            send_all(&sender, &frames);
+            send_all(&mut sender, &frames);
             if let Polled::Gap(gap) = source.poll(&mut refuse, Duration::ZERO).expect("poll") {
                 told += gap.packets.expect("counted");
             }
@@ -310,8 +305,8 @@ fn queues_are_shared_out_over_lanes() {
         let roomy = XdpOptions { ring_bytes: 2 * 4096 * 4096, ..options("va", hook) };
         let mut sources = open_xdp_lanes(&roomy, 2).expect("open");
         let sent: Vec<_> =
-            (0..3000u32).map(|it| net::udp(HERE, THERE, (1000 + it % 64) as u16, it)).collect();
-        send_all(&Sender::on("vb"), &sent);
+            (0..3000u32).map(|it| udp(HERE, THERE, (1000 + it % 64) as u16, it)).collect();
+        send_all(&mut Sender::on("vb"), &sent);
         let mut numbers: HashMap<Vec<u8>, u32> = HashMap::new();
         let mut counts = Vec::new();
         for source in &mut sources {
@@ -338,7 +333,7 @@ fn queues_are_shared_out_over_lanes() {
 fn other_traffic_is_left_alone() {
     let Some(ns) = Namespace::new() else { return };
     let Some(peer) = Namespace::new() else { return };
-    ns.enter();
+    ns.join();
     for hook in HOOKS {
         ns.add_veth("va", "vb");
         ns.ip(&["link", "set", "vb", "netns", peer.name()]);
@@ -351,9 +346,9 @@ fn other_traffic_is_left_alone() {
         let here = std::net::UdpSocket::bind("10.99.0.2:0").expect("bind");
         let port = here.local_addr().expect("address").port();
         here.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
-        peer.enter();
+        peer.join();
         let there = std::net::UdpSocket::bind("10.99.0.1:0").expect("bind");
-        ns.enter();
+        ns.join();
         for number in 0..50u32 {
             for to in [4789, port, 6081] {
                 there.send_to(&number.to_be_bytes(), ("10.99.0.2", to)).expect("send");
@@ -382,7 +377,7 @@ fn the_filter_sees_through_tags_and_ipv6_but_not_fragments() {
     let mirrored = XdpOptions { udp_ports: vec![9999], ..options("va", XdpHook::Native) };
     let mut source = XdpSource::open(&mirrored).expect("open");
     // Its destination port is 9999.
-    let plain = net::udp(HERE, THERE, 5, 1);
+    let plain = udp(HERE, THERE, 5, 1);
     let with = |change: &dyn Fn(&mut Vec<u8>)| {
         let mut frame = plain.clone();
         change(&mut frame);
@@ -420,7 +415,7 @@ fn the_filter_sees_through_tags_and_ipv6_but_not_fragments() {
             ipv6
         },
     ];
-    let sender = Sender::on("vb");
+    let mut sender = Sender::on("vb");
     for (bad, good) in unwanted.iter().zip(wanted.iter().cycle()) {
         sender.send(bad);
         sender.send(good);
@@ -437,27 +432,27 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
     let mut source = XdpSource::open(&options("va", XdpHook::Best)).expect("open");
     let is_down = |state: &SourceState| matches!(state, SourceState::InterfaceDown { .. });
     let outages: [(&[&str], &dyn Fn()); 2] = [
-        (&["link", "set", "va", "down"], &|| ns.ip(&["link", "set", "va", "up"])),
+        (&["link", "set", "va", "down"], &|| drop(ns.ip(&["link", "set", "va", "up"]))),
         (&["link", "del", "va"], &|| ns.add_veth("va", "vb")),
     ];
     for (step, (break_it, mend)) in outages.into_iter().enumerate() {
         // Packets that came before the outage are still given out after it.
         Sender::on("vb").send(&frame(HERE, EXPERIMENTAL, 1, 90));
         std::thread::sleep(Duration::from_millis(20));
-        let down_ns = net::now_ns();
+        let down_ns = now_ns();
         ns.ip(break_it);
         assert_eq!(take(&mut source, 1).len(), 1, "step {step}");
         until(&mut source, is_down);
         std::thread::sleep(Duration::from_millis(150));
         mend();
-        let up_ns = net::now_ns();
+        let up_ns = now_ns();
         let (from_ns, until_ns) = outage(&mut source);
         assert!(from_ns <= down_ns + 50_000_000, "step {step}: begins too late");
         assert!(until_ns + 50_000_000 >= up_ns - 100_000_000, "step {step}: ends too early");
         assert_eq!(source.state(), SourceState::Running);
         std::thread::sleep(Duration::from_millis(50));
-        let sent: Vec<_> = (0..64).map(|it| net::udp(HERE, THERE, it as u16, it)).collect();
-        send_all(&Sender::on("vb"), &sent);
+        let sent: Vec<_> = (0..64).map(|it| udp(HERE, THERE, it as u16, it)).collect();
+        send_all(&mut Sender::on("vb"), &sent);
         assert_eq!(take(&mut source, 64).len(), 64, "step {step}");
         assert_books(&mut source);
         assert!(programs(&ns, "va"), "step {step}");
@@ -511,11 +506,12 @@ fn errors_name_what_is_missing() {
     ns.add_veth("va", "vb");
     let error = XdpSource::open(&options("nope0", XdpHook::Best)).expect_err("absent");
     assert!(matches!(error, CaptureError::NoInterface { .. }), "{error}");
-    net::without_capabilities(&[NET_ADMIN, SYS_ADMIN], || {
+    let admin = [Capability::CAP_NET_ADMIN, Capability::CAP_SYS_ADMIN];
+    without_capabilities(&admin, || {
         let error = XdpSource::open(&options("va", XdpHook::Best)).expect_err("forbidden");
         assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
     });
-    net::without_capabilities(&[net::NET_RAW], || {
+    without_capabilities(&[Capability::CAP_NET_RAW], || {
         let error = XdpSource::open(&options("va", XdpHook::Best)).expect_err("forbidden");
         assert!(error.to_string().contains("CAP_NET_RAW"), "{error}");
     });

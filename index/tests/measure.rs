@@ -72,14 +72,14 @@ impl Traffic {
 }
 
 fn zipf(random: &mut Random, n: usize) -> usize {
-    let u = (random.next() >> 11) as f64 / (1u64 << 53) as f64;
+    let u = (random.bits() >> 11) as f64 / (1u64 << 53) as f64;
     // Inverse of the distribution with weights 1 / rank^0.9.
     ((u * (n as f64).powf(0.1)).powf(10.0) as usize).min(n - 1)
 }
 
 /// A frame and the packets that its flow will have.
 fn flow(random: &mut Random) -> (Vec<u8>, u32) {
-    let u = ((random.next() >> 11) as f64 / (1u64 << 53) as f64).max(1e-7);
+    let u = ((random.bits() >> 11) as f64 / (1u64 << 53) as f64).max(1e-7);
     let packets = ((3.0 / u.powf(1.0 / 1.15)) as u32).clamp(2, 2_000_000);
     let host = zipf(random, 20_000) as u32;
     let host = (host.wrapping_mul(0x9e37_79b1) & 0x0f_ffff | 0x0a00_0000).to_be_bytes();

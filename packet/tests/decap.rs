@@ -70,7 +70,7 @@ proptest! {
     #[test]
     fn frames_cut_at_every_length_stay_within_themselves(seed: u64) {
         let mut random = Random::new(seed);
-        let link = random.pick(&LINKS);
+        let link = *random.pick(&LINKS);
         let frame = frames::frame(&mut random, link);
         let some: Vec<_> = Tunnel::ALL.into_iter().filter(|_| !random.one_in(3)).collect();
         let decap = if random.one_in(2) { all() } else { Decap::new(&some, &[4789]) };

@@ -37,7 +37,7 @@ proptest! {
     #[test]
     fn templates_agree_with_frames_cut_at_every_length(seed: u64) {
         let mut random = Random::new(seed);
-        let link = random.pick(&LINKS);
+        let link = *random.pick(&LINKS);
         let frame = frames::frame(&mut random, link);
         for len in 0..=frame.len() {
             check(link, &frame[..len]);

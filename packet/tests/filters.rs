@@ -96,7 +96,7 @@ fn others(random: &mut Random, template: &Template, frame: &[u8]) -> Vec<Vec<u8>
         for _ in 0..1 + random.below(30) {
             let at = random.below(other.len().max(1));
             if let Some(byte) = other.get_mut(at) {
-                *byte ^= !template.byte(at).0 & random.next() as u8;
+                *byte ^= !template.byte(at).0 & random.bits() as u8;
             }
         }
         if random.one_in(3) {
@@ -131,7 +131,7 @@ proptest! {
     #[test]
     fn run_does_what_libpcap_does(seed: u64) {
         let mut random = Random::new(seed);
-        let link = random.pick(&LINKS);
+        let link = *random.pick(&LINKS);
         let Some((theirs, ours, filter)) = program(&mut random, link) else { return Ok(()) };
         if reads_garbage(&ours) {
             return Ok(());
@@ -149,7 +149,7 @@ proptest! {
     #[test]
     fn verdicts_on_flows_hold_for_their_packets(seed: u64) {
         let mut random = Random::new(seed);
-        let link = random.pick(&LINKS);
+        let link = *random.pick(&LINKS);
         let Some((_, ours, filter)) = program(&mut random, link) else { return Ok(()) };
         for _ in 0..20 {
             let mut frame = frames::frame(&mut random, link);
@@ -181,7 +181,7 @@ proptest! {
     #[test]
     fn verdicts_on_shapes_hold_for_their_packets(seed: u64) {
         let mut random = Random::new(seed);
-        let link = random.pick(&LINKS);
+        let link = *random.pick(&LINKS);
         let Some((_, ours, filter)) = program(&mut random, link) else { return Ok(()) };
         let frames: Vec<_> = (0..12).map(|_| frames::frame(&mut random, link)).collect();
         let mut oracle = Exact::default();

@@ -2,7 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::random::Random;
+use wirevault_testkit::random::Random;
+
 use crate::traffic::{Capture, Flow, Kind, Wrap};
 
 /// A filter at random: leaves of flows that exist, joined, negated, nested.

@@ -16,8 +16,8 @@ use wirevault_index::{Catalog, KeySource};
 use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
 use wirevault_storage::Store;
 use wirevault_telemetry::clock::Clock;
+use wirevault_testkit::net::wait_for;
 
-use crate::net::wait_for;
 use crate::recorder::PATIENCE;
 
 /// A replay that behaves like an interface on which nothing more comes: it does not end by itself.

@@ -13,8 +13,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 use wirevault_format::pcapng::{Event, Reader};
+use wirevault_testkit::net::{Stamp, wait_for};
 
-use crate::net::{Stamp, wait_for};
 use crate::stepper::Stepper;
 
 /// Limit for anything that takes a moment; loose, because machines are shared.

@@ -27,8 +27,7 @@ use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
-
-use crate::net::wait_for;
+use wirevault_testkit::net::wait_for;
 
 /// Time for a program to end once it was killed.
 const END_MAX: Duration = Duration::from_secs(20);

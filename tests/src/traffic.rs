@@ -10,9 +10,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use wirevault_testkit::random::Random;
+
 use crate::captures::Packet;
 use crate::frames::{self, ETHERNET_BYTES, Fragment, TCP_PSH_ACK, TCP_SYN};
-use crate::random::Random;
 
 /// Time of the first packets: 2026-01-01 00:00:00 UTC.
 pub const BEGIN_NS: u64 = 1_767_225_600 * SECOND_NS;

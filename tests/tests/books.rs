@@ -26,7 +26,7 @@ use wirevault_seal::{FileProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
 use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
-use wirevault_tests::net::{Namespace, Sender, Stamp, now_ns, wait_for};
+use wirevault_testkit::net::{Namespace, Sender, Stamp, now_ns, wait_for};
 use wirevault_tests::recorder::PATIENCE;
 
 const LANES: usize = 2;

@@ -9,8 +9,8 @@ use std::path::Path;
 use wirevault_format::LinkType;
 use wirevault_format::pcapng::{Event, OPTION_EPB_OUTER, Reader, options};
 use wirevault_packet::OuterText;
+use wirevault_testkit::net::{Namespace, Sender, wait_for};
 use wirevault_tests::captures::parse_pcap;
-use wirevault_tests::net::{Namespace, Sender, wait_for};
 use wirevault_tests::readers::{Reader as Oracle, python, start};
 use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
 

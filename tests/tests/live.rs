@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use wirevault_tests::net::{Namespace, Sender, Stamp, now_ns, wait_for};
+use wirevault_testkit::net::{Namespace, Sender, Stamp, now_ns, wait_for};
 use wirevault_tests::recorder::{
     Exported, PATIENCE, Recorder, Site, counted, lane_count, read_pcap, read_pcapng,
 };

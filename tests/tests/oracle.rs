@@ -16,12 +16,12 @@ use wirevault_packet::FlowKey;
 use wirevault_query::filter::compile;
 use wirevault_query::{Request, Summary};
 use wirevault_telemetry::clock::SystemClock;
+use wirevault_testkit::random::Random;
 use wirevault_tests::captures::{Packet, parse_pcap, write_pcap};
 use wirevault_tests::filters::{filter, inner_host, net_of};
 use wirevault_tests::frames::{self, Fragment};
 use wirevault_tests::lanes::{self, Held};
 use wirevault_tests::oracle::{compare, is_undefined, tcpdump};
-use wirevault_tests::random::Random;
 use wirevault_tests::store::{TestStore, all, ask, code, folder, text, window, words};
 use wirevault_tests::traffic::{Capture, Flow, Kind, Wrap};
 

@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
-use wirevault_tests::net::{Namespace, Sender, Stamp, now_ns, wait_for};
+use wirevault_testkit::net::{Namespace, Sender, Stamp, now_ns, wait_for};
 use wirevault_tests::recorder::{
     Exported, PATIENCE, Recorder, Site, counted, lane_count, read_pcap, read_pcapng,
 };

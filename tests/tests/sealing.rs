@@ -12,9 +12,9 @@ use wirevault_format::footer::{FOOTER_AAD_BYTES, FOOTER_BYTES, Footer};
 use wirevault_format::pcapng::{BLOCK_FRAME_BYTES, Blocks, EpbParts, put_epb, put_idb, put_shb};
 use wirevault_format::section::{self, PART_HEADER_BYTES, PART_TAG_BYTES, SectionId};
 use wirevault_format::{Interface, LinkType, segment};
+use wirevault_testkit::random::Random;
 use wirevault_tests::captures::Packet;
 use wirevault_tests::frames::{self, Fragment};
-use wirevault_tests::random::Random;
 use wirevault_tests::store::{TestStore, code, text, wirevault, words};
 use wirevault_tests::traffic::{BEGIN_NS, Capture};
 

@@ -175,8 +175,8 @@ struct Tests {
 }
 
 impl Tests {
-    /// Reads the runner's closing line; any other line changes nothing. nextest prints what a failed
-    /// test said, twice, and that ends with the closing line of libtest.
+    /// Reads the runner's closing line; any other line changes nothing. nextest prints what a
+    /// failed test said, twice, and that ends with the closing line of libtest.
     fn count(&mut self, runner: Runner, line: &str) {
         let plain = without_colours(line);
         let plain = plain.trim();

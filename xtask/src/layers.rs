@@ -33,6 +33,11 @@ const FORBIDDEN: &[Forbidden] = &[
     },
 ];
 
+/// What only tests and measurements share: no program may contain it.
+const TESTS_ONLY: &str = "wirevault-testkit";
+/// Level of the crates that are tests or measurements themselves.
+const TESTS_LEVEL: u64 = 9;
+
 /// Prints the table of layers and returns the faults.
 pub(crate) fn check(metadata: &Metadata) -> Result<Vec<String>> {
     let packages = metadata.workspace_packages();
@@ -52,6 +57,7 @@ pub(crate) fn check(metadata: &Metadata) -> Result<Vec<String>> {
     }
     print_table(&levels, &graph);
     faults.extend(upward(&levels, &graph));
+    faults.extend(in_programs(&levels, &graph));
     for rule in FORBIDDEN {
         faults.extend(reached(rule, &graph));
     }
@@ -110,6 +116,20 @@ fn upward(levels: &BTreeMap<String, u64>, graph: &Graph) -> Vec<String> {
     faults
 }
 
+/// Crates below the tests that contain what only tests may share.
+fn in_programs(levels: &BTreeMap<String, u64>, graph: &Graph) -> Vec<String> {
+    let below = levels.iter().filter(|(_, level)| **level < TESTS_LEVEL);
+    let contain = below.filter(|(name, _)| graph.below(name).any(|to| to == TESTS_ONLY));
+    contain
+        .map(|(name, level)| {
+            format!(
+                "{name} (level {level}) contains {TESTS_ONLY}: below level {TESTS_LEVEL} it may \
+                 stand in `[dev-dependencies]` only"
+            )
+        })
+        .collect()
+}
+
 /// The forbidden crates that are reached, each with the way.
 fn reached(rule: &Forbidden, graph: &Graph) -> Vec<String> {
     let mut ways = vec![vec![rule.from]];
@@ -156,6 +176,14 @@ mod tests {
         assert_eq!(upward(&levels(&[("a", 2), ("b", 1), ("c", 0)]), &graph).len(), 0);
         assert_eq!(upward(&levels(&[("a", 1), ("b", 1), ("c", 0)]), &graph).len(), 1);
         assert_eq!(upward(&levels(&[("a", 1), ("b", 2), ("c", 2)]), &graph).len(), 2);
+    }
+
+    #[test]
+    fn no_program_contains_what_tests_share() {
+        let graph = graph(&[("a", &[TESTS_ONLY]), ("b", &["a"]), (TESTS_ONLY, &[])]);
+        let faults = in_programs(&levels(&[("a", 2), ("b", 9), (TESTS_ONLY, 1)]), &graph);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(in_programs(&levels(&[("a", 9), (TESTS_ONLY, 1)]), &graph).is_empty());
     }
 
     #[test]

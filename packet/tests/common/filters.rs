@@ -22,11 +22,11 @@ fn expression(random: &mut Random, depth: usize) -> String {
 }
 
 fn atom(random: &mut Random) -> String {
-    let side = random.pick(&["", "src ", "dst ", "src and dst "]);
-    let host4 = random.pick(&["10.0.0.1", "10.0.0.2", "10.1.2.3", "192.168.1.1", "9.9.9.9"]);
+    let side = *random.pick(&["", "src ", "dst ", "src and dst "]);
+    let host4 = *random.pick(&["10.0.0.1", "10.0.0.2", "10.1.2.3", "192.168.1.1", "9.9.9.9"]);
     let host6 =
-        random.pick(&["2001:db8::1", "2001:db8::2", "2001:db8:1::1", "fe80::1", "2001:db9::"]);
-    let net = random.pick(&[
+        *random.pick(&["2001:db8::1", "2001:db8::2", "2001:db8:1::1", "fe80::1", "2001:db9::"]);
+    let net = *random.pick(&[
         "10.0.0.0/8",
         "10.0.0.0/30",
         "192.168.0.0/16",
@@ -38,11 +38,11 @@ fn atom(random: &mut Random) -> String {
         "fe80::/10",
         "2001:db8:0:0:8000::/65",
     ]);
-    let port = random.pick(&["53", "80", "443", "6081", "4789", "7"]);
-    let range = random.pick(&["10-60", "80-80", "0-65535", "1000-50000", "66-79"]);
-    let number = random.pick(&["5", "7", "100", "3"]);
+    let port = *random.pick(&["53", "80", "443", "6081", "4789", "7"]);
+    let range = *random.pick(&["10-60", "80-80", "0-65535", "1000-50000", "66-79"]);
+    let number = *random.pick(&["5", "7", "100", "3"]);
     let protocol =
-        random.pick(&["tcp", "udp", "sctp", "icmp", "icmp6", "ip", "ip6", "arp", "rarp"]);
+        *random.pick(&["tcp", "udp", "sctp", "icmp", "icmp6", "ip", "ip6", "arp", "rarp"]);
     match random.below(30) {
         0 | 1 => format!("{side}host {host4}"),
         2 | 3 => format!("{side}host {host6}"),
@@ -61,65 +61,62 @@ fn atom(random: &mut Random) -> String {
         19 => format!("geneve and {side}port {port}"),
         20 => format!(
             "{} {}",
-            random.pick(&["less", "greater"]),
-            random.pick(&["54", "60", "100", "14"])
+            *random.pick(&["less", "greater"]),
+            *random.pick(&["54", "60", "100", "14"])
         ),
-        21 => format!("ether {}host 02:00:00:00:00:01", random.pick(&["", "src ", "dst "])),
-        22 => random
-            .pick(&[
-                "ip multicast",
-                "ether multicast",
-                "ether broadcast",
-                "ip6 multicast",
-                "llc",
-                "stp",
-            ])
-            .to_owned(),
-        23 => format!("ip proto {}", random.pick(&["6", "17", "47", "4"])),
-        24 => format!("ip6 proto {}", random.pick(&["6", "17", "44", "0"])),
-        25 => random
-            .pick(&[
-                "ip6 protochain 6",
-                "ip protochain 6",
-                "ip6 protochain 17",
-                "pppoed",
-                "iso",
-                "decnet",
-            ])
-            .to_owned(),
+        21 => format!("ether {}host 02:00:00:00:00:01", *random.pick(&["", "src ", "dst "])),
+        22 => (*random.pick(&[
+            "ip multicast",
+            "ether multicast",
+            "ether broadcast",
+            "ip6 multicast",
+            "llc",
+            "stp",
+        ]))
+        .to_owned(),
+        23 => format!("ip proto {}", *random.pick(&["6", "17", "47", "4"])),
+        24 => format!("ip6 proto {}", *random.pick(&["6", "17", "44", "0"])),
+        25 => (*random.pick(&[
+            "ip6 protochain 6",
+            "ip protochain 6",
+            "ip6 protochain 17",
+            "pppoed",
+            "iso",
+            "decnet",
+        ]))
+        .to_owned(),
         26 => format!(
             "ether[{}:{}] = {}",
             random.below(90),
-            random.pick(&[1, 2, 4]),
-            random.pick(&[0, 80, 0x800])
+            *random.pick(&[1, 2, 4]),
+            *random.pick(&[0, 80, 0x800])
         ),
-        27 => format!("ether proto {}", random.pick(&["0x800", "0x88cc", "0x8100", "0x0600"])),
-        _ => random
-            .pick(&[
-                "tcp[tcpflags] & tcp-syn != 0",
-                "tcp[tcpflags] & (tcp-syn|tcp-fin) = tcp-syn",
-                "tcp[tcpflags] == tcp-ack",
-                "ip[6:2] & 0x1fff != 0",
-                "ip[6] & 0x40 != 0",
-                "ip[0] & 0xf > 5",
-                "ip[8] > 64",
-                "ip[2:2] > 60",
-                "(ip[2:2] - ((ip[0]&0xf)<<2)) - ((tcp[12]&0xf0)>>2) != 0",
-                "udp[4:2] < 20",
-                "icmp[icmptype] = icmp-echo",
-                "icmp6[0] = 128",
-                "ip[12:2] = 0x0a00",
-                "ip[12:4] > 0x0a000001",
-                "ip[12] = 10 and ip[13] = 0 and ip[14:2] = 1",
-                "ip[16:4] & 0xff = 2",
-                "tcp[0:2] & 0xff00 = 0",
-                "tcp[0:4] = 0x00500035",
-                "len / ip[8] > 3",
-                "ip[8] % 3 = 1",
-                "ip6[40] = 6",
-                "ether[76:4] = 0x0a000001",
-                "ip[ip[0] & 0xf] = 1",
-            ])
-            .to_owned(),
+        27 => format!("ether proto {}", *random.pick(&["0x800", "0x88cc", "0x8100", "0x0600"])),
+        _ => (*random.pick(&[
+            "tcp[tcpflags] & tcp-syn != 0",
+            "tcp[tcpflags] & (tcp-syn|tcp-fin) = tcp-syn",
+            "tcp[tcpflags] == tcp-ack",
+            "ip[6:2] & 0x1fff != 0",
+            "ip[6] & 0x40 != 0",
+            "ip[0] & 0xf > 5",
+            "ip[8] > 64",
+            "ip[2:2] > 60",
+            "(ip[2:2] - ((ip[0]&0xf)<<2)) - ((tcp[12]&0xf0)>>2) != 0",
+            "udp[4:2] < 20",
+            "icmp[icmptype] = icmp-echo",
+            "icmp6[0] = 128",
+            "ip[12:2] = 0x0a00",
+            "ip[12:4] > 0x0a000001",
+            "ip[12] = 10 and ip[13] = 0 and ip[14:2] = 1",
+            "ip[16:4] & 0xff = 2",
+            "tcp[0:2] & 0xff00 = 0",
+            "tcp[0:4] = 0x00500035",
+            "len / ip[8] > 3",
+            "ip[8] % 3 = 1",
+            "ip6[40] = 6",
+            "ether[76:4] = 0x0a000001",
+            "ip[ip[0] & 0xf] = 1",
+        ]))
+        .to_owned(),
     }
 }

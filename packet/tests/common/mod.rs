@@ -7,6 +7,7 @@ use pcap::{BpfProgram, Capture, Linktype};
 use proptest::test_runner::Config;
 use wirevault_format::LinkType;
 use wirevault_packet::bpf::Program;
+pub use wirevault_testkit::random::Random;
 
 /// Link types that the generator writes.
 pub const LINKS: [LinkType; 8] = [
@@ -25,40 +26,6 @@ pub const LINKS: [LinkType; 8] = [
 pub fn cases(least: u32) -> Config {
     let asked = Config::default();
     Config { failure_persistence: None, cases: least.max(asked.cases), ..asked }
-}
-
-/// A small generator of numbers; the same seed gives the same frames on every machine.
-pub struct Random(u64);
-
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    pub fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    pub fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n).map(|_| self.next() as u8).collect()
-    }
 }
 
 /// Compiles with libpcap. `None`: libpcap refuses the expression for this link type.

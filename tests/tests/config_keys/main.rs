@@ -9,7 +9,7 @@ mod runs;
 use std::collections::BTreeSet;
 
 use wirevault_config::keys::{Kind, TABLE};
-use wirevault_tests::net::Namespace;
+use wirevault_testkit::net::Namespace;
 
 use cases::CASES;
 use runs::Runs;

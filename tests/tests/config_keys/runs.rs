@@ -21,8 +21,8 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use serde_json::Value;
 use wirevault_format::pcapng::Reader;
+use wirevault_testkit::net::{Namespace, Sender, Stamp, wait_for};
 use wirevault_tests::captures::{Packet, write_pcap};
-use wirevault_tests::net::{Namespace, Sender, Stamp, wait_for};
 use wirevault_tests::recorder::{Exported, Recorder, Site, read_pcapng};
 use wirevault_tests::store::text;
 

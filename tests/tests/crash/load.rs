@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::Value;
-use wirevault_tests::net::{Sender, Stamp};
+use wirevault_testkit::net::{Sender, Stamp};
 use wirevault_tests::recorder::{Recorder, Site, counted, read_pcapng};
 use wirevault_tests::store::text;
 

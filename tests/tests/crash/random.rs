@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use wirevault_media::sim::SplitMix64;
-use wirevault_tests::net::{Namespace, now_ns, wait_for};
+use wirevault_testkit::net::{Namespace, now_ns, wait_for};
 use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
 
 use crate::load::{Load, check};

@@ -7,10 +7,12 @@
 //! sees all of them can say which are missing or doubled.
 
 use std::fs::{self, File};
+use std::io;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use caps::{CapSet, Capability};
 use nix::sched::{CloneFlags, setns};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -26,26 +28,53 @@ impl Namespace {
     /// # Panics
     /// If privileges are missing and `CI` is `true`.
     pub fn new() -> Option<Self> {
+        match Self::enter() {
+            Ok(namespace) => Some(namespace),
+            Err(error) => {
+                let ci = std::env::var("CI").is_ok_and(|value| value == "true");
+                assert!(!ci, "CI=true, but no network namespace can be made: {error}");
+                eprintln!("SKIPPED: this test needs root and `ip netns`: {error}");
+                None
+            }
+        }
+    }
+
+    /// Makes one and enters it.
+    ///
+    /// # Errors
+    /// Privileges or `ip` are missing.
+    pub fn enter() -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("wv-{}-{number}", std::process::id());
-        let made = Command::new("ip").args(["netns", "add", &name]).output();
-        if !made.as_ref().is_ok_and(|output| output.status.success()) {
-            let ci = std::env::var("CI").is_ok_and(|value| value == "true");
-            assert!(!ci, "CI=true, but no network namespace can be made: {made:?}");
-            eprintln!("SKIPPED: this test needs root and `ip netns`: {made:?}");
-            return None;
+        let made = Command::new("ip").args(["netns", "add", &name]).output()?;
+        if !made.status.success() {
+            let said = String::from_utf8_lossy(&made.stderr);
+            return Err(io::Error::other(format!("ip netns add: {}", said.trim())));
         }
-        let before = File::open("/proc/thread-self/ns/net").expect("own namespace");
+        let before = File::open("/proc/thread-self/ns/net")?;
         let namespace = Self { name, before };
-        let inside = File::open(format!("/run/netns/{}", namespace.name)).expect("namespace");
-        setns(inside, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
-        // No router solicitations between the test's packets.
+        let inside = File::open(format!("/run/netns/{}", namespace.name))?;
+        setns(inside, CloneFlags::CLONE_NEWNET)?;
+        // No router solicitations between the packets.
         for scope in ["all", "default"] {
-            let key = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
-            fs::write(key, "1").expect("sysctl");
+            fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1")?;
         }
-        Some(namespace)
+        Ok(namespace)
+    }
+
+    /// Has the calling thread be in it, too.
+    ///
+    /// # Panics
+    /// If it is gone.
+    pub fn join(&self) {
+        let inside = File::open(format!("/run/netns/{}", self.name)).expect("namespace");
+        setns(inside, CloneFlags::CLONE_NEWNET).expect("enter the namespace");
+    }
+
+    /// Its name, as `ip netns` has it.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Runs `ip` in the namespace; gives what it printed.
@@ -58,7 +87,7 @@ impl Namespace {
         output.stdout
     }
 
-    /// Adds a veth pair that is up.
+    /// Adds a veth pair that is up: `a` has the address 02:00:00:00:00:01, `b` ends in 02.
     pub fn add_veth(&self, a: &str, b: &str) {
         self.ip(&["link", "add", a, "type", "veth", "peer", "name", b]);
         for (name, address) in [(a, "02:00:00:00:00:01"), (b, "02:00:00:00:00:02")] {
@@ -95,6 +124,17 @@ impl Sender {
             std::thread::sleep(Duration::from_micros(50));
         }
     }
+}
+
+/// A UDP packet over IPv4 whose payload begins with `number`, at byte 42.
+pub fn udp(to: [u8; 6], from: [u8; 6], source_port: u16, number: u32) -> Vec<u8> {
+    let mut frame = [&to[..], &from, &[8, 0]].concat();
+    frame.extend([0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 99, 0, 1, 10, 99, 0, 2]);
+    frame.extend(source_port.to_be_bytes());
+    frame.extend([0x27, 0x0f, 0, 26, 0, 0]);
+    frame.extend(number.to_be_bytes());
+    frame.extend([0; 14]);
+    frame
 }
 
 /// What a frame is made from, and what its payload says of itself.
@@ -180,6 +220,25 @@ impl Stamp {
         assert_eq!(stamp.frame(), frame, "a packet was altered: {stamp:?}");
         Some(stamp)
     }
+}
+
+/// Runs `work` on a thread that gave capabilities up.
+///
+/// # Panics
+/// If `work` does, or a capability cannot be given up.
+pub fn without_capabilities(given_up: &[Capability], work: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            for capability in given_up {
+                let dropped = caps::drop(None, CapSet::Effective, *capability);
+                dropped.expect("a capability can be given up");
+            }
+            work();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
 }
 
 /// Unix time in nanoseconds.

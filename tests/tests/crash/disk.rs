@@ -127,10 +127,10 @@ impl Disk {
             .map_or(SegmentState::Free, |(_, entries)| entries[place as usize % PAGE_ENTRIES].state)
     }
 
-    /// Files of places that the table calls free.
-    pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
-        let free = (0..self.superblock.places).filter(|at| self.state(*at) == SegmentState::Free);
-        let files = free.map(|place| self.dir.join(segment_file_name(place)));
+    /// Files of places that the table calls so.
+    pub(crate) fn files(&self, state: SegmentState) -> Vec<PathBuf> {
+        let places = (0..self.superblock.places).filter(|at| self.state(*at) == state);
+        let files = places.map(|place| self.dir.join(segment_file_name(place)));
         files.filter(|path| path.exists()).collect()
     }
 

@@ -1,6 +1,7 @@
 //! Killed in every phase of writing: at a chosen system call of the real program. The bytes on the
 //! disk then prove the phase.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use wirevault_format::chunk::ChunkHeader;
@@ -39,181 +40,176 @@ struct Case {
     proof: fn(&Disk, &Hit),
 }
 
+const fn case(
+    phase: &'static str,
+    shows: &'static str,
+    rule: fn(&Disk, &Call) -> Option<Moment>,
+    proof: fn(&Disk, &Hit),
+) -> Case {
+    Case { phase, shows, without_uring: false, rule, proof }
+}
+
 const CASES: &[Case] = &[
-    Case {
-        phase: "open",
-        shows: "a file with a torn header, its place free",
-        without_uring: false,
-        rule: |_, call| header(call).then_some(Moment::Within(64)),
-        proof: |disk, hit| {
+    case(
+        "open",
+        "a file with a torn header, its place free",
+        |_, call| header(call).then_some(Moment::Within(64)),
+        |disk, hit| {
             assert_eq!(disk.state(place(&hit.path)), SegmentState::Free);
             assert!(segment::decode(&piece(&hit.path, 0, PAGE_BYTES)).is_err());
             assert_eq!(length(hit), disk.segment_bytes(), "its space is reserved");
         },
-    },
-    Case {
-        phase: "open, table",
-        shows: "a file with a whole header, its place free: the table does not name it yet",
-        without_uring: false,
-        rule: |disk, call| changes(disk, call, Change::Opens).then_some(Moment::Before),
-        proof: |disk, _| {
-            let left = disk.leftovers();
+    ),
+    case(
+        "open, table",
+        "a file with a whole header, its place free: the table does not name it yet",
+        |disk, call| changes(disk, call, Change::Opens).then_some(Moment::Before),
+        |disk, _| {
+            let left = disk.files(SegmentState::Free);
             assert_eq!(left.len(), 1, "{left:?}");
             segment::decode(&piece(&left[0], 0, PAGE_BYTES)).expect("a header");
         },
-    },
+    ),
+    case(
+        "open, table",
+        "a torn page in one slot of the table, the older page in the other",
+        |disk, call| changes(disk, call, Change::Opens).then_some(Moment::Within(TORN_BYTES)),
+        torn_page,
+    ),
+    case(
+        "chunk, io_uring",
+        "an open segment whose last chunks were handed to the kernel",
+        |_, call| (call.act == Act::Submit).then_some(Moment::Behind),
+        |disk, hit| {
+            assert!(hit.bytes > 0, "something was submitted");
+            let open = disk.files(SegmentState::Open);
+            assert!(open.iter().any(|file| chunks(file) > 0), "{open:?}");
+        },
+    ),
     Case {
-        phase: "open, table",
-        shows: "a torn page in one slot of the table, the older page in the other",
-        without_uring: false,
-        rule: |disk, call| changes(disk, call, Change::Opens).then_some(Moment::Within(TORN_BYTES)),
-        proof: torn_page,
-    },
-    Case {
-        phase: "chunk, io_uring",
-        shows: "an open segment whose last chunks were handed to the kernel",
-        without_uring: false,
-        rule: |_, call| (call.act == Act::Submit).then_some(Moment::Behind),
-        proof: |_, hit| assert!(hit.bytes > 0),
-    },
-    Case {
-        phase: "chunk, pwrite",
-        shows: "a chunk's header without the chunk's end",
         without_uring: true,
-        rule: |_, call| {
-            let far = call.act == Act::Write && call.offset > 1 << 20;
-            let whole =
-                || ChunkHeader::decode(&call.data(128)).is_ok() && call.bytes > 2 * PAGE_BYTES;
-            (far && whole()).then_some(Moment::Within(PAGE_BYTES))
-        },
-        proof: |disk, hit| {
-            assert_eq!(disk.state(place(&hit.path)), SegmentState::Open);
-            let chunk = piece(&hit.path, hit.offset, hit.bytes);
-            let header = ChunkHeader::decode(&chunk).expect("its header is there");
-            assert_eq!(header.chunk_bytes() as u64, hit.bytes);
-            assert!(chunk[PAGE_BYTES as usize..].iter().all(|byte| *byte == 0));
-        },
+        ..case(
+            "chunk, pwrite",
+            "a chunk's header without the chunk's end",
+            |_, call| {
+                let far = call.act == Act::Write && call.offset > 1 << 20;
+                let whole =
+                    || ChunkHeader::decode(&call.data(128)).is_ok() && call.bytes > 2 * PAGE_BYTES;
+                (far && whole()).then_some(Moment::Within(PAGE_BYTES))
+            },
+            |disk, hit| {
+                assert_eq!(disk.state(place(&hit.path)), SegmentState::Open);
+                let chunk = piece(&hit.path, hit.offset, hit.bytes);
+                let header = ChunkHeader::decode(&chunk).expect("its header is there");
+                assert_eq!(header.chunk_bytes() as u64, hit.bytes);
+                assert!(chunk[PAGE_BYTES as usize..].iter().all(|byte| *byte == 0));
+            },
+        )
     },
-    Case {
-        phase: "index",
-        shows: "half of an index, no footer, the segment open",
-        without_uring: false,
-        rule: |_, call| tail(call).then(|| Moment::Within((call.bytes - FOOTER) / 2)),
-        proof: |disk, hit| {
+    case(
+        "index",
+        "half of an index, no footer, the segment open",
+        |_, call| tail(call).then(|| Moment::Within((call.bytes - FOOTER) / 2)),
+        |disk, hit| {
             let written = piece(&hit.path, hit.offset, hit.bytes);
             let (first, rest) = written.split_at((hit.bytes - FOOTER) as usize / 2);
             assert!(first.iter().any(|byte| *byte != 0) && rest.iter().all(|byte| *byte == 0));
             assert_eq!(disk.state(place(&hit.path)), SegmentState::Open);
         },
-    },
-    Case {
-        phase: "footer",
-        shows: "the whole index, no footer, the segment open",
-        without_uring: false,
-        rule: |_, call| tail(call).then(|| Moment::Within(call.bytes - FOOTER)),
-        proof: |disk, hit| {
+    ),
+    case(
+        "footer",
+        "the whole index, no footer, the segment open",
+        |_, call| tail(call).then(|| Moment::Within(call.bytes - FOOTER)),
+        |disk, hit| {
             section::decode(&piece(&hit.path, hit.offset, hit.bytes)).expect("an index");
             assert!(footer(hit).iter().all(|byte| *byte == 0));
             assert_eq!(disk.state(place(&hit.path)), SegmentState::Open);
         },
-    },
-    Case {
-        phase: "footer",
-        shows: "a torn footer, the segment open",
-        without_uring: false,
-        rule: |_, call| tail(call).then(|| Moment::Within(call.bytes - FOOTER + TORN_BYTES)),
-        proof: |disk, hit| {
+    ),
+    case(
+        "footer",
+        "a torn footer, the segment open",
+        |_, call| tail(call).then(|| Moment::Within(call.bytes - FOOTER + TORN_BYTES)),
+        |disk, hit| {
             assert!(footer(hit).iter().any(|byte| *byte != 0));
             assert!(Footer::decode(&footer(hit)).is_err());
             assert_eq!(disk.state(place(&hit.path)), SegmentState::Open);
         },
-    },
-    Case {
-        phase: "footer",
-        shows: "a whole footer in a file that is not cut behind it, the segment open",
-        without_uring: false,
-        rule: |_, call| tail(call).then_some(Moment::Behind),
-        proof: |disk, hit| {
+    ),
+    case(
+        "footer",
+        "a whole footer in a file that is not cut behind it, the segment open",
+        |_, call| tail(call).then_some(Moment::Behind),
+        |disk, hit| {
             Footer::decode(&footer(hit)).expect("a footer");
             assert!(length(hit) > hit.offset + hit.bytes);
             assert_eq!(disk.state(place(&hit.path)), SegmentState::Open);
         },
-    },
-    Case {
-        phase: "close, table",
-        shows: "a torn page in one slot of the table, the older page in the other",
-        without_uring: false,
-        rule: |disk, call| {
-            changes(disk, call, Change::Closes).then_some(Moment::Within(TORN_BYTES))
-        },
-        proof: torn_page,
-    },
-    Case {
-        phase: "close, table",
-        shows: "a newer page that the program never learned of",
-        without_uring: false,
-        rule: |disk, call| changes(disk, call, Change::Closes).then_some(Moment::Behind),
-        proof: |disk, hit| {
+    ),
+    case(
+        "close, table",
+        "a torn page in one slot of the table, the older page in the other",
+        |disk, call| changes(disk, call, Change::Closes).then_some(Moment::Within(TORN_BYTES)),
+        torn_page,
+    ),
+    case(
+        "close, table",
+        "a newer page that the program never learned of",
+        |disk, call| changes(disk, call, Change::Closes).then_some(Moment::Behind),
+        |disk, hit| {
             let older = disk.page_at(disk.other_slot(hit.offset)).expect("the older page");
             assert_eq!(disk.page_at(hit.offset), Some(older + 1));
         },
-    },
-    Case {
-        phase: "key ring",
-        shows: "a torn ring in one slot, the older ring in the other",
-        without_uring: false,
-        rule: |disk, call| writes(disk, call, Part::Ring).then_some(Moment::Within(call.bytes / 2)),
-        proof: |disk, hit| {
+    ),
+    case(
+        "key ring",
+        "a torn ring in one slot, the older ring in the other",
+        |disk, call| writes(disk, call, Part::Ring).then_some(Moment::Within(call.bytes / 2)),
+        |disk, hit| {
             assert_eq!(disk.ring_at(hit.offset), None);
             disk.ring_at(disk.other_slot(hit.offset)).expect("the older ring");
         },
-    },
-    Case {
-        phase: "key ring",
-        shows: "a newer ring that the program never learned of",
-        without_uring: false,
-        rule: |disk, call| writes(disk, call, Part::Ring).then_some(Moment::Behind),
-        proof: |disk, hit| {
+    ),
+    case(
+        "key ring",
+        "a newer ring that the program never learned of",
+        |disk, call| writes(disk, call, Part::Ring).then_some(Moment::Behind),
+        |disk, hit| {
             let older = disk.ring_at(disk.other_slot(hit.offset)).expect("the older ring");
             assert_eq!(disk.ring_at(hit.offset), Some(older + 1));
         },
-    },
-    Case {
-        phase: "place reuse, superblock",
-        shows: "a torn superblock, the older one in the other slot",
-        without_uring: false,
-        rule: |disk, call| {
-            writes(disk, call, Part::Superblock).then_some(Moment::Within(TORN_BYTES))
-        },
-        proof: |disk, hit| {
+    ),
+    case(
+        "place reuse, superblock",
+        "a torn superblock, the older one in the other slot",
+        |disk, call| writes(disk, call, Part::Superblock).then_some(Moment::Within(TORN_BYTES)),
+        |disk, hit| {
             assert_eq!(disk.superblock_at(hit.offset), None);
             disk.superblock_at(disk.other_slot(hit.offset)).expect("the older superblock");
         },
-    },
-    Case {
-        phase: "place reuse, table",
-        shows: "a torn page in one slot of the table, the older page in the other",
-        without_uring: false,
-        rule: |disk, call| changes(disk, call, Change::Frees).then_some(Moment::Within(TORN_BYTES)),
-        proof: torn_page,
-    },
-    Case {
-        phase: "place reuse, removal",
-        shows: "a place that is free and still has its closed segment's file",
-        without_uring: false,
-        rule: |_, call| (call.act == Act::Remove && is_segment(call)).then_some(Moment::Before),
-        proof: |disk, hit| assert!(disk.leftovers().contains(&hit.path)),
-    },
-    Case {
-        phase: "place reuse, new file",
-        shows: "the old file gone, an empty new one in its place, which is free",
-        without_uring: false,
-        rule: |_, call| (call.act == Act::Make && is_segment(call)).then_some(Moment::Behind),
-        proof: |disk, hit| {
-            assert!(disk.leftovers().contains(&hit.path));
+    ),
+    case(
+        "place reuse, table",
+        "a torn page in one slot of the table, the older page in the other",
+        |disk, call| changes(disk, call, Change::Frees).then_some(Moment::Within(TORN_BYTES)),
+        torn_page,
+    ),
+    case(
+        "place reuse, removal",
+        "a place that is free and still has its closed segment's file",
+        |_, call| (call.act == Act::Remove && is_segment(call)).then_some(Moment::Before),
+        |disk, hit| assert!(disk.files(SegmentState::Free).contains(&hit.path)),
+    ),
+    case(
+        "place reuse, new file",
+        "the old file gone, an empty new one in its place, which is free",
+        |_, call| (call.act == Act::Make && is_segment(call)).then_some(Moment::Behind),
+        |disk, hit| {
+            assert!(disk.files(SegmentState::Free).contains(&hit.path));
             assert_eq!(length(hit), 0);
         },
-    },
+    ),
 ];
 
 /// Every phase that a kill must have met.
@@ -328,6 +324,16 @@ fn writes(disk: &Disk, call: &Call, part: Part) -> bool {
 fn changes(disk: &Disk, call: &Call, change: Change) -> bool {
     writes(disk, call, Part::Segments)
         && disk.change(call.offset, &call.data(PAGE_BYTES as usize)) == Some(change)
+}
+
+/// Headers of chunks that follow each other in a segment's file.
+fn chunks(file: &Path) -> u64 {
+    let (mut chunks, mut at) = (0, PAGE_BYTES);
+    while let Ok(header) = ChunkHeader::decode(&piece(file, at, 128)) {
+        chunks += 1;
+        at += header.chunk_bytes() as u64;
+    }
+    chunks
 }
 
 fn torn_page(disk: &Disk, hit: &Hit) {

@@ -236,6 +236,7 @@ async fn admit(
     request: Request,
     next: Next,
 ) -> Response {
+    tracing::trace!(uid = peer.ids.map(|ids| ids.0), path = request.uri().path(), "a question");
     // The user database may be asked, which blocks.
     let allowed = tokio::task::spawn_blocking(move || access.allows(&peer)).await;
     if allowed.unwrap_or(false) {

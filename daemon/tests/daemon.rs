@@ -281,6 +281,22 @@ fn a_second_recorder_is_refused() {
     assert_eq!(recorder.end(Signal::SIGTERM).0, Some(0));
 }
 
+/// Both once logged what the default does.
+#[test]
+fn debug_and_trace_log_more_than_info() {
+    for (level, debug, trace) in
+        [("info", false, false), ("debug", true, false), ("trace", true, true)]
+    {
+        let place = Place::new(false);
+        let file = place.capture("a.pcap", 10, STEP_US);
+        let recorder = place.start(&place.config(&file, &format!("log: {level}\n")));
+        recorded(&recorder, 10);
+        let (code, log) = recorder.end(Signal::SIGTERM);
+        assert_eq!(code, Some(0), "{log}");
+        assert_eq!((log.contains(" DEBUG "), log.contains(" TRACE ")), (debug, trace), "{log}");
+    }
+}
+
 #[test]
 fn others_are_told_that_they_may_not_ask() {
     if !nix::unistd::Uid::effective().is_root() || Command::new("curl").output().is_err() {

@@ -157,7 +157,10 @@ fn close(
     let closed = finish(closing, &told, &lost, clock).and_then(|finished| {
         let mut store = lock(store);
         store.close_segment(&segment.open, finished)?;
-        registry.remove(segment.open.entry.life);
+        let life = segment.open.entry.life;
+        registry.remove(life);
+        let (reason, chunks) = (closing.reason.name(), lock(&segment.durable).chunks);
+        tracing::debug!(%life, reason, chunks, "a segment is closed");
         Ok(())
     });
     closed.inspect_err(|_| closing.acks.untold(&told))

@@ -39,6 +39,10 @@ pub(crate) fn run(store: &Mutex<Store>, orders: &Receiver<ToOpener>) {
                 let OpenOrder { lane, link_type, interfaces, reply } = order;
                 let request = OpenRequest { lane, link_type, interfaces: &interfaces };
                 let opened = lock(store).open_segment(request);
+                if let Ok(open) = &opened {
+                    let (volume, place, life) = (open.volume, open.place, open.entry.life);
+                    tracing::debug!(lane, volume, place, %life, "a segment is open");
+                }
                 if let Err(unsent) = reply.send(opened)
                     && let Ok(open) = unsent.into_inner()
                 {

@@ -169,8 +169,13 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(runs.short.status["lanes"][0]["cpu"], runs.cpu);
         assert_eq!(runs.short.lane_cpus, runs.cpu.to_string());
     }),
-    case("log", "what changes is logged, or only what needs a person", |runs| {
+    case("log", "what changes is logged, or less, or more with each level", |runs| {
         assert!(runs.plain.log.contains(" INFO "), "{}", runs.plain.log);
+        // Once these two logged what the default does.
+        let levels = |seen: &Seen| [" DEBUG ", " TRACE "].map(|level| seen.log.contains(level));
+        assert_eq!(levels(&runs.plain), [false, false]);
+        assert_eq!(levels(&runs.short), [true, false], "{}", runs.short.log);
+        assert_eq!(levels(&runs.paced), [true, true], "{}", runs.paced.log);
         for level in [" INFO ", " WARN "] {
             assert!(!runs.changed.log.contains(level), "{}", runs.changed.log);
         }

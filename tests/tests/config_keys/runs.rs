@@ -138,7 +138,7 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
     let site_short = site(1);
     let socket = site_short.file("socket");
     let config = format!(
-        "store: {}\nflush_age: 1ms\nsegment_age: 10s\ncpus:\n  lanes: [{cpu}]\n\
+        "store: {}\nlog: debug\nflush_age: 1ms\nsegment_age: 10s\ncpus:\n  lanes: [{cpu}]\n\
          api:\n  socket: {}\n  groups: [{GROUP}]\ncapture:\n  - interface: vg\n",
         site_short.store().display(),
         socket.display()
@@ -201,7 +201,7 @@ fn replayed(ns: &Namespace) -> (Seen, Seen) {
     let replay = run("", "", |status| status["lanes"][0]["stored"] == FILE_PACKETS);
     let paced = run(
         "  speed: realtime\n  interface: renamed0\n",
-        "flush_age: 1ms\ncommit_interval: 10s\n",
+        "log: trace\nflush_age: 1ms\ncommit_interval: 10s\n",
         |status| {
             let lane = |field: &str| status["lanes"][0][field].as_u64();
             lane("received") > Some(200) && lane("stored") > Some(0)

@@ -139,6 +139,22 @@ fn every_byte_length_and_tag_is_as_sent() {
 }
 
 #[test]
+fn without_stamps_a_packet_has_the_time_of_its_taking() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let plain = XdpOptions { stamps: false, ..options("va", XdpHook::Best) };
+    let mut source = XdpSource::open(&plain).expect("open");
+    let sent: Vec<_> = (0..50).map(|it| frame(HERE, EXPERIMENTAL, it, 200)).collect();
+    send_all(&Sender::on("vb"), &sent);
+    let sent_ns = net::now_ns();
+    let got = take(&mut source, sent.len());
+    assert!(got.iter().map(|packet| &packet.bytes).eq(&sent));
+    assert!(got.iter().all(|packet| (sent_ns..=net::now_ns()).contains(&packet.ts_ns)));
+    assert_eq!(source.report().clocks, ["poll"]);
+    assert_eq!(source.interfaces()[0].clock.as_deref(), Some("poll"));
+}
+
+#[test]
 fn jumbo_frames_come_whole() {
     let Some(ns) = Namespace::new() else { return };
     for hook in HOOKS {
@@ -483,7 +499,7 @@ fn outage(source: &mut XdpSource) -> (u64, u64) {
 }
 
 #[test]
-fn somebody_elses_program_or_queue_is_refused_by_number() {
+fn somebody_elses_program_is_refused_by_number() {
     let Some(ns) = Namespace::new() else { return };
     ns.add_veth("va", "vb");
     for hook in HOOKS {

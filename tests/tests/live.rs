@@ -173,7 +173,8 @@ fn af_xdp_records_what_was_sent_and_leaves_nothing_behind_when_killed() {
     let site = Site::new("512MiB", 1);
     let mut sent = BTreeMap::new();
     for run in 0..2 {
-        let recorder = site.record("va", &format!("    source: af_xdp\n{OPTIONS}"));
+        let busy = ["", "    busy_poll: true\n"][usize::from(run)];
+        let recorder = site.record("va", &format!("    source: af_xdp\n{busy}{OPTIONS}"));
         assert!(has_program("va"));
         sent.extend(send_slowly("vb", run, PACKETS));
         let status = wait_until_stored(&recorder, PACKETS);
@@ -186,6 +187,7 @@ fn af_xdp_records_what_was_sent_and_leaves_nothing_behind_when_killed() {
         for part in ["af_xdp, as configured", "(native)", "no zero-copy", "sends are not seen"] {
             assert!(told.contains(part), "{part} is not in {told}");
         }
+        assert_eq!(told.contains("busy polling is on"), run == 1, "{told}");
         let (found, _) = query(&site, &recorder, &[]);
         assert_eq!(counted(&found), sent, "run {run}");
         recorder.kill();

@@ -71,9 +71,10 @@ impl Hooked {
             bpf::load(&assemble(&task, raw))
         };
         // Linux before 6.1 has no such clock for programs.
-        let (program, stamps) = match load(true) {
-            Ok(program) => (program, true),
-            Err(_) => match load(false) {
+        let stamping = options.stamps.then(|| load(true)).and_then(Result::ok);
+        let (program, stamps) = match stamping {
+            Some(program) => (program, true),
+            None => match load(false) {
                 Ok(program) => (program, false),
                 Err((error, log)) => {
                     return Err(bpf_error(name, "loading the program", error, &log));
@@ -132,7 +133,8 @@ impl XdpSource {
     /// Adds the interface to the list, with the clock that is expected.
     pub(super) fn describe(&mut self, link: Link) -> Result<(), CaptureError> {
         self.places = [None; Clock::ALL.len()];
-        self.place_of(link, Clock::Xdp)?;
+        let clock = if self.options.stamps { Clock::Xdp } else { Clock::Poll };
+        self.place_of(link, clock)?;
         Ok(())
     }
 

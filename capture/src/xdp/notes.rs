@@ -65,7 +65,7 @@ impl XdpSource {
             }
         });
         notes.push("packets that this machine sends are not seen".to_owned());
-        if !hooked.stamps {
+        if self.options.stamps && !hooked.stamps {
             notes.push("times are of the taking: stamps need Linux 6.1".to_owned());
         }
         if bound.iter().any(|bound| !bound.binding.fragments) {

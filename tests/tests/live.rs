@@ -141,7 +141,8 @@ fn what_was_sent_is_received_stored_and_found_once() {
     );
 }
 
-/// Sends in bursts that a veth pair's own queue of 256 holds, even if nobody empties it meanwhile.
+/// Sends in bursts of which a veth pair's own queue of 256 holds some, if the kernel's thread that
+/// empties it is late.
 fn send_slowly(interface: &str, run: u16, packets: u64) -> BTreeMap<Stamp, u32> {
     let mut sender = Sender::on(interface);
     let mut sent = BTreeMap::new();
@@ -149,8 +150,8 @@ fn send_slowly(interface: &str, run: u16, packets: u64) -> BTreeMap<Stamp, u32> 
         let stamp = stamp(run, number);
         sender.send(&stamp.frame());
         sent.insert(stamp, 1);
-        if number % 64 == 63 {
-            std::thread::sleep(Duration::from_millis(2));
+        if number % 32 == 31 {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
     sent

@@ -18,8 +18,6 @@ use crate::threads::StageTimes;
 
 /// Time for the last packets to become durable.
 const SETTLE_MAX: Duration = Duration::from_secs(10);
-/// Hundreds of milliseconds of either load.
-const RING_BYTES: usize = 256 << 20;
 const BUFFER_BYTES: usize = 256 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -54,15 +52,14 @@ impl SourceKind {
         }
     }
 
-    fn open(self, interface: &str) -> Result<Box<dyn Source>> {
+    fn open(self, interface: &str, ring_bytes: usize) -> Result<Box<dyn Source>> {
         Ok(match self {
             Self::PacketMmap => {
-                let usual = PacketMmapOptions::new(interface);
-                let ring = PacketMmapOptions { ring_bytes: RING_BYTES, ..usual };
+                let ring = PacketMmapOptions { ring_bytes, ..PacketMmapOptions::new(interface) };
                 Box::new(PacketMmapSource::open(&ring)?)
             }
             Self::AfXdp => {
-                let ring = XdpOptions { ring_bytes: RING_BYTES, ..XdpOptions::new(interface) };
+                let ring = XdpOptions { ring_bytes, ..XdpOptions::new(interface) };
                 Box::new(XdpSource::open(&ring)?)
             }
         })
@@ -92,6 +89,9 @@ pub(crate) struct Options {
     /// How packets are taken; both in turn if both are named.
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["packet_mmap"])]
     source: Vec<SourceKind>,
+    /// MiB of the source's ring. The default holds hundreds of milliseconds of either load.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    ring_mib: usize,
     /// GiB that the store may take; older segments are given up for newer ones.
     #[arg(long, value_name = "N", default_value_t = 8)]
     quota_gib: u64,
@@ -200,7 +200,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 
 fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u32) -> Result<Row> {
     let (frame_bytes, packets_per_s) = case.shape();
-    let source = kind.open(RECEIVER)?;
+    let source = kind.open(RECEIVER, options.ring_mib << 20)?;
     let quota_bytes = options.quota_gib << 30;
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let how = PipelineOptions::default();

@@ -11,7 +11,7 @@ use wirevault_format::{Interface, LinkType};
 use super::bpf::{self, Hook};
 use super::facts::Facts;
 use super::program::{Task, assemble};
-use super::sys::{Binding, FRAME_BYTES, Queue};
+use super::sys::{Binding, PAGE_FRAME_BYTES, Queue, SMALL_FRAME_BYTES};
 use super::take::Bound;
 use super::{Attached, CHECK_PERIOD, Clock, XdpHook, XdpOptions, XdpSource};
 use crate::error::CaptureError;
@@ -171,28 +171,30 @@ impl XdpSource {
         let facts = Facts::ask(link.index).map_err(socket_error(&name, "asking about it"))?;
         let hooked = self.sharing.join(link, &self.options, queues)?;
         let numbers: Vec<u32> = (self.lane as u32..queues).step_by(self.lanes).collect();
-        let frames = self.options.frames(numbers.len());
-        let bytes = numbers.len() * frames * FRAME_BYTES;
+        let frame_bytes = frame_bytes(&facts, hooked.hook);
+        let frames = self.options.frames(numbers.len(), frame_bytes);
+        let bytes = numbers.len() * frames * frame_bytes;
         let wanted = ArenaOptions { bytes, hugepages: Hugepages::Auto, numa_node: None };
         let arena = Arena::new(wanted).map_err(|source| CaptureError::XdpMemory {
             interface: name.clone(),
             bytes,
             source,
         })?;
-        let ways: Vec<Binding> =
-            Binding::ALL.into_iter().filter(|way| may_bind(*way, hooked.hook, facts.mtu)).collect();
+        let ways: Vec<Binding> = Binding::ALL
+            .into_iter()
+            .filter(|way| may_bind(*way, hooked.hook, facts.mtu, frame_bytes))
+            .collect();
         let mut bound = Vec::with_capacity(numbers.len());
         let mut busy = true;
         for (place, number) in numbers.into_iter().enumerate() {
-            let queue =
-                Queue::new(&arena, place * frames, frames as u32).map_err(|(step, source)| {
-                    match source.raw_os_error() {
-                        Some(libc::ENOBUFS) => {
-                            CaptureError::XdpLocked { interface: name.clone(), bytes, source }
-                        }
-                        _ => socket_error(&name, step)(source),
+            let queue = Queue::new(&arena, place * frames, frames as u32, frame_bytes).map_err(
+                |(step, source)| match source.raw_os_error() {
+                    Some(libc::ENOBUFS) => {
+                        CaptureError::XdpLocked { interface: name.clone(), bytes, source }
                     }
-                })?;
+                    _ => socket_error(&name, step)(source),
+                },
+            )?;
             let binding = bind(&queue, link.index, number, &ways).map_err(|source| {
                 let interface = name.clone();
                 match source.raw_os_error() {
@@ -270,24 +272,49 @@ fn bind(queue: &Queue, interface: i32, number: u32, ways: &[Binding]) -> io::Res
     }
 }
 
-/// Whether a way of binding makes sense: zero-copy needs the driver, and a socket that takes no
-/// fragments would lose every long packet.
-fn may_bind(way: Binding, hook: Hook, mtu: u32) -> bool {
-    let long = mtu.saturating_add(FRAME_KEPT_BYTES) as usize > FRAME_BYTES;
-    !way.zero_copy || (hook == Hook::Native && (way.fragments || !long))
+/// Pages where the card might write by itself, or packets are long.
+fn frame_bytes(facts: &Facts, hook: Hook) -> usize {
+    let copied = hook == Hook::Generic || facts.driver.is_some_and(|driver| !driver.zero_copy);
+    let short = facts.mtu.saturating_add(FRAME_KEPT_BYTES) as usize <= SMALL_FRAME_BYTES;
+    if copied && short { SMALL_FRAME_BYTES } else { PAGE_FRAME_BYTES }
+}
+
+/// Whether a way of binding makes sense: zero-copy needs the driver and whole pages, and a socket
+/// that takes no fragments would lose every long packet.
+fn may_bind(way: Binding, hook: Hook, mtu: u32, frame_bytes: usize) -> bool {
+    let long = mtu.saturating_add(FRAME_KEPT_BYTES) as usize > frame_bytes;
+    let direct = hook == Hook::Native && frame_bytes == PAGE_FRAME_BYTES;
+    !way.zero_copy || (direct && (way.fragments || !long))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::facts::Driver;
     use super::*;
 
     #[test]
-    fn zero_copy_without_fragments_is_for_short_packets() {
-        let ways = |hook, mtu| {
-            Binding::ALL.into_iter().filter(|way| may_bind(*way, hook, mtu)).collect::<Vec<_>>()
+    fn frames_are_small_where_the_kernel_copies_short_packets() {
+        let bytes = |zero_copy: Option<bool>, mtu, hook| {
+            let driver = zero_copy.map(|zero_copy| Driver { native: true, zero_copy });
+            frame_bytes(&Facts { mtu, driver, ..Facts::default() }, hook)
         };
-        assert_eq!(ways(Hook::Native, 1500), Binding::ALL);
-        assert_eq!(ways(Hook::Native, 9000)[1], Binding { zero_copy: false, fragments: true });
-        assert_eq!(ways(Hook::Generic, 1500), &Binding::ALL[2..]);
+        assert_eq!(bytes(Some(false), 1500, Hook::Native), SMALL_FRAME_BYTES);
+        assert_eq!(bytes(Some(true), 1500, Hook::Generic), SMALL_FRAME_BYTES);
+        assert_eq!(bytes(Some(true), 1500, Hook::Native), PAGE_FRAME_BYTES);
+        assert_eq!(bytes(None, 1500, Hook::Native), PAGE_FRAME_BYTES);
+        assert_eq!(bytes(Some(false), 9000, Hook::Native), PAGE_FRAME_BYTES);
+    }
+
+    #[test]
+    fn zero_copy_without_fragments_is_for_short_packets() {
+        let ways = |hook, mtu, frame_bytes| {
+            let may = |way: &Binding| may_bind(*way, hook, mtu, frame_bytes);
+            Binding::ALL.into_iter().filter(may).collect::<Vec<_>>()
+        };
+        assert_eq!(ways(Hook::Native, 1500, PAGE_FRAME_BYTES), Binding::ALL);
+        let copying = Binding { zero_copy: false, fragments: true };
+        assert_eq!(ways(Hook::Native, 9000, PAGE_FRAME_BYTES)[1], copying);
+        assert_eq!(ways(Hook::Native, 1500, SMALL_FRAME_BYTES), &Binding::ALL[2..]);
+        assert_eq!(ways(Hook::Generic, 1500, PAGE_FRAME_BYTES), &Binding::ALL[2..]);
     }
 }

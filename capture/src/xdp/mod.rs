@@ -47,7 +47,7 @@ use crate::source::{
 use attach::{Hooked, Sharing};
 pub use choose::{Choice, choose};
 pub use options::{XdpHook, XdpOptions};
-use sys::FRAME_BYTES;
+use sys::PAGE_FRAME_BYTES;
 use take::Bound;
 
 /// How often the interface and an idle socket's counters are looked at.
@@ -55,7 +55,7 @@ const CHECK_PERIOD: Duration = Duration::from_millis(100);
 /// How long the packets of a deleted interface may take to be handed out.
 const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 /// Bytes of the longest packet that several frames make, by the kernel's limit of 17 fragments.
-const LONG_BYTES_MAX: usize = 18 * FRAME_BYTES;
+const LONG_BYTES_MAX: usize = 18 * PAGE_FRAME_BYTES;
 
 /// What stamped a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

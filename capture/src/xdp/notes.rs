@@ -5,7 +5,6 @@ use wirevault_buffer::Arena;
 use super::XdpSource;
 use super::attach::Hooked;
 use super::bpf::Hook;
-use super::sys::FRAME_BYTES;
 use super::take::Bound;
 use crate::link;
 use crate::packet_mmap::offload_notes;
@@ -17,8 +16,8 @@ impl XdpSource {
     /// Bytes of packet memory.
     pub(super) fn ring_bytes(&self) -> usize {
         self.attached.as_ref().map_or(0, |attached| {
-            let frames = attached.queues.iter().map(|bound| bound.queue.frames() as usize);
-            frames.sum::<usize>() * FRAME_BYTES
+            let queues = attached.queues.iter().map(|bound| &bound.queue);
+            queues.map(|queue| queue.frames() as usize * queue.frame_bytes()).sum()
         })
     }
 
@@ -68,10 +67,10 @@ impl XdpSource {
         if self.options.stamps && !hooked.stamps {
             notes.push("times are of the taking: stamps need Linux 6.1".to_owned());
         }
-        if bound.iter().any(|bound| !bound.binding.fragments) {
+        if let Some(bound) = bound.iter().find(|bound| !bound.binding.fragments) {
             notes.push(format!(
                 "packets longer than {} bytes are dropped",
-                FRAME_BYTES - HEADROOM_BYTES
+                bound.queue.frame_bytes() - HEADROOM_BYTES
             ));
         }
         if zero_copy > 0 {

@@ -1,11 +1,11 @@
 //! Options of live capture over AF_XDP.
 
 use super::program::UDP_PORTS_MAX;
-use super::sys::FRAME_BYTES;
 use crate::error::CaptureError;
 
-/// Frames of a queue at least: fewer do not bridge the time between two wake-ups.
-const FRAMES_MIN: usize = 64;
+/// Frames of a queue at least: fewer do not bridge the time between two wake-ups, and would be less
+/// than an arena has.
+const FRAMES_MIN: usize = 128;
 /// Frames of a queue at most, 4 GiB: the kernel's limit on a ring's entries is not far above.
 const FRAMES_MAX: usize = 1 << 20;
 
@@ -65,8 +65,8 @@ impl XdpOptions {
     }
 
     /// Frames of each of `queues` queues.
-    pub(super) fn frames(&self, queues: usize) -> usize {
-        let share = self.ring_bytes / FRAME_BYTES / queues.max(1);
+    pub(super) fn frames(&self, queues: usize, frame_bytes: usize) -> usize {
+        let share = self.ring_bytes / frame_bytes / queues.max(1);
         let rounded = share.checked_ilog2().map_or(0, |log| 1 << log);
         rounded.clamp(FRAMES_MIN, FRAMES_MAX)
     }
@@ -91,11 +91,13 @@ mod tests {
     #[test]
     fn memory_is_shared_out_in_powers_of_two() {
         let mut options = XdpOptions::new("x");
-        assert_eq!((options.frames(1), options.frames(2), options.frames(3)), (16384, 8192, 4096));
+        let frames = |queues| options.frames(queues, 4096);
+        assert_eq!((frames(1), frames(2), frames(3)), (16384, 8192, 4096));
+        assert_eq!(options.frames(1, 2048), 32768);
         options.ring_bytes = 1;
-        assert_eq!(options.frames(8), FRAMES_MIN);
+        assert_eq!(options.frames(8, 2048), FRAMES_MIN);
         options.ring_bytes = usize::MAX;
-        assert_eq!(options.frames(1), FRAMES_MAX);
+        assert_eq!(options.frames(1, 2048), FRAMES_MAX);
     }
 
     #[test]

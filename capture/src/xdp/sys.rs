@@ -24,9 +24,12 @@ use wirevault_buffer::Arena;
 use super::program::Stamp;
 use crate::link::{check, get, set};
 
-/// Bytes of one frame. Drivers without a copy take no other size than a page of 4 KiB; a longer
-/// packet comes in several frames.
-pub(super) const FRAME_BYTES: usize = 4096;
+/// Bytes of a frame that a card may write to itself: drivers take no other size than a page of 4
+/// KiB. A longer packet comes in several frames.
+pub(super) const PAGE_FRAME_BYTES: usize = 4096;
+/// Bytes of a frame that the kernel copies a usual packet to; it takes no smaller ones. Twice as
+/// many bridge twice the time.
+pub(super) const SMALL_FRAME_BYTES: usize = 2048;
 /// The completion ring is of no use to a receiver, but a socket without one cannot be bound.
 const COMPLETIONS: u32 = 64;
 const DESCRIPTOR_BYTES: usize = size_of::<libc::xdp_desc>();
@@ -88,6 +91,8 @@ pub(super) struct Queue {
     /// Entries put into the fill ring so far.
     filled: u32,
     frames: u32,
+    /// A power of two.
+    frame_bytes: usize,
     memory: NonNull<u8>,
     memory_bytes: usize,
     _arena: Arena,
@@ -118,31 +123,32 @@ struct RingOffsets {
 
 impl Queue {
     /// Makes a socket whose memory is `frames` frames of the arena, from frame `first` on. All are
-    /// free. `frames` is a power of two.
+    /// free. `frames` is a power of two, `frame_bytes` one of those above.
     ///
     /// Errors: with the name of the step.
     pub(super) fn new(
         arena: &Arena,
         first: usize,
         frames: u32,
+        frame_bytes: usize,
     ) -> Result<Self, (&'static str, io::Error)> {
         // SAFETY: no pointers are passed.
         let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         check(fd).map_err(|e| ("opening an AF_XDP socket", e))?;
         // SAFETY: the descriptor was just made and belongs to nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let memory_bytes = frames as usize * FRAME_BYTES;
+        let memory_bytes = frames as usize * frame_bytes;
         let start = arena.regions().first().map_or(0, |region| region.address);
         let outside = || ("cutting its memory", io::ErrorKind::InvalidInput.into());
-        if (first * FRAME_BYTES).saturating_add(memory_bytes) > arena.report().bytes {
+        if (first * frame_bytes).saturating_add(memory_bytes) > arena.report().bytes {
             return Err(outside());
         }
-        let memory = std::ptr::with_exposed_provenance_mut(start + first * FRAME_BYTES);
+        let memory = std::ptr::with_exposed_provenance_mut(start + first * frame_bytes);
         let memory = NonNull::new(memory).ok_or_else(outside)?;
         let region = libc::xdp_umem_reg {
             addr: memory.as_ptr() as u64,
             len: memory_bytes as u64,
-            chunk_size: FRAME_BYTES as u32,
+            chunk_size: frame_bytes as u32,
             headroom: 0,
             flags: 0,
             tx_metadata_len: 0,
@@ -165,10 +171,20 @@ impl Queue {
         let fill = map(offsets[2], fill_at, size_of::<u64>())?;
         let _arena = arena.clone();
         let (next, filled) = (0, 0);
-        let mut queue =
-            Self { fd, receive, fill, next, filled, frames, memory, memory_bytes, _arena };
+        let mut queue = Self {
+            fd,
+            receive,
+            fill,
+            next,
+            filled,
+            frames,
+            frame_bytes,
+            memory,
+            memory_bytes,
+            _arena,
+        };
         for frame in 0..frames {
-            queue.put_free(frame as usize * FRAME_BYTES);
+            queue.put_free(frame as usize * frame_bytes);
         }
         queue.publish_free();
         Ok(queue)
@@ -176,6 +192,17 @@ impl Queue {
 
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
+    }
+
+    /// Where in its frame a place of the memory is.
+    #[inline]
+    fn in_frame(&self, at: usize) -> usize {
+        at & (self.frame_bytes - 1)
+    }
+
+    /// Bytes of a frame.
+    pub(super) fn frame_bytes(&self) -> usize {
+        self.frame_bytes
     }
 
     /// Frames of its memory, and entries of each ring.
@@ -232,7 +259,7 @@ impl Queue {
     pub(super) fn entry(&self, ahead: u32) -> Option<Entry> {
         let descriptor = self.receive.descriptor(self.next.wrapping_add(ahead));
         let (at, bytes) = (usize::try_from(descriptor.addr).ok()?, descriptor.len as usize);
-        let fits = at < self.memory_bytes && at % FRAME_BYTES + bytes <= FRAME_BYTES;
+        let fits = at < self.memory_bytes && self.in_frame(at) + bytes <= self.frame_bytes;
         let continued = descriptor.options & libc::XDP_PKT_CONTD != 0;
         fits.then_some(Entry { at, bytes, continued })
     }
@@ -269,7 +296,7 @@ impl Queue {
     /// The time that the program wrote before the entry's bytes.
     #[inline]
     pub(super) fn stamp(&self, entry: Entry) -> Option<u64> {
-        let before = entry.at % FRAME_BYTES;
+        let before = self.in_frame(entry.at);
         if before < Stamp::BYTES {
             return None;
         }
@@ -283,7 +310,7 @@ impl Queue {
         for ahead in 0..count.min(self.waiting()) {
             let descriptor = self.receive.descriptor(self.next.wrapping_add(ahead));
             let at = descriptor.addr as usize;
-            let frame = at - at % FRAME_BYTES;
+            let frame = at - self.in_frame(at);
             if frame >= self.memory_bytes {
                 continue;
             }

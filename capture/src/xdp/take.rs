@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::sys::{self, Binding, Entry, FRAME_BYTES, Queue, Statistics};
+use super::sys::{self, Binding, Entry, PAGE_FRAME_BYTES, Queue, Statistics};
 use super::{Clock, XdpSource};
 use crate::error::CaptureError;
 use crate::link;
@@ -119,7 +119,7 @@ impl XdpSource {
                     return Err(CaptureError::Ring {
                         interface: self.options.interface.clone(),
                         offset: entry as usize,
-                        block_bytes: FRAME_BYTES,
+                        block_bytes: PAGE_FRAME_BYTES,
                     });
                 }
             }

@@ -75,6 +75,37 @@ impl FlowKey {
         &self.bytes[at..at + usize::from(self.bytes[1])]
     }
 
+    /// The key as it is kept elsewhere: the two lengths, shape, values. Never empty, and equal keys
+    /// have equal bytes.
+    #[inline]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.used()]
+    }
+
+    /// The same bytes in whole words, zeros behind the last.
+    #[inline]
+    pub fn words(&self) -> &[[u8; 8]] {
+        let (words, _) = self.bytes.as_chunks::<8>();
+        &words[..self.used().div_ceil(8).min(words.len())]
+    }
+
+    /// The key that [`FlowKey::as_bytes`] gave. Bytes that are no key at all give one without
+    /// layers, which no filter can rule out.
+    #[inline]
+    pub fn from_kept(kept: &[u8]) -> Self {
+        let mut bytes = [0; MAX_KEY_BYTES];
+        match kept {
+            [shape, values, ..] if kept.len() <= MAX_KEY_BYTES => {
+                let used = SHAPE_AT + usize::from(*shape) + usize::from(*values);
+                if used == kept.len() {
+                    bytes[..used].copy_from_slice(kept);
+                }
+            }
+            _ => {}
+        }
+        Self { bytes }
+    }
+
     /// The packet of partly known bits that stands for every packet of this flow and direction.
     pub fn template(&self, direction: Direction) -> Template {
         Template::of_key(self, direction)
@@ -233,6 +264,16 @@ mod tests {
         assert_eq!(key.shape(), shape);
         assert_eq!(key.values(), [10, 0, 0, 1, 10, 0, 0, 2]);
         assert_ne!(key.hash64(1), key.hash64(2));
+    }
+
+    #[test]
+    fn kept_bytes_read_back() {
+        let shape = shape_of(&[Layer::Ethernet { ethertype: 0x806 }, Layer::Arp { operation: 1 }]);
+        let key = FlowKey::from_parts(&shape, &[10, 0, 0, 1, 10, 0, 0, 2]).unwrap();
+        assert_eq!(FlowKey::from_kept(key.as_bytes()), key);
+        for none in [&[][..], &[1], &[9, 9, 1], &[200, 200], &[0; 200]] {
+            assert!(FlowKey::from_kept(none).shape().is_empty());
+        }
     }
 
     #[test]

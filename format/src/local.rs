@@ -21,8 +21,8 @@ use crate::bytes::{put, put_u16, put_u32, u16_at, u32_at};
 pub const BLOCK_TYPE: u32 = 0x8057_5256;
 /// First bytes of the body of each of our blocks.
 pub const MAGIC: [u8; 8] = *b"WIREVLT\x01";
-/// Version of every structure inside a segment.
-pub const VERSION: u8 = 1;
+/// Version of every structure inside a segment. 2 added the section of chunk filters.
+pub const VERSION: u8 = 2;
 /// Bytes of the common start.
 pub const START_BYTES: usize = 20;
 

@@ -55,6 +55,8 @@ pub enum SectionId {
     Postings = 6,
     /// Filter over addresses and their prefixes, and the port bitmap.
     Filter = 7,
+    /// Filters over the addresses and ports of single chunks, instead of their flows.
+    ChunkFilters = 8,
 }
 
 impl SectionId {
@@ -67,6 +69,7 @@ impl SectionId {
         Self::Flows,
         Self::Postings,
         Self::Filter,
+        Self::ChunkFilters,
     ];
 
     /// The section with that number.

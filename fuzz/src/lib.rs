@@ -19,8 +19,8 @@ use wirevault_format::footer::{ChunkEntry, Footer};
 use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, SegmentEntry, decode_page};
 use wirevault_format::{Gap, LinkType, pcapng, section, segment};
-use wirevault_index::sections;
-use wirevault_packet::bpf::{AnyAddress, Insn, Program};
+use wirevault_index::decode;
+use wirevault_packet::bpf::{AnyAddress, Insn, Oracle, Program};
 use wirevault_packet::{
     Decap, FlowKey, OuterHeaders, OuterText, Stripped, Tunnel, dissect, outer_headers, summary,
 };
@@ -89,11 +89,14 @@ pub fn volume(bytes: &[u8]) {
 /// A block of an index section, and the sections that need no other.
 pub fn index_section(bytes: &[u8]) {
     let _ = section::decode(bytes);
-    let _ = sections::decode_gaps(bytes, 64);
-    let _ = sections::decode_shapes(bytes);
-    if let Ok(filter) = sections::decode_filter(bytes) {
-        use wirevault_packet::bpf::Oracle;
+    let _ = decode::decode_gaps(bytes, 64);
+    let _ = decode::decode_shapes(bytes);
+    if let Ok(filter) = decode::decode_filter(bytes) {
         let _ = filter.host4([10, 0, 0, 1], 32) | filter.host6([0xfe; 16], 64);
+    }
+    for filter in decode::decode_chunk_filters(bytes, 64, 8).into_iter().flatten().flatten() {
+        let _ = filter.host4([10, 0, 0, 1], 24) | filter.host6([0xfe; 16], 128);
+        let _ = filter.port(80..=81);
     }
 }
 
@@ -103,9 +106,9 @@ pub fn flows(bytes: &[u8]) {
     let at = |n: usize| rest.len() * usize::from(cuts[n]) / 256;
     let mut cuts = [at(0), at(1), at(2)];
     cuts.sort_unstable();
-    let Ok(shapes) = sections::decode_shapes(&rest[..cuts[0]]) else { return };
+    let Ok(shapes) = decode::decode_shapes(&rest[..cuts[0]]) else { return };
     let (hosts, columns) = (&rest[cuts[0]..cuts[1]], &rest[cuts[1]..cuts[2]]);
-    let _ = sections::decode_flows(&shapes, hosts, columns, &rest[cuts[2]..], 64);
+    let _ = decode::decode_flows(&shapes, hosts, columns, &rest[cuts[2]..], 64);
 }
 
 /// A capture file: pcap or pcapng, compressed or not.

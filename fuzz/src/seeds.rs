@@ -255,8 +255,8 @@ fn index_sections() -> Vec<(SectionId, Vec<u8>)> {
     }
     let mut index = SegmentIndex::new();
     index.apply(&delta).expect("the first delta applies");
-    let sections = index.encode_sections().expect("a small index encodes");
-    sections.into_iter().map(|section| (section.id, section.into_raw())).collect()
+    let encoded = index.encode().expect("a small index encodes");
+    encoded.sections.into_iter().map(|section| (section.id, section.into_raw())).collect()
 }
 
 fn four_sections() -> Vec<u8> {

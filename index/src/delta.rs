@@ -7,8 +7,14 @@ use wirevault_format::gap::CAUSES;
 use wirevault_format::pcapng::EPB_FIXED_BYTES;
 use wirevault_packet::{Direction, FlowKey};
 
+use crate::flows::KeyList;
+
 /// Packets that one chunk can hold at most: all of them empty.
-const PACKETS_MAX: usize = PAYLOAD_BYTES_MAX / EPB_FIXED_BYTES;
+pub(crate) const PACKETS_MAX: usize = PAYLOAD_BYTES_MAX / EPB_FIXED_BYTES;
+/// Bytes of all keys of a chunk at most: no key is longer than the block of its packet. A layer
+/// adds at most 5 bytes to a key for 4 of its header, a block has 32 bytes more than its packet,
+/// and a key ends at 112 bytes.
+const KEY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX;
 /// Gaps for which a delta has room without allocating.
 const GAPS: usize = 64;
 
@@ -34,6 +40,18 @@ pub struct FlowStats {
 }
 
 impl FlowStats {
+    /// Nothing seen.
+    pub const NONE: Self = Self {
+        times_ns: (u64::MAX, 0),
+        packets: 0,
+        bytes: 0,
+        wire_len: (u32::MAX, 0),
+        captured_len: (u32::MAX, 0),
+        tcp_or: 0,
+        tcp_and: u8::MAX,
+        directions: 0,
+    };
+
     /// The bit of a direction in `directions`.
     pub const fn bit(direction: Direction) -> u8 {
         match direction {
@@ -78,10 +96,12 @@ pub struct ChunkDelta {
     /// Gaps that it tells of.
     pub gaps: Vec<Gap>,
     /// Flows seen for the first time; they are numbered on from the deltas before.
-    pub new_flows: Vec<FlowKey>,
+    pub new_flows: KeyList,
     /// Flows that have packets in the chunk.
     pub touched: Vec<FlowTouch>,
-    /// Some packets are not covered by `touched`: queries scan the chunk.
+    /// Keys of packets whose flows found no room in the flow table; a key may stand here often.
+    pub loose: KeyList,
+    /// Some packets are covered by neither `touched` nor `loose`: queries scan the chunk.
     pub unindexed: bool,
     /// Packets the lane received so far in the run.
     pub received: u64,
@@ -97,7 +117,8 @@ impl ChunkDelta {
     pub fn new() -> Self {
         let mut delta = Self::small();
         delta.gaps.reserve_exact(GAPS);
-        delta.new_flows.reserve_exact(PACKETS_MAX);
+        delta.new_flows = KeyList::with_room(PACKETS_MAX, KEY_BYTES_MAX);
+        delta.loose = KeyList::with_room(PACKETS_MAX, KEY_BYTES_MAX);
         delta.touched.reserve_exact(PACKETS_MAX);
         delta.full_size = true;
         delta
@@ -115,8 +136,9 @@ impl ChunkDelta {
                 first_sequence: 0,
             },
             gaps: Vec::new(),
-            new_flows: Vec::new(),
+            new_flows: KeyList::default(),
             touched: Vec::new(),
+            loose: KeyList::default(),
             unindexed: false,
             received: 0,
             shed: 0,
@@ -130,11 +152,26 @@ impl ChunkDelta {
         self.full_size
     }
 
+    /// Notes a packet that the flow table has no room for.
+    pub(crate) fn note_loose(&mut self, key: &FlowKey) {
+        // A flood repeats a key rarely, but trains of one flow's packets do at once.
+        if self.loose.last() != Some(key.as_bytes()) {
+            self.loose.push(key);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> [usize; 5] {
+        let ([a, b], [c, d]) = (self.new_flows.room(), self.loose.room());
+        [a, b, c, d, self.touched.capacity()]
+    }
+
     /// Makes it ready for the next chunk.
     pub fn clear(&mut self) {
         self.gaps.clear();
         self.new_flows.clear();
         self.touched.clear();
+        self.loose.clear();
         self.unindexed = false;
     }
 }

@@ -417,6 +417,7 @@ fn section_name(id: SectionId) -> &'static str {
         SectionId::Flows => "flows",
         SectionId::Postings => "postings",
         SectionId::Filter => "filter",
+        SectionId::ChunkFilters => "chunk filters",
     }
 }
 

@@ -1,9 +1,10 @@
 //! Planning: which chunks of a segment a query must read.
 //!
 //! The program that decides every packet decides here first, run abstractly: on the segment's
-//! shapes with "is this address here at all?" answered by the filter, then on each flow. It answers
-//! No, Yes or Maybe, and only No leaves anything out. So the answer is a superset whatever the
-//! filter says, `not` and odd encapsulations included.
+//! shapes with "is this address here at all?" answered by the filter, then on each flow, and on the
+//! shapes of each chunk that a filter of its own covers. It answers No, Yes or Maybe, and only No
+//! leaves anything out. So the answer is a superset whatever the filters say, `not` and odd
+//! encapsulations included.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,18 +12,12 @@ use std::ops::RangeInclusive;
 
 use wirevault_format::footer::ChunkEntry;
 use wirevault_packet::bpf::{AnyAddress, Oracle, Program, Verdict};
-use wirevault_packet::{Direction, Template, ValueKind, shape_template, value_layout};
-use xorf::{BinaryFuse8, BinaryFuse8Ref, DmaSerializable, Filter, FilterRef};
+use wirevault_packet::{Direction, FlowKey, Template, ValueKind, shape_template};
 
+use crate::chunk_filter::ChunkFilter;
 use crate::delta::FlowStats;
-use crate::segment_index::FlowRecord;
-
-/// Bytes of the port bitmap: one bit a port.
-pub const PORT_BITMAP_BYTES: usize = 65_536 / 8;
-/// Lengths of the IPv4 prefixes that the filter holds beside whole addresses.
-const PREFIXES4: [u8; 3] = [32, 24, 16];
-/// The same for IPv6.
-const PREFIXES6: [u8; 3] = [128, 64, 48];
+use crate::flows::{FlowList, Shape};
+use crate::host_filter::HostFilter;
 
 /// Chunks that a query must read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,104 +30,9 @@ pub struct Selection {
     pub index_damage: Option<String>,
 }
 
-/// Which addresses and ports a segment holds, as a small filter without false negatives.
-#[derive(Debug, Clone)]
-pub struct HostFilter {
-    /// `None`: any address may be here.
-    pub(crate) hosts: Option<FuseFilter>,
-    pub(crate) ports: Vec<u8>,
-}
-
-impl HostFilter {
-    /// Builds the filter over addresses and a port bitmap.
-    pub(crate) fn build(hosts4: &[[u8; 4]], hosts6: &[[u8; 16]], ports: Vec<u8>) -> Self {
-        let keys4 = hosts4.iter().flat_map(|addr| PREFIXES4.map(|bits| key4(*addr, bits)));
-        let keys6 = hosts6.iter().flat_map(|addr| PREFIXES6.map(|bits| key6(*addr, bits)));
-        let mut keys: Vec<u64> = keys4.chain(keys6).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        // Building fails for sets that collide by bad luck; then any address may be here.
-        let hosts = BinaryFuse8::try_from(&keys).ok().filter(|_| !keys.is_empty());
-        Self { hosts: hosts.as_ref().map(FuseFilter::of), ports }
-    }
-
-    fn maybe(&self, key: u64) -> bool {
-        self.hosts.as_ref().is_none_or(|hosts| hosts.contains(key))
-    }
-}
-
-/// A binary fuse filter in the form in which it is stored.
-#[derive(Debug, Clone)]
-pub(crate) struct FuseFilter {
-    pub(crate) descriptor: [u8; BinaryFuse8::DESCRIPTOR_LEN],
-    pub(crate) fingerprints: Box<[u8]>,
-}
-
-impl FuseFilter {
-    fn of(filter: &BinaryFuse8) -> Self {
-        let mut descriptor = [0; BinaryFuse8::DESCRIPTOR_LEN];
-        filter.dma_copy_descriptor_to(&mut descriptor);
-        Self { descriptor, fingerprints: filter.dma_fingerprints().into() }
-    }
-
-    fn contains(&self, key: u64) -> bool {
-        BinaryFuse8Ref::from_dma(&self.descriptor, &self.fingerprints).contains(&key)
-    }
-
-    /// Whether no key can make the filter look outside its fingerprints: a key's three places lie
-    /// in three segments that follow each other.
-    pub(crate) fn is_sound(&self) -> bool {
-        let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| self.descriptor[at + n]));
-        let (segment, mask, count) = (word(8), word(12), word(16));
-        let reach = u64::from(count) + 2 * u64::from(segment);
-        segment.is_power_of_two()
-            && mask == segment - 1
-            && count.is_multiple_of(segment)
-            && reach <= self.fingerprints.len() as u64
-    }
-}
-
-impl Oracle for HostFilter {
-    fn host4(&self, addr: [u8; 4], prefix_len: u8) -> bool {
-        // The longest prefix held that the question covers.
-        let held = PREFIXES4.into_iter().find(|held| *held <= prefix_len);
-        held.is_none_or(|held| self.maybe(key4(addr, held)))
-    }
-
-    fn host6(&self, addr: [u8; 16], prefix_len: u8) -> bool {
-        let held = PREFIXES6.into_iter().find(|held| *held <= prefix_len);
-        held.is_none_or(|held| self.maybe(key6(addr, held)))
-    }
-
-    fn port(&self, mut range: RangeInclusive<u16>) -> bool {
-        range.any(|port| self.ports[usize::from(port) / 8] & (1 << (port % 8)) != 0)
-    }
-}
-
-fn key4(addr: [u8; 4], prefix_len: u8) -> u64 {
-    let bits = u32::from_be_bytes(addr) & (u32::MAX << (32 - prefix_len));
-    mix(u64::from(bits) | u64::from(prefix_len) << 32 | 4 << 40)
-}
-
-fn key6(addr: [u8; 16], prefix_len: u8) -> u64 {
-    let bits = u128::from_be_bytes(addr) & (u128::MAX << (128 - prefix_len));
-    mix((bits >> 64) as u64 ^ mix(bits as u64 ^ u64::from(prefix_len)) ^ 6 << 40)
-}
-
-/// The finaliser of SplitMix64: the filter wants keys that differ in all bits.
-fn mix(mut key: u64) -> u64 {
-    key = (key ^ key >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    key = (key ^ key >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    key ^ key >> 31
-}
-
 /// Whether any shape may hold a packet that the program accepts.
-pub(crate) fn shapes_may_match<'a>(
-    shapes: impl IntoIterator<Item = &'a [u8]>,
-    program: &Program,
-    filter: &HostFilter,
-) -> bool {
-    shapes.into_iter().any(|shape| match shape_template(shape) {
+pub(crate) fn shapes_may_match(shapes: &[Shape], program: &Program, filter: &HostFilter) -> bool {
+    shapes.iter().any(|shape| match shape_template(&shape.bytes) {
         Ok(template) => program.decide(&template, filter) != Verdict::No,
         Err(_) => true,
     })
@@ -177,44 +77,73 @@ impl Chunks {
         states.filter(|(_, state)| **state == State::Marked).map(|(n, _)| n).collect()
     }
 
-    fn is_open(&self, chunk: u32) -> bool {
+    /// Some chunk is still to be decided.
+    pub(crate) fn any_open(&self) -> bool {
+        self.states.contains(&State::Open)
+    }
+
+    pub(crate) fn is_open(&self, chunk: u32) -> bool {
         self.states.get(chunk as usize) == Some(&State::Open)
     }
 
-    fn mark(&mut self, chunks: &[u32]) {
-        for chunk in chunks {
-            if self.is_open(*chunk) {
-                self.states[*chunk as usize] = State::Marked;
-            }
+    pub(crate) fn mark(&mut self, chunk: u32) {
+        self.decide(chunk, true);
+    }
+
+    fn decide(&mut self, chunk: u32, is_wanted: bool) {
+        if self.is_open(chunk) {
+            self.states[chunk as usize] = if is_wanted { State::Marked } else { State::Outside };
         }
     }
 }
 
-/// Marks the chunks of every flow that may hold a packet that the program accepts.
-pub(crate) fn mark_flows(
-    flows: &[FlowRecord],
+/// Decides every chunk that a filter of its own covers.
+pub(crate) fn mark_filtered(
+    filters: &[Option<ChunkFilter>],
+    shapes: &[Shape],
     program: &Program,
-    window: (u64, u64),
     chunks: &mut Chunks,
 ) {
-    let mut shapes: HashMap<&[u8], ShapePlan> = HashMap::new();
-    for flow in flows {
-        let (first_ns, last_ns) = flow.stats.times_ns;
-        if last_ns < window.0 || first_ns >= window.1 {
+    let mut plans: HashMap<u32, ShapePlan> = HashMap::new();
+    for (chunk, filter) in (0..).zip(filters) {
+        let Some(filter) = filter.as_ref().filter(|_| chunks.is_open(chunk)) else { continue };
+        let is_wanted = filter.shapes.iter().any(|number| {
+            let Some(shape) = shapes.get(*number as usize) else { return true };
+            let plan = plans.entry(*number).or_insert_with(|| ShapePlan::new(shape, program));
+            plan.may_match(filter, program)
+        });
+        chunks.decide(chunk, is_wanted);
+    }
+}
+
+/// Calls `found` with the number of every flow that may hold a packet that the program accepts.
+/// Flows for which `asked` is false are not looked at.
+pub(crate) fn matching_flows(
+    flows: &FlowList,
+    program: &Program,
+    window: (u64, u64),
+    mut asked: impl FnMut(usize) -> bool,
+    mut found: impl FnMut(usize),
+) {
+    let mut plans: Vec<Option<ShapePlan>> = Vec::new();
+    plans.resize_with(flows.shapes.list.len(), || None);
+    for (number, stats) in flows.stats.iter().enumerate() {
+        let (first_ns, last_ns) = stats.times_ns;
+        if last_ns < window.0 || first_ns >= window.1 || !asked(number) {
             continue;
         }
-        if !flow.chunks.iter().any(|chunk| chunks.is_open(*chunk)) {
-            continue;
-        }
-        let shape = flow.key.shape();
-        let plan = shapes.entry(shape).or_insert_with(|| ShapePlan::new(shape, program));
-        let matches = match plan.decide(flow, program) {
+        let (shape, values) = flows.flow(number);
+        let plan = plans[flows.shape_of[number] as usize]
+            .get_or_insert_with(|| ShapePlan::new(shape, program));
+        let matches = match plan.decide(shape, values, stats, program) {
             Verdict::No => false,
             Verdict::Yes => true,
-            Verdict::Maybe => flow_may_match(flow, program),
+            Verdict::Maybe => {
+                flow_may_match(&FlowKey::from_kept(flows.keys.get(number)), stats, program)
+            }
         };
         if matches {
-            chunks.mark(&flow.chunks);
+            found(number);
         }
     }
 }
@@ -233,6 +162,14 @@ enum Question {
 }
 
 impl Question {
+    fn ask(&self, oracle: &impl Oracle) -> bool {
+        match *self {
+            Self::Host4(addr, bits) => oracle.host4(addr, bits),
+            Self::Host6(addr, bits) => oracle.host6(addr, bits),
+            Self::Port(low, high) => oracle.port(low..=high),
+        }
+    }
+
     fn holds(&self, kind: ValueKind, value: &[u8]) -> bool {
         match (*self, kind) {
             (Self::Host4(addr, bits), ValueKind::Addr4) => starts_with(value, &addr, bits),
@@ -318,9 +255,10 @@ impl Oracle for Answering<'_> {
 struct ShapePlan {
     /// `None`: the shape does not decode; its flows are taken one by one.
     template: Option<Template>,
-    layout: Vec<ValueKind>,
     questions: Vec<Question>,
     verdicts: HashMap<(u64, u8, u8), Verdict>,
+    /// The same for chunks, of whose packets no flags are known.
+    filtered: HashMap<u64, bool>,
     /// The last flow's entry: flows of one shape are much alike.
     last: ((u64, u8, u8), Verdict),
     /// What the program says whatever the addresses, ports and flags are.
@@ -328,29 +266,35 @@ struct ShapePlan {
 }
 
 impl ShapePlan {
-    fn new(shape: &[u8], program: &Program) -> Self {
+    fn new(shape: &Shape, program: &Program) -> Self {
         let listening = Listening(RefCell::new(Vec::new()));
-        let template = shape_template(shape).ok();
+        let template = shape_template(&shape.bytes).ok();
         let always = template.as_ref().map_or(Verdict::Maybe, |t| program.decide(t, &listening));
         Self {
             template,
-            layout: value_layout(shape).unwrap_or_default(),
             questions: listening.0.into_inner(),
             verdicts: HashMap::new(),
+            filtered: HashMap::new(),
             last: ((0, 0, 0), Verdict::Maybe),
             always,
         }
     }
 
     /// What is certain of the flow without regard to its lengths and directions.
-    fn decide(&mut self, flow: &FlowRecord, program: &Program) -> Verdict {
+    fn decide(
+        &mut self,
+        shape: &Shape,
+        values: &[u8],
+        stats: &FlowStats,
+        program: &Program,
+    ) -> Verdict {
         let Some(template) = self.template.as_ref().filter(|_| self.always == Verdict::Maybe)
         else {
             return self.always;
         };
-        let answers = self.answers(flow.key.values());
+        let answers = self.answers(shape, values);
         let flags = match template.tcp_flags_at() {
-            Some(_) => (flow.stats.tcp_or, flow.stats.tcp_and),
+            Some(_) => (stats.tcp_or, stats.tcp_and),
             None => (0, 0),
         };
         let case = (answers, flags.0, flags.1);
@@ -370,26 +314,44 @@ impl ShapePlan {
         verdict
     }
 
-    fn answers(&self, mut values: &[u8]) -> u64 {
+    fn answers(&self, shape: &Shape, values: &[u8]) -> u64 {
         let mut answers = 0;
-        for kind in &self.layout {
-            let (value, rest) = values.split_at(kind.bytes().min(values.len()));
-            values = rest;
+        for (kind, value) in shape.values(values) {
             for (at, question) in self.questions.iter().enumerate() {
-                answers |= u64::from(question.holds(*kind, value)) << at;
+                answers |= u64::from(question.holds(kind, value)) << at;
             }
         }
         answers
     }
+
+    /// Whether packets of this shape in a chunk with this filter may match.
+    fn may_match(&mut self, filter: &ChunkFilter, program: &Program) -> bool {
+        let Some(template) = self.template.as_ref().filter(|_| self.always == Verdict::Maybe)
+        else {
+            return self.always != Verdict::No;
+        };
+        let mut answers = 0;
+        for (at, question) in self.questions.iter().enumerate() {
+            answers |= u64::from(question.ask(filter)) << at;
+        }
+        if let Some(known) = self.filtered.get(&answers) {
+            return *known;
+        }
+        let answering = Answering { questions: &self.questions, answers };
+        let may_match = program.decide(template, &answering) != Verdict::No;
+        if self.filtered.len() < VERDICTS_MAX {
+            self.filtered.insert(answers, may_match);
+        }
+        may_match
+    }
 }
 
-fn flow_may_match(flow: &FlowRecord, program: &Program) -> bool {
-    let stats = &flow.stats;
+fn flow_may_match(key: &FlowKey, stats: &FlowStats, program: &Program) -> bool {
     [Direction::AtoB, Direction::BtoA].into_iter().any(|direction| {
         if stats.directions & FlowStats::bit(direction) == 0 {
             return false;
         }
-        let mut template = flow.key.template(direction);
+        let mut template = key.template(direction);
         let ((wire_min, wire_max), (cap_min, cap_max)) = (stats.wire_len, stats.captured_len);
         template.set_lengths(wire_min, wire_max, cap_min, cap_max);
         template.set_tcp_flags(stats.tcp_or, stats.tcp_and);

@@ -14,8 +14,8 @@ use std::sync::atomic::AtomicBool;
 use serde::{Deserialize, Serialize};
 use wirevault_format::LinkType;
 use wirevault_format::pcapng::Epb;
+use wirevault_index::Flows;
 use wirevault_index::delta::FlowStats;
-use wirevault_index::segment_index::FlowRecord;
 use wirevault_packet::bpf::{AnyAddress, Program, Verdict};
 use wirevault_packet::{Direction, FlowKey, TunnelId, dissect};
 
@@ -219,12 +219,12 @@ type Unsure = Vec<(FlowKey, Vec<u32>)>;
 /// Flows whose index entry is the answer, and flows whose packets decide: all where a tunnel
 /// is asked for, because what was removed from a packet is not in its flow.
 fn sort_out(
-    flows: &[FlowRecord],
+    flows: &Flows<'_>,
     question: &Question<'_>,
     tunnel: Option<TunnelId>,
 ) -> (Counted, Unsure) {
     let (mut certain, mut unsure) = (Vec::new(), Vec::new());
-    for flow in flows {
+    for flow in flows.iter() {
         let (first_ns, last_ns) = flow.stats.times_ns;
         if last_ns < question.since_ns || first_ns >= question.until_ns {
             continue;
@@ -233,7 +233,7 @@ fn sort_out(
         match decide(&flow.key, &flow.stats, question.program) {
             Verdict::No => {}
             Verdict::Yes if inside && tunnel.is_none() => certain.push((flow.key, flow.stats)),
-            _ => unsure.push((flow.key, flow.chunks.clone())),
+            _ => unsure.push((flow.key, flow.chunks.to_vec())),
         }
     }
     (certain, unsure)

@@ -9,7 +9,9 @@ use wirevault_format::footer::ChunkEntry;
 use wirevault_format::pcapng::{Blocks, Epb, EpbParts, put_epb};
 use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_format::{Cause, Gap, Interface, LifeId, LinkType, RunId};
-use wirevault_index::segment_index::FlowRecord;
+use wirevault_index::Flows;
+use wirevault_index::delta::FlowStats;
+use wirevault_packet::FlowKey;
 
 use crate::flows::stats_of;
 use crate::source::{Absence, Hole, Look, Question, Reader, Source};
@@ -180,25 +182,25 @@ impl Reader for Rc<SimSegment> {
         Look { chunks, gaps: self.gaps.clone(), selected, considered, index_damage: None }
     }
 
-    fn with_flows<R>(&self, _: u64, _: u64, look: impl FnOnce(Option<&[FlowRecord]>) -> R) -> R {
+    fn with_flows<R>(&self, _: u64, _: u64, look: impl FnOnce(Option<&Flows<'_>>) -> R) -> R {
         if self.unindexed {
             return look(None);
         }
-        let mut flows: Vec<FlowRecord> = Vec::new();
+        let mut flows: Vec<(FlowKey, FlowStats, Vec<u32>)> = Vec::new();
         for (number, chunk) in (0u32..).zip(&self.chunks) {
             for block in Blocks::new(&chunk.payload).map(Result::unwrap) {
                 let (key, stats) = stats_of(self.entry.link_type, &Epb::parse(&block).unwrap());
-                match flows.iter_mut().find(|flow| flow.key == key) {
-                    Some(flow) => {
-                        flow.stats.add(&stats);
-                        flow.chunks.push(number);
-                        flow.chunks.dedup();
+                match flows.iter_mut().find(|flow| flow.0 == key) {
+                    Some((_, sum, chunks)) => {
+                        sum.add(&stats);
+                        chunks.push(number);
+                        chunks.dedup();
                     }
-                    None => flows.push(FlowRecord { key, stats, chunks: vec![number] }),
+                    None => flows.push((key, stats, vec![number])),
                 }
             }
         }
-        look(Some(&flows))
+        look(Some(&flows.into_iter().collect()))
     }
 
     fn damage(&self) -> Vec<Hole> {

@@ -7,7 +7,7 @@ use wirevault_format::chunk::ChunkHeader;
 use wirevault_format::footer::ChunkEntry;
 use wirevault_format::table::SegmentEntry;
 use wirevault_format::{Cause, Gap, Interface};
-use wirevault_index::segment_index::FlowRecord;
+use wirevault_index::Flows;
 use wirevault_packet::bpf::Program;
 
 /// A segment that can be opened.
@@ -30,7 +30,7 @@ pub(crate) trait Reader {
         &self,
         since_ns: u64,
         until_ns: u64,
-        look: impl FnOnce(Option<&[FlowRecord]>) -> R,
+        look: impl FnOnce(Option<&Flows<'_>>) -> R,
     ) -> R;
     fn damage(&self) -> Vec<Hole>;
     fn read_chunk(

@@ -7,8 +7,7 @@ use wirevault_format::table::SegmentEntry;
 use wirevault_format::{Cause, Interface};
 use wirevault_index::error::chain;
 use wirevault_index::recover::Damage;
-use wirevault_index::segment_index::FlowRecord;
-use wirevault_index::{IndexError, Segment, SegmentIndex, SegmentReader};
+use wirevault_index::{Flows, IndexError, Segment, SegmentIndex, SegmentReader};
 
 use crate::source::{Absence, Hole, Look, Question, Reader, Source};
 
@@ -68,16 +67,16 @@ impl Reader for SegmentReader {
         &self,
         since_ns: u64,
         until_ns: u64,
-        look: impl FnOnce(Option<&[FlowRecord]>) -> R,
+        look: impl FnOnce(Option<&Flows<'_>>) -> R,
     ) -> R {
         self.with_index(|index: &SegmentIndex| {
             let uncovered = (0u32..).zip(index.chunks()).any(|(number, chunk)| {
                 let touches = |(min_ns, max_ns)| min_ns < until_ns && max_ns >= since_ns;
-                chunk.times_ns.is_some_and(touches) && index.is_unindexed(number)
+                chunk.times_ns.is_some_and(touches) && !index.lists_flows_of(number)
             });
             // An index that cannot be read is told of by `select`.
-            let flows = index.flows().ok().filter(|_| !uncovered);
-            look(flows)
+            let flows = if uncovered { None } else { index.flows().ok() };
+            look(flows.as_ref())
         })
     }
 

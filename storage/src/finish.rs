@@ -78,12 +78,11 @@ pub fn finish_segment(
     let chunk_end = |chunk: &ChunkEntry| chunk.offset + u64::from(chunk.chunk_bytes);
     let start = index.chunks().iter().map(chunk_end).max().unwrap_or(open.data_offset);
     let room = open.segment_bytes.saturating_sub(start + FOOTER_BYTES as u64);
-    let mut tail = sealed_as.blocks(index.encode_sections()?, start).map_err(failed)?;
-    let (mut flows, mut unindexed_chunks) = (index.flows()?.len(), index.unindexed_chunks());
+    let mut encoded = index.encode()?;
+    let mut tail = sealed_as.blocks(encoded.sections, start).map_err(failed)?;
     if tail.bytes.len() as u64 > room {
-        let coarse = without_flows(index)?;
-        tail = sealed_as.blocks(coarse.encode_sections()?, start).map_err(failed)?;
-        (flows, unindexed_chunks) = (0, coarse.unindexed_chunks());
+        encoded = without_flows(index)?.encode()?;
+        tail = sealed_as.blocks(encoded.sections, start).map_err(failed)?;
     }
     let footer_offset = start + tail.bytes.len() as u64;
     let file_bytes = footer_offset + FOOTER_BYTES as u64;
@@ -123,8 +122,8 @@ pub fn finish_segment(
         closed_ns: entry.closed_ns,
         data_offset: open.data_offset,
         index_offset: start,
-        flows: flows as u32,
-        unindexed_chunks,
+        flows: encoded.flows,
+        unindexed_chunks: encoded.scanned_chunks,
         chain: facts.chain,
         directory: tail.directory,
     };

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, RwLock};
 
 use wirevault_format::LinkType;
+use wirevault_index::delta::FlowStats;
 use wirevault_index::delta::FlowTouch;
-use wirevault_index::segment_index::FlowRecord;
-use wirevault_index::{Catalog, ChunkDelta, Segment, SegmentIndex};
+use wirevault_index::{Catalog, ChunkDelta, FlowRecord, Segment, SegmentIndex};
 use wirevault_media::{DirMedia, Media};
 use wirevault_packet::FlowKey;
 use wirevault_query::filter::compile;
@@ -403,15 +403,91 @@ fn what_tcpdump_refuses_is_refused_in_its_words() {
     }
 }
 
+/// Packets each of which is a flow of its own, and among them a conversation now and then.
+fn flood(packets: u32) -> Vec<Packet> {
+    let packet = |n: u32| {
+        let source = n.wrapping_mul(0x9e37_79b1) | 1;
+        let talk = n.is_multiple_of(1000);
+        let (source, ports) = match talk {
+            true => (0x0a09_0807, [50_000, 8443]),
+            false => (source, [1024 + (n % 60_000) as u16, 80]),
+        };
+        let mut data = vec![2; 12];
+        if n.is_multiple_of(7) {
+            data.extend([0x81, 0, 0, 77]);
+        }
+        data.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
+        data.extend([source, 0xc0a8_0001].map(u32::to_be_bytes).as_flattened());
+        data.extend(ports.map(u16::to_be_bytes).as_flattened());
+        data.extend([0; 16]);
+        let ts_ns = 1_700_000_000_000_000_000 + u64::from(n) * 1000;
+        Packet { ts_ns, orig_len: data.len() as u32, data }
+    };
+    (0..packets).map(packet).collect()
+}
+
+#[test]
+fn a_flood_is_answered_as_tcpdump_does() {
+    const PACKETS: u32 = 60_000;
+    let packets = flood(PACKETS);
+    for sealed in [false, true] {
+        let store = TestStore::holding(sealed, &packets);
+        let catalog = store.catalog();
+        let filtered = catalog.segments.iter().map(|segment| {
+            let reader = segment.open().unwrap();
+            reader.with_index(|index| {
+                let all = 0..index.chunks().len() as u32;
+                let is_filtered =
+                    |chunk: &u32| !index.is_unindexed(*chunk) && !index.lists_flows_of(*chunk);
+                all.filter(is_filtered).count() as u64
+            })
+        });
+        assert_eq!(filtered.sum::<u64>(), chunks(&catalog));
+        let one = |n: u32| std::net::Ipv4Addr::from(n.wrapping_mul(0x9e37_79b1) | 1);
+        let mut tally = Tally::default();
+        // Each with the share of chunks that may be read, in tenths.
+        for (filter, tenths) in [
+            (format!("host {}", one(30_001)), 6),
+            (format!("vlan and host {}", one(7 * 777)), 6),
+            (format!("not host {}", one(5)), 10),
+            ("host 10.9.8.7".to_owned(), 10),
+            ("host 10.9.8.7 and port 8443".to_owned(), 10),
+            ("not port 80".to_owned(), 10),
+            ("net 10.9.0.0/16 or udp".to_owned(), 10),
+            ("less 59".to_owned(), 10),
+            ("udp or port 22 or host 203.0.113.9".to_owned(), 6),
+        ] {
+            let wanted = tcpdump(&store.path("original.pcap"), &filter);
+            let summary = tally.add(&filter, &wanted, &catalog).expect("an answer");
+            let (read, total) = (summary.chunks_read, chunks(&catalog));
+            assert!(read * 10 <= total * tenths, "`{filter}` reads {read} of {total}");
+        }
+        assert!(tally.wrong.is_empty(), "{:#?}", tally.wrong);
+    }
+}
+
+/// A flow of an index, free to be changed.
+struct Indexed {
+    key: FlowKey,
+    stats: FlowStats,
+    chunks: Vec<u32>,
+}
+
 /// The store with every segment's index made anew from what `change` leaves of it.
-fn reindexed(store: &TestStore, change: &dyn Fn(&mut Vec<FlowRecord>)) -> Catalog {
+fn reindexed(store: &TestStore, change: &dyn Fn(&mut Vec<Indexed>)) -> Catalog {
     let media: Arc<dyn Media> = Arc::new(DirMedia::open(store.dir()).unwrap());
     let catalog = store.catalog();
     let reindexed = catalog.segments.iter().map(|segment| {
         let reader = segment.open().unwrap();
         let (chunks, mut flows) = reader.with_index(|index| {
-            assert_eq!(index.unindexed_chunks(), 0);
-            (index.chunks().to_vec(), index.flows().unwrap().to_vec())
+            let chunks = index.chunks().to_vec();
+            assert!((0..chunks.len() as u32).all(|chunk| index.lists_flows_of(chunk)));
+            let flow = |it: FlowRecord<'_>| Indexed {
+                key: it.key,
+                stats: it.stats,
+                chunks: it.chunks.to_vec(),
+            };
+            (chunks, index.flows().unwrap().iter().map(flow).collect::<Vec<_>>())
         });
         change(&mut flows);
         let mut index = SegmentIndex::new();

@@ -97,7 +97,7 @@ fn nothing_of_the_packets_is_in_a_sealed_store() {
     // with its size.
     let catalog = plain.catalog();
     let reader = catalog.segments[0].open().unwrap();
-    let sections = reader.with_index(|index| index.encode_sections()).unwrap();
+    let sections = reader.with_index(|index| index.encode()).unwrap().sections;
     for (id, name, bytes) in [
         (SectionId::Filter, "host filter", 7),
         (SectionId::Hosts, "hosts", 32),

@@ -152,7 +152,7 @@ fn a_lost_index_is_made_again_from_the_chunks() {
     reader.with_index(|written| {
         assert_eq!(index.chunks(), written.chunks());
         assert_eq!(index.gaps(), written.gaps());
-        assert_eq!(index.flows().unwrap(), written.flows().unwrap());
+        assert!(index.flows().unwrap().iter().eq(written.flows().unwrap().iter()));
     });
 }
 

@@ -225,6 +225,12 @@ pub struct LaneStatus {
     pub kept_fragments: u64,
     /// Packets, of those stripped, that the mirror had cut.
     pub truncated_mirror: u64,
+    /// Chunks with more flows than the index follows: filters over addresses and ports cover them.
+    pub filtered_chunks: u64,
+    /// Flows of the open segment so far; 0 offline.
+    pub flows: u64,
+    /// Flows of a segment that the index follows at most; 0 offline and before the first packet.
+    pub flows_max: u64,
     /// Pages that hold the lane's chunks.
     pub hugepages: String,
     /// How the interface's packets are shared between lanes; nothing with one lane.

@@ -45,6 +45,9 @@ fn a_file_is_recorded_asked_for_and_the_end_is_clean() {
     assert_eq!(lane["dropped_by_cause"]["ring_overflow"], 0);
     assert_eq!(lane["unacknowledged_age_ms"], 0);
     assert_eq!(lane["watermark"], PACKETS);
+    let flows = (lane["flows"].as_u64().unwrap(), lane["flows_max"].as_u64().unwrap());
+    assert!(0 < flows.0 && flows.0 < flows.1, "{lane:#}");
+    assert_eq!((&lane["filtered_chunks"], &lane["unindexed_chunks"]), (&0.into(), &0.into()));
     assert_eq!(status["sealed"], false);
     assert_eq!(status["volumes"][0]["path"], place.store.display().to_string());
     assert_eq!(status["recovery"]["crashed_runs"], 0);

@@ -208,7 +208,7 @@ proptest! {
         let mut sections = sections_within(&live, *random.pick(&[0, u64::MAX]));
         let ids: Vec<SectionId> = SectionId::ALL.to_vec();
         for _ in 0..8 {
-            let Some(bytes) = sections.get_mut(*random.pick(&ids)) else { continue };
+            let Some(bytes) = sections.get_mut(random.pick(&ids)) else { continue };
             match random.below(4) {
                 0 => bytes.truncate(random.below(bytes.len() + 1)),
                 1 => bytes.extend(random.bytes(3)),

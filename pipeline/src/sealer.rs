@@ -14,8 +14,8 @@ use crossbeam_queue::ArrayQueue;
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::{ChunkEntry, CloseReason};
 use wirevault_format::{Cause, Gap, Interface, LinkType, RunId};
-use wirevault_index::ChunkDelta;
 use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
+use wirevault_index::{ChunkDelta, prefetch};
 use wirevault_packet::dissect;
 use wirevault_seal::{DataSealer, SealError};
 use wirevault_storage::{OpenSegment, StorageError};
@@ -38,6 +38,8 @@ pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) const REPLAY_ATTEMPTS: u32 = 3;
 /// How often an idle sealer looks at the age of its segments.
 const IDLE_WAIT: Duration = Duration::from_millis(200);
+/// Bytes of a cache line; headers lie in two.
+const LINE_BYTES: usize = 64;
 /// Offset of data in an Enhanced Packet Block.
 const EPB_DATA_AT: usize = 28;
 
@@ -62,6 +64,10 @@ pub(crate) struct Sealer {
     /// Packets come from a live source.
     pub live: bool,
     pub segment_age: Duration,
+    /// Flows of a segment at most.
+    pub flows_max: u32,
+    /// Table of the first stream, until it comes.
+    pub spare_table: Option<FlowTable>,
     pub streams: Vec<SealStream>,
     pub returned: Returned,
 }
@@ -107,6 +113,8 @@ pub(crate) enum Origin {
 impl Sealer {
     /// Runs until the lane is gone and the fate of its last chunk is known; closes the segments.
     pub(crate) fn run(mut self) {
+        // Set aside before packets come: a table for large segments takes some ten milliseconds.
+        self.spare_table = Some(self.new_table());
         while self.step() {
             self.seal_again();
             self.close_aged();
@@ -309,7 +317,11 @@ impl Sealer {
         }
         if delta.unindexed {
             self.shared.unindexed_chunks.fetch_add(1, Ordering::Relaxed);
+        } else if !delta.loose.is_empty() {
+            self.shared.filtered_chunks.fetch_add(1, Ordering::Relaxed);
         }
+        self.shared.flows.store(stream.table.len() as u64, Ordering::Relaxed);
+        self.shared.flows_max.store(stream.table.flows_max() as u64, Ordering::Relaxed);
         header.encode(buf);
         let link = match &mut current.sealer {
             Some(sealer) => {
@@ -377,21 +389,28 @@ impl Sealer {
         let _ = self.closer.send(ToCloser::End(Box::new(closing)));
     }
 
+    /// The stream of a link type.
     fn stream(&mut self, link_type: LinkType) -> usize {
         let known = self.streams.iter().position(|stream| stream.link_type == link_type);
         known.unwrap_or_else(|| self.add_stream(link_type))
     }
 
-    /// A stream of its own for packets of this link type.
+    /// A stream of its own for packets of this link type. The first one takes the table that was
+    /// set aside, others need one of their own.
     pub(crate) fn add_stream(&mut self, link_type: LinkType) -> usize {
+        let table = self.spare_table.take().unwrap_or_else(|| self.new_table());
         self.streams.push(SealStream {
             link_type,
             watermark: self.acks.watermark(link_type),
-            table: FlowTable::new(FlowOptions::default()),
+            table,
             current: None,
             next: None,
         });
         self.streams.len() - 1
+    }
+
+    fn new_table(&self) -> FlowTable {
+        FlowTable::new(FlowOptions { flows_max: self.flows_max })
     }
 }
 
@@ -434,13 +453,26 @@ fn note_flows(
     table.begin_chunk(delta);
     let mut unparsed = 0;
     let mut notes: [PacketNote; NOTES] = std::array::from_fn(|_| PacketNote::default());
+    // The lane filled the chunk on another core: the headers of the next batch are fetched
+    // while this one is taken apart.
+    let mut ahead = epb_at.iter().skip(NOTES);
     for batch in epb_at.chunks(NOTES) {
+        for at in ahead.by_ref().take(NOTES) {
+            prefetch(chunk, *at as usize + EPB_DATA_AT);
+            prefetch(chunk, *at as usize + EPB_DATA_AT + LINE_BYTES);
+        }
         for (note, at) in notes.iter_mut().zip(batch) {
             let block = &chunk[*at as usize..];
-            let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|n| block[at + n]));
+            let head: &[u8; EPB_DATA_AT] =
+                block.first_chunk().expect("the lane wrote whole blocks and their places");
+            // Spelled out: `map` over the places is a call for each of them.
+            let word = |at: usize| {
+                u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+            };
             let captured_len = word(20);
             let data = &block[EPB_DATA_AT..EPB_DATA_AT + captured_len as usize];
             let dissected = dissect(link_type, data);
+            table.prefetch(dissected.hash);
             unparsed += u64::from(!dissected.parsed);
             *note = PacketNote {
                 hash: dissected.hash,

@@ -93,7 +93,7 @@ impl Pipeline {
             return Err(PipelineError::TooFewBuffers { have, lanes: lanes.len(), need });
         }
         let run = store.begin_run(options.import, lanes.len() as u16)?;
-        let volumes = store.status().volumes.len();
+        let (volumes, flows_max) = (store.status().volumes.len(), store.flows_max());
         let mut starter = Starter { threads: Vec::new() };
         let catalog = store.shared_catalog();
         let store = Arc::new(Mutex::new(store));
@@ -161,6 +161,8 @@ impl Pipeline {
                 stop: Arc::clone(&stop),
                 live: view.live,
                 segment_age: options.segment_age,
+                flows_max,
+                spare_table: None,
                 streams: Vec::new(),
                 returned: Returned::default(),
             };

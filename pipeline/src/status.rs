@@ -55,6 +55,12 @@ pub struct LaneShared {
     pub lane: u16,
     /// Chunks that the index does not cover.
     pub unindexed_chunks: AtomicU64,
+    /// Chunks some of whose flows found no room: filters of their own cover them.
+    pub filtered_chunks: AtomicU64,
+    /// Flows that the open segment written last has so far.
+    pub flows: AtomicU64,
+    /// Flows that it can have.
+    pub flows_max: AtomicU64,
     /// Everything that reached the source before this time was taken.
     pub polled_ns: AtomicU64,
     /// Largest packet time below the watermark.
@@ -85,6 +91,9 @@ impl LaneShared {
         Self {
             lane,
             unindexed_chunks: AtomicU64::new(0),
+            filtered_chunks: AtomicU64::new(0),
+            flows: AtomicU64::new(0),
+            flows_max: AtomicU64::new(0),
             polled_ns: AtomicU64::new(0),
             durable_ns: AtomicU64::new(0),
             decap: DecapCounters::default(),

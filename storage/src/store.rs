@@ -21,7 +21,7 @@ use wirevault_telemetry::clock::Clock;
 
 use crate::StorageError;
 use crate::finish::Finished;
-use crate::plan::spares_wanted;
+use crate::plan::{flows_max, spares_wanted};
 use crate::view::Showing;
 use crate::volume::{VolumeWriter, key_error};
 
@@ -89,6 +89,12 @@ impl Store {
     /// Packets, index and flow data are encrypted.
     pub fn is_sealed(&self) -> bool {
         self.volumes[0].superblock().sealed
+    }
+
+    /// Flows that the index of an open segment follows at most, on any of the volumes.
+    pub fn flows_max(&self) -> u32 {
+        let each = self.volumes.iter().map(|it| flows_max(it.superblock().segment_bytes));
+        each.max().unwrap_or(0)
     }
 
     /// Begins a run and makes that durable. Its entry takes a free line of the run table, or the

@@ -119,6 +119,7 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
         (lane.kept_fragments, "stored as fragments of tunnels"),
         (lane.truncated_mirror, "cut by the mirror"),
         (lane.unindexed_chunks, "in chunks without index (chunks)"),
+        (lane.filtered_chunks, "in chunks with more flows than the index follows (chunks)"),
     ];
     for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
         say(format!("{count} {what}"));
@@ -134,6 +135,9 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
     }
     if offline {
         return;
+    }
+    if lane.flows_max > 0 {
+        say(format!("{} flows in the open segment, {} at most", lane.flows, lane.flows_max));
     }
     let mut uses = vec![format!("pages {}", lane.hugepages)];
     uses.extend(lane.fanout.as_ref().map(|fanout| format!("fanout {fanout}")));

@@ -8,6 +8,8 @@
 //!  scale:    tables of 100,000 segments ──► open ─► catalog ─► plan
 //!  device:   packets as large as chunks, 1 to 8 lanes ──► seal ─► write ──► files, beside fio
 //! ```
+//! `index` measures the flow table and the index of a full segment, without a pipeline.
+//!
 //! Every figure comes with those of the same run that it is measured against: memcpy, AES-256-GCM
 //! and O_DIRECT writes. `--json` prints the same as one JSON object.
 //!
@@ -18,6 +20,12 @@
 #![deny(unsafe_code)]
 
 mod device;
+//!   [`traffic`]: frames with flows as on a link.
+//! - [`sender`]: sequence-stamped packets at a steady rate, over [`sys`], the only unsafe code.
+
+#![deny(unsafe_code)]
+
+mod index;
 mod limits;
 mod live;
 mod namespace;
@@ -31,6 +39,7 @@ mod soak;
 #[expect(unsafe_code, reason = "one system call that sends many frames")]
 mod sys;
 mod threads;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -73,6 +82,9 @@ enum What {
         after_help = "Example: cargo run --release -p wirevault-bench -- device --folder /var/tmp"
     )]
     Device(device::Options),
+    /// The flow table and the index of a full segment, alone.
+    #[command(after_help = "Example: cargo run --release -p wirevault-bench -- index --mib 0")]
+    Index(index::Options),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +98,7 @@ fn main() -> ExitCode {
         What::Peers(options) => peers::run(&options),
         What::Scale(options) => scale::run(&options),
         What::Device(options) => device::run(&options),
+        What::Index(options) => index::run(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

@@ -1,6 +1,5 @@
 //! From an interface into sealed and indexed segments: what was sent must be stored, all of it.
 
-use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -11,9 +10,8 @@ use wirevault_capture::{PacketMmapOptions, PacketMmapSource, Source, XdpOptions,
 use wirevault_pipeline::{Pipeline, PipelineOptions};
 
 use crate::limits::Limits;
-use crate::namespace::{Namespace, RECEIVER, SENDER};
-use crate::sender::{Load, send};
-use crate::site::Site;
+use crate::sender::{Load, RECEIVER, SENDER, cable, send};
+use crate::site::{Site, SiteOptions};
 use crate::threads::StageTimes;
 
 /// Time for the last packets to become durable.
@@ -92,15 +90,8 @@ pub(crate) struct Options {
     /// MiB of the source's ring. The default holds hundreds of milliseconds of either load.
     #[arg(long, value_name = "N", default_value_t = 256)]
     ring_mib: usize,
-    /// GiB that the store may take; older segments are given up for newer ones.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    quota_gib: u64,
-    /// Folder for the store [default: the system's temporary folder].
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    site: SiteOptions,
 }
 
 /// One run.
@@ -133,10 +124,10 @@ struct Report {
 
 /// Runs it; false if a load was not stored whole in any of its runs.
 pub(crate) fn run(options: &Options) -> Result<bool> {
-    let site = Site::new(options.folder.as_deref())?;
+    let site = Site::new(options.site.folder.as_deref())?;
     let limits = Limits::measure(Some(site.path()))?;
-    let namespace = Namespace::new()?;
-    if !options.json {
+    let namespace = cable()?;
+    if !options.site.json {
         limits.print();
         println!("\nlive from a veth pair, one lane, sealed and indexed; CPU in % of one core");
         println!(
@@ -164,7 +155,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         for run in 1..=options.runs.max(1) {
             for source in &options.source {
                 let row = measure(options, &site, *source, *case, run)?;
-                if !options.json {
+                if !options.site.json {
                     row.print();
                 }
                 rows.push(row);
@@ -179,7 +170,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let loads =
         || options.case.iter().flat_map(|case| options.source.iter().map(move |it| (it, case)));
     let lossless = loads().all(|(source, case)| best(source, case).is_some());
-    match options.json {
+    match options.site.json {
         true => {
             println!("{}", serde_json::to_string_pretty(&Report { limits, lossless, rows })?);
         }
@@ -201,7 +192,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
 fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u32) -> Result<Row> {
     let (frame_bytes, packets_per_s) = case.shape();
     let source = kind.open(RECEIVER, options.ring_mib << 20)?;
-    let quota_bytes = options.quota_gib << 30;
+    let quota_bytes = options.site.quota_bytes();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let how = PipelineOptions::default();
     let pipeline = site.start(source, quota_bytes, BUFFER_BYTES, &how)?;

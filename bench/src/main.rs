@@ -15,20 +15,15 @@
 //!
 //! - [`packets`]: packets in memory, and a source that hands them out. [`site`]: a temporary sealed
 //!   store and its pipeline. [`limits`]: what the machine can do. [`threads`]: CPU time by stage.
-//! - [`namespace`]: the cable. [`sender`]: sequence-stamped packets at a steady rate, over [`sys`], the only unsafe code.
-
-#![deny(unsafe_code)]
-
-mod device;
 //!   [`traffic`]: frames with flows as on a link.
 //! - [`sender`]: sequence-stamped packets at a steady rate, over [`sys`], the only unsafe code.
 
 #![deny(unsafe_code)]
 
+mod device;
 mod index;
 mod limits;
 mod live;
-mod namespace;
 mod packets;
 mod peers;
 mod pipeline;

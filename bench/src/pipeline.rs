@@ -1,6 +1,5 @@
 //! From memory through the pipeline, sealed and indexed, into nothing and into a file.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use wirevault_pipeline::PipelineOptions;
 
 use crate::limits::Limits;
 use crate::packets::{FLOWS, MemorySource, Packets, Size};
-use crate::site::Site;
+use crate::site::{Site, SiteOptions};
 use crate::threads::StageTimes;
 
 /// A source of this many bytes stays in the second-level cache.
@@ -65,15 +64,8 @@ pub(crate) struct Options {
     /// MiB of packet buffer.
     #[arg(long, value_name = "N", default_value_t = 64)]
     buffer_mib: u64,
-    /// GiB that the store may take; older segments are given up for newer ones.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    quota_gib: u64,
-    /// Folder for the store; its disk is what is measured [default: the system's temporary folder].
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    site: SiteOptions,
 }
 
 /// One row.
@@ -114,10 +106,10 @@ struct Report {
 
 /// Runs it; false if a run lost packets.
 pub(crate) fn run(options: &Options) -> Result<bool> {
-    let site = Site::new(options.folder.as_deref())?;
+    let site = Site::new(options.site.folder.as_deref())?;
     let to_disk = options.device.contains(&Device::File);
     let limits = Limits::measure(to_disk.then(|| site.path()))?;
-    if !options.json {
+    if !options.site.json {
         limits.print();
         println!("\npackets in memory through the pipeline, {FLOWS} flows, sealed and indexed");
         println!(
@@ -156,14 +148,14 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
                 [("cold", &cold, options.passes), ("hot", &hot, hot_passes)]
             {
                 let row = measure(options, &site, &limits, *device, name, packets, passes, *size)?;
-                if !options.json {
+                if !options.site.json {
                     row.print();
                 }
                 rows.push(row);
             }
         }
     }
-    if options.json {
+    if options.site.json {
         println!("{}", serde_json::to_string_pretty(&Report { flows: FLOWS, limits, rows })?);
     }
     Ok(true)
@@ -182,8 +174,7 @@ fn measure(
 ) -> Result<Row> {
     let how = device.options();
     let (count, bytes) = (packets.count * passes, packets.bytes() * passes);
-    // A fixed quota: places are used again, as they are in service.
-    let quota_bytes = options.quota_gib << 30;
+    let quota_bytes = options.site.quota_bytes();
     let memory = MemorySource::new(Arc::clone(packets), passes, site.clock.unix_ns());
     let buffer_bytes = (options.buffer_mib << 20) as usize;
     let begin = Instant::now();

@@ -1,4 +1,4 @@
-//! Sends sequence-stamped packets at a steady rate.
+//! A cable, and sequence-stamped packets on it at a steady rate.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -6,9 +6,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use wirevault_testkit::net::Namespace;
 
 use crate::sys::{FRAMES_MAX, RawSocket};
 
+/// The end that is recorded.
+pub(crate) const RECEIVER: &str = "wvb0";
+/// The end that packets are sent on.
+pub(crate) const SENDER: &str = "wvb1";
 /// UDP source ports, and so flows.
 const FLOWS: u64 = 1024;
 const PORT_AT: usize = 34;
@@ -29,6 +34,13 @@ pub(crate) struct Load {
 pub(crate) struct Sent {
     pub(crate) packets: u64,
     pub(crate) time: Duration,
+}
+
+/// The cable, in a namespace that the thread and what it starts are in until this is dropped.
+pub(crate) fn cable() -> Result<Namespace> {
+    let namespace = Namespace::enter().context("this needs root")?;
+    namespace.add_veth(RECEIVER, SENDER);
+    Ok(namespace)
 }
 
 /// Sends on an interface of the thread's namespace. A sender that falls behind makes up for it.

@@ -1,9 +1,10 @@
 //! A temporary sealed store, and a pipeline into it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use clap::Args;
 use tempfile::TempDir;
 use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_capture::Source;
@@ -14,6 +15,27 @@ use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
 use wirevault_seal::{FileProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
 use wirevault_telemetry::clock::{Clock, SystemClock};
+
+/// Where a measurement stores, and how it prints.
+#[derive(Debug, Args)]
+pub(crate) struct SiteOptions {
+    /// GiB that the store may take; older segments are given up for newer ones.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    quota_gib: u64,
+    /// Folder for the store; its disk is what is measured [default: the system's temporary folder].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl SiteOptions {
+    /// A fixed quota: places are used again, as they are in service.
+    pub(crate) fn quota_bytes(&self) -> u64 {
+        self.quota_gib << 30
+    }
+}
 
 /// Folder that is removed with everything in it.
 pub(crate) struct Site {

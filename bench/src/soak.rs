@@ -1,6 +1,5 @@
 //! The pipeline at full rate for minutes: neither its memory nor its cost per packet may grow.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use serde::Serialize;
 
 use crate::packets::{MemorySource, Packets, Size};
 use crate::pipeline::Device;
-use crate::site::Site;
+use crate::site::{Site, SiteOptions};
 use crate::threads::StageTimes;
 
 const MEMORY_BYTES: usize = 256 << 20;
@@ -36,15 +35,8 @@ pub(crate) struct Options {
     /// Where chunks go.
     #[arg(long, value_enum, default_value = "null")]
     device: Device,
-    /// GiB that the store may take; older segments are given up for newer ones.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    quota_gib: u64,
-    /// Folder for the store [default: the system's temporary folder].
-    #[arg(long, value_name = "DIR")]
-    folder: Option<PathBuf>,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    site: SiteOptions,
 }
 
 /// What one stretch of the run took.
@@ -70,14 +62,14 @@ struct Report {
 
 /// Runs it; false if a packet was lost.
 pub(crate) fn run(options: &Options) -> Result<bool> {
-    let site = Site::new(options.folder.as_deref())?;
+    let site = Site::new(options.site.folder.as_deref())?;
     let packets = Arc::new(Packets::make(options.size, MEMORY_BYTES));
     let packet_bytes = packets.bytes() as f64 / packets.count as f64;
     let memory = Box::new(MemorySource::new(packets, PASSES, site.clock.unix_ns()));
     let how = options.device.options();
-    let pipeline = site.start(memory, options.quota_gib << 30, BUFFER_BYTES, &how)?;
+    let pipeline = site.start(memory, options.site.quota_bytes(), BUFFER_BYTES, &how)?;
     let lane = &pipeline.lanes()[0];
-    if !options.json {
+    if !options.site.json {
         println!("{} packets at full rate, sealed and indexed", options.size.name());
         println!(
             "{:>8} {:>6} {:>6} {:>10} {:>9} {:>10}",
@@ -101,7 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
             resident_mib: resident_bytes()? >> 20,
             unindexed_chunks: lane.shared.unindexed_chunks.load(Ordering::Relaxed),
         };
-        if !options.json {
+        if !options.site.json {
             row.print();
         }
         rows.push(row);
@@ -117,7 +109,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     let memory = |rows| mean(rows, |row| row.resident_mib as f64);
     let memory_growth_mib = (memory(last) - memory(first)).round() as i64;
     let report = Report { rows, cpu_drift, memory_growth_mib };
-    match options.json {
+    match options.site.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
         false => println!(
             "last third against the first, {WARM_ROWS} rows left out: CPU per packet x \

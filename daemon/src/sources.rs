@@ -78,13 +78,8 @@ fn lanes_of(
     filter: Option<Filter>,
     decap: Option<Decap>,
 ) -> Vec<LaneSpec> {
-    let lane = |source| LaneSpec {
-        source,
-        snaplen_bytes,
-        filter: filter.clone(),
-        decap: decap.clone(),
-        cpu: None,
-    };
+    let lane =
+        |source| LaneSpec { source, snaplen_bytes, filter: filter.clone(), decap, cpu: None };
     sources.into_iter().map(lane).collect()
 }
 

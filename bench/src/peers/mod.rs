@@ -15,8 +15,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::namespace::{Namespace, SENDER};
-use crate::sender::{Load, Sent, send};
+use crate::sender::{Load, SENDER, Sent, cable, send};
 
 pub(crate) use recorder::Recorder;
 
@@ -43,7 +42,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [1500, 512, 64])]
     size: Vec<usize>,
     /// Recorders to run.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Recorder::value_variants().to_vec())]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    #[arg(default_values_t = Recorder::value_variants().to_vec())]
     only: Vec<Recorder>,
     /// Folder for the files [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
@@ -108,7 +108,7 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         None => builder.tempdir(),
     }
     .context("temporary folder")?;
-    let _namespace = Namespace::new()?;
+    let _namespace = cable()?;
     if !options.json {
         println!("one core each, {} s a run; CPU at {} packets/s", options.secs, options.rate);
         println!(

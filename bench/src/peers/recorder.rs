@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use crate::namespace::RECEIVER;
+use crate::sender::RECEIVER;
 
 /// Memory for packets not taken yet, the same for everyone who can be told.
 const RING_MIB: usize = 256;

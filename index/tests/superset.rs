@@ -61,7 +61,12 @@ impl Sample {
 
     fn program(&self, random: &mut Random) -> Program {
         loop {
-            let coarse = ["tcp[tcpflags] & tcp-syn != 0", "tcp[tcpflags] = tcp-ack", "greater 90"];
+            let coarse = [
+                "tcp[tcpflags] & tcp-syn != 0",
+                "tcp[tcpflags] = tcp-ack",
+                "greater 90",
+                "link[60] & 1 = 0",
+            ];
             let filter = match random.one_in(6) {
                 true => (*random.pick(&coarse)).to_owned(),
                 false => filters::filter(random),
@@ -228,50 +233,52 @@ proptest! {
     }
 }
 
-/// Answers that are wrong once the deltas were changed.
-fn wrong_after(change: impl Fn(&mut ChunkDelta)) -> usize {
+/// Wrong answers of one sample after another, once its deltas were changed.
+fn wrong_answers(change: impl Fn(&mut ChunkDelta)) -> impl Iterator<Item = usize> {
     let mut random = Random::new(7);
-    // With 60 of them a filter that asks for the captured length may be missing.
-    let samples = 240;
-    let wrong = (0..samples).map(|_| {
+    std::iter::repeat_with(move || {
         let mut sample = Sample::new(&mut random, 400);
         sample.deltas.iter_mut().for_each(&change);
         let live = sample.live();
         sample.ask(&mut random, &[&live]).0
-    });
-    wrong.sum()
+    })
+}
+
+/// Whether a change makes an answer wrong. Some do only where a rare filter meets a rare packet.
+fn is_noticed(change: impl Fn(&mut ChunkDelta)) -> bool {
+    wrong_answers(change).take(4000).any(|wrong| wrong > 0)
 }
 
 /// The test above would notice an index that leaves something out.
 #[test]
 fn mutations_are_noticed() {
-    assert_eq!(wrong_after(|_| {}), 0);
+    assert!(wrong_answers(|_| {}).take(60).all(|wrong| wrong == 0));
     let one_posting_short = |delta: &mut ChunkDelta| {
         if delta.touched.len() > 1 {
             delta.touched.pop();
         }
     };
-    assert!(wrong_after(one_posting_short) > 0, "a posting");
+    assert!(is_noticed(one_posting_short), "a posting");
     let each = |change: fn(&mut FlowTouch)| {
         move |delta: &mut ChunkDelta| delta.touched.iter_mut().for_each(change)
     };
-    assert!(wrong_after(each(|touch| touch.stats.directions = 1)) > 0, "directions");
+    assert!(is_noticed(each(|touch| touch.stats.directions = 1)), "directions");
     let no_flags = |touch: &mut FlowTouch| (touch.stats.tcp_or, touch.stats.tcp_and) = (0, 0);
-    assert!(wrong_after(each(no_flags)) > 0, "flags of any packet");
+    assert!(is_noticed(each(no_flags)), "flags of any packet");
     let all_flags = |touch: &mut FlowTouch| (touch.stats.tcp_or, touch.stats.tcp_and) = (255, 255);
-    assert!(wrong_after(each(all_flags)) > 0, "flags of every packet");
+    assert!(is_noticed(each(all_flags)), "flags of every packet");
     let wire = |touch: &mut FlowTouch| {
         touch.stats.wire_len.1 = touch.stats.wire_len.0;
     };
-    assert!(wrong_after(each(wire)) > 0, "lengths on the wire");
+    assert!(is_noticed(each(wire)), "lengths on the wire");
     let captured = |touch: &mut FlowTouch| {
         touch.stats.captured_len.1 = touch.stats.captured_len.0;
     };
-    assert!(wrong_after(each(captured)) > 0, "captured lengths");
+    assert!(is_noticed(each(captured)), "captured lengths");
     let times = |touch: &mut FlowTouch| {
         touch.stats.times_ns.1 = touch.stats.times_ns.0;
     };
-    assert!(wrong_after(each(times)) > 0, "times");
+    assert!(is_noticed(each(times)), "times");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //!  mirrored packets ── UDP socket ─────────────────────► udp_target ──┤
 //!  pcap, pcapng, .gz .zst .lz4 file or pipe ──────────► replay ───────┴──► PacketSink (the lane)
 //! ```
+//! - `losses`: gaps of live sources.
 //! - [`source`]: the traits and values between a source and its lane.
 //! - [`packet_mmap`]: live capture. Works on every Linux interface; the kernel counts what it had
 //!   to drop.
@@ -25,6 +26,7 @@
 pub mod error;
 #[expect(unsafe_code, reason = "system calls about interfaces; see its invariants")]
 mod link;
+mod losses;
 pub mod packet_mmap;
 pub mod pcap_over_ip;
 pub mod replay;

@@ -12,7 +12,7 @@ use super::sys::{RingShape, RingSocket};
 use super::{Attached, CHECK_PERIOD, PacketMmapSource};
 use crate::error::CaptureError;
 use crate::link::{self, Link};
-use crate::source::{Polled, SourceState};
+use crate::source::Polled;
 
 /// The lanes of one interface.
 #[derive(Debug)]
@@ -109,10 +109,9 @@ impl PacketMmapSource {
         // What an earlier socket state left behind is no part of the books.
         ring.statistics().map_err(socket_error(name, "reading its counters"))?;
         let now_ns = link::now_ns();
-        (self.read_ns, self.up_ns) = (now_ns, now_ns);
+        self.losses.attached(now_ns);
         (self.checked, self.quiet_since) = (Instant::now(), Instant::now());
         self.attached = Some(Attached { ring, link, block: 0, cursor: None });
-        self.state = SourceState::Running;
         Ok(())
     }
 
@@ -127,19 +126,19 @@ impl PacketMmapSource {
         let Some(link) = self.find_link()?.filter(|link| link.up) else {
             return Ok(Polled::Idle);
         };
-        let state = self.state;
+        let state = self.losses.state;
         let known = self.interfaces.len();
         self.describe(link)?;
         self.attach(link)?;
-        self.state = state;
-        self.end_outage();
+        self.losses.state = state;
+        self.losses.end_outage();
         if let Some(attached) = &self.attached {
             attached.open_gate(&self.options.interface)?;
         }
         if self.interfaces.len() > known {
             return Ok(Polled::Interfaces);
         }
-        Ok(self.outage.take().map_or(Polled::Idle, Polled::Gap))
+        Ok(self.losses.take().map_or(Polled::Idle, Polled::Gap))
     }
 }
 

@@ -26,12 +26,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wirevault_format::{Cause, Interface};
+use wirevault_format::Interface;
 
 use crate::error::CaptureError;
 use crate::link::{self, Link};
+use crate::losses::Losses;
 use crate::source::{
-    GapInfo, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
+    Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
 };
 use attach::FanoutGroup;
 pub(crate) use attach::{link_type, offload_notes, socket_error};
@@ -82,18 +83,9 @@ pub struct PacketMmapSource {
     interfaces: Vec<Interface>,
     /// Place in `interfaces` for each clock, for the interface attached now.
     places: [Option<u32>; Clock::ALL.len()],
-    state: SourceState,
-    overflow: Option<GapInfo>,
-    outage: Option<GapInfo>,
+    losses: Losses,
     received: u64,
     handed: u64,
-    dropped: u64,
-    /// When the kernel's counters were read last, Unix time.
-    read_ns: u64,
-    /// When the interface was last seen to be up, Unix time.
-    up_ns: u64,
-    /// Time of the last packet handed out.
-    last_ts_ns: u64,
     checked: Instant,
     quiet_since: Instant,
     notes: Vec<String>,
@@ -141,15 +133,9 @@ impl PacketMmapSource {
             attached: None,
             interfaces: Vec::with_capacity(Clock::ALL.len()),
             places: [None; Clock::ALL.len()],
-            state: SourceState::InterfaceDown { since_ns: now_ns },
-            overflow: None,
-            outage: None,
+            losses: Losses::since(now_ns),
             received: 0,
             handed: 0,
-            dropped: 0,
-            read_ns: now_ns,
-            up_ns: now_ns,
-            last_ts_ns: 0,
             checked: Instant::now(),
             quiet_since: Instant::now(),
             notes: Vec::new(),
@@ -197,7 +183,7 @@ impl PacketMmapSource {
                 break Stop::Refused;
             }
             handed += 1;
-            self.last_ts_ns = frame.ts_ns;
+            self.losses.last_ts_ns = frame.ts_ns;
             cursor = cursor.behind(&frame);
         };
         self.handed += handed;
@@ -238,28 +224,13 @@ impl PacketMmapSource {
             .map_err(socket_error(&self.options.interface, "reading its counters"))?;
         let now_ns = link::now_ns();
         self.received += u64::from(fresh.packets);
-        self.lose(fresh.drops.into(), now_ns);
-        self.read_ns = now_ns;
+        self.losses.lose(fresh.drops.into(), now_ns);
+        self.losses.read_ns = now_ns;
         Ok(())
     }
 
-    /// Books packets as dropped since the last reading.
-    fn lose(&mut self, packets: u64, now_ns: u64) {
-        if packets == 0 {
-            return;
-        }
-        self.dropped += packets;
-        let before = self.overflow.and_then(|gap| gap.packets).unwrap_or(0);
-        self.overflow = Some(GapInfo {
-            cause: Cause::RingOverflow,
-            from_ns: self.overflow.map_or(self.read_ns, |gap| gap.from_ns),
-            until_ns: Some(now_ns),
-            packets: Some(before + packets),
-        });
-    }
-
     fn in_ring(&self) -> u64 {
-        self.received.saturating_sub(self.dropped + self.handed)
+        self.received.saturating_sub(self.losses.dropped + self.handed)
     }
 
     /// Looks at counters and interface, if it is time to or the socket has an error pending.
@@ -280,14 +251,14 @@ impl PacketMmapSource {
         }
         match link {
             Some(link) if link.up => {
-                if was_down || self.state != SourceState::Running {
-                    self.end_outage();
+                if was_down || self.losses.state != SourceState::Running {
+                    self.losses.end_outage();
                 }
-                self.up_ns = link::now_ns();
+                self.losses.up_ns = link::now_ns();
             }
-            Some(_) => self.begin_outage(),
+            Some(_) => self.losses.begin_outage(),
             None => {
-                self.begin_outage();
+                self.losses.begin_outage();
                 if self.in_ring() == 0 || self.quiet_since.elapsed() > DRAIN_LIMIT {
                     self.detach();
                 }
@@ -296,33 +267,11 @@ impl PacketMmapSource {
         Ok(())
     }
 
-    fn begin_outage(&mut self) {
-        if self.state == SourceState::Running {
-            let since_ns = self.up_ns.max(self.last_ts_ns);
-            self.state = SourceState::InterfaceDown { since_ns };
-        }
-    }
-
-    fn end_outage(&mut self) {
-        self.begin_outage();
-        if let SourceState::InterfaceDown { since_ns } = self.state {
-            let until_ns = link::now_ns();
-            self.outage = Some(GapInfo {
-                cause: Cause::InterfaceDown,
-                // Packets that were still in the ring prove that it was up for longer.
-                from_ns: since_ns.max(self.last_ts_ns).min(until_ns),
-                until_ns: Some(until_ns),
-                packets: None,
-            });
-        }
-        self.state = SourceState::Running;
-    }
-
     /// Closes the ring. What it still holds is lost, and booked so.
     fn detach(&mut self) {
-        self.lose(self.in_ring(), link::now_ns());
+        self.losses.lose(self.in_ring(), link::now_ns());
         self.attached = None;
-        self.begin_outage();
+        self.losses.begin_outage();
     }
 
     fn block_is_ready(&self) -> bool {
@@ -346,7 +295,7 @@ impl Source for PacketMmapSource {
     }
 
     fn poll(&mut self, sink: &mut dyn PacketSink, wait: Duration) -> Result<Polled, CaptureError> {
-        if let Some(gap) = self.overflow.take().or_else(|| self.outage.take()) {
+        if let Some(gap) = self.losses.take() {
             return Ok(Polled::Gap(gap));
         }
         if self.attached.is_none() {
@@ -372,14 +321,14 @@ impl Source for PacketMmapSource {
         SourceCounters {
             received: self.received,
             handed: self.handed,
-            dropped_ring: self.dropped,
+            dropped_ring: self.losses.dropped,
             in_ring: self.in_ring(),
             ..SourceCounters::default()
         }
     }
 
     fn state(&self) -> SourceState {
-        self.state
+        self.losses.state
     }
 
     fn report(&self) -> SourceReport {

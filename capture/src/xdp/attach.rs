@@ -17,7 +17,7 @@ use super::{Attached, CHECK_PERIOD, Clock, XdpHook, XdpOptions, XdpSource};
 use crate::error::CaptureError;
 use crate::link::{self, Link};
 use crate::packet_mmap::{link_type, socket_error};
-use crate::source::{Polled, SourceState};
+use crate::source::Polled;
 
 /// Room in a frame that packets do not get: what XDP keeps free before them, and a link header with
 /// two tags.
@@ -213,11 +213,10 @@ impl XdpSource {
         }
         self.notes = self.describe_attached(&hooked, &bound, &arena, busy);
         let now_ns = link::now_ns();
-        (self.read_ns, self.up_ns) = (now_ns, now_ns);
+        self.losses.attached(now_ns);
         (self.checked, self.taken) = (Instant::now(), Instant::now());
         self.polled.reserve(bound.len());
         self.attached = Some(Attached { queues: bound, hooked, link, turn: 0 });
-        self.state = SourceState::Running;
         Ok(())
     }
 
@@ -242,17 +241,17 @@ impl XdpSource {
         let Some(link) = self.find_link()?.filter(|link| link.up) else {
             return Ok(Polled::Idle);
         };
-        let state = self.state;
+        let state = self.losses.state;
         let known = self.interfaces.len();
         self.describe(link)?;
         self.attach(link)?;
-        self.state = state;
-        self.end_outage();
+        self.losses.state = state;
+        self.losses.end_outage();
         self.open_gate()?;
         if self.interfaces.len() > known {
             return Ok(Polled::Interfaces);
         }
-        Ok(self.outage.take().map_or(Polled::Idle, Polled::Gap))
+        Ok(self.losses.take().map_or(Polled::Idle, Polled::Gap))
     }
 }
 

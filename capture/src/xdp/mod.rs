@@ -36,14 +36,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use wirevault_format::{Cause, Interface};
+use wirevault_format::Interface;
 
 use crate::error::CaptureError;
 use crate::link::{self, Link};
+use crate::losses::Losses;
 use crate::packet_mmap::socket_error;
-use crate::source::{
-    GapInfo, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
-};
+use crate::source::{PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState};
 use attach::{Hooked, Sharing};
 pub use choose::{Choice, choose};
 pub use options::{XdpHook, XdpOptions};
@@ -109,17 +108,8 @@ pub struct XdpSource {
     interfaces: Vec<Interface>,
     /// Place in `interfaces` for each clock.
     places: [Option<u32>; Clock::ALL.len()],
-    state: SourceState,
-    overflow: Option<GapInfo>,
-    outage: Option<GapInfo>,
+    losses: Losses,
     handed: u64,
-    dropped: u64,
-    /// When the kernel's counters were read last, Unix time.
-    read_ns: u64,
-    /// When the interface was last seen to be up, Unix time.
-    up_ns: u64,
-    /// Time of the last packet handed out.
-    last_ts_ns: u64,
     checked: Instant,
     /// When packets were taken last.
     taken: Instant,
@@ -167,14 +157,8 @@ impl XdpSource {
             attached: None,
             interfaces: Vec::with_capacity(Clock::ALL.len()),
             places: [None; Clock::ALL.len()],
-            state: SourceState::InterfaceDown { since_ns: now_ns },
-            overflow: None,
-            outage: None,
+            losses: Losses::since(now_ns),
             handed: 0,
-            dropped: 0,
-            read_ns: now_ns,
-            up_ns: now_ns,
-            last_ts_ns: 0,
             checked: Instant::now(),
             taken: Instant::now(),
             long: Vec::with_capacity(LONG_BYTES_MAX),
@@ -208,37 +192,13 @@ impl XdpSource {
             starved |= bound.binding.zero_copy && now.no_frame > seen.no_frame;
         }
         let now_ns = link::now_ns();
-        self.lose(lost, now_ns);
+        self.losses.lose(lost, now_ns);
         if starved && lost == 0 {
-            self.suspect(now_ns);
+            // A card that writes by itself found no frame: what it then dropped, only it knows.
+            self.losses.suspect(now_ns);
         }
-        self.read_ns = now_ns;
+        self.losses.read_ns = now_ns;
         Ok(())
-    }
-
-    /// Books packets as dropped since the last reading.
-    fn lose(&mut self, packets: u64, now_ns: u64) {
-        if packets == 0 {
-            return;
-        }
-        self.dropped += packets;
-        let before = self.overflow.map_or(Some(0), |gap| gap.packets);
-        self.overflow = Some(GapInfo {
-            cause: Cause::RingOverflow,
-            from_ns: self.overflow.map_or(self.read_ns, |gap| gap.from_ns),
-            until_ns: Some(now_ns),
-            packets: before.map(|before| before + packets),
-        });
-    }
-
-    /// A card that writes by itself found no frame: what it then dropped, only it knows.
-    fn suspect(&mut self, now_ns: u64) {
-        self.overflow.get_or_insert(GapInfo {
-            cause: Cause::RingOverflow,
-            from_ns: self.read_ns,
-            until_ns: Some(now_ns),
-            packets: None,
-        });
     }
 
     fn in_ring(&mut self) -> u64 {
@@ -268,14 +228,14 @@ impl XdpSource {
             .map_err(socket_error(name, "looking it up"))?;
         match link {
             Some(link) if link.up => {
-                if was_down || self.state != SourceState::Running {
-                    self.end_outage();
+                if was_down || self.losses.state != SourceState::Running {
+                    self.losses.end_outage();
                 }
-                self.up_ns = link::now_ns();
+                self.losses.up_ns = link::now_ns();
             }
-            Some(_) => self.begin_outage(),
+            Some(_) => self.losses.begin_outage(),
             None => {
-                self.begin_outage();
+                self.losses.begin_outage();
                 if self.in_ring() == 0 || self.taken.elapsed() > DRAIN_LIMIT {
                     self.detach();
                 }
@@ -284,34 +244,12 @@ impl XdpSource {
         Ok(())
     }
 
-    fn begin_outage(&mut self) {
-        if self.state == SourceState::Running {
-            let since_ns = self.up_ns.max(self.last_ts_ns);
-            self.state = SourceState::InterfaceDown { since_ns };
-        }
-    }
-
-    fn end_outage(&mut self) {
-        self.begin_outage();
-        if let SourceState::InterfaceDown { since_ns } = self.state {
-            let until_ns = link::now_ns();
-            self.outage = Some(GapInfo {
-                cause: Cause::InterfaceDown,
-                // Packets that were still in the ring prove that it was up for longer.
-                from_ns: since_ns.max(self.last_ts_ns).min(until_ns),
-                until_ns: Some(until_ns),
-                packets: None,
-            });
-        }
-        self.state = SourceState::Running;
-    }
-
     /// Closes the sockets. What they still hold is lost, and booked so.
     fn detach(&mut self) {
         let lost = self.in_ring();
-        self.lose(lost, link::now_ns());
+        self.losses.lose(lost, link::now_ns());
         self.attached = None;
-        self.begin_outage();
+        self.losses.begin_outage();
     }
 }
 
@@ -321,7 +259,7 @@ impl Source for XdpSource {
     }
 
     fn poll(&mut self, sink: &mut dyn PacketSink, wait: Duration) -> Result<Polled, CaptureError> {
-        if let Some(gap) = self.overflow.take().or_else(|| self.outage.take()) {
+        if let Some(gap) = self.losses.take() {
             return Ok(Polled::Gap(gap));
         }
         if self.attached.is_none() {
@@ -338,16 +276,16 @@ impl Source for XdpSource {
         let _ = self.read_statistics();
         let in_ring = self.in_ring();
         SourceCounters {
-            received: self.handed + self.dropped + in_ring,
+            received: self.handed + self.losses.dropped + in_ring,
             handed: self.handed,
-            dropped_ring: self.dropped,
+            dropped_ring: self.losses.dropped,
             in_ring,
             ..SourceCounters::default()
         }
     }
 
     fn state(&self) -> SourceState {
-        self.state
+        self.losses.state
     }
 
     fn report(&self) -> SourceReport {

@@ -184,7 +184,7 @@ impl XdpSource {
             handed += 1;
             taken += entries;
             done = (done.0 + entries, done.1 + 1);
-            self.last_ts_ns = ts_ns;
+            self.losses.last_ts_ns = ts_ns;
             if done.0 >= GIVE_BACK {
                 bound.give_back(done.0, done.1);
                 done = (0, 0);

@@ -177,9 +177,16 @@ fn capture(section: &Section<'_>) -> Capture {
         let problem = "AF_XDP has no time stamps of the card".to_owned();
         section.fault("hardware_time", problem, "write `source: packet_mmap`".to_owned());
     }
+    let (decap, udp_ports) = (decap(section), ports.filter_map(port).collect::<Vec<_>>());
+    if decap.is_some() && !udp_ports.is_empty() && source != SourceKind::AfXdp {
+        // A packet socket tests them in the lane's filter, which is asked after stripping.
+        let problem = "with `decap: strip`, ports of outer headers can be selected by AF_XDP only";
+        let way_out = "write `source: af_xdp`, or record these ports with `mirror_targets`";
+        section.fault("udp_ports", problem.to_owned(), way_out.to_owned());
+    }
     Capture {
         source,
-        udp_ports: ports.filter_map(port).collect(),
+        udp_ports,
         busy_poll: section.switch("busy_poll"),
         hardware_time,
         interface: section.text("interface").unwrap_or_default(),
@@ -189,7 +196,7 @@ fn capture(section: &Section<'_>) -> Capture {
         promiscuous: section.switch("promiscuous"),
         filter: section.text("filter"),
         ring_bytes: section.number("ring"),
-        decap: decap(section),
+        decap,
     }
 }
 
@@ -594,6 +601,24 @@ mod tests {
         assert!(with("udp_ports: [4789, 65536]").contains("outside the range"));
         let time = with("hardware_time: true\n    source: af_xdp");
         assert!(time.starts_with("4:20: capture[0].hardware_time: AF_XDP has no"), "{time}");
+    }
+
+    #[test]
+    fn ports_outside_a_tunnel_are_selected_before_it_is_removed() {
+        let text = |source: &str, decap: &str, ports: &str| {
+            format!("store: /a\ncapture:\n  - {{interface: e{source}{decap}{ports}}}\n")
+        };
+        let (strip, ports) = (", decap: strip", ", udp_ports: [4789]");
+        for source in ["", ", source: auto", ", source: packet_mmap"] {
+            let fault = one_fault(&text(source, strip, ports));
+            assert!(fault.starts_with("3:"), "{fault}");
+            for part in ["udp_ports: ", "`decap: strip`", "`source: af_xdp`", "`mirror_targets`"] {
+                assert!(fault.contains(part), "{part} is not in {fault}");
+            }
+            read(&text(source, ", decap: keep", ports));
+            read(&text(source, strip, ""));
+        }
+        read(&text(", source: af_xdp", strip, ports));
     }
 
     #[test]

@@ -279,9 +279,9 @@ pub static TABLE: &[Key] = &[
         Value("auto"),
         "auto",
         "How packets are taken. `packet_mmap` works everywhere and leaves packets to the machine. \
-         `af_xdp` costs less at high rates, but takes packets away: this machine and other \
-         programs do not see them. `auto` takes `af_xdp` only where nobody misses them; `wirevault \
-         status` says which and why.",
+         `af_xdp` takes packets away: this machine and other programs do not see them; it costs \
+         less where the card writes into our memory itself (zero-copy). `auto` takes `af_xdp` only \
+         there, and only where nobody misses them; `wirevault status` says which and why.",
     ),
     hidden(key(
         "capture[].udp_ports",
@@ -289,7 +289,8 @@ pub static TABLE: &[Key] = &[
         Nothing,
         "[4789, 6081]",
         "Record only UDP packets to these ports, as for a target of mirrored traffic. AF_XDP then \
-         takes only these away; all others stay with the machine.",
+         takes only these away; all others stay with the machine. With `decap: strip` it needs \
+         `source: af_xdp`.",
     )),
     hidden(key(
         "capture[].busy_poll",

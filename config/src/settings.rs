@@ -60,7 +60,8 @@ choice! {
 choice! {
     /// How packets of an interface are taken.
     SourceKind {
-        /// AF_XDP where it is better and nobody misses the packets, otherwise a packet socket.
+        /// AF_XDP where the driver has zero-copy and nobody misses the packets, otherwise a packet
+        /// socket.
         Auto = "auto",
         /// AF_XDP.
         AfXdp = "af_xdp",

@@ -1,7 +1,9 @@
 //! Whether AF_XDP is better than a packet socket on an interface, and harmless.
 //!
 //! AF_XDP takes packets away: from the machine itself, and from every other program that looks at
-//! the interface. It is chosen only where nobody misses them.
+//! the interface. It is chosen only where nobody misses them, and where the driver writes into our
+//! memory itself. Where the kernel copies, it costs the lane more than a packet socket does: 7 % of
+//! a core against 4 % at 1 million packets of 64 B a second, 7 % against 6 % at 200,000 of 1500 B.
 
 use std::fs;
 
@@ -9,6 +11,8 @@ use super::facts::Facts;
 use crate::error::CaptureError;
 use crate::link;
 use crate::packet_mmap::socket_error;
+
+const WHY_BETTER: &str = "its driver has zero-copy, it has no address, and nobody else uses it";
 
 /// Which source is right for an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +62,7 @@ impl Sight {
     fn judge(&self, lanes: usize) -> Choice {
         match self.against(lanes) {
             Some(why) => Choice { af_xdp: false, why },
-            None => Choice { af_xdp: true, why: self.why_better() },
+            None => Choice { af_xdp: true, why: WHY_BETTER.to_owned() },
         }
     }
 
@@ -74,6 +78,10 @@ impl Sight {
             (*listeners > 0, format!("{listeners} packet sockets of others listen on it")),
             (driver.is_none(), "the kernel does not say what its driver can do".to_owned()),
             (driver.is_some_and(|it| !it.native), "its driver has no native XDP".to_owned()),
+            (
+                driver.is_some_and(|it| !it.zero_copy),
+                "its driver has no zero-copy, and AF_XDP with copies costs more".to_owned(),
+            ),
             (self.strips_vlan, "its card takes VLAN tags out (rxvlan is on)".to_owned()),
             (
                 (*queues as usize) < lanes,
@@ -81,12 +89,6 @@ impl Sight {
             ),
         ];
         reasons.into_iter().find(|(holds, _)| *holds).map(|(_, reason)| reason)
-    }
-
-    fn why_better(&self) -> String {
-        let zero_copy = self.facts.driver.is_some_and(|driver| driver.zero_copy);
-        let how = if zero_copy { "zero-copy" } else { "native XDP" };
-        format!("its driver has {how}, it has no address, and nobody else uses it")
     }
 }
 
@@ -132,6 +134,7 @@ mod tests {
             choice.why
         };
         let silent = Driver { native: false, zero_copy: false };
+        let copying = Driver { native: true, zero_copy: false };
         assert!(with(&|it| it.ethernet = false).contains("Ethernet"));
         assert!(with(&|it| it.addresses.push("10.0.0.1".into())).contains("10.0.0.1"));
         assert!(with(&|it| it.facts.program = Some(7)).contains("program"));
@@ -139,6 +142,7 @@ mod tests {
         assert!(with(&|it| it.listeners = 1).contains("1 packet sockets"));
         assert!(with(&|it| it.facts.driver = None).contains("driver"));
         assert!(with(&|it| it.facts.driver = Some(silent)).contains("native"));
+        assert!(with(&|it| it.facts.driver = Some(copying)).contains("zero-copy"));
         assert!(with(&|it| it.strips_vlan = true).contains("rxvlan"));
         assert!(with(&|it| it.queues = 1).contains("1 receive queues for 2 lanes"));
     }

@@ -8,6 +8,11 @@ use serde_json::Value;
 use wirevault_testkit::net::Stamp;
 
 use crate::runs::{FILE_PACKETS, PACKET_BYTES, PACKETS, Runs, Seen, file_packets, sum};
+use crate::sources::{
+    CONNECT, FLOW_CHOSEN, FLOW_KEPT, FLOW_STRIPPED, FLOWS_MIRRORED, LISTEN_CHANGED, LISTEN_PLAIN,
+    MIRRORS, SNAPLEN_STREAM, SNAPLEN_TARGET, TARGET_CHANGED, TARGET_PLAIN, TUNNELLED, TUNNELS,
+    tunnels_of,
+};
 
 /// What a key does.
 pub(crate) struct Case {
@@ -83,6 +88,169 @@ pub(crate) const CASES: &[Case] = &[
             assert_eq!(lane["ring_bytes"], 4 << 20);
         }
         assert_eq!(lanes(&runs.changed, "vc")[0]["ring_bytes"], 64 << 20);
+    }),
+    case("capture[].source", "a packet socket, and why, or AF_XDP with its program", |runs| {
+        let plain = lanes(&runs.plain, "va")[0];
+        assert_eq!(plain["source"], "packet_mmap");
+        assert!(notes(plain).contains("packet_mmap, because its driver has no zero-copy"));
+        assert!(runs.plain.programs.is_empty());
+        let others = &runs.sources.others;
+        for name in ["va", "vc"] {
+            let lane = lanes(others, name)[0];
+            assert_eq!((&lane["source"], &lane["clocks"][0]), (&"af_xdp".into(), &"xdp".into()));
+            assert!(notes(lane).contains("af_xdp, as configured"), "{lane}");
+        }
+        assert_eq!(others.programs, ["va", "vc"].into());
+    }),
+    case("capture[].udp_ports", "everything is taken, or packets to these ports", |runs| {
+        let others = &runs.sources.others;
+        let (some, all) = (lanes(others, "va")[0], lanes(others, "vc")[0]);
+        // What AF_XDP leaves to the machine is not even received.
+        assert_eq!((&some["received"], &some["stored"]), (&PACKETS.into(), &PACKETS.into()));
+        let sent = 2 * PACKETS + TUNNELLED * TUNNELS.len() as u64;
+        assert_eq!((&all["received"], &all["stored"]), (&sent.into(), &sent.into()));
+        refused(&runs.sources.with_stripped_ports, 2, "capture[0].udp_ports");
+    }),
+    case("capture[].busy_poll", "the kernel is asked to let the lane poll, or not", |runs| {
+        let others = &runs.sources.others;
+        assert!(notes(lanes(others, "va")[0]).contains("busy polling is on"));
+        assert!(!notes(lanes(others, "vc")[0]).contains("busy polling"));
+    }),
+    // On a card that can: not shown, no such card here.
+    case("capture[].hardware_time", "the kernel's time, or a card that has none", |runs| {
+        assert_eq!(runs.plain.status["lanes"][0]["clocks"].to_string(), r#"["software"]"#);
+        refused(&runs.sources.with_hardware_time, 6, "does not stamp received packets");
+    }),
+    case("capture[].decap", "packets as they came, or what is inside", |runs| {
+        let others = &runs.sources.others;
+        assert_eq!(tunnels_of(others, FLOW_KEPT), [KEPT, KEPT, KEPT]);
+        assert_eq!(tunnels_of(others, FLOW_STRIPPED)[0], STRIPPED);
+        let counts = ["vc", "vi", "vk"].map(|name| lanes(others, name)[0]["stripped"].as_u64());
+        assert_eq!(counts, [Some(0), Some(2 * TUNNELLED), Some(TUNNELLED)]);
+    }),
+    case("capture[].decap_tunnels", "GENEVE is removed, or not if it is not named", |runs| {
+        let others = &runs.sources.others;
+        assert_eq!(tunnels_of(others, FLOW_STRIPPED)[2], STRIPPED);
+        assert_eq!(tunnels_of(others, FLOW_CHOSEN)[2], KEPT);
+    }),
+    case("capture[].vxlan_ports", "VXLAN is known by its own port, or by another", |runs| {
+        let others = &runs.sources.others;
+        assert_eq!(tunnels_of(others, FLOW_STRIPPED)[..2], [STRIPPED, KEPT]);
+        assert_eq!(tunnels_of(others, FLOW_CHOSEN)[..2], [KEPT, STRIPPED]);
+    }),
+    case("pcap_over_ip", "no senders, or three entries beside interfaces", |runs| {
+        let of = |seen: &Seen| {
+            let lanes = seen.status["lanes"].as_array().expect("lanes").iter();
+            lanes.filter(|lane| lane["source"] == "pcap_over_ip").count()
+        };
+        assert_eq!((of(&runs.plain), of(&runs.sources.others)), (0, 4));
+        refused(&runs.sources.without_sender, 2, "pcap_over_ip[0].listen");
+    }),
+    case("pcap_over_ip[].listen", "where senders are waited for", |runs| {
+        for (place, count) in [(LISTEN_CHANGED, 2), (LISTEN_PLAIN, 1)] {
+            let lanes = lanes(&runs.sources.others, place);
+            assert_eq!(lanes.len(), count);
+            assert!(lanes.iter().all(|lane| lane["received"] == 2 * PACKETS), "{lanes:?}");
+        }
+    }),
+    case("pcap_over_ip[].connect", "who is gone to", |runs| {
+        let lane = lanes(&runs.sources.others, CONNECT)[0];
+        assert_eq!((&lane["state"], &lane["stored"]), (&"running".into(), &(2 * PACKETS).into()));
+        assert!(notes(lane).contains(&format!("connected to {CONNECT}")), "{lane}");
+    }),
+    case("pcap_over_ip[].lanes", "one of two senders at a time, or both", |runs| {
+        // The streams are equal and their senders stay connected.
+        let received = |place| {
+            let lanes = lanes(&runs.sources.others, place).into_iter();
+            lanes.map(|lane| lane["received"].as_u64().unwrap_or_default()).sum::<u64>()
+        };
+        assert_eq!(received(LISTEN_PLAIN), 2 * PACKETS);
+        assert_eq!(received(LISTEN_CHANGED), 4 * PACKETS);
+    }),
+    case("pcap_over_ip[].interface", "the name in the stream, or the one given", |runs| {
+        // The stream is the answer of the plain run.
+        assert_eq!(runs.plain.interfaces, ["va"]);
+        let names = &runs.sources.others.interfaces;
+        assert!(names.contains(&"far0".to_owned()), "{names:?}");
+        let streamed = names.iter().filter(|name| *name == "va");
+        assert!(streamed.count() >= 2, "once of AF_XDP, once of the streams: {names:?}");
+    }),
+    case("pcap_over_ip[].snaplen", "packets are whole, or cut with their length kept", |runs| {
+        let others = &runs.sources.others;
+        for lane in lanes(others, LISTEN_CHANGED) {
+            assert_eq!((&lane["cut"], &lane["stored"]), (&PACKETS.into(), &PACKETS.into()));
+        }
+        assert_eq!(lanes(others, LISTEN_PLAIN)[0]["cut"], 0);
+        assert_eq!(cut_to(others, SNAPLEN_STREAM), 2 * PACKETS);
+    }),
+    case("pcap_over_ip[].filter", "all packets are stored, or those it selects", |runs| {
+        let others = &runs.sources.others;
+        for lane in lanes(others, LISTEN_CHANGED) {
+            assert_eq!((&lane["shed"], &lane["stored"]), (&PACKETS.into(), &PACKETS.into()));
+        }
+        let lane = lanes(others, LISTEN_PLAIN)[0];
+        assert_eq!((&lane["shed"], &lane["stored"]), (&0.into(), &(2 * PACKETS).into()));
+    }),
+    case("mirror_targets", "no targets, or two beside interfaces", |runs| {
+        let of = |seen: &Seen| {
+            let lanes = seen.status["lanes"].as_array().expect("lanes").iter();
+            lanes.filter(|lane| lane["source"] == "udp_target").count()
+        };
+        assert_eq!((of(&runs.plain), of(&runs.sources.others)), (0, 3));
+    }),
+    case("mirror_targets[].listen", "where mirrors send to; absent: a fault", |runs| {
+        for target in [TARGET_PLAIN, TARGET_CHANGED] {
+            assert_eq!(of_target(runs, target, "received"), 2 * MIRRORS, "{target}");
+        }
+        refused(&runs.sources.without_target, 2, "mirror_targets[0].listen");
+    }),
+    case("mirror_targets[].tunnel", "VXLAN is understood, or GENEVE", |runs| {
+        // Both were sent both.
+        for (target, flow) in [TARGET_PLAIN, TARGET_CHANGED].into_iter().zip(FLOWS_MIRRORED) {
+            assert_eq!(of_target(runs, target, "unreadable"), 2 * MIRRORS, "{target}");
+            let ports = runs.sources.others.packets.iter().map(|packet| &packet.data[34..36]);
+            let found = ports.filter(|port| **port == flow.to_be_bytes()).count() as u64;
+            assert_eq!(found, of_target(runs, target, "stored"), "{target}");
+        }
+    }),
+    case("mirror_targets[].lanes", "one lane, or two that share the packets", |runs| {
+        let others = &runs.sources.others;
+        let of = |target: &str| lanes(others, &format!("udp {target}"));
+        assert_eq!((of(TARGET_PLAIN).len(), of(TARGET_CHANGED).len()), (1, 2));
+        assert!(of(TARGET_PLAIN)[0]["fanout"].is_null());
+        for lane in of(TARGET_CHANGED) {
+            assert!(lane["received"].as_u64() > Some(0), "{lane}");
+        }
+    }),
+    case("mirror_targets[].snaplen", "packets are whole, or cut with their length kept", |runs| {
+        assert_eq!(of_target(runs, TARGET_PLAIN, "cut"), 0);
+        assert_eq!(of_target(runs, TARGET_CHANGED, "cut"), MIRRORS);
+        assert_eq!(cut_to(&runs.sources.others, SNAPLEN_TARGET), MIRRORS);
+    }),
+    case("mirror_targets[].filter", "all packets are stored, or those it selects", |runs| {
+        let of = |target| ["stored", "shed"].map(|field| of_target(runs, target, field));
+        assert_eq!(of(TARGET_PLAIN), [2 * MIRRORS, 0]);
+        assert_eq!(of(TARGET_CHANGED), [MIRRORS, MIRRORS]);
+    }),
+    case("mirror_targets[].buffer", "the kernel's memory for each lane", |runs| {
+        for (target, bytes) in [(TARGET_PLAIN, 64 << 20), (TARGET_CHANGED, 1 << 20)] {
+            for lane in lanes(&runs.sources.others, &format!("udp {target}")) {
+                assert_eq!(lane["ring_bytes"], bytes, "{lane}");
+            }
+        }
+    }),
+    case("replay.decap", "packets as they came, or what is inside", |runs| {
+        let sources = &runs.sources;
+        assert_eq!(tunnels_of(&sources.kept, FLOW_KEPT), [KEPT, KEPT, KEPT]);
+        assert_eq!(tunnels_of(&sources.stripped, FLOW_KEPT), [STRIPPED, KEPT, STRIPPED]);
+    }),
+    case("replay.decap_tunnels", "GENEVE is removed, or not if it is not named", |runs| {
+        assert_eq!(tunnels_of(&runs.sources.stripped, FLOW_KEPT)[2], STRIPPED);
+        assert_eq!(tunnels_of(&runs.sources.chosen, FLOW_KEPT)[2], KEPT);
+    }),
+    case("replay.vxlan_ports", "VXLAN is known by its own port, or by another", |runs| {
+        assert_eq!(tunnels_of(&runs.sources.stripped, FLOW_KEPT)[..2], [STRIPPED, KEPT]);
+        assert_eq!(tunnels_of(&runs.sources.chosen, FLOW_KEPT)[..2], [KEPT, STRIPPED]);
     }),
     case("replay.file", "the file's packets instead of an interface's", |runs| {
         assert_eq!(runs.plain.status["lanes"][0]["source"], "packet_mmap");
@@ -182,6 +350,10 @@ pub(crate) const CASES: &[Case] = &[
     }),
 ];
 
+/// Packets of a tunnel: those stored without it, and those with it.
+const STRIPPED: (u64, u64) = (TUNNELLED, 0);
+const KEPT: (u64, u64) = (0, TUNNELLED);
+
 /// Exit code and a part of what is said.
 fn refused(output: &Output, code: i32, part: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
@@ -197,4 +369,20 @@ fn names(seen: &Seen) -> BTreeSet<&str> {
 fn lanes<'a>(seen: &'a Seen, interface: &str) -> Vec<&'a Value> {
     let lanes = seen.status["lanes"].as_array().expect("lanes");
     lanes.iter().filter(|lane| lane["interface"] == interface).collect()
+}
+
+fn notes(lane: &Value) -> String {
+    lane["notes"].to_string()
+}
+
+/// A number of all lanes of a mirror target.
+fn of_target(runs: &Runs, target: &str, field: &str) -> u64 {
+    let lanes = lanes(&runs.sources.others, &format!("udp {target}")).into_iter();
+    lanes.map(|lane| lane[field].as_u64().expect("a count")).sum()
+}
+
+/// Packets of [`PACKET_BYTES`] of which so many bytes are there.
+fn cut_to(seen: &Seen, bytes: usize) -> u64 {
+    let cut = seen.packets.iter().filter(|packet| packet.data.len() == bytes);
+    cut.filter(|packet| packet.wire_len == u32::from(PACKET_BYTES)).count() as u64
 }

@@ -5,6 +5,7 @@
 
 mod cases;
 mod runs;
+mod sources;
 
 use std::collections::BTreeSet;
 
@@ -28,7 +29,7 @@ fn every_key_has_its_effect() {
     let Some(ns) = Namespace::new() else { return };
     let runs = Runs::make(&ns);
     for case in CASES {
-        println!("{:<22} {}", case.key, case.effect);
+        println!("{:<24} {}", case.key, case.effect);
         (case.check)(&runs);
     }
 }

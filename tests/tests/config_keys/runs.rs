@@ -7,8 +7,10 @@
 //! | `short` | short waits and segments, one lane on a CPU | a packet each 10 ms |
 //! | `replay` | a file, the rest as it is | |
 //! | `paced` | the same file in real time, rarely flushed | |
+//!
+//! Those for the keys of sources are in [`crate::sources`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::BufReader;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -26,8 +28,10 @@ use wirevault_tests::captures::{Packet, write_pcap};
 use wirevault_tests::recorder::{Exported, Recorder, Site, read_pcapng};
 use wirevault_tests::store::text;
 
+use crate::sources::Sources;
+
 /// Long enough for what a configuration here puts off for 10 s.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Packets to each of two ports.
 pub(crate) const PACKETS: u64 = 50;
 pub(crate) const PACKET_BYTES: u16 = 1000;
@@ -53,6 +57,8 @@ pub(crate) struct Seen {
     pub(crate) elapsed: Duration,
     /// How often each interface was told to take everything.
     pub(crate) promiscuity: BTreeMap<String, u64>,
+    /// Interfaces with an XDP program.
+    pub(crate) programs: BTreeSet<&'static str>,
     /// What [`USER`], in no group, is answered.
     pub(crate) to_user: String,
     /// What a member of [`GROUP`] is answered.
@@ -70,6 +76,7 @@ pub(crate) struct Runs {
     pub(crate) short: Seen,
     pub(crate) replay: Seen,
     pub(crate) paced: Seen,
+    pub(crate) sources: Sources,
     /// The last CPU that this process may use.
     pub(crate) cpu: usize,
     pub(crate) without_store: Output,
@@ -88,6 +95,7 @@ impl Runs {
         let plain = plain(ns);
         let (changed, short, without_moved_key) = changed_and_short(ns, cpu);
         let (replay, paced) = replayed(ns);
+        let sources = Sources::make(ns, &plain.site.file("answer.pcapng"));
         let (site, socket) = (Site::new("272MiB", 1), plain.socket.display());
         let store = site.store().display().to_string();
         let with = |more: &str| site.refuse(&format!("api:\n  socket: {socket}\n{more}"));
@@ -104,6 +112,7 @@ impl Runs {
             short,
             replay,
             paced,
+            sources,
         }
     }
 }
@@ -221,7 +230,7 @@ pub(crate) fn file_packets() -> Vec<Packet> {
 }
 
 /// A store in a folder that everybody may enter, for the sockets in it.
-fn site(volumes: usize) -> Site {
+pub(crate) fn site(volumes: usize) -> Site {
     let site = Site::new(if volumes == 1 { "272MiB" } else { "1GiB" }, volumes);
     let folder = site.file("");
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("its mode");
@@ -229,7 +238,7 @@ fn site(volumes: usize) -> Site {
 }
 
 /// [`PACKETS`] to each of the ports of runs 0 and 1.
-fn send(interface: &str) {
+pub(crate) fn send(interface: &str) {
     let mut sender = Sender::on(interface);
     for number in 0..PACKETS {
         for run in [0, 1] {
@@ -251,7 +260,8 @@ fn wait_until_stored(recorder: &Recorder, packets: u64) {
     wait_for("everything is stored", PATIENCE, || (stored() >= packets).then_some(()));
 }
 
-fn look(ns: &Namespace, site: Site, recorder: Recorder, elapsed: Duration) -> Seen {
+/// Looks at everything, and ends the recorder.
+pub(crate) fn look(ns: &Namespace, site: Site, recorder: Recorder, elapsed: Duration) -> Seen {
     let file = site.file("answer.pcapng");
     let output = recorder.ask("query", &["-w", &text(&file)]);
     assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
@@ -267,6 +277,7 @@ fn look(ns: &Namespace, site: Site, recorder: Recorder, elapsed: Duration) -> Se
         syncs: syncs.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum(),
         elapsed,
         promiscuity: ["va", "vc", "vg"].map(|name| (name.to_owned(), promiscuity(ns, name))).into(),
+        programs: ["va", "vc", "vg"].into_iter().filter(|name| has_program(ns, name)).collect(),
         to_user: status_for(&socket, USER, 64_000),
         to_member: status_for(&socket, 64_000, GROUP),
         lane_cpus: lane_cpus(recorder.pid()),
@@ -292,9 +303,17 @@ fn interfaces(file: &Path) -> Vec<String> {
 }
 
 fn promiscuity(ns: &Namespace, interface: &str) -> u64 {
+    link(ns, interface)["promiscuity"].as_u64().expect("a count")
+}
+
+fn has_program(ns: &Namespace, interface: &str) -> bool {
+    link(ns, interface)["xdp"].is_object()
+}
+
+fn link(ns: &Namespace, interface: &str) -> Value {
     let links = ns.ip(&["-json", "-details", "link", "show", interface]);
     let links: Value = serde_json::from_slice(&links).expect("JSON of ip");
-    links[0]["promiscuity"].as_u64().expect("a count")
+    links[0].clone()
 }
 
 /// What the recorder says when somebody asks for its status.

@@ -115,7 +115,7 @@ impl ImportReport {
     }
 }
 
-/// Imports files. `progress` is told of it several times a second.
+/// Imports files. `progress` is told of it several times a second, and once at its end.
 ///
 /// # Errors
 /// The store cannot be written, the first file cannot be opened, or a device gave up. Files after
@@ -146,12 +146,17 @@ pub fn run(
     let pipeline_options = PipelineOptions { import: true, ..PipelineOptions::default() };
     let pipeline = Pipeline::start(store, pool, vec![lane], &pipeline_options, clock)?;
     let mut cancelled = false;
-    while !pipeline.is_finished() {
+    loop {
+        // Looked at first: what is told of a finished import is its end, however short it was.
+        let finished = pipeline.is_finished();
+        progress(&progress_of(&pipeline, &reports, files));
+        if finished {
+            break;
+        }
         if options.cancel.load(Ordering::Relaxed) && !cancelled {
             cancelled = true;
             pipeline.stop();
         }
-        progress(&progress_of(&pipeline, &reports, files));
         std::thread::sleep(LOOK);
     }
     let shared = pipeline.lanes().first().map(|lane| Arc::clone(&lane.shared));

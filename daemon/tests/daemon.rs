@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use support::{FIRST_S, Place, Recorder, daemon, dechunk, run, send};
 use wirevault_daemon::api::State;
-use wirevault_daemon::import::{self, ImportOptions};
+use wirevault_daemon::import::{self, ImportOptions, Progress};
 use wirevault_daemon::{Exit, status};
 use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
 use wirevault_index::{Catalog, KeySource, StoreReader, open_store};
@@ -339,19 +339,22 @@ fn files_are_imported_in_order_and_bad_ones_are_told() {
     let whole = std::fs::read(&second).unwrap();
     std::fs::write(&cut, &whole[..whole.len() - 7]).unwrap();
     let import = |files: Vec<_>, key: KeySource| {
-        let mut seen = 0;
+        let mut last = Progress::default();
         let options = ImportOptions {
             key,
             arena_bytes: 4 << 20,
             ..ImportOptions::new(place.store.clone(), files)
         };
-        let report = import::run(options, &mut |progress| seen = seen.max(progress.files));
-        (report, seen)
+        let report = import::run(options, &mut |progress| last.clone_from(progress));
+        (report, last)
     };
-    let (report, files) = import(vec![first.clone(), second], KeySource::Recorded);
+    let (report, last) = import(vec![first.clone(), second], KeySource::Recorded);
     let report = report.unwrap();
     assert!(report.is_whole(), "{report:?}");
-    assert_eq!((report.packets, report.stored, report.interfaces, files), (150, 150, 2, 2));
+    assert_eq!((report.packets, report.stored, report.interfaces), (150, 150, 2));
+    // However short an import is, its end is told.
+    assert_eq!((last.files, last.files_ended, last.file.as_str()), (2, 2, ""));
+    assert_eq!((last.packets, last.bytes, last.stored), (150, 150 * 60, 150));
     assert_eq!(report.bytes, 150 * 60);
     let (report, _) = import(vec![cut, first.clone()], KeySource::Recorded);
     let report = report.unwrap();

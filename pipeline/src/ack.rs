@@ -12,6 +12,7 @@ use wirevault_format::{Cause, Gap, LinkType};
 use wirevault_telemetry::books::{ByCause, WriterCounts, WriterSide};
 
 use crate::job::CHUNK_GAPS_MAX;
+use crate::shown::Shown;
 use crate::status::{LaneShared, lock};
 
 /// Chunks of one stream under way without a list growing: 1 GiB of buffers.
@@ -84,6 +85,11 @@ impl LaneAcks {
         Arc::clone(&lock(&self.state).stream(link_type).watermark)
     }
 
+    /// How far the index shows what is durable.
+    pub(crate) fn shown(&self) -> &Shown {
+        &self.lane.shown
+    }
+
     /// The sealer hands a chunk to a writer.
     pub(crate) fn submitted(&self, span: &Span) {
         let mut state = lock(&self.state);
@@ -94,8 +100,8 @@ impl LaneAcks {
         state.publish();
     }
 
-    /// Chunks are durable.
-    pub(crate) fn acknowledged<'a>(&self, spans: impl Iterator<Item = &'a Span>) {
+    /// Chunks are durable, and their deltas on their way to the index.
+    pub(crate) fn acknowledged(&self, spans: &[Span]) {
         let mut state = lock(&self.state);
         let mut durable_ns = self.lane.durable_ns.load(Ordering::Relaxed);
         for span in spans {
@@ -249,9 +255,9 @@ mod tests {
         for (first, next) in [(0, 5), (5, 8), (8, 9)] {
             acks.submitted(&span(first, next));
         }
-        acks.acknowledged([span(5, 8)].iter());
+        acks.acknowledged(&[span(5, 8)]);
         assert_eq!((watermark.load(Ordering::Acquire), books.snapshot().stored), (0, 3));
-        acks.acknowledged([span(0, 5)].iter());
+        acks.acknowledged(&[span(0, 5)]);
         assert_eq!(watermark.load(Ordering::Acquire), 8);
         assert_eq!(shared.durable_ns.load(Ordering::Acquire), 80);
         assert_eq!(books.snapshot().unacknowledged_since_ns, Some(80));

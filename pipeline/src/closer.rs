@@ -1,7 +1,7 @@
 //! The thread that keeps the indexes of open segments and closes segments.
 //!
-//! It gets one delta for every durable chunk, in order of their numbers, so a query sees exactly
-//! what is durable. Closing itself (encoding and writing the index) runs on a thread
+//! It gets one delta for every durable chunk, in order of their numbers, so a query sees only what
+//! is durable, and [`crate::shown`] says up to when it sees all of that. Closing itself (encoding and writing the index) runs on a thread
 //! of its own: other lanes' deltas go on.
 
 use std::sync::atomic::Ordering;
@@ -22,7 +22,7 @@ use wirevault_telemetry::clock::Clock;
 
 use crate::ack::LaneAcks;
 use crate::live::{LiveSegment, Registry};
-use crate::status::lock;
+use crate::status::{LaneShared, lock};
 
 /// How often segments that wait for their last acknowledgement are looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -46,6 +46,10 @@ pub(crate) struct Closer {
     pub registry: Arc<Registry>,
     pub inbox: Receiver<ToCloser>,
     pub deltas: Vec<Arc<ArrayQueue<Box<ChunkDelta>>>>,
+    /// By number.
+    pub lanes: Vec<Arc<LaneShared>>,
+    /// What each lane called durable when the round began.
+    pub durable_ns: Vec<u64>,
     pub clock: Arc<dyn Clock>,
     pub closing: Vec<Closing>,
     pub threads: Vec<JoinHandle<()>>,
@@ -57,8 +61,7 @@ impl Closer {
         loop {
             let wait = if self.closing.is_empty() { LOOK_AGAIN * 20 } else { LOOK_AGAIN };
             match self.inbox.recv_timeout(wait) {
-                Ok(ToCloser::Durable(segment, delta)) => self.durable(&segment, delta),
-                Ok(ToCloser::End(closing)) => self.closing.push(*closing),
+                Ok(message) => self.round(message),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Sealers and writers are gone, so nothing will be settled any more.
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -79,6 +82,30 @@ impl Closer {
         }
     }
 
+    /// Takes everything that has arrived. What was called durable before is in the index then,
+    /// because deltas are sent before their chunks are acknowledged.
+    fn round(&mut self, first: ToCloser) {
+        for (lane, durable_ns) in self.lanes.iter().zip(&mut self.durable_ns) {
+            *durable_ns = lane.durable_ns.load(Ordering::Acquire);
+        }
+        let arrived = self.inbox.len();
+        self.take(first);
+        for _ in 0..arrived {
+            let Ok(message) = self.inbox.try_recv() else { break };
+            self.take(message);
+        }
+        for (lane, durable_ns) in self.lanes.iter().zip(&self.durable_ns) {
+            lane.shown.until(*durable_ns);
+        }
+    }
+
+    fn take(&mut self, message: ToCloser) {
+        match message {
+            ToCloser::Durable(segment, delta) => self.durable(&segment, delta),
+            ToCloser::End(closing) => self.closing.push(*closing),
+        }
+    }
+
     fn durable(&mut self, segment: &Arc<LiveSegment>, delta: Box<ChunkDelta>) {
         // Once a delta is lost the index is made anew when the segment closes.
         if !segment.index_lost.load(Ordering::Acquire) {
@@ -87,6 +114,9 @@ impl Closer {
                 tracing::error!("an index delta was refused: {error}");
                 segment.index_lost.store(true, Ordering::Release);
             }
+        }
+        if let Some(lane) = self.lanes.get(usize::from(segment.open.entry.lane)) {
+            lane.shown.handled(1);
         }
         give_back(&self.deltas, segment, delta);
     }

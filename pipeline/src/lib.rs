@@ -23,6 +23,7 @@ mod opener;
 pub mod options;
 mod reseal;
 mod sealer;
+mod shown;
 mod start;
 pub mod status;
 pub mod tail;

@@ -109,6 +109,12 @@ impl Registry {
         lock(&self.segments).retain(|segment| segment.open.entry.life != life);
     }
 
+    /// All of them.
+    #[cfg(test)]
+    pub(crate) fn segments(&self) -> Vec<Arc<LiveSegment>> {
+        lock(&self.segments).clone()
+    }
+
     /// For each segment whose index is incomplete: the largest packet time that it shows.
     pub(crate) fn shown_until_ns(&self) -> Vec<u64> {
         let lost = |segment: &&Arc<LiveSegment>| segment.index_lost.load(Ordering::Acquire);

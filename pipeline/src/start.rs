@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Sender, bounded};
 use crossbeam_queue::ArrayQueue;
@@ -40,6 +41,11 @@ const OPENER_INBOX: usize = 256;
 /// A packet may wait in the kernel's ring for its block to be retired; nothing newer than this is
 /// called durable.
 const RING_DELAY_NS: u64 = 50_000_000;
+/// So long a catalog waits for the index. A delta takes microseconds, a full inbox of the closer
+/// some hundred milliseconds; whoever waits longer gets an answer that says what it lacks.
+const INDEX_WAIT_MAX: Duration = Duration::from_millis(500);
+/// How often it looks.
+const INDEX_LOOK: Duration = Duration::from_millis(1);
 
 /// A running pipeline.
 pub struct Pipeline {
@@ -178,6 +184,8 @@ impl Pipeline {
             registry: Arc::clone(&registry),
             inbox: closer_inbox,
             deltas,
+            lanes: views.iter().map(|view: &LaneView| Arc::clone(&view.shared)).collect(),
+            durable_ns: vec![0; views.len()],
             clock: Arc::clone(&clock),
             closing: Vec::new(),
             threads: Vec::new(),
@@ -271,22 +279,34 @@ impl Pipeline {
         lock(&self.store).status()
     }
 
-    /// What queries may look at now: everything durable. Takes no lock of the store.
+    /// What queries may look at now: everything durable. Takes no lock of the store. Waits a little
+    /// while what was durable before is not in the index; if it stays so, `durable_until_ns` is as
+    /// much earlier.
     pub fn catalog(&self) -> Catalog {
+        let sent: Vec<u64> = self.lanes.iter().map(|lane| lane.shared.shown.sent()).collect();
+        let shown =
+            || self.lanes.iter().zip(&sent).all(|(lane, sent)| lane.shared.shown.has(*sent));
+        let begin = Instant::now();
+        while !shown() && begin.elapsed() < INDEX_WAIT_MAX {
+            std::thread::sleep(INDEX_LOOK);
+        }
+        // Before the catalog itself, which then shows at least as much.
         let now_ns = self.clock.unix_ns();
         let durable_until_ns = self.durable_until_ns();
         Catalog { durable_until_ns, ..self.catalog.take(now_ns) }
     }
 
-    /// Everything that reached a live source before this time is durable.
+    /// Everything that reached a live source before this time is durable, and in the index.
     fn durable_until_ns(&self) -> Option<u64> {
         let lane_until = |lane: &LaneView| {
-            let polled_ns = lane.shared.polled_ns.load(Ordering::Acquire);
-            let durable_ns = lane.shared.durable_ns.load(Ordering::Acquire);
-            match lane.books.snapshot().in_flight {
-                0 => polled_ns.saturating_sub(RING_DELAY_NS).max(durable_ns),
-                _ => durable_ns,
-            }
+            lane.shared.shown.until_ns(|| {
+                let polled_ns = lane.shared.polled_ns.load(Ordering::Acquire);
+                let durable_ns = lane.shared.durable_ns.load(Ordering::Acquire);
+                match lane.books.snapshot().in_flight {
+                    0 => polled_ns.saturating_sub(RING_DELAY_NS).max(durable_ns),
+                    _ => durable_ns,
+                }
+            })
         };
         let lanes = self.lanes.iter().filter(|lane| lane.live).map(lane_until);
         // A segment whose index misses a chunk shows queries nothing behind it until it closes.
@@ -407,3 +427,7 @@ impl LaneParts<'_> {
         (lane, acks, LaneView { shared, books, live })
     }
 }
+
+#[cfg(test)]
+#[path = "start_tests.rs"]
+mod tests;

@@ -9,6 +9,7 @@ use wirevault_format::pcapng::OtherKind;
 use wirevault_telemetry::histogram::Latency;
 
 use crate::decap::DecapCounters;
+use crate::shown::Shown;
 
 /// What a lane is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,8 +64,10 @@ pub struct LaneShared {
     pub flows_max: AtomicU64,
     /// Everything that reached the source before this time was taken.
     pub polled_ns: AtomicU64,
-    /// Largest packet time below the watermark.
+    /// Largest packet time below the watermark. Queries may not see all of it yet.
     pub durable_ns: AtomicU64,
+    /// How far they do.
+    pub(crate) shown: Shown,
     /// What its decapsulation did.
     pub decap: DecapCounters,
     state: AtomicU8,
@@ -96,6 +99,7 @@ impl LaneShared {
             flows_max: AtomicU64::new(0),
             polled_ns: AtomicU64::new(0),
             durable_ns: AtomicU64::new(0),
+            shown: Shown::default(),
             decap: DecapCounters::default(),
             state: AtomicU8::new(LaneState::Running as u8),
             blocked: AtomicU8::new(0),

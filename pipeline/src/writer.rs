@@ -22,6 +22,7 @@ use wirevault_format::Cause;
 use wirevault_nvme::{Completion, Queue, QueueReport};
 use wirevault_telemetry::histogram::Latency;
 
+use crate::ack::Span;
 use crate::closer::ToCloser;
 use crate::live::LiveSegment;
 use crate::status::{BufferTimes, lock, note_since};
@@ -83,6 +84,8 @@ pub(crate) struct Writer {
     waiting: VecDeque<u32>,
     /// Chunks that became durable together.
     durable: Vec<WriteJob>,
+    /// Their packets.
+    spans: Vec<Span>,
     /// Empty lists of files that are done, so that a new file allocates none.
     lists: Vec<VecDeque<Held>>,
 }
@@ -107,6 +110,7 @@ impl Writer {
             next_key: 0,
             waiting: VecDeque::with_capacity(chunks),
             durable: Vec::with_capacity(chunks.min(LIST_CHUNKS)),
+            spans: Vec::with_capacity(chunks.min(LIST_CHUNKS)),
             lists: Vec::with_capacity(FILES),
             pool,
         }
@@ -293,7 +297,7 @@ impl Writer {
     }
 
     fn acknowledge(&mut self, at: usize) {
-        let Self { files, durable, channels, shared, times, .. } = self;
+        let Self { files, durable, spans, channels, shared, times, .. } = self;
         let file = &mut files[at];
         durable.extend(std::iter::from_fn(|| file.pop_durable()));
         let (Some(first), Some(last)) = (durable.first(), durable.last()) else { return };
@@ -308,9 +312,13 @@ impl Writer {
             (known.received, known.shed, known.dropped) =
                 (delta.received, delta.shed, delta.dropped);
         }
-        first.acks.acknowledged(durable.iter().map(|job| &job.span));
         let chunks = durable.len() as u32;
+        let acks = Arc::clone(&first.acks);
+        // On their way to the index before anybody is told: see `crate::shown`.
+        acks.shown().send(u64::from(chunks));
+        spans.clear();
         for mut job in durable.drain(..) {
+            spans.push(job.span);
             let begin = Instant::now();
             drop(job.buf.take());
             note_since(&times.recycle, begin);
@@ -319,9 +327,11 @@ impl Writer {
                 && let ToCloser::Durable(segment, _) = refused.into_inner()
             {
                 segment.index_lost.store(true, Ordering::Release);
+                acks.shown().handled(1);
                 shared.lost_deltas.fetch_add(1, Ordering::Relaxed);
             }
         }
+        acks.acknowledged(spans);
         file.segment.settled_chunks.fetch_add(chunks, Ordering::AcqRel);
     }
 

@@ -1,0 +1,164 @@
+//! What the catalog of a running pipeline promises while one of its threads is held up.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::AtomicU64;
+
+use wirevault_buffer::{Arena, ArenaOptions, Hugepages};
+use wirevault_capture::{
+    CaptureError, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
+};
+use wirevault_format::{Interface, LinkType};
+use wirevault_index::KeySource;
+use wirevault_media::{Media, SimMedia};
+use wirevault_nvme::{SimOptions, SimQueue};
+use wirevault_seal::random;
+use wirevault_storage::{CreateOptions, create};
+use wirevault_telemetry::clock::SystemClock;
+
+use super::*;
+
+const START_NS: u64 = 1_700_000_000_000_000_000;
+/// Between two packets.
+const STEP_NS: u64 = 1_000_000_000;
+const TIME_MAX: Duration = Duration::from_secs(120);
+
+fn time_ns(packet: u64) -> u64 {
+    START_NS + packet * STEP_NS
+}
+
+/// Which interfaces packets come from, in order, as far as the test has let them through.
+struct Paced {
+    interfaces: Vec<Interface>,
+    order: Vec<u32>,
+    given: u64,
+    allowed: Arc<AtomicU64>,
+}
+
+impl Source for Paced {
+    fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
+    fn is_live(&self) -> bool {
+        true
+    }
+
+    fn poll(&mut self, sink: &mut dyn PacketSink, _: Duration) -> Result<Polled, CaptureError> {
+        if self.given == self.allowed.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+            return Ok(Polled::Idle);
+        }
+        let data = [0; 60];
+        let packet = Packet {
+            interface: self.order[self.given as usize],
+            ts_ns: time_ns(self.given),
+            wire_len: data.len() as u32,
+            data: &data,
+            vlan: None,
+            flags: None,
+            options: &[],
+        };
+        let taken = u64::from(sink.packet(&packet) == ControlFlow::Continue(()));
+        self.given += taken;
+        Ok(Polled::Packets(taken))
+    }
+
+    fn counters(&mut self) -> SourceCounters {
+        SourceCounters { received: self.given, handed: self.given, ..SourceCounters::default() }
+    }
+
+    fn state(&self) -> SourceState {
+        SourceState::Running
+    }
+
+    fn report(&self) -> SourceReport {
+        let (kind, name, clocks, notes) = ("test", String::new(), Vec::new(), Vec::new());
+        SourceReport { kind, name, fanout: None, ring_bytes: 0, clocks, notes }
+    }
+}
+
+struct Rig {
+    pipeline: Pipeline,
+    allowed: Arc<AtomicU64>,
+}
+
+impl Rig {
+    /// Records packets of these link types, by number of the interface.
+    fn start(links: &[LinkType], order: Vec<u32>) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let disk = SimMedia::new();
+        let media = || Arc::new(disk.clone()) as Arc<dyn Media>;
+        let options = CreateOptions {
+            quota_bytes: Some(256 << 20),
+            lanes: 1,
+            key: None,
+            key_path: String::new(),
+            clock: Arc::clone(&clock),
+        };
+        create(&[(media(), "/sim".to_owned())], random::store_id().unwrap(), &options).unwrap();
+        let opened = Store::open(vec![media()], &KeySource::Recorded, Arc::clone(&clock));
+        let (store, _) = opened.unwrap();
+        let allowed = Arc::new(AtomicU64::new(0));
+        let interfaces = links.iter().map(|link| Interface::unnamed(*link)).collect();
+        let source = Box::new(Paced { interfaces, order, given: 0, allowed: Arc::clone(&allowed) });
+        let (snaplen_bytes, filter, decap, cpu) = (262_144, None, None, None);
+        let lane = LaneSpec { source, snaplen_bytes, filter, decap, cpu };
+        let arena = ArenaOptions { bytes: 4 << 20, hugepages: Hugepages::Off, numa_node: None };
+        let pool = Pool::new(Arena::new(arena).unwrap());
+        let options = PipelineOptions {
+            flush_age: Duration::from_millis(20),
+            commit_interval: Duration::from_millis(2),
+            queue: Arc::new(|_, _| Ok(Box::new(SimQueue::new(SimOptions::default())))),
+            ..PipelineOptions::default()
+        };
+        let pipeline = Pipeline::start(store, pool, vec![lane], &options, clock).unwrap();
+        Self { pipeline, allowed }
+    }
+
+    /// Lets packets through up to this number and waits until all of them are stored.
+    fn store(&self, packets: u64) {
+        self.allowed.store(packets, Ordering::Release);
+        let books = &self.pipeline.lanes[0].books;
+        self.wait("stored", || {
+            let snapshot = books.snapshot();
+            snapshot.stored == packets && snapshot.in_flight == 0
+        });
+    }
+
+    fn wait(&self, what: &str, is_so: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !is_so() {
+            let lane = &self.pipeline.lanes[0];
+            assert!(begin.elapsed() < TIME_MAX, "never {what}: {:?}", lane.books.snapshot());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn promised_ns(&self) -> u64 {
+        self.pipeline.catalog().durable_until_ns.expect("a live lane")
+    }
+
+    fn end(self) {
+        self.pipeline.stop();
+        self.pipeline.join().unwrap();
+    }
+}
+
+#[test]
+fn a_durable_chunk_is_promised_only_when_the_index_shows_it() {
+    let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2]);
+    rig.store(1);
+    rig.wait("shown", || rig.promised_ns() > time_ns(0));
+    let segment = Arc::clone(&rig.pipeline.registry.segments()[0]);
+    // Holds the closer back: it cannot change the index meanwhile.
+    let index = segment.index.read().unwrap();
+    rig.store(2);
+    let (shown, promised_ns) = (index.chunks().len(), rig.promised_ns());
+    assert_eq!(shown, 1, "the second chunk is durable and not shown");
+    assert!(promised_ns <= time_ns(1), "a packet of {} is promised: {promised_ns}", time_ns(1));
+    assert!(rig.pipeline.lanes[0].shared.durable_ns.load(Ordering::Acquire) == time_ns(1));
+    drop(index);
+    rig.wait("shown", || rig.promised_ns() > time_ns(1));
+    assert_eq!(segment.index.read().unwrap().chunks().len(), 2);
+    rig.end();
+}

@@ -31,6 +31,8 @@ struct State {
     streams: Vec<StreamAcks>,
     /// Losses that the data does not tell of yet.
     lost: Vec<Gap>,
+    /// Everything that the lane took before this time is durable, or was submitted and is not.
+    settled_ns: u64,
 }
 
 struct StreamAcks {
@@ -43,7 +45,8 @@ struct StreamAcks {
     submitted: VecDeque<Run>,
 }
 
-/// Sequences of one chunk, and its smallest or largest time.
+/// Sequences of one chunk, and a time: the smallest of one that was submitted, and up to when the
+/// lane has handed on everything of one that is done.
 #[derive(Clone, Copy)]
 struct Run {
     first: u64,
@@ -62,6 +65,8 @@ pub struct Span {
     pub next: u64,
     /// Smallest and largest packet time.
     pub times_ns: Option<(u64, u64)>,
+    /// Smallest packet time in the chunks that the lane was still filling.
+    pub open_since_ns: Option<u64>,
     /// Packets that no parser understood.
     pub unparsed: u64,
 }
@@ -75,6 +80,7 @@ impl LaneAcks {
                 counts,
                 streams: Vec::new(),
                 lost: Vec::with_capacity(CHUNK_GAPS_MAX),
+                settled_ns: 0,
             }),
             lane,
         }
@@ -97,19 +103,17 @@ impl LaneAcks {
         state.counts.unparsed += span.unparsed;
         let run = Run { first: span.first, next: span.next, time_ns };
         put(&mut state.stream(span.link_type).submitted, run);
-        state.publish();
+        self.publish(&mut state);
     }
 
     /// Chunks are durable, and their deltas on their way to the index.
     pub(crate) fn acknowledged(&self, spans: &[Span]) {
         let mut state = lock(&self.state);
-        let mut durable_ns = self.lane.durable_ns.load(Ordering::Relaxed);
         for span in spans {
             state.counts.stored += span.next - span.first;
-            durable_ns = durable_ns.max(state.stream(span.link_type).settle(span));
+            state.settle(span);
         }
-        self.lane.durable_ns.store(durable_ns, Ordering::Release);
-        state.publish();
+        self.publish(&mut state);
     }
 
     /// Chunks that a writer has, or that came back from one and were not sealed again yet.
@@ -153,8 +157,18 @@ impl LaneAcks {
             let gap = Gap { cause, from_ns, until_ns, packets, cumulative, sequence: span.first };
             state.keep_lost(gap);
         }
-        state.stream(span.link_type).settle(span);
-        state.publish();
+        state.settle(span);
+        self.publish(&mut state);
+    }
+
+    fn publish(&self, state: &mut State) {
+        let oldest = state.streams.iter().flat_map(|stream| &stream.submitted);
+        let oldest_ns = oldest.map(|run| run.time_ns).min().unwrap_or(u64::MAX);
+        // What another stream has under way may be older than what this one has settled.
+        self.lane.durable_ns.fetch_max(state.settled_ns.min(oldest_ns), Ordering::AcqRel);
+        state.counts.watermark = state.streams.iter().map(|stream| stream.next).sum();
+        state.counts.unacknowledged_since_ns = if oldest_ns == u64::MAX { 0 } else { oldest_ns };
+        state.pen.publish(&state.counts);
     }
 }
 
@@ -196,50 +210,50 @@ impl State {
         &mut self.streams[at]
     }
 
-    fn publish(&mut self) {
-        self.counts.watermark = self.streams.iter().map(|stream| stream.next).sum();
-        let oldest = self.streams.iter().flat_map(|stream| &stream.submitted);
-        let oldest = oldest.map(|run| run.time_ns).min();
-        self.counts.unacknowledged_since_ns =
-            oldest.filter(|oldest_ns| *oldest_ns != u64::MAX).unwrap_or(0);
-        self.pen.publish(&self.counts);
+    fn settle(&mut self, span: &Span) {
+        let settled_ns = self.stream(span.link_type).settle(span);
+        self.settled_ns = self.settled_ns.max(settled_ns);
     }
 }
 
 impl StreamAcks {
-    /// Moves the watermark as far as it goes and gives the largest time below it that is new.
+    /// Moves the watermark as far as it goes and gives the largest time of what is new below it.
+    /// Chunks are submitted in the order in which the lane handed them over, so what it took before
+    /// that time was submitted already, whatever stream it belongs to.
     fn settle(&mut self, span: &Span) -> u64 {
         let same = |run: &Run| (run.first, run.next) == (span.first, span.next);
         if let Some(at) = self.submitted.iter().position(same) {
             self.submitted.remove(at);
         }
-        let time_ns = span.times_ns.map_or(0, |(_, max_ns)| max_ns);
+        let open_since_ns = span.open_since_ns.unwrap_or(u64::MAX);
+        let time_ns = span.times_ns.map_or(0, |(_, max_ns)| max_ns.min(open_since_ns));
         if span.next > span.first {
             put(&mut self.done, Run { first: span.first, next: span.next, time_ns });
         }
-        let mut durable_ns = 0;
+        let mut settled_ns = 0;
         while let Some(run) = self.done.pop_front_if(|run| run.first <= self.next) {
             self.next = self.next.max(run.next);
-            durable_ns = durable_ns.max(run.time_ns);
+            settled_ns = settled_ns.max(run.time_ns);
         }
         self.watermark.store(self.next, Ordering::Release);
-        durable_ns
+        settled_ns
     }
 }
 
 #[cfg(test)]
 mod tests {
     use wirevault_capture::SourceReport;
+    use wirevault_telemetry::books::LaneBooks;
 
     use super::*;
 
     fn span(first: u64, next: u64) -> Span {
         let times_ns = Some((first * 10, next * 10));
-        Span { link_type: LinkType::ETHERNET, first, next, times_ns, unparsed: 0 }
+        let (link_type, open_since_ns) = (LinkType::ETHERNET, None);
+        Span { link_type, first, next, times_ns, open_since_ns, unparsed: 0 }
     }
 
-    #[test]
-    fn the_watermark_waits_for_the_oldest_chunk() {
+    fn acks() -> (LaneAcks, Arc<LaneShared>, LaneBooks) {
         let (_, pen, books) = wirevault_telemetry::books::open(0);
         let report = SourceReport {
             kind: "replay",
@@ -250,7 +264,28 @@ mod tests {
             notes: Vec::new(),
         };
         let shared = Arc::new(LaneShared::new(0, None, report));
-        let acks = LaneAcks::new(pen, shared.clone());
+        (LaneAcks::new(pen, Arc::clone(&shared)), shared, books)
+    }
+
+    #[test]
+    fn an_older_chunk_of_another_stream_is_waited_for() {
+        let (acks, shared, _) = acks();
+        let durable_ns = || shared.durable_ns.load(Ordering::Acquire);
+        let raw = Span { link_type: LinkType::RAW, ..span(0, 3) };
+        let ethernet = [span(0, 5), Span { open_since_ns: Some(70), ..span(5, 9) }];
+        acks.submitted(&raw);
+        ethernet.iter().for_each(|span| acks.submitted(span));
+        acks.acknowledged(&ethernet[..1]);
+        assert_eq!(durable_ns(), 0, "packets from 0 to 30 are under way");
+        acks.acknowledged(&[raw]);
+        assert_eq!(durable_ns(), 50);
+        acks.acknowledged(&ethernet[1..]);
+        assert_eq!(durable_ns(), 70, "the lane still has packets of that time");
+    }
+
+    #[test]
+    fn the_watermark_waits_for_the_oldest_chunk() {
+        let (acks, shared, books) = acks();
         let watermark = acks.watermark(LinkType::ETHERNET);
         for (first, next) in [(0, 5), (5, 8), (8, 9)] {
             acks.submitted(&span(first, next));

@@ -38,6 +38,9 @@ pub struct Job {
     pub first_sequence: u64,
     /// Smallest and largest packet time.
     pub times_ns: Option<(u64, u64)>,
+    /// Smallest packet time in the chunks of other streams that the lane went on filling when it
+    /// handed this one over.
+    pub open_since_ns: Option<u64>,
     /// Captured bytes.
     pub captured_bytes: u64,
     /// Lane counters when the chunk was handed over.
@@ -59,6 +62,7 @@ impl Job {
             gaps: Vec::with_capacity(2 * CHUNK_GAPS_MAX),
             first_sequence: 0,
             times_ns: None,
+            open_since_ns: None,
             captured_bytes: 0,
             received: 0,
             shed: 0,

@@ -383,6 +383,8 @@ impl Fill {
             job.push_gap(Gap { sequence: self.streams[at].sequence, ..gap });
         }
         self.starved = false;
+        let open = self.streams.iter().filter_map(|stream| stream.current.as_ref());
+        job.open_since_ns = open.filter_map(|(open, _)| open.times_ns).map(|it| it.0).min();
         job.received = self.counts.received;
         job.shed = self.counts.shed;
         job.dropped = self.counts.dropped;

@@ -189,6 +189,7 @@ impl Sealer {
         job.end = payload_end;
         job.first_sequence = header.first_sequence;
         job.times_ns = header.times_ns;
+        job.open_since_ns = write.span.open_since_ns;
         job.captured_bytes = write.captured_bytes;
         job.gaps.extend_from_slice(&write.delta.gaps);
         (job.received, job.shed, job.dropped) =

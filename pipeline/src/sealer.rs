@@ -422,7 +422,8 @@ fn describes(table: &[Interface], wanted: &[Interface]) -> bool {
 
 pub(crate) fn span(job: &Job) -> Span {
     let (link_type, first, next) = (job.link_type, job.first_sequence, job.next_sequence());
-    Span { link_type, first, next, times_ns: job.times_ns, unparsed: 0 }
+    let (times_ns, open_since_ns) = (job.times_ns, job.open_since_ns);
+    Span { link_type, first, next, times_ns, open_since_ns, unparsed: 0 }
 }
 
 fn fill_delta(delta: &mut ChunkDelta, header: &ChunkHeader, offset: u64, job: &Job) {

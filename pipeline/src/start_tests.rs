@@ -20,6 +20,8 @@ use super::*;
 const START_NS: u64 = 1_700_000_000_000_000_000;
 /// Between two packets.
 const STEP_NS: u64 = 1_000_000_000;
+/// Some two hundred fill a chunk.
+const PACKET_BYTES: usize = 1200;
 const TIME_MAX: Duration = Duration::from_secs(120);
 
 fn time_ns(packet: u64) -> u64 {
@@ -48,7 +50,7 @@ impl Source for Paced {
             std::thread::sleep(Duration::from_millis(1));
             return Ok(Polled::Idle);
         }
-        let data = [0; 60];
+        let data = [0; PACKET_BYTES];
         let packet = Packet {
             interface: self.order[self.given as usize],
             ts_ns: time_ns(self.given),
@@ -84,7 +86,7 @@ struct Rig {
 
 impl Rig {
     /// Records packets of these link types, by number of the interface.
-    fn start(links: &[LinkType], order: Vec<u32>) -> Self {
+    fn start(links: &[LinkType], order: Vec<u32>, flush_age: Duration) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let disk = SimMedia::new();
         let media = || Arc::new(disk.clone()) as Arc<dyn Media>;
@@ -106,7 +108,7 @@ impl Rig {
         let arena = ArenaOptions { bytes: 4 << 20, hugepages: Hugepages::Off, numa_node: None };
         let pool = Pool::new(Arena::new(arena).unwrap());
         let options = PipelineOptions {
-            flush_age: Duration::from_millis(20),
+            flush_age,
             commit_interval: Duration::from_millis(2),
             queue: Arc::new(|_, _| Ok(Box::new(SimQueue::new(SimOptions::default())))),
             ..PipelineOptions::default()
@@ -146,7 +148,7 @@ impl Rig {
 
 #[test]
 fn a_durable_chunk_is_promised_only_when_the_index_shows_it() {
-    let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2]);
+    let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2], Duration::from_millis(20));
     rig.store(1);
     rig.wait("shown", || rig.promised_ns() > time_ns(0));
     let segment = Arc::clone(&rig.pipeline.registry.segments()[0]);
@@ -160,5 +162,20 @@ fn a_durable_chunk_is_promised_only_when_the_index_shows_it() {
     drop(index);
     rig.wait("shown", || rig.promised_ns() > time_ns(1));
     assert_eq!(segment.index.read().unwrap().chunks().len(), 2);
+    rig.end();
+}
+
+#[test]
+fn a_packet_that_the_lane_still_holds_is_not_promised_for_another_link_type() {
+    // The first packet waits in a chunk of its own while others fill several of theirs.
+    let order = [vec![1], vec![0; 600]].concat();
+    let links = [LinkType::ETHERNET, LinkType::RAW];
+    let rig = Rig::start(&links, order, Duration::from_secs(3600));
+    rig.allowed.store(601, Ordering::Release);
+    let shared = &rig.pipeline.lanes[0].shared;
+    rig.wait("stored", || rig.pipeline.lanes[0].books.snapshot().stored > 0);
+    rig.wait("shown", || shared.shown.has(1));
+    let promised_ns = rig.promised_ns();
+    assert!(promised_ns <= time_ns(0), "a packet of {} is promised: {promised_ns}", time_ns(0));
     rig.end();
 }

@@ -3,21 +3,24 @@
 
 use std::io::{self, Cursor};
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
+use wirevault_buffer::{Arena, ArenaOptions, ChunkBuf, Hugepages, Pool};
 use wirevault_capture::{ReplaySource, Speed};
 use wirevault_format::Interface;
 use wirevault_index::KeySource;
 use wirevault_media::sim::SplitMix64;
-use wirevault_media::{Fault, Media, SimMedia, Trigger};
-use wirevault_nvme::{SimOptions, SimQueue};
+use wirevault_media::{Fault, Media, MediaFile, SimMedia, Trigger};
+use wirevault_nvme::{
+    Completion, NvmeError, Queue, QueueReport, Refused, SimOptions, SimQueue, Slot,
+};
 use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
 use wirevault_query::{PacketOut, Request, Sink};
 use wirevault_seal::{FileProvider, KeyProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
+use wirevault_telemetry::books::LaneBooks;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 const PACKETS: u32 = 12_000;
@@ -83,6 +86,68 @@ fn rig() -> Rig {
     Rig { disk, key: KeySource::Provider(provider), clock, _dir: dir }
 }
 
+/// Looks at the books whenever the writer does anything, so that every acknowledgement before the
+/// power goes is seen, however late the test's own thread runs.
+struct Watched {
+    inner: SimQueue,
+    disk: SimMedia,
+    books: Arc<OnceLock<LaneBooks>>,
+    acknowledged: Arc<AtomicU64>,
+}
+
+impl Queue for Watched {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn report(&self) -> QueueReport {
+        self.inner.report()
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
+        self.inner.attach(file)
+    }
+
+    fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
+        self.inner.detach(slot)
+    }
+
+    fn write(
+        &mut self,
+        slot: Slot,
+        offset: u64,
+        buf: ChunkBuf,
+        len_bytes: usize,
+        token: u64,
+    ) -> Result<(), Refused> {
+        self.inner.write(slot, offset, buf, len_bytes, token)
+    }
+
+    fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
+        self.inner.sync(slot, token)
+    }
+
+    fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
+        if let Some(books) = self.books.get() {
+            let snapshot = books.snapshot();
+            assert!(snapshot.balances(), "{snapshot:?}");
+            // What the books said while the power was on was durable then.
+            if !self.disk.power_is_cut() {
+                self.acknowledged.store(snapshot.watermark, Ordering::Release);
+            }
+        }
+        self.inner.poll(wait, out)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight()
+    }
+}
+
 /// Records until the end or the power cut; gives the watermark known before the cut.
 fn record(rig: &Rig, seed: u64) -> u64 {
     let disk: Arc<dyn Media> = Arc::new(rig.disk.clone());
@@ -94,35 +159,33 @@ fn record(rig: &Rig, seed: u64) -> u64 {
     let lane = LaneSpec { source, snaplen_bytes: 262_144, filter: None, decap: None, cpu: None };
     let arena = ArenaOptions { bytes: 2 << 20, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("2 MiB"));
+    let (books, acknowledged) = (Arc::new(OnceLock::new()), Arc::new(AtomicU64::new(0)));
+    let seen = (rig.disk.clone(), Arc::clone(&books), Arc::clone(&acknowledged));
     let options = PipelineOptions {
         commit_interval: Duration::from_millis(2),
         queue: Arc::new(move |_, _| {
-            let options = SimOptions { seed, ..SimOptions::default() };
-            Ok(Box::new(SimQueue::new(options)))
+            let inner = SimQueue::new(SimOptions { seed, ..SimOptions::default() });
+            let (disk, books, acknowledged) = seen.clone();
+            Ok(Box::new(Watched { inner, disk, books, acknowledged }))
         }),
         ..PipelineOptions::default()
     };
     let started =
         Pipeline::start(store, pool.clone(), vec![lane], &options, Arc::clone(&rig.clock));
     let Ok(pipeline) = started else { return 0 };
-    let mut acknowledged = 0;
-    let books = pipeline.lanes()[0].books.clone();
+    let books = books.get_or_init(|| pipeline.lanes()[0].books.clone());
     while !pipeline.is_finished() {
-        let snapshot = books.snapshot();
-        assert!(snapshot.balances(), "{snapshot:?}");
         if rig.disk.power_is_cut() {
             pipeline.stop();
-        } else {
-            acknowledged = snapshot.watermark;
         }
         std::thread::sleep(Duration::from_micros(200));
     }
     // After a power cut the end of the run cannot be written.
     if pipeline.join().is_ok() && !rig.disk.power_is_cut() {
-        acknowledged = books.snapshot().watermark;
+        acknowledged.store(books.snapshot().watermark, Ordering::Release);
     }
     assert_eq!(pool.in_flight(), 0, "every chunk went back");
-    acknowledged
+    acknowledged.load(Ordering::Acquire)
 }
 
 /// Recovers the crashed disk and gives how often each packet is there.

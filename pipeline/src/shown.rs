@@ -5,8 +5,9 @@
 //! and nobody waits for anybody:
 //!
 //! - A writer counts deltas and sends them to the closer before it acknowledges their chunks.
-//! - The closer counts those it has dealt with. It also notes, for each round of its inbox, what the
-//!   lane called durable when the round began: the inbox is in order, so the round held all of it.
+//! - The closer counts those it has dealt with. It also notes, for each round of its inbox, what
+//!   the lane called durable when the round began: the inbox is in order, so the round held all of
+//!   it.
 //! - A query reads what the closer has dealt with, then the lane's figures, then what was sent. If
 //!   both counts are equal the figures cover nothing but what the index shows; else it goes by the
 //!   closer's last round.

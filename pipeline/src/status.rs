@@ -64,8 +64,8 @@ pub struct LaneShared {
     pub flows_max: AtomicU64,
     /// Everything that reached the source before this time was taken.
     pub polled_ns: AtomicU64,
-    /// Largest packet time below the watermark with nothing older under way. Queries may not see all
-    /// of it yet.
+    /// Largest packet time below the watermark with nothing older under way. Queries may not see
+    /// all of it yet.
     pub durable_ns: AtomicU64,
     /// How far they do.
     pub(crate) shown: Shown,

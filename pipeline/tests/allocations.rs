@@ -248,8 +248,8 @@ impl Rig {
             assert!(begin.elapsed() < TIME_MAX, "{:?}", books.snapshot());
             std::thread::sleep(Duration::from_millis(1));
         }
-        // The closer gives each delta back when it is in the index. Until then the sealer has fewer,
-        // and a sealer without any makes small ones.
+        // The closer gives each delta back when it is in the index. Until then the sealer has
+        // fewer, and a sealer without any makes small ones.
         let last_ns = time_ns(packets - 1);
         while self.pipeline.catalog().durable_until_ns.is_none_or(|until_ns| until_ns <= last_ns) {
             assert!(begin.elapsed() < TIME_MAX, "the index does not show the last packet");
@@ -287,8 +287,8 @@ fn nothing_is_allocated_for_a_packet_or_a_chunk() {
     // Over two changes every list is used once; the next ones count.
     rig.give(300);
     let (before, segments) = (counted(), rig.segments());
-    // In steps: chunks that come faster than the index takes them go on with small deltas. There are
-    // 128 deltas, and on a busy machine each chunk may be handed over half full.
+    // In steps: chunks that come faster than the index takes them go on with small deltas. There
+    // are 128 deltas, and on a busy machine each chunk may be handed over half full.
     (0..10).for_each(|_| rig.give(50));
     let changes = (rig.segments() - segments) as u64;
     assert!(changes >= 3, "only {changes} segment changes");

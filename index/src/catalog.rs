@@ -223,9 +223,7 @@ impl StoreReader {
 }
 
 /// Gives every interrupted segment the watermark that recovery needs: the highest that a header of
-/// its stream carries, but no more than the first sequence of any segment of the stream that was
-/// opened later. (What a device did not take is sealed again into a segment of its own; that may be
-/// opened after the stream's next one, and lie before it.)
+/// its stream carries, but no more than where another segment of the stream goes on.
 pub fn set_watermarks(segments: &mut [Segment]) {
     let interrupted =
         |segment: &Segment| segment.entry.state == SegmentState::Open && !segment.is_live();
@@ -260,11 +258,57 @@ pub fn set_watermarks(segments: &mut [Segment]) {
             continue;
         }
         let stream = segments[n].stream();
-        let later = (n + 1..segments.len()).filter(|later| segments[*later].stream() == stream);
-        // One that begins before this one holds nothing of it.
-        let start = starts[n].unwrap_or(0);
-        let limit = later.filter_map(|later| firsts[later]).filter(|first| *first >= start).min();
+        let of_stream = (0..segments.len()).filter(|at| segments[*at].stream() == stream);
+        let others = of_stream.filter_map(|at| firsts[at].map(|first| (at, first)));
+        let limit = goes_on_at(n, starts[n], others);
         let highest = highest.get(&stream).copied().unwrap_or(0);
         segments[n].stream_watermark = highest.min(limit.unwrap_or(u64::MAX));
+    }
+}
+
+/// First sequence behind the segment at `n`, which begins at `start` if its first chunk was found.
+/// `others` are places and first sequences of its stream's segments, in the order of opening.
+///
+/// What a device did not take is sealed again into a segment of its own. That is opened after the
+/// stream's next one and lies before it, so that the order of opening is not that of sequences.
+/// Where nobody knows the start only what was opened later counts: too small a limit would hide
+/// what is missing.
+fn goes_on_at(
+    n: usize,
+    start: Option<u64>,
+    others: impl Iterator<Item = (usize, u64)>,
+) -> Option<u64> {
+    let behind = others.filter(|(at, first)| match start {
+        Some(start) => *first > start || *first == start && *at > n,
+        None => *at > n,
+    });
+    behind.map(|(_, first)| first).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A segment failed at 120 and holds packets from 100; the stream's next one, opened meanwhile,
+    /// begins at 200; what lies between was sealed again into the last one.
+    #[test]
+    fn a_segment_sealed_again_ends_where_one_opened_before_it_begins() {
+        let firsts = [(0, 100), (1, 200), (2, 120)];
+        let limits = firsts.map(|(n, first)| goes_on_at(n, Some(first), firsts.into_iter()));
+        assert_eq!(limits, [Some(120), None, Some(200)]);
+    }
+
+    #[test]
+    fn a_copy_from_the_first_chunk_on_ends_what_it_copies_and_not_itself() {
+        let firsts = [(0, 100), (1, 100), (2, 150)];
+        let limits = firsts.map(|(n, first)| goes_on_at(n, Some(first), firsts.into_iter()));
+        assert_eq!(limits, [Some(100), Some(150), None]);
+    }
+
+    #[test]
+    fn without_a_start_nothing_opened_earlier_hides_what_is_missing() {
+        let firsts = [(0, 100), (2, 300)];
+        assert_eq!(goes_on_at(1, None, firsts.into_iter()), Some(300));
+        assert_eq!(goes_on_at(3, None, firsts.into_iter()), None);
     }
 }

@@ -22,6 +22,8 @@ const START_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(60);
 /// From the socket's being there to the last of what is done before reading from it.
 const START_REST: Duration = Duration::from_millis(700);
+/// More than any sender here fills in the usual seconds of a run.
+const QUOTA_BYTES_MAX: u64 = 16 << 30;
 /// One core's worth of a machine with two.
 const CPU: &str = "1";
 
@@ -165,7 +167,7 @@ impl Recorder {
         let store = folder.join("store");
         let mut init = Command::new(beside_us("wirevault")?);
         // Nothing may be given up for newer packets: it would be missing in the count.
-        let quota = (quota_bytes * 2).max(2 << 30);
+        let quota = (quota_bytes * 2).clamp(2 << 30, QUOTA_BYTES_MAX);
         init.arg("init").arg(&store).args(["--quota", &quota.to_string()]);
         match self {
             Self::Plaintext => init.arg("--plaintext"),

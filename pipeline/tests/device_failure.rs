@@ -83,6 +83,11 @@ impl Plan {
         Arc::new(Self { until_blocked: true, ..plan })
     }
 
+    /// Whether an operation has failed.
+    fn has_struck(&self) -> bool {
+        self.seen.load(Ordering::Relaxed) > self.after
+    }
+
     fn strikes(&self) -> bool {
         let n = self.seen.fetch_add(1, Ordering::Relaxed);
         if self.until_blocked && self.was_blocked.load(Ordering::Relaxed) {
@@ -450,9 +455,14 @@ fn well() -> Arc<Plan> {
 fn a_volume_that_fails_for_good_costs_no_packet_while_another_works() {
     for (n, (what, refusal)) in FAILURES.into_iter().enumerate() {
         for after in [0, 7] {
-            let rig = rig(2);
-            let recorded = record(&rig, &[well(), broken(refusal, after)], n as u64);
+            let (rig, broken) = (rig(2), broken(refusal, after));
+            let recorded = record(&rig, &[well(), Arc::clone(&broken)], n as u64);
             check_whole(&rig, &recorded, what);
+            // On a busy machine the volume may see fewer operations than those that succeed.
+            if !broken.has_struck() {
+                assert!(after > 0, "{what}: the volume was not used");
+                continue;
+            }
             let error = recorded.volume_errors[1].as_deref().expect("it is told");
             assert!(error.contains("place"), "{error}");
             assert!(recorded.lane_errors.iter().any(Option::is_some), "{what}");
@@ -496,10 +506,16 @@ fn a_live_lane_waits_for_the_only_device_to_work_again() {
 
 #[test]
 fn when_no_volume_works_the_rest_is_dropped_and_told() {
+    let mut shown = 0;
     for (what, refusal) in FAILURES {
         let rig = rig(2);
         let plans = [broken(refusal, 6), broken(refusal, 6)];
         let recorded = record(&rig, &plans, 1);
+        // On a busy machine a volume may see fewer operations than those that succeed.
+        if !plans.iter().all(|plan| plan.has_struck()) {
+            continue;
+        }
+        shown += 1;
         let (seen, summary) = reopen(&rig, &rig.disks);
         assert!(!summary.complete, "{what}: {summary:?} {:?}", recorded.books);
         for (books, seen) in recorded.books.iter().zip(&seen) {
@@ -514,6 +530,7 @@ fn when_no_volume_works_the_rest_is_dropped_and_told() {
         }
         assert!(recorded.books.iter().any(|books| books.dropped_packets() > 0), "{what}");
     }
+    assert!(shown >= 2, "both volumes failed in {shown} of {} cases", FAILURES.len());
 }
 
 /// Faults of the disk itself, which keep bytes from it and strike tables and headers, too.

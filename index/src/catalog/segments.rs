@@ -53,7 +53,8 @@ impl Segments {
             None => {
                 let at = block.partition_point(|known| known.entry.ordinal <= ordinal);
                 // The list grows at its end; a full last block stays as it is.
-                if at == BLOCK_SEGMENTS && number + 1 == self.blocks.len() {
+                let is_last = number + 1 == self.blocks.len();
+                if is_last && at == block.len() && at >= BLOCK_SEGMENTS {
                     let last = [Arc::from([segment])];
                     return self.with_blocks(self.blocks.len()..self.blocks.len(), last);
                 }
@@ -191,6 +192,19 @@ mod tests {
             }
             prop_assert_eq!(content(&list), model.into_iter().collect::<Vec<_>>());
         }
+    }
+
+    /// It went behind the last one: a block that had grown past its size was taken for a full one.
+    #[test]
+    fn a_segment_before_the_last_of_an_overfull_block_keeps_the_order() {
+        let full: Segments = (0..BLOCK_SEGMENTS as u64).map(|n| segment(n, 0)).collect();
+        let late = [2000, 1000, 1500, 1800].map(|ordinal| segment(ordinal, 0));
+        let grown: Segments = (0..500).chain(700..711).map(|n| segment(n, 0)).collect();
+        let grown = late.into_iter().fold(grown, |list, segment| list.with(segment));
+        assert!(grown.blocks.len() == 1 && grown.len() > BLOCK_SEGMENTS, "one overfull block");
+        assert!(content(&grown).is_sorted());
+        let late = full.with(segment(512, 0)).with(segment(511, 1));
+        assert!(content(&late).is_sorted());
     }
 
     #[test]

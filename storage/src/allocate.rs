@@ -31,10 +31,10 @@ impl Store {
             let left = volume.superblock().quota_bytes.saturating_sub(volume.used_bytes());
             // Less than a segment is no room at all: something has to go on each such volume.
             let segments_left = left / volume.superblock().segment_bytes;
-            let oldest = volume.closed().map(|(_, entry)| entry.ordinal).min();
+            let oldest = volume.ledger().oldest().next().map(|(ordinal, _)| ordinal);
             let failed = volume.failed().is_some();
             let suspect = volume.suspect().is_some();
-            (failed, suspect, volume.open_count(), u64::MAX - segments_left, oldest)
+            (failed, suspect, volume.ledger().open(), u64::MAX - segments_left, oldest)
         });
         let mut first_error = None;
         for number in order {
@@ -196,29 +196,28 @@ impl Room {
     fn plan(volume: &VolumeWriter) -> Result<Self, StorageError> {
         let superblock = volume.superblock();
         let (segment_bytes, quota_bytes) = (superblock.segment_bytes, superblock.quota_bytes);
-        let mut oldest: Vec<(u32, &SegmentEntry)> = volume.closed().collect();
-        oldest.sort_by_key(|(_, entry)| entry.ordinal);
-        let free = volume.entries().iter().position(|entry| entry.state == SegmentState::Free);
+        let mut oldest = volume.ledger().oldest();
+        let free = volume.ledger().first_free();
         let mut used_bytes = volume.used_bytes();
         let mut evict = Vec::new();
-        let mut oldest = oldest.into_iter();
         loop {
-            let place = evict.first().copied().or(free.map(|place| place as u32));
+            let place = evict.first().copied().or(free);
             let fits = used_bytes.saturating_add(segment_bytes) <= quota_bytes;
             if let Some(place) = place.filter(|_| fits) {
                 return Ok(Self { evict, place });
             }
-            let Some((place, entry)) = oldest.next() else {
+            let Some((_, place)) = oldest.next() else {
                 let arithmetic = format!(
                     "its quota of {quota_bytes} bytes holds {} bytes of tables and {} open \
                      segments of {segment_bytes} bytes, on {} places; use fewer lanes, or make a \
                      store with a larger quota",
                     volume_file_bytes(superblock),
-                    volume.open_count(),
+                    volume.ledger().open(),
                     superblock.places
                 );
                 return Err(StorageError::Exhausted { volume: volume.name.clone(), arithmetic });
             };
+            let entry = &volume.entries()[place as usize];
             used_bytes = used_bytes.saturating_sub(entry.file_bytes);
             evict.push(place);
         }

@@ -19,7 +19,8 @@
 //! - [`store`]: the writer. `allocate`: which volume, what goes for the quota, which key. [`view`]:
 //!   catalog and status. [`finish`]: index and footer of a segment. [`reindex`]: its index from
 //!   its chunks. [`recovery`]: closing what a crash left open.
-//! - `volume`: superblock, table pages and key ring of one volume.
+//! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
+//!   to.
 
 #![forbid(unsafe_code)]
 
@@ -27,6 +28,7 @@ mod allocate;
 pub mod create;
 pub mod error;
 pub mod finish;
+mod ledger;
 pub mod open;
 pub mod options;
 pub mod plan;

@@ -65,13 +65,12 @@ impl Store {
     pub fn status(&self) -> StoreStatus {
         let volume = |volume: &VolumeWriter| {
             let superblock = volume.superblock();
-            let held = volume.entries().iter().filter(|it| it.state != SegmentState::Free).count();
             VolumeStatus {
                 path: volume.name.clone(),
                 quota_bytes: superblock.quota_bytes,
                 used_bytes: volume.used_bytes(),
-                segments: held as u32,
-                open_segments: volume.open_count() as u32,
+                segments: volume.ledger().held() as u32,
+                open_segments: volume.ledger().open() as u32,
                 places: superblock.places,
                 segment_bytes: superblock.segment_bytes,
                 spare_keys: volume.spares(),

@@ -25,6 +25,7 @@ use wirevault_seal::{KeyProvider, KeyRing, SealError, SegmentKeys};
 
 use crate::StorageError;
 use crate::create::{encode_error, encode_ring};
+use crate::ledger::Ledger;
 use crate::plan::{spares_max, volume_file_bytes};
 use crate::view;
 
@@ -41,6 +42,8 @@ pub(crate) struct VolumeWriter {
     shared: Option<Arc<SharedCatalog>>,
     /// A write or flush of a segment failed: why, and the first ordinal after that.
     suspect: Option<(String, u64)>,
+    /// What the segment table adds up to.
+    ledger: Ledger,
     _lock: Lock,
 }
 
@@ -76,7 +79,9 @@ impl VolumeWriter {
             return Err(key_error(&name, source));
         }
         let (spares, failed, suspect, shared) = (VecDeque::new(), None, None, None);
-        Ok(Self { volume, name, file, provider, spares, failed, suspect, shared, _lock: lock })
+        let ledger = Ledger::new(superblock.segment_bytes, &volume.segments.entries);
+        let _lock = lock;
+        Ok(Self { volume, name, file, provider, spares, failed, suspect, shared, ledger, _lock })
     }
 
     /// Every change of the tables shows in this catalog from now on.
@@ -115,28 +120,14 @@ impl VolumeWriter {
         self.suspect.take_if(|(_, ordinal)| well && entry.ordinal >= *ordinal);
     }
 
-    /// Entries of closed segments, with their places.
-    pub(crate) fn closed(&self) -> impl Iterator<Item = (u32, &SegmentEntry)> {
-        let entries = self.entries().iter().enumerate();
-        entries
-            .filter(|(_, entry)| entry.state == SegmentState::Closed)
-            .map(|(place, entry)| (place as u32, entry))
-    }
-
-    /// Open segments.
-    pub(crate) fn open_count(&self) -> usize {
-        self.entries().iter().filter(|entry| entry.state == SegmentState::Open).count()
+    /// What the segment table adds up to.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
     }
 
     /// Bytes that count against the quota: an open segment counts as full.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let superblock = self.superblock();
-        let bytes = |entry: &SegmentEntry| match entry.state {
-            SegmentState::Free => 0,
-            SegmentState::Open => superblock.segment_bytes,
-            SegmentState::Closed => entry.file_bytes,
-        };
-        volume_file_bytes(superblock) + self.entries().iter().map(bytes).sum::<u64>()
+        volume_file_bytes(self.superblock()).saturating_add(self.ledger.used_bytes())
     }
 
     /// Makes new entries of the segment table durable, page by page in the order given.
@@ -160,6 +151,9 @@ impl VolumeWriter {
                 .iter()
                 .map(|(at, _)| self.entries()[*at as usize].clone())
                 .collect();
+            for ((place, after), before) in rest.iter().zip(&before) {
+                self.ledger.change(*place, before, after);
+            }
             next.apply(&mut self.volume.segments);
             if let Some(shared) = &self.shared {
                 view::show_segments(shared, &self.volume, &before, &rest[..together]);

@@ -20,6 +20,7 @@
 
 mod check;
 mod fault;
+mod input;
 pub mod keys;
 pub mod reference;
 mod section;
@@ -31,9 +32,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use fault::{ConfigFaults, Fault};
+pub use input::{
+    Capture, Decap, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender,
+};
 pub use settings::{
-    Api, Buffer, Capture, Config, Decap, DecapMode, Hugepages, Input, LogLevel, MirrorTarget,
-    MirrorTunnel, PcapOverIp, Principal, Replay, Sender, SourceKind, Speed, Tunnel,
+    Api, Buffer, Config, DecapMode, Hugepages, LogLevel, MirrorTunnel, Principal, SourceKind,
+    Speed, Tunnel,
 };
 pub use units::size_text;
 

@@ -1,12 +1,10 @@
 //! A checked configuration. Whoever holds one need not check anything again.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::keys::{
-    CAPTURE_RING_STEP_BYTES, INTERFACE_NAME_BYTES_MAX, LANES_PER_INTERFACE_MAX, VOLUMES_MAX,
-};
+use crate::input::Input;
+use crate::keys::VOLUMES_MAX;
 
 /// An enum whose values have names in the configuration.
 macro_rules! choice {
@@ -149,11 +147,6 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// Where packets come from.
     pub input: Input,
-    /// Other programs that send packets over TCP: no two of one address. Beside interfaces, never
-    /// beside a file.
-    pub pcap_over_ip: Vec<PcapOverIp>,
-    /// Sockets that mirrored packets are sent to, beside the input.
-    pub mirror_targets: Vec<MirrorTarget>,
     /// The packet buffer.
     pub buffer: Buffer,
     /// Longest time that a packet waits in a chunk that does not fill.
@@ -174,120 +167,11 @@ pub struct Config {
 impl Config {
     /// Lanes of all inputs together. A replay has one.
     pub fn lanes(&self) -> usize {
-        let streams = self.pcap_over_ip.iter().map(|one| usize::from(one.lanes));
-        let targets = self.mirror_targets.iter().map(|one| usize::from(one.lanes));
-        let input: usize = match &self.input {
-            Input::Capture(interfaces) => interfaces.iter().map(|one| usize::from(one.lanes)).sum(),
+        match &self.input {
+            Input::Live(inputs) => inputs.iter().map(|live| usize::from(live.lanes)).sum(),
             Input::Replay(_) => 1,
-        };
-        input + streams.chain(targets).sum::<usize>()
+        }
     }
-}
-
-/// Where packets come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Input {
-    /// Network interfaces: no two of one name; none only if packets come over TCP or to mirror
-    /// targets.
-    Capture(Vec<Capture>),
-    /// A file.
-    Replay(Replay),
-}
-
-/// How one network interface is captured.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Capture {
-    /// Its name: 1 to [`INTERFACE_NAME_BYTES_MAX`] bytes that the kernel accepts.
-    pub interface: String,
-    /// Lanes, 1 to [`LANES_PER_INTERFACE_MAX`].
-    pub lanes: u16,
-    /// Bytes of every packet that are kept at most.
-    pub snaplen_bytes: u32,
-    /// Whether packets for other machines are captured too.
-    pub promiscuous: bool,
-    /// tcpdump filter of the packets to keep; not compiled yet.
-    pub filter: Option<String>,
-    /// Bytes of kernel ring of each lane, a multiple of [`CAPTURE_RING_STEP_BYTES`].
-    pub ring_bytes: u64,
-    /// How packets are taken.
-    pub source: SourceKind,
-    /// Only UDP packets to these ports are recorded; all are if there are none.
-    pub udp_ports: Vec<u16>,
-    /// Whether AF_XDP polls the card.
-    pub busy_poll: bool,
-    /// Whether the card stamps packets. Never with [`SourceKind::AfXdp`].
-    pub hardware_time: bool,
-    /// What is removed from packets before they are stored; `None` stores them as they come.
-    pub decap: Option<Decap>,
-}
-
-/// How packets of other programs are taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PcapOverIp {
-    /// Who begins.
-    pub sender: Sender,
-    /// Lanes, 1 to [`LANES_PER_INTERFACE_MAX`]; one where we connect.
-    pub lanes: u16,
-    /// Interface name to store the packets under; `None` keeps the names in the streams.
-    pub interface: Option<String>,
-    /// Bytes of every packet that are kept at most.
-    pub snaplen_bytes: u32,
-    /// tcpdump filter of the packets to keep; not compiled yet.
-    pub filter: Option<String>,
-}
-
-/// Who begins a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sender {
-    /// Senders connect to this address.
-    Listen(SocketAddr),
-    /// We connect to this host and port.
-    Connect(String),
-}
-
-/// What is removed from packets before they are stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Decap {
-    /// Encapsulations.
-    pub tunnels: Vec<Tunnel>,
-    /// UDP ports of VXLAN.
-    pub vxlan_ports: Vec<u16>,
-}
-
-/// A socket that mirrored packets are sent to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct MirrorTarget {
-    /// Address and port that it listens on.
-    pub listen: SocketAddr,
-    /// What the packets are wrapped in.
-    pub tunnel: MirrorTunnel,
-    /// Lanes, 1 to [`LANES_PER_INTERFACE_MAX`].
-    pub lanes: u16,
-    /// Bytes of every inner packet that are kept at most.
-    pub snaplen_bytes: u32,
-    /// tcpdump filter of the inner packets to keep; not compiled yet.
-    pub filter: Option<String>,
-    /// Bytes of socket buffer of each lane.
-    pub buffer_bytes: u64,
-}
-
-/// How a file is replayed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Replay {
-    /// The file, absolute.
-    pub file: PathBuf,
-    /// How quickly.
-    pub speed: Speed,
-    /// Interface name to store the packets under; `None` keeps the names in the file.
-    pub interface: Option<String>,
-    /// What is removed from packets before they are stored; `None` stores them as they are.
-    pub decap: Option<Decap>,
 }
 
 /// The packet buffer.
@@ -321,6 +205,4 @@ pub enum Principal {
     Id(u32),
 }
 
-const _: () = assert!(VOLUMES_MAX > 0 && INTERFACE_NAME_BYTES_MAX == 15);
-const _: () = assert!(LANES_PER_INTERFACE_MAX as usize <= crate::LANES_MAX);
-const _: () = assert!(CAPTURE_RING_STEP_BYTES.is_power_of_two());
+const _: () = assert!(VOLUMES_MAX > 0);

@@ -12,7 +12,8 @@ use nix::unistd::{AccessFlags, Pid, access};
 use wirevault_buffer::PageKind;
 use wirevault_capture::{ReplayOptions, ReplaySource, Speed};
 use wirevault_config::{
-    Capture, Config, Hugepages, Input, MirrorTarget, PcapOverIp, Replay, Sender, SourceKind,
+    Capture, Config, Hugepages, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender,
+    SourceKind,
 };
 use wirevault_format::LinkType;
 use wirevault_index::error::chain;
@@ -80,50 +81,57 @@ pub fn all(config: &Config) -> Vec<Finding> {
 pub fn machine(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     match &config.input {
-        Input::Capture(interfaces) => {
-            if !interfaces.is_empty() {
-                findings.extend(capability());
-                findings.extend(xdp_capabilities(interfaces));
-            }
-            for (number, capture) in interfaces.iter().enumerate() {
-                findings.extend(interface(number, capture));
-            }
+        Input::Live(inputs) => {
+            findings.extend(capabilities(inputs));
+            findings.extend(inputs.iter().flat_map(live));
         }
         Input::Replay(replay) => findings.extend(file(replay)),
-        _ => {}
-    }
-    for (number, streams) in config.pcap_over_ip.iter().enumerate() {
-        findings.extend(open_to_all(number, streams));
-    }
-    for (number, target) in config.mirror_targets.iter().enumerate() {
-        findings.extend(mirror_target(number, target));
     }
     findings.extend(pages(config));
     findings.extend(cpus(config));
     findings
 }
 
-/// Whether the address can be listened on and the filter compiles. A running daemon holds the
-/// address, which is no fault of the configuration.
-fn mirror_target(number: usize, target: &MirrorTarget) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if let Err(error) = std::net::UdpSocket::bind(target.listen) {
-        let (path, listen) = (format!("mirror_targets[{number}].listen"), target.listen);
-        findings.push(match error.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                Finding::warning(path, format!("{listen} is in use; by a running daemon, perhaps"))
-            }
-            _ => Finding::fault(Exit::Machine, path, format!("{listen} cannot be used: {error}")),
-        });
-    }
-    if let Some(text) = &target.filter
-        && let Err(source) = filter::compile(text, LinkType::ETHERNET)
+/// What interfaces need, if there are any; other sources need nothing.
+fn capabilities(inputs: &[Live]) -> Vec<Finding> {
+    let interfaces = || {
+        inputs.iter().filter_map(|live| match &live.source {
+            LiveSource::Capture(capture) => Some((live, capture)),
+            LiveSource::PcapOverIp(_) | LiveSource::MirrorTarget(_) => None,
+        })
+    };
+    let needed = interfaces().next().and_then(|_| capability());
+    needed.into_iter().chain(xdp_capabilities(interfaces())).collect()
+}
+
+fn live(live: &Live) -> Vec<Finding> {
+    let (found, link_type) = match &live.source {
+        LiveSource::Capture(capture) => interface(live, capture),
+        // Streams say what they hold when they come.
+        LiveSource::PcapOverIp(streams) => (open_to_all(live, streams), None),
+        LiveSource::MirrorTarget(target) => (mirror_target(live, target), Some(LinkType::ETHERNET)),
+    };
+    let mut findings: Vec<_> = found.into_iter().collect();
+    if let (Some(text), Some(link_type)) = (&live.filter, link_type)
+        && let Err(source) = filter::compile(text, link_type)
     {
-        let path = format!("mirror_targets[{number}].filter");
         let text = format!("{source}; try it with `tcpdump -d`");
-        findings.push(Finding::fault(Exit::Usage, path, text));
+        findings.push(Finding::fault(Exit::Usage, format!("{}.filter", live.path), text));
     }
     findings
+}
+
+/// Whether the address can be listened on. A running daemon holds it, which is no fault of the
+/// configuration.
+fn mirror_target(live: &Live, target: &MirrorTarget) -> Option<Finding> {
+    let error = std::net::UdpSocket::bind(target.listen).err()?;
+    let (path, listen) = (format!("{}.listen", live.path), target.listen);
+    Some(match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            Finding::warning(path, format!("{listen} is in use; by a running daemon, perhaps"))
+        }
+        _ => Finding::fault(Exit::Machine, path, format!("{listen} cannot be used: {error}")),
+    })
 }
 
 fn capability() -> Option<Finding> {
@@ -143,7 +151,7 @@ fn capability() -> Option<Finding> {
 }
 
 /// What AF_XDP needs beside, where it is asked for by name.
-fn xdp_capabilities(interfaces: &[Capture]) -> Vec<Finding> {
+fn xdp_capabilities<'a>(interfaces: impl Iterator<Item = (&'a Live, &'a Capture)>) -> Vec<Finding> {
     let has = |capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(true);
     if has(Capability::CAP_SYS_ADMIN) {
         return Vec::new();
@@ -152,47 +160,39 @@ fn xdp_capabilities(interfaces: &[Capture]) -> Vec<Finding> {
     let missing: Vec<_> =
         needed.into_iter().filter(|it| !has(*it)).map(|it| it.to_string()).collect();
     let missing = missing.join(" and ");
-    let asked = |(_, capture): &(usize, &Capture)| {
+    let asked = |(_, capture): &(&Live, &Capture)| {
         !missing.is_empty() && capture.source == SourceKind::AfXdp
     };
-    let fault = |(number, _)| {
+    let fault = |(live, _): (&Live, _)| {
         let text = format!(
             "AF_XDP needs {missing}, which this process lacks: run it as root, set \
              AmbientCapabilities= in the unit, or write `source: packet_mmap`"
         );
-        Finding::fault(Exit::Machine, format!("capture[{number}].source"), text)
+        Finding::fault(Exit::Machine, format!("{}.source", live.path), text)
     };
-    interfaces.iter().enumerate().filter(asked).map(fault).collect()
+    interfaces.filter(asked).map(fault).collect()
 }
 
-fn interface(number: usize, capture: &Capture) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// What is wrong with the interface, and the link type of its packets.
+fn interface(live: &Live, capture: &Capture) -> (Option<Finding>, Option<LinkType>) {
     let folder = Path::new("/sys/class/net").join(&capture.interface);
-    let path = format!("capture[{number}].interface");
+    let path = format!("{}.interface", live.path);
     let name = &capture.interface;
     // Asked of the kernel, not of /sys, which may be mounted for another network namespace.
     if nix::net::if_::if_nametoindex(name.as_str()).is_err() {
         let present = present().join(", ");
         let text = format!("`{name}` does not exist here; present are: {present}");
-        return vec![Finding::fault(Exit::Machine, path, text)];
+        return (Some(Finding::fault(Exit::Machine, path, text)), None);
     }
     let flags = fs::read_to_string(folder.join("flags")).unwrap_or_default();
     let flags = u32::from_str_radix(flags.trim().trim_start_matches("0x"), 16).unwrap_or(1);
-    if flags & IFF_UP == 0 {
+    let down = (flags & IFF_UP == 0).then(|| {
         let text = format!("`{name}` is down: nothing is recorded until `ip link set {name} up`");
-        findings.push(Finding::warning(path, text));
-    }
-    if let Some(text) = &capture.filter {
-        let kind = fs::read_to_string(folder.join("type")).unwrap_or_default();
-        let ethernet = matches!(kind.trim(), "1" | "772" | "");
-        let link_type = if ethernet { LinkType::ETHERNET } else { LinkType::RAW };
-        if let Err(source) = filter::compile(text, link_type) {
-            let path = format!("capture[{number}].filter");
-            let text = format!("{source}; try it with `tcpdump -d`");
-            findings.push(Finding::fault(Exit::Usage, path, text));
-        }
-    }
-    findings
+        Finding::warning(path, text)
+    });
+    let kind = fs::read_to_string(folder.join("type")).unwrap_or_default();
+    let ethernet = matches!(kind.trim(), "1" | "772" | "");
+    (down, Some(if ethernet { LinkType::ETHERNET } else { LinkType::RAW }))
 }
 
 /// Source: linux/if.h.
@@ -209,9 +209,9 @@ fn present() -> Vec<String> {
 }
 
 /// Senders are not asked who they are.
-fn open_to_all(number: usize, streams: &PcapOverIp) -> Option<Finding> {
+fn open_to_all(live: &Live, streams: &PcapOverIp) -> Option<Finding> {
     let Sender::Listen(address) = &streams.sender else { return None };
-    let path = format!("pcap_over_ip[{number}].listen");
+    let path = format!("{}.listen", live.path);
     let text = format!(
         "whoever reaches {address} over the network can add packets to the record, and they are \
          not encrypted on the way: restrict it with a firewall, or listen on 127.0.0.1 behind a \

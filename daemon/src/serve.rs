@@ -78,7 +78,7 @@ fn record(
         let notes = report.notes.join("; ");
         tracing::info!(kind = report.kind, source = report.name, notes, "a lane's source is open");
     }
-    let live = matches!(config.input, Input::Capture(_));
+    let live = matches!(config.input, Input::Live(_));
     let options = PipelineOptions {
         flush_age: config.flush_age,
         commit_interval: config.commit_interval,

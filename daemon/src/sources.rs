@@ -8,7 +8,8 @@ use wirevault_capture::{
     UdpTargetOptions, XdpOptions, choose, open_lanes, open_streams, open_targets, open_xdp_lanes,
 };
 use wirevault_config::{
-    Capture, Config, Input, MirrorTarget, MirrorTunnel, PcapOverIp, Replay, Sender, SourceKind,
+    Capture, Config, Input, Live, LiveSource, MirrorTarget, MirrorTunnel, PcapOverIp, Replay,
+    Sender, SourceKind,
 };
 use wirevault_format::LinkType;
 use wirevault_format::limits::SNAPLEN_MAX;
@@ -25,22 +26,14 @@ use crate::chain::ChainSource;
 /// A filter that does not compile, an interface or file that cannot be opened. Filters are compiled
 /// for the link types that are there now.
 pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
-    let mut lanes = match &config.input {
-        Input::Capture(interfaces) => {
-            let mut lanes = Vec::new();
-            for (number, capture) in interfaces.iter().enumerate() {
-                lanes.extend(open_interface(number, capture)?);
+    let mut lanes = Vec::new();
+    match &config.input {
+        Input::Live(inputs) => {
+            for live in inputs {
+                lanes.extend(open_live(live)?);
             }
-            lanes
         }
-        Input::Replay(replay) => vec![open_replay(replay)?],
-        _ => return Err(unknown_input()),
-    };
-    for (number, streams) in config.pcap_over_ip.iter().enumerate() {
-        lanes.extend(open_pcap_over_ip(number, streams)?);
-    }
-    for (number, target) in config.mirror_targets.iter().enumerate() {
-        lanes.extend(open_target(number, target)?);
+        Input::Replay(replay) => lanes.push(open_replay(replay)?),
     }
     for (lane, cpu) in lanes.iter_mut().zip(&config.lane_cpus) {
         lane.cpu = Some(usize::from(*cpu));
@@ -48,105 +41,87 @@ pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
     Ok(lanes)
 }
 
-fn open_interface(number: usize, capture: &Capture) -> Result<Vec<LaneSpec>, DaemonError> {
-    let (sources, left) = take_from(capture)?;
-    let path = format!("capture[{number}].filter");
-    let filter = left.map(|text| compile(&text, &path, &present(&sources))).transpose()?;
-    Ok(lanes_of(sources, capture.snaplen_bytes, filter, capture.decap.as_ref().map(decap)))
-}
-
-fn open_pcap_over_ip(number: usize, streams: &PcapOverIp) -> Result<Vec<LaneSpec>, DaemonError> {
-    let rendezvous = match &streams.sender {
-        Sender::Listen(address) => Rendezvous::Listen(*address),
-        Sender::Connect(address) => Rendezvous::Connect(address.clone()),
+fn open_live(live: &Live) -> Result<Vec<LaneSpec>, DaemonError> {
+    let (sources, filter) = match &live.source {
+        LiveSource::Capture(capture) => take_from(live, capture)?,
+        LiveSource::PcapOverIp(streams) => (pcap_over_ip(live, streams)?, live.filter.clone()),
+        LiveSource::MirrorTarget(target) => (mirror_target(live, target)?, live.filter.clone()),
     };
-    let options = PcapOverIpOptions { rendezvous, interface: streams.interface.clone() };
-    let sources = boxed(open_streams(&options, usize::from(streams.lanes))?);
-    let path = format!("pcap_over_ip[{number}].filter");
-    let filter = streams.filter.as_deref();
-    let filter = filter.map(|text| compile(text, &path, &present(&sources))).transpose()?;
-    Ok(lanes_of(sources, streams.snaplen_bytes, filter, None))
-}
-
-fn present(sources: &[Box<dyn Source>]) -> Vec<LinkType> {
-    sources.iter().flat_map(|source| source.interfaces()).map(|i| i.link_type).collect()
-}
-
-fn lanes_of(
-    sources: Vec<Box<dyn Source>>,
-    snaplen_bytes: u32,
-    filter: Option<Filter>,
-    decap: Option<Decap>,
-) -> Vec<LaneSpec> {
+    let path = format!("{}.filter", live.path);
+    let filter = filter.map(|text| compile(&text, &path, &present(&sources))).transpose()?;
+    let decap = live.decap.as_ref().map(decap);
+    let snaplen_bytes = live.snaplen_bytes;
     let lane =
         |source| LaneSpec { source, snaplen_bytes, filter: filter.clone(), decap, cpu: None };
-    sources.into_iter().map(lane).collect()
+    Ok(sources.into_iter().map(lane).collect())
+}
+
+/// The link type that each source gives first. A mirror target also knows raw IP, which is an
+/// exception within GENEVE.
+fn present(sources: &[Box<dyn Source>]) -> Vec<LinkType> {
+    sources.iter().filter_map(|source| source.interfaces().first()).map(|i| i.link_type).collect()
 }
 
 /// Lanes of one interface, and the filter that is left for them to apply.
 type Taken = (Vec<Box<dyn Source>>, Option<String>);
 
 /// Opens the kind of source that is asked for, or the one that is right.
-fn take_from(capture: &Capture) -> Result<Taken, DaemonError> {
+fn take_from(live: &Live, capture: &Capture) -> Result<Taken, DaemonError> {
     match capture.source {
-        SourceKind::PacketMmap => packet_mmap(capture, "packet_mmap, as configured".to_owned()),
-        SourceKind::AfXdp => Ok(af_xdp(capture, "af_xdp, as configured".to_owned())?),
+        SourceKind::PacketMmap => {
+            packet_mmap(live, capture, "packet_mmap, as configured".to_owned())
+        }
+        SourceKind::AfXdp => Ok(af_xdp(live, capture, "af_xdp, as configured".to_owned())?),
         SourceKind::Auto if capture.hardware_time => {
-            packet_mmap(capture, "packet_mmap, because only it has hardware_time".to_owned())
+            packet_mmap(live, capture, "packet_mmap, because only it has hardware_time".to_owned())
         }
         SourceKind::Auto => {
-            let choice = choose(&capture.interface, usize::from(capture.lanes))?;
+            let choice = choose(&capture.interface, usize::from(live.lanes))?;
             if !choice.af_xdp {
-                return packet_mmap(capture, format!("packet_mmap, because {}", choice.why));
+                return packet_mmap(live, capture, format!("packet_mmap, because {}", choice.why));
             }
-            af_xdp(capture, format!("af_xdp, because {}", choice.why)).or_else(|error| {
+            af_xdp(live, capture, format!("af_xdp, because {}", choice.why)).or_else(|error| {
                 let error = wirevault_index::error::chain(&error);
                 tracing::warn!("AF_XDP would be better here, but cannot be had: {error}");
-                packet_mmap(capture, format!("packet_mmap, because AF_XDP failed: {error}"))
+                packet_mmap(live, capture, format!("packet_mmap, because AF_XDP failed: {error}"))
             })
         }
     }
 }
 
-fn packet_mmap(capture: &Capture, chosen: String) -> Result<Taken, DaemonError> {
+fn packet_mmap(live: &Live, capture: &Capture, chosen: String) -> Result<Taken, DaemonError> {
     let mut options = PacketMmapOptions::new(&capture.interface);
     options.ring_bytes = usize::try_from(capture.ring_bytes).unwrap_or(usize::MAX);
     options.promiscuous = capture.promiscuous;
-    options.snaplen_bytes = capture.snaplen_bytes;
+    options.snaplen_bytes = live.snaplen_bytes;
     options.hardware_time = capture.hardware_time;
     options.chosen = Some(chosen);
-    let sources = boxed(open_lanes(&options, usize::from(capture.lanes))?);
-    Ok((sources, whole_filter(capture)))
+    let sources = boxed(open_lanes(&options, usize::from(live.lanes))?);
+    Ok((sources, whole_filter(live.filter.as_deref(), &capture.udp_ports)))
 }
 
-fn af_xdp(capture: &Capture, chosen: String) -> Result<Taken, CaptureError> {
+fn af_xdp(live: &Live, capture: &Capture, chosen: String) -> Result<Taken, CaptureError> {
     let mut options = XdpOptions::new(&capture.interface);
     options.ring_bytes = usize::try_from(capture.ring_bytes).unwrap_or(usize::MAX);
     options.promiscuous = capture.promiscuous;
-    options.snaplen_bytes = capture.snaplen_bytes;
+    options.snaplen_bytes = live.snaplen_bytes;
     options.udp_ports = capture.udp_ports.clone();
     options.busy_poll = capture.busy_poll;
     options.chosen = Some(chosen);
-    let sources = boxed(open_xdp_lanes(&options, usize::from(capture.lanes))?);
-    Ok((sources, capture.filter.clone()))
+    let sources = boxed(open_xdp_lanes(&options, usize::from(live.lanes))?);
+    Ok((sources, live.filter.clone()))
 }
 
-fn boxed<S: Source + 'static>(sources: Vec<S>) -> Vec<Box<dyn Source>> {
-    sources.into_iter().map(|source| Box::new(source) as Box<dyn Source>).collect()
+fn pcap_over_ip(live: &Live, streams: &PcapOverIp) -> Result<Vec<Box<dyn Source>>, CaptureError> {
+    let rendezvous = match &streams.sender {
+        Sender::Listen(address) => Rendezvous::Listen(*address),
+        Sender::Connect(address) => Rendezvous::Connect(address.clone()),
+    };
+    let options = PcapOverIpOptions { rendezvous, interface: streams.interface.clone() };
+    Ok(boxed(open_streams(&options, usize::from(live.lanes))?))
 }
 
-/// The filter with the ports in it, for a source that cannot select ports itself.
-fn whole_filter(capture: &Capture) -> Option<String> {
-    let ports: Vec<_> =
-        capture.udp_ports.iter().map(|port| format!("udp dst port {port}")).collect();
-    match (&capture.filter, ports.is_empty()) {
-        (filter, true) => filter.clone(),
-        (None, false) => Some(ports.join(" or ")),
-        (Some(filter), false) => Some(format!("({}) and ({filter})", ports.join(" or "))),
-    }
-}
-
-fn open_target(number: usize, target: &MirrorTarget) -> Result<Vec<LaneSpec>, DaemonError> {
+fn mirror_target(live: &Live, target: &MirrorTarget) -> Result<Vec<Box<dyn Source>>, CaptureError> {
     let options = UdpTargetOptions {
         listen: target.listen,
         tunnel: match target.tunnel {
@@ -154,15 +129,23 @@ fn open_target(number: usize, target: &MirrorTarget) -> Result<Vec<LaneSpec>, Da
             MirrorTunnel::Geneve => TargetTunnel::Geneve,
         },
         buffer_bytes: usize::try_from(target.buffer_bytes).unwrap_or(usize::MAX),
-        snaplen_bytes: target.snaplen_bytes,
+        snaplen_bytes: live.snaplen_bytes,
     };
-    let path = format!("mirror_targets[{number}].filter");
-    let filter = target.filter.as_deref();
-    // Mirrors send Ethernet; raw IP within GENEVE is the exception.
-    let filter = filter.map(|text| compile(text, &path, &[LinkType::ETHERNET])).transpose()?;
-    let sources = boxed(open_targets(&options, usize::from(target.lanes))?);
-    // The source itself removes what the mirror added.
-    Ok(lanes_of(sources, target.snaplen_bytes, filter, None))
+    Ok(boxed(open_targets(&options, usize::from(live.lanes))?))
+}
+
+fn boxed<S: Source + 'static>(sources: Vec<S>) -> Vec<Box<dyn Source>> {
+    sources.into_iter().map(|source| Box::new(source) as Box<dyn Source>).collect()
+}
+
+/// The filter with the ports in it, for a source that cannot select ports itself.
+fn whole_filter(filter: Option<&str>, udp_ports: &[u16]) -> Option<String> {
+    let ports: Vec<_> = udp_ports.iter().map(|port| format!("udp dst port {port}")).collect();
+    match (filter, ports.is_empty()) {
+        (filter, true) => filter.map(str::to_owned),
+        (None, false) => Some(ports.join(" or ")),
+        (Some(filter), false) => Some(format!("({}) and ({filter})", ports.join(" or "))),
+    }
 }
 
 /// The lane's word for the configuration's.
@@ -222,15 +205,6 @@ pub(crate) fn hugepages(wanted: wirevault_config::Hugepages) -> Hugepages {
     }
 }
 
-fn unknown_input() -> DaemonError {
-    DaemonError::Setting {
-        path: "input".to_owned(),
-        value: "of a kind that is not known".to_owned(),
-        problem: "this release cannot open it".to_owned(),
-        way_out: "use `capture`, `pcap_over_ip`, `mirror_targets` or `replay`".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,16 +234,12 @@ mod tests {
 
     #[test]
     fn ports_become_a_part_of_the_filter() {
-        let whole = |keys: &str| {
-            let text = format!("store: /s\ncapture:\n  - interface: e\n{keys}");
-            let Input::Capture(interfaces) = config(&text).input else { panic!() };
-            whole_filter(&interfaces[0])
-        };
-        assert_eq!(whole(""), None);
-        assert_eq!(whole("    filter: tcp\n").as_deref(), Some("tcp"));
-        let ports = whole("    udp_ports: [1, 2]\n");
+        let whole = whole_filter;
+        assert_eq!(whole(None, &[]), None);
+        assert_eq!(whole(Some("tcp"), &[]).as_deref(), Some("tcp"));
+        let ports = whole(None, &[1, 2]);
         assert_eq!(ports.as_deref(), Some("udp dst port 1 or udp dst port 2"));
-        let both = whole("    udp_ports: 3\n    filter: host 10.0.0.1 or arp\n");
+        let both = whole(Some("host 10.0.0.1 or arp"), &[3]);
         assert_eq!(both.as_deref(), Some("(udp dst port 3) and (host 10.0.0.1 or arp)"));
     }
 

@@ -149,10 +149,27 @@ pub trait MediaFile: Send + Sync {
     /// Path under which a queue may open the same file again with its own flags (`O_DIRECT`).
     fn direct_path(&self) -> Option<PathBuf>;
 
+    /// Where the file's bytes lie on a device, if it is a fixed part of one and no file system
+    /// stands between. Queues that speak to the device itself write there.
+    fn extent(&self) -> Option<Extent> {
+        None
+    }
+
     /// The simulated file behind this object, for queues that delay and reorder completions.
     fn simulated(&self) -> Option<&SimFile> {
         None
     }
+}
+
+/// A fixed part of a device. See [`MediaFile::extent`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The device's node, such as `/dev/nvme0n1`, or a link to it.
+    pub device: PathBuf,
+    /// Byte of the device at which the file begins. A multiple of 4096.
+    pub start: u64,
+    /// Bytes that belong to the file; what lies behind them belongs to others. A multiple of 4096.
+    pub bytes: u64,
 }
 
 /// The single writer's lock; dropping it releases the volume.

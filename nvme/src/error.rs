@@ -1,6 +1,7 @@
 //! Errors of queues, by blame.
 
 use std::io;
+use std::path::PathBuf;
 
 use wirevault_buffer::ChunkBuf;
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
@@ -101,6 +102,14 @@ pub enum NvmeError {
         backend: &'static str,
         /// What was tried, and the way out.
         reason: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Device: what the kernel says of devices cannot be read, or the path is no device.
+    #[error("cannot tell which device {} is: {source}", path.display())]
+    Discover {
+        /// What was looked at.
+        path: PathBuf,
         /// The system's answer.
         source: io::Error,
     },

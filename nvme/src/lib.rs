@@ -31,11 +31,14 @@
 //! - io_uring's IOPOLL mode is not offered: without a polled device queue it burns a core to no
 //!   gain.
 //!
+//! [`device`] finds the block devices of the machine and tells who uses them.
+//!
 //! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, [`open`], and
 //! `sys`, the only unsafe code.
 
 #![deny(unsafe_code)]
 
+pub mod device;
 pub mod error;
 pub mod null;
 pub mod open;
@@ -56,6 +59,7 @@ use wirevault_buffer::ChunkBuf;
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_media::MediaFile;
 
+pub use device::{Controller, Device, DeviceKind, Namespace, Roots, Use};
 pub use error::{NvmeError, Refused, is_poisoned};
 pub use null::NullQueue;
 pub use open::open_best;

@@ -25,8 +25,8 @@ use crate::api::{self, RecoveryStatus};
 use crate::connections::Door;
 use crate::{DaemonError, metrics, status, tail};
 
-/// Looks at the pipeline at a time (status, segments, metrics): each takes a thread, and some wait
-/// for the store's lock. More wait for their turn.
+/// Looks at the pipeline at a time (status, segments, metrics): each takes a thread. More wait
+/// for their turn.
 const LOOKS_MAX: usize = 4;
 
 /// Mode of the socket: everybody may connect, and is told why if he may not ask.
@@ -273,7 +273,7 @@ async fn show_metrics(State(app): State<App>) -> Response {
     .await
 }
 
-/// Looks at the pipeline on a thread that may wait for the store's lock.
+/// Looks at the pipeline on a thread of its own: making a page takes a while.
 async fn look(app: App, show: impl FnOnce(App) -> Option<Response> + Send + 'static) -> Response {
     // It is never closed.
     let place = Arc::clone(&app.inner.looks).acquire_owned().await;

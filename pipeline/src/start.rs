@@ -1,10 +1,11 @@
 //! Starting the threads, looking at them, and stopping them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use crossbeam_channel::{Sender, bounded};
 use crossbeam_queue::ArrayQueue;
 use wirevault_buffer::Pool;
@@ -50,6 +51,8 @@ const INDEX_LOOK: Duration = Duration::from_millis(1);
 /// A running pipeline.
 pub struct Pipeline {
     store: Arc<Mutex<Store>>,
+    /// As it was when the lock was last free.
+    store_status: ArcSwap<StoreStatus>,
     catalog: Arc<SharedCatalog>,
     registry: Arc<Registry>,
     tail: Arc<TailHub>,
@@ -99,7 +102,8 @@ impl Pipeline {
             return Err(PipelineError::TooFewBuffers { have, lanes: lanes.len(), need });
         }
         let run = store.begin_run(options.import, lanes.len() as u16)?;
-        let (volumes, flows_max) = (store.status().volumes.len(), store.flows_max());
+        let store_status = store.status();
+        let (volumes, flows_max) = (store_status.volumes.len(), store.flows_max());
         let mut starter = Starter { threads: Vec::new() };
         let catalog = store.shared_catalog();
         let store = Arc::new(Mutex::new(store));
@@ -197,6 +201,7 @@ impl Pipeline {
         }
         Ok(Self {
             store,
+            store_status: ArcSwap::from_pointee(store_status),
             catalog,
             registry,
             tail,
@@ -274,9 +279,18 @@ impl Pipeline {
         &self.tail
     }
 
-    /// State of the store.
-    pub fn store_status(&self) -> StoreStatus {
-        lock(&self.store).status()
+    /// State of the store; while somebody works on it, as it was before. Never waits: opening or
+    /// closing a segment takes as long as a device needs to flush, and a slow device is what people
+    /// then look for.
+    pub fn store_status(&self) -> Arc<StoreStatus> {
+        match self.store.try_lock() {
+            Ok(store) => self.store_status.store(Arc::new(store.status())),
+            Err(TryLockError::Poisoned(store)) => {
+                self.store_status.store(Arc::new(store.into_inner().status()));
+            }
+            Err(TryLockError::WouldBlock) => {}
+        }
+        self.store_status.load_full()
     }
 
     /// What queries may look at now: everything durable. Takes no lock of the store. Waits a little

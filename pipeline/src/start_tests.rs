@@ -179,3 +179,16 @@ fn a_packet_that_the_lane_still_holds_is_not_promised_for_another_link_type() {
     assert!(promised_ns <= time_ns(0), "a packet of {} is promised: {promised_ns}", time_ns(0));
     rig.end();
 }
+
+/// Somebody closed a segment on a device that took a minute for a flush; meanwhile nobody could see
+/// the status or the metrics.
+#[test]
+fn the_status_is_told_while_the_store_is_busy() {
+    let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2], Duration::from_millis(20));
+    rig.store(1);
+    let before = rig.pipeline.store_status();
+    let busy = lock(&rig.pipeline.store);
+    assert_eq!(rig.pipeline.store_status().id, before.id);
+    drop(busy);
+    rig.end();
+}

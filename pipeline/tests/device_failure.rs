@@ -374,7 +374,7 @@ fn record_from(
             }
         }
         plans.iter().for_each(|plan| plan.was_blocked.store(blocked, Ordering::Relaxed));
-        for (noted, volume) in suspect.iter_mut().zip(pipeline.store_status().volumes) {
+        for (noted, volume) in suspect.iter_mut().zip(&pipeline.store_status().volumes) {
             *noted |= volume.suspect.is_some();
         }
         if live.is_none() && volumes.iter().any(|it| it.shared.error.lock().unwrap().is_some()) {

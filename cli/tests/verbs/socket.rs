@@ -264,24 +264,36 @@ fn ctrl_c_ends_a_stream_with_what_came_so_far() {
             held.push(stream);
         }
     });
-    for write in [false, true] {
-        let name = lab.text("found.pcapng");
+    let interrupted = |write: bool, after: Duration| {
         let summary = lab.text("summary.json");
         let mut command = wirevault();
         command.args(["query", "--socket", path.to_str().unwrap(), "udp", "--summary", &summary]);
         if write {
-            command.args(["-w", &name]);
+            command.args(["-w", &lab.text("found.pcapng")]);
         }
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        thread::sleep(Duration::from_millis(800));
+        thread::sleep(after);
         interrupt(&child);
         let said: Said = child.wait_with_output().unwrap().into();
+        let packets = fs::read(&summary).map_or(0, |text| {
+            fs::remove_file(summary).unwrap();
+            let summary: Value = serde_json::from_slice(&text).unwrap();
+            summary["packets"].as_u64().unwrap()
+        });
+        (said, packets)
+    };
+    for write in [false, true] {
+        // How long a busy machine takes to get there cannot be known.
+        let (said, _) = [1, 5, 25]
+            .map(Duration::from_secs)
+            .into_iter()
+            .map(|after| interrupted(write, after))
+            .find(|(_, packets)| *packets > 10)
+            .expect("it never got to ten packets");
         assert_eq!(said.code, Some(3), "{said:?}");
         assert!(said.err.contains("INCOMPLETE"), "{}", said.err);
-        let summary: Value = serde_json::from_slice(&fs::read(summary).unwrap()).unwrap();
-        assert!(summary["packets"].as_u64() > Some(10), "{summary}");
         match write {
-            true => assert!(tcpdump(name.as_ref(), "").len() > 10),
+            true => assert!(tcpdump(lab.path("found.pcapng").as_ref(), "").len() > 10),
             false => assert!(said.out.lines().count() > 10),
         }
     }

@@ -15,20 +15,17 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
-use wirevault_capture::{
-    CaptureError, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
-};
+use wirevault_capture::Source;
 use wirevault_format::chunk::PAYLOAD_BYTES_MAX;
-use wirevault_format::{Interface, LinkType};
 use wirevault_pipeline::PipelineOptions;
 
+use crate::output::{Output, spread};
+use crate::packets::{MemorySource, Packets};
 use crate::site::Site;
 use crate::threads::StageTimes;
 
 /// Bytes of a packet: what a chunk holds, less room for its block and for gaps.
 const PACKET_BYTES: usize = PAYLOAD_BYTES_MAX - (8 << 10);
-/// Packets handed out in one poll.
-const BATCH: u64 = 16;
 /// fio's writes: large and few, as one writer does them at best.
 const FIO_BLOCK: &str = "1M";
 const FIO_DEPTH: &str = "8";
@@ -62,9 +59,6 @@ pub(crate) struct Options {
     /// temporary folder].
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// One row: medians over the runs.
@@ -96,7 +90,7 @@ struct Report {
 }
 
 /// Runs it; false if fio is missing, so that there is nothing to compare with.
-pub(crate) fn run(options: &Options) -> Result<bool> {
+pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     ensure!(options.runs > 0 && options.mib > 0, "at least one run of at least one MiB");
     let site = Site::new(options.folder.as_deref())?;
     let fio = fio_version();
@@ -109,53 +103,50 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         fio,
         rows: Vec::new(),
     };
-    if !options.json {
-        head(&report);
-    }
+    head(&report, &mut output);
     for lanes in &options.lanes {
         let row = row(options, &site, *lanes, &mut report)?;
-        if !options.json {
-            row.print();
-        }
+        row.show(&mut output);
         report.rows.push(row);
     }
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("written by {}, O_DIRECT {}", report.backend, report.o_direct);
-    }
+    output.say(format!("Written by {}, O_DIRECT {}.", report.backend, report.o_direct));
+    output.finish(&report)?;
     Ok(report.fio.is_some())
 }
 
-fn head(report: &Report) {
-    let Report { folder, mib, runs, .. } = report;
-    println!("to {}: {mib} MiB a run, median of {runs}, sealed, flushed", folder.display());
-    match &report.fio {
-        Some(version) => println!(
+fn head(report: &Report, output: &mut Output) {
+    let Report { mib, runs, .. } = report;
+    output.say(format!("{mib} MiB a run, median of {runs}, sealed and flushed."));
+    output.say(match &report.fio {
+        Some(version) => format!(
             "{version}: one sequential stream, O_DIRECT, io_uring, {FIO_BLOCK} x {FIO_DEPTH}, \
-             fsync at the end"
+             fsync at the end, run before each of ours."
         ),
-        None => println!("fio is not installed, so there is no ratio: apt-get install fio"),
-    }
-    println!(
-        "{:>6} {:>9} {:>7} {:>9} {:>7} | {:>12} {:>11}",
-        "lanes", "segment", "GB/s", "fio GB/s", "ratio", "seal CPU/GB", "write CPU/GB"
-    );
+        None => "fio is not installed, so there is no ratio: apt-get install fio".to_owned(),
+    });
+    output.table(&[
+        ("lanes", 5),
+        ("segment MiB", 11),
+        ("GB/s", 6),
+        ("fio GB/s", 8),
+        ("of fio", 6),
+        ("lane and sealer CPU s/GB", 12),
+        ("writer CPU s/GB", 12),
+    ]);
 }
 
 impl Row {
-    fn print(&self) {
+    fn show(&self, output: &mut Output) {
         let number = |value: Option<f64>| value.map_or("-".to_owned(), |it| format!("{it:.2}"));
-        println!(
-            "{:>6} {:>5} MiB {:>7.2} {:>9} {:>7} | {:>10.3} s {:>10.3} s",
-            self.lanes,
-            self.segment_bytes >> 20,
-            self.gb_s,
+        output.row(vec![
+            self.lanes.to_string(),
+            (self.segment_bytes >> 20).to_string(),
+            format!("{:.2}", self.gb_s),
             number(self.fio_gb_s),
             number(self.ratio),
-            self.fill_and_seal_s_gb,
-            self.write_s_gb
-        );
+            format!("{:.3}", self.fill_and_seal_s_gb),
+            format!("{:.3}", self.write_s_gb),
+        ]);
     }
 }
 
@@ -187,17 +178,16 @@ fn row(options: &Options, site: &Site, lanes: u16, report: &mut Report) -> Resul
         lanes,
         bytes: last.bytes,
         segment_bytes: last.segment_bytes,
-        gb_s: median(&mut ours).context("at least one run")?,
-        fio_gb_s: median(&mut theirs),
-        ratio: median(&mut ratios),
+        gb_s: median(ours).context("at least one run")?,
+        fio_gb_s: median(theirs),
+        ratio: median(ratios),
         fill_and_seal_s_gb: each(last.stages.fill_ns + last.stages.seal_ns),
         write_s_gb: each(last.stages.write_ns),
     })
 }
 
-fn median(values: &mut [f64]) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied()
+fn median(values: Vec<f64>) -> Option<f64> {
+    spread(values).map(|[_, middle, _]| middle)
 }
 
 /// Writes one store through the pipeline. The clock runs from the first acknowledgement to the
@@ -205,16 +195,16 @@ fn median(values: &mut [f64]) -> Option<f64> {
 fn measure(options: &Options, site: &Site, lanes: u16, report: &mut Report) -> Result<Ours> {
     let all = ((options.mib << 20) / PACKET_BYTES as u64).max(1);
     let each = all.div_ceil(u64::from(lanes));
-    let data: Arc<[u8]> = frame().into();
+    let frame = Arc::new(Packets::one("chunks", frame()));
     let from_ns = site.clock.unix_ns();
     let source =
-        |_| Box::new(ChunkSource::new(Arc::clone(&data), each, from_ns)) as Box<dyn Source>;
+        |_| Box::new(MemorySource::new(Arc::clone(&frame), each, from_ns)) as Box<dyn Source>;
     let sources = (0..lanes).map(source).collect();
     let buffer_bytes = (options.buffer_mib << 20) as usize;
     let how = PipelineOptions { flush_age: FLUSH_AGE, ..PipelineOptions::default() };
     let begin = Instant::now();
     let quota_bytes = options.quota_gib << 30;
-    let pipeline = site.start_lanes(sources, quota_bytes, buffer_bytes, &how)?;
+    let pipeline = site.start_lanes(sources, 1, quota_bytes, buffer_bytes, &how)?;
     let (total, mut first) = (each * u64::from(lanes), None);
     let stored = || pipeline.lanes().iter().map(|lane| lane.books.snapshot().stored).sum();
     let (since, before) = loop {
@@ -296,77 +286,6 @@ fn frame() -> Vec<u8> {
     frame
 }
 
-/// Hands one frame out again and again, then is idle.
-struct ChunkSource {
-    data: Arc<[u8]>,
-    interfaces: [Interface; 1],
-    total: u64,
-    handed: u64,
-    from_ns: u64,
-}
-
-impl ChunkSource {
-    fn new(data: Arc<[u8]>, total: u64, from_ns: u64) -> Self {
-        let interfaces = [Interface::unnamed(LinkType::ETHERNET)];
-        Self { data, interfaces, total, handed: 0, from_ns }
-    }
-}
-
-impl Source for ChunkSource {
-    fn interfaces(&self) -> &[Interface] {
-        &self.interfaces
-    }
-
-    fn poll(&mut self, sink: &mut dyn PacketSink, wait: Duration) -> Result<Polled, CaptureError> {
-        let left = BATCH.min(self.total - self.handed);
-        if left == 0 {
-            // The lane goes on until it is told to stop, so that its CPU time can be read.
-            std::thread::sleep(wait);
-            return Ok(Polled::Idle);
-        }
-        for taken in 0..left {
-            let packet = Packet {
-                interface: 0,
-                ts_ns: self.from_ns + self.handed,
-                wire_len: self.data.len() as u32,
-                data: &self.data,
-                vlan: None,
-                flags: None,
-                options: &[],
-            };
-            if sink.packet(&packet).is_break() {
-                return Ok(Polled::Packets(taken));
-            }
-            self.handed += 1;
-        }
-        Ok(Polled::Packets(left))
-    }
-
-    fn counters(&mut self) -> SourceCounters {
-        let (received, handed) = (self.handed, self.handed);
-        SourceCounters { received, handed, ..SourceCounters::default() }
-    }
-
-    fn state(&self) -> SourceState {
-        SourceState::Running
-    }
-
-    fn report(&self) -> SourceReport {
-        SourceReport {
-            kind: "memory",
-            name: "chunks".to_owned(),
-            fanout: None,
-            ring_bytes: 0,
-            clocks: Vec::new(),
-            notes: Vec::new(),
-        }
-    }
-
-    fn is_live(&self) -> bool {
-        false
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -388,7 +307,6 @@ mod tests {
             buffer_mib: 16,
             quota_gib: 1,
             folder: None,
-            json: true,
         };
         let site = Site::new(None).unwrap();
         let mut report = Report {

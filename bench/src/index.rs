@@ -3,9 +3,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use wirevault_format::LinkType;
 use wirevault_format::chunk::PAYLOAD_BYTES_MAX;
@@ -17,6 +16,8 @@ use wirevault_index::{ChunkDelta, EncodedIndex, FlowTable, PacketNote, SegmentIn
 use wirevault_packet::dissect;
 use wirevault_query::filter::compile;
 
+use crate::output::Output;
+use crate::threads::cpu;
 use crate::traffic::{Frame, Kind, Random, Traffic, ipv4, ipv6};
 
 /// Bytes from one frame's headers to the next: a line, as at 64 B a packet.
@@ -55,9 +56,6 @@ pub(crate) struct Options {
     /// MiB of the segment whose index is built; 0 for none.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     mib: usize,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,21 +109,21 @@ struct Report {
 }
 
 /// Runs it.
-pub(crate) fn run(options: &Options) -> Result<bool> {
+pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     let mut report = Report::default();
-    if !options.json {
-        println!("packets into the flow table, keys in random order; CPU ns a packet");
-        println!(
-            "{:>5} {:>9} {:>6} | {:>8} {:>8} | {:>12}",
-            "ip", "flows", "batch", "dissect", "upsert", "table B/flow"
-        );
-    }
+    output.say("Packets into the flow table, keys in random order; CPU ns a packet.");
+    output.table(&[
+        ("ip", 2),
+        ("flows", 9),
+        ("batch", 5),
+        ("dissect", 8),
+        ("upsert", 8),
+        ("table B/flow", 12),
+    ]);
     for (ip, is_v6) in [("v4", false), ("v6", true)] {
         for live_flows in &options.flows {
             for row in upserts(options, ip, is_v6, *live_flows)? {
-                if !options.json {
-                    row.print();
-                }
+                row.show(&mut output);
                 report.upserts.push(row);
             }
         }
@@ -137,22 +135,17 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
         ("800 mix", Kind::Talk(None)),
         ("1500", Kind::Talk(Some(1500))),
     ];
-    for (name, kind) in kinds.into_iter().filter(|_| options.mib > 0) {
-        let row = segment(name, kind, options.mib << 20)?;
-        if !options.json {
-            row.print();
+    if options.mib > 0 {
+        output.say(format!("The index of a segment of {} MiB.", options.mib));
+        Segment::head(&mut output);
+        for (name, kind) in kinds {
+            let row = segment(name, kind, options.mib << 20)?;
+            row.show(&mut output);
+            report.segments.push(row);
         }
-        report.segments.push(row);
     }
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    }
+    output.finish(&report)?;
     Ok(true)
-}
-
-/// CPU time that this thread has used.
-fn cpu() -> Result<Duration> {
-    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("the thread's CPU time")?.into())
 }
 
 fn ns_each(time: Duration, count: u64) -> f64 {
@@ -251,8 +244,9 @@ fn pass(
     Ok(cpu()? - begin)
 }
 
+/// What the index is told of an Ethernet frame.
 #[inline(always)]
-fn note(frame: &[u8], wire_len: u32, ts_ns: u64) -> PacketNote {
+pub(crate) fn note(frame: &[u8], wire_len: u32, ts_ns: u64) -> PacketNote {
     let dissected = dissect(LinkType::ETHERNET, frame);
     PacketNote {
         key: dissected.key,
@@ -367,40 +361,52 @@ fn decoded(encoded: EncodedIndex) -> Result<SegmentIndex> {
 }
 
 impl Upsert {
-    fn print(&self) {
-        let Self { ip, live_flows, batch, dissect_ns, upsert_ns, table_bytes_per_flow } = self;
-        println!(
-            "{ip:>5} {live_flows:>9} {batch:>6} | {dissect_ns:>8.1} {upsert_ns:>8.1} | \
-             {table_bytes_per_flow:>12.0}"
-        );
+    fn show(&self, output: &mut Output) {
+        let times = [self.dissect_ns, self.upsert_ns].map(|ns| format!("{ns:.1}"));
+        let mut cells = vec![self.ip.to_owned()];
+        cells.extend([self.live_flows.to_string(), self.batch.to_string()]);
+        cells.extend(times);
+        cells.push(format!("{:.0}", self.table_bytes_per_flow));
+        output.row(cells);
     }
 }
 
 impl Segment {
-    fn print(&self) {
-        println!(
-            "\n{}: {} packets in {} chunks, {} flows; index {:.3} % of what is stored",
-            self.traffic, self.packets, self.chunks, self.flows_seen, self.index_percent
-        );
-        println!(
-            "  {} flows kept, {} chunks by filter, {} scanned",
-            self.flows_kept, self.filtered_chunks, self.scanned_chunks
-        );
-        println!(
-            "  upsert {:.0} ns/packet, apply {:.0} ns/packet, live index {:.1} MB",
-            self.upsert_ns,
-            self.apply_ns,
-            self.live_bytes as f64 / 1e6
-        );
-        println!(
-            "  encode {:.0} ms, {:.2} us/flow; decode {:.1} ms",
-            self.encode_ms, self.encode_us_per_flow, self.decode_ms
-        );
-        for Section { name, bytes, percent } in &self.sections {
-            println!("    {name:12} {bytes:>9} {percent:>7.3} %");
-        }
-        for Search { filter, ms, chunks } in &self.searches {
-            println!("    {filter:40} {ms:>7.2} ms, {chunks} chunks");
-        }
+    fn head(output: &mut Output) {
+        output.table(&[
+            ("traffic", 8),
+            ("packets", 9),
+            ("flows", 9),
+            ("index", 7),
+            ("filtered / scanned chunks", 11),
+            ("upsert ns", 9),
+            ("apply ns", 8),
+            ("live MB", 7),
+            ("encode ms", 9),
+            ("µs a flow", 9),
+            ("decode ms", 9),
+            ("slowest search ms", 17),
+            ("read for a stranger", 19),
+        ]);
+    }
+
+    fn show(&self, output: &mut Output) {
+        let slowest = self.searches.iter().map(|search| search.ms).fold(0.0, f64::max);
+        let for_stranger = self.searches.iter().find(|search| search.filter == STRANGER);
+        output.row(vec![
+            self.traffic.to_owned(),
+            self.packets.to_string(),
+            self.flows_seen.to_string(),
+            format!("{:.3} %", self.index_percent),
+            format!("{} / {} of {}", self.filtered_chunks, self.scanned_chunks, self.chunks),
+            format!("{:.0}", self.upsert_ns),
+            format!("{:.0}", self.apply_ns),
+            format!("{:.1}", self.live_bytes as f64 / 1e6),
+            format!("{:.0}", self.encode_ms),
+            format!("{:.2}", self.encode_us_per_flow),
+            format!("{:.1}", self.decode_ms),
+            format!("{slowest:.1}"),
+            for_stranger.map_or("-".to_owned(), |search| search.chunks.to_string()),
+        ]);
     }
 }

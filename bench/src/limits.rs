@@ -13,6 +13,8 @@ use wirevault_media::{DirMedia, Media, OpenMode};
 use wirevault_nvme::{Completion, QueueOptions, open_best};
 use wirevault_seal::SegmentKeys;
 
+use crate::output::Output;
+
 /// Far more than any cache holds.
 const MEMORY_BYTES: usize = 128 << 20;
 const DISK_BYTES: u64 = 1 << 30;
@@ -76,15 +78,17 @@ impl Limits {
         Ok(Self { memcpy_gb_s, seal_gb_s, seal_warm_gb_s, disk_gb_s, disk })
     }
 
-    /// Lines for people.
-    pub(crate) fn print(&self) {
-        println!("limits of this machine, same run");
-        println!("  memcpy, one core, cold        {:6.2} GB/s", self.memcpy_gb_s);
-        println!("  AES-256-GCM, one core, cold   {:6.2} GB/s", self.seal_gb_s);
-        println!("  the same, chunk in cache      {:6.2} GB/s", self.seal_warm_gb_s);
+    /// A line for people.
+    pub(crate) fn say(&self, output: &mut Output) {
+        let mut line = format!(
+            "One core in the same run: memcpy {:.2} GB/s (cold), AES-256-GCM {:.2} (cold) and \
+             {:.2} (chunk in the cache).",
+            self.memcpy_gb_s, self.seal_gb_s, self.seal_warm_gb_s
+        );
         if let Some(gb_s) = self.disk_gb_s {
-            println!("  sequential writes and flush   {gb_s:6.2} GB/s  ({})", self.disk);
+            line += &format!(" Sequential writes and a flush: {gb_s:.2} GB/s ({}).", self.disk);
         }
+        output.say(line);
     }
 }
 

@@ -1,16 +1,18 @@
 //! From an interface into sealed and indexed segments: what was sent must be stored, all of it.
 
+use std::str::FromStr;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use wirevault_capture::{PacketMmapOptions, PacketMmapSource, Source, XdpOptions, XdpSource};
 use wirevault_pipeline::{Pipeline, PipelineOptions};
 
 use crate::limits::Limits;
-use crate::sender::{Load, RECEIVER, SENDER, cable, send};
+use crate::output::Output;
+use crate::sender::{FRAME_BYTES_MIN, Load, RECEIVER, SENDER, cable, send};
 use crate::site::{Site, SiteOptions};
 use crate::threads::StageTimes;
 
@@ -18,16 +20,23 @@ use crate::threads::StageTimes;
 const SETTLE_MAX: Duration = Duration::from_secs(10);
 const BUFFER_BYTES: usize = 256 << 20;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-enum Case {
-    /// 200 000 packets of 1500 B a second: 2.4 Gbit/s.
-    #[value(name = "1500")]
-    #[serde(rename = "1500")]
-    Large,
-    /// 1 000 000 packets of 64 B a second.
-    #[value(name = "64")]
-    #[serde(rename = "64")]
-    Small,
+/// Packets of one size at one rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Case {
+    frame_bytes: usize,
+    packets_per_s: u64,
+}
+
+impl FromStr for Case {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (bytes, rate) = text.split_once('@').context("a load is BYTES@PACKETS_PER_S")?;
+        let frame_bytes = bytes.parse().context("bytes of a packet")?;
+        let packets_per_s = rate.parse().context("packets a second")?;
+        ensure!(frame_bytes >= FRAME_BYTES_MIN, "packets have {FRAME_BYTES_MIN} bytes at least");
+        Ok(Self { frame_bytes, packets_per_s })
+    }
 }
 
 /// How packets are taken.
@@ -40,6 +49,9 @@ enum SourceKind {
     /// AF_XDP with the program in the driver.
     #[value(name = "af_xdp")]
     AfXdp,
+    /// The same with busy polling.
+    #[value(name = "af_xdp_busy")]
+    AfXdpBusy,
 }
 
 impl SourceKind {
@@ -47,6 +59,7 @@ impl SourceKind {
         match self {
             Self::PacketMmap => "packet_mmap",
             Self::AfXdp => "af_xdp",
+            Self::AfXdpBusy => "af_xdp_busy",
         }
     }
 
@@ -56,20 +69,12 @@ impl SourceKind {
                 let ring = PacketMmapOptions { ring_bytes, ..PacketMmapOptions::new(interface) };
                 Box::new(PacketMmapSource::open(&ring)?)
             }
-            Self::AfXdp => {
-                let ring = XdpOptions { ring_bytes, ..XdpOptions::new(interface) };
+            Self::AfXdp | Self::AfXdpBusy => {
+                let busy_poll = self == Self::AfXdpBusy;
+                let ring = XdpOptions { ring_bytes, busy_poll, ..XdpOptions::new(interface) };
                 Box::new(XdpSource::open(&ring)?)
             }
         })
-    }
-}
-
-impl Case {
-    fn shape(self) -> (usize, u64) {
-        match self {
-            Self::Large => (1500, 200_000),
-            Self::Small => (64, 1_000_000),
-        }
     }
 }
 
@@ -78,13 +83,14 @@ pub(crate) struct Options {
     /// Seconds of each run.
     #[arg(long, value_name = "N", default_value_t = 60)]
     secs: u64,
-    /// Runs of each load; the best counts.
+    /// Runs of each load; every one is shown.
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: u32,
     /// Loads.
-    #[arg(long, value_enum, value_delimiter = ',', default_values = ["1500", "64"])]
-    case: Vec<Case>,
-    /// How packets are taken; both in turn if both are named.
+    #[arg(long, value_name = "BYTES@PACKETS_PER_S", value_delimiter = ',')]
+    #[arg(default_values = ["1500@200000", "64@1000000"])]
+    load: Vec<Case>,
+    /// How packets are taken; each in turn if several are named.
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["packet_mmap"])]
     source: Vec<SourceKind>,
     /// MiB of the source's ring. The default holds hundreds of milliseconds of either load.
@@ -105,11 +111,7 @@ struct Row {
     received: u64,
     stored: u64,
     dropped: u64,
-    mpps: f64,
-    gbit_s: f64,
-    fill_cpu: f64,
-    seal_cpu: f64,
-    write_cpu: f64,
+    stages: StageTimes,
     buffer_peak: f64,
     unindexed_chunks: u64,
 }
@@ -123,74 +125,62 @@ struct Report {
 }
 
 /// Runs it; false if a load was not stored whole in any of its runs.
-pub(crate) fn run(options: &Options) -> Result<bool> {
+pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     let site = Site::new(options.site.folder.as_deref())?;
     let limits = Limits::measure(Some(site.path()))?;
     let namespace = cable()?;
-    if !options.site.json {
-        limits.print();
-        println!("\nlive from a veth pair, one lane, sealed and indexed; CPU in % of one core");
-        println!(
-            "{:>11} {:>5} {:>3} {:>7} {:>10} {:>10} {:>10} {:>8} {:>6} {:>7} | {:>5} {:>5} {:>5} | \
-             {:>6}",
-            "source",
-            "bytes",
-            "run",
-            "seconds",
-            "sent",
-            "received",
-            "stored",
-            "dropped",
-            "Mpps",
-            "Gbit/s",
-            "fill",
-            "seal",
-            "write",
-            "buffer"
-        );
-    }
+    limits.say(&mut output);
+    output.say(format!(
+        "Live from a veth pair, one lane, sealed and indexed, {} s a run; CPU in % of one core.",
+        options.secs
+    ));
+    output.table(&[
+        ("bytes", 5),
+        ("source", 11),
+        ("run", 3),
+        ("sent", 10),
+        ("stored", 10),
+        ("dropped", 8),
+        ("Mpps", 6),
+        ("Gbit/s", 6),
+        ("lane %", 6),
+        ("sealer %", 8),
+        ("writer %", 8),
+        ("CPU s/GB", 8),
+        ("CPU s/Mpacket", 13),
+        ("buffer peak", 11),
+    ]);
     let mut rows = Vec::new();
-    // Beside each other in time, so that both meet the same machine.
-    for case in &options.case {
+    // Beside each other in time, so that all meet the same machine.
+    for case in &options.load {
         for run in 1..=options.runs.max(1) {
             for source in &options.source {
                 let row = measure(options, &site, *source, *case, run)?;
-                if !options.site.json {
-                    row.print();
-                }
+                row.show(&mut output);
                 rows.push(row);
             }
         }
     }
     drop(namespace);
     let whole = |row: &&Row| row.sent == row.stored && row.dropped == 0;
-    let best = |source: &SourceKind, case: &Case| {
-        rows.iter().filter(whole).find(|row| (row.source, row.case) == (*source, *case))
-    };
-    let loads =
-        || options.case.iter().flat_map(|case| options.source.iter().map(move |it| (it, case)));
-    let lossless = loads().all(|(source, case)| best(source, case).is_some());
-    match options.site.json {
-        true => {
-            println!("{}", serde_json::to_string_pretty(&Report { limits, lossless, rows })?);
-        }
-        false => {
-            for (source, case) in loads() {
-                let (bytes, rate) = case.shape();
-                let best = match best(source, case) {
-                    Some(row) => format!("all {} packets stored, run {}", row.sent, row.run),
-                    None => "packets were lost in every run".to_owned(),
-                };
-                let source = source.name();
-                println!("{source}: {rate} packets of {bytes} B a second: {best}");
-            }
-        }
-    }
+    let is =
+        |row: &Row, case: &Case, source: &SourceKind| row.case == *case && row.source == *source;
+    let lossless = options.load.iter().all(|case| {
+        options
+            .source
+            .iter()
+            .all(|source| rows.iter().filter(whole).any(|row| is(row, case, source)))
+    });
+    output.say(match lossless {
+        true => "Of every load and source there was a run in which all that was sent was stored.",
+        false => "Of some load and source every run lost packets.",
+    });
+    output.finish(&Report { limits, lossless, rows })?;
     Ok(lossless)
 }
 
 fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u32) -> Result<Row> {
-    let (frame_bytes, packets_per_s) = case.shape();
+    let Case { frame_bytes, packets_per_s } = case;
     let source = kind.open(RECEIVER, options.ring_mib << 20)?;
     let quota_bytes = options.site.quota_bytes();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -210,13 +200,12 @@ fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u3
     }
     let sent = sender.join().ok().context("the sender panicked")??;
     settle(&pipeline, sent.packets);
-    let stages = StageTimes::now()?;
+    let stages = StageTimes::now()?.since(&before);
     let lane = &pipeline.lanes()[0];
     let unindexed_chunks = lane.shared.unindexed_chunks.load(Ordering::Relaxed);
     pipeline.stop();
     let books = pipeline.join()?;
     site.clear()?;
-    let share = |after: u64, before: u64| (after - before) as f64 / sent.time.as_nanos() as f64;
     Ok(Row {
         source: kind,
         case,
@@ -226,11 +215,7 @@ fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u3
         received: books[0].received,
         stored: books[0].stored,
         dropped: books[0].dropped_packets(),
-        mpps: sent.packets as f64 / sent.time.as_micros() as f64,
-        gbit_s: sent.packets as f64 * frame_bytes as f64 * 8.0 / sent.time.as_nanos() as f64,
-        fill_cpu: share(stages.fill_ns, before.fill_ns),
-        seal_cpu: share(stages.seal_ns, before.seal_ns),
-        write_cpu: share(stages.write_ns, before.write_ns),
+        stages,
         buffer_peak,
         unindexed_chunks,
     })
@@ -245,16 +230,34 @@ fn settle(pipeline: &Pipeline, sent: u64) {
 }
 
 impl Row {
-    fn print(&self) {
-        let Self { run, seconds, sent, received, stored, dropped, mpps, gbit_s, .. } = self;
-        let [fill, seal, write, buffer] =
-            [self.fill_cpu, self.seal_cpu, self.write_cpu, self.buffer_peak].map(|it| it * 100.0);
-        println!(
-            "{:>11} {:>5} {run:>3} {seconds:>7.1} {sent:>10} {received:>10} {stored:>10} \
-             {dropped:>8} {mpps:>6.2} {gbit_s:>7.2} | {fill:>5.0} {seal:>5.0} {write:>5.0} | \
-             {buffer:>5.0}%",
-            self.source.name(),
-            self.case.shape().0
-        );
+    fn show(&self, output: &mut Output) {
+        let (mpps, bytes) = (self.sent as f64 / self.seconds / 1e6, self.case.frame_bytes as f64);
+        let StageTimes { fill_ns, seal_ns, write_ns, .. } = self.stages;
+        let share = |ns: u64| format!("{:.1}", ns as f64 / self.seconds / 1e7);
+        let cpu_s = self.stages.sum_ns() as f64 / 1e9;
+        let mut cells = vec![self.case.frame_bytes.to_string(), self.source.name().to_owned()];
+        cells.push(self.run.to_string());
+        cells.extend([self.sent, self.stored, self.dropped].map(|packets| packets.to_string()));
+        cells.push(format!("{mpps:.2}"));
+        cells.push(format!("{:.2}", mpps * bytes * 8.0 / 1e3));
+        cells.extend([fill_ns, seal_ns, write_ns].map(share));
+        cells.push(format!("{:.3}", cpu_s / (self.sent as f64 * bytes / 1e9)));
+        cells.push(format!("{:.3}", cpu_s / (self.sent as f64 / 1e6)));
+        cells.push(format!("{:.0} %", self.buffer_peak * 100.0));
+        output.row(cells);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loads_are_bytes_at_a_rate() {
+        let case = Case { frame_bytes: 1500, packets_per_s: 200_000 };
+        assert_eq!("1500@200000".parse::<Case>().unwrap(), case);
+        for wrong in ["1500", "x@1", "1@x", "10@1000"] {
+            assert!(wrong.parse::<Case>().is_err(), "{wrong}");
+        }
     }
 }

@@ -6,33 +6,45 @@
 //!  live:     sender ──► veth ═══ veth ──► lane ─► seal ─► write ──► files
 //!  peers:    sender ──► veth ═══ veth ──► wirevaultd, or another recorder
 //!  scale:    tables of 100,000 segments ──► open ─► catalog ─► plan
+//!  lanes:    the pipeline with 1 to 32 lanes, onto 1 to 8 volumes
+//!  records:  the work of a message log: appending, reading, looking up
 //!  device:   packets as large as chunks, 1 to 8 lanes ──► seal ─► write ──► files, beside fio
 //! ```
 //! `index` measures the flow table and the index of a full segment, without a pipeline.
 //!
 //! Every figure comes with those of the same run that it is measured against: memcpy, AES-256-GCM
-//! and O_DIRECT writes. `--json` prints the same as one JSON object.
+//! and O_DIRECT writes. `--json` prints the same as one JSON object; `--save` keeps the run in
+//! bench/runs/, and `tables` puts what was kept into the documents.
 //!
 //! - [`packets`]: packets in memory, and a source that hands them out. [`site`]: a temporary sealed
-//!   store and its pipeline. [`limits`]: what the machine can do. [`threads`]: CPU time by stage.
-//!   [`traffic`]: frames with flows as on a link.
-//! - [`sender`]: sequence-stamped packets at a steady rate, over [`sys`], the only unsafe code.
+//!   store and its pipeline. [`limits`] and [`bound`]: what the machine can do. [`threads`]: CPU
+//!   time by stage. [`traffic`]: frames with flows as on a link.
+//! - [`sender`]: sequence-stamped packets at a steady rate, and [`ring`], a bare reader of the
+//!   kernel's ring: over [`sys`], the only unsafe code.
+//! - [`output`]: how results are printed and kept. [`machine`]: what is known of the machine.
 
 #![deny(unsafe_code)]
 
+mod bound;
 mod device;
 mod index;
+mod lanes;
 mod limits;
 mod live;
+mod machine;
+mod output;
 mod packets;
 mod peers;
 mod pipeline;
+mod records;
+mod ring;
 mod scale;
 mod sender;
 mod site;
 mod soak;
-#[expect(unsafe_code, reason = "one system call that sends many frames")]
+#[expect(unsafe_code, reason = "one call that sends many frames, a ring shared with the kernel")]
 mod sys;
+mod tables;
 mod threads;
 mod traffic;
 
@@ -40,12 +52,16 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::output::{Output, OutputOptions};
+
 /// Measures the recorder.
 #[derive(Debug, Parser)]
 #[command(name = "wirevault-bench", version, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     what: What,
+    #[command(flatten)]
+    output: OutputOptions,
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,27 +96,48 @@ enum What {
     /// The flow table and the index of a full segment, alone.
     #[command(after_help = "Example: cargo run --release -p wirevault-bench -- index --mib 0")]
     Index(index::Options),
+    /// From 1 lane to 32, onto 1 volume to 8: what a packet costs.
+    #[command(after_help = "Example: cargo run --release -p wirevault-bench -- lanes --mib 2048")]
+    Lanes(lanes::Options),
+    /// Records of 1 KiB: appending, reading, looking up, as a message log does.
+    #[command(after_help = "Example: cargo run --release -p wirevault-bench -- records")]
+    Records(records::Options),
+    /// Puts the runs that were kept with --save into README.md and docs/SPEC.md.
+    Tables,
+    /// Takes packets from an interface, copies each once and counts them until SIGINT.
+    #[command(hide = true)]
+    ReadRing(ring::Options),
 }
 
 fn main() -> ExitCode {
-    if cfg!(debug_assertions) {
-        eprintln!("wirevault-bench: this is a debug build; its figures mean nothing");
-    }
-    let done = match Arguments::parse().what {
-        What::Pipeline(options) => pipeline::run(&options),
-        What::Soak(options) => soak::run(&options),
-        What::Live(options) => live::run(&options),
-        What::Peers(options) => peers::run(&options),
-        What::Scale(options) => scale::run(&options),
-        What::Device(options) => device::run(&options),
-        What::Index(options) => index::run(&options),
-    };
-    match done {
+    match measure(&Arguments::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("wirevault-bench: {error:#}");
             ExitCode::from(2)
         }
+    }
+}
+
+fn measure(arguments: &Arguments) -> anyhow::Result<bool> {
+    let output = |what| {
+        if cfg!(debug_assertions) {
+            eprintln!("wirevault-bench: this is a debug build; its figures mean nothing");
+        }
+        Output::new(&arguments.output, what)
+    };
+    match &arguments.what {
+        What::Pipeline(options) => pipeline::run(options, output("pipeline")?),
+        What::Soak(options) => soak::run(options, output("soak")?),
+        What::Live(options) => live::run(options, output("live")?),
+        What::Peers(options) => peers::run(options, output("peers")?),
+        What::Scale(options) => scale::run(options, output("scale")?),
+        What::Device(options) => device::run(options, output("device")?),
+        What::Index(options) => index::run(options, output("index")?),
+        What::Lanes(options) => lanes::run(options, output("lanes")?),
+        What::Records(options) => records::run(options, output("records")?),
+        What::Tables => tables::run(),
+        What::ReadRing(options) => ring::run(options),
     }
 }

@@ -14,10 +14,12 @@ use wirevault_format::{Interface, LinkType};
 pub(crate) const FLOWS: u64 = 100_000;
 /// Packets handed out in one poll: about what a block of a live ring holds.
 const BATCH: u64 = 1024;
+/// Bytes handed out in one poll, where packets are large.
+const BATCH_BYTES: usize = 4 << 20;
 /// Lengths whose mean is 796 B.
 const MIX: [usize; 12] = [64, 1514, 576, 1514, 64, 1514, 576, 1514, 64, 576, 1514, 64];
 /// Time between two packets.
-const STEP_NS: u64 = 250;
+pub(crate) const STEP_NS: u64 = 250;
 
 /// Lengths of the packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -34,6 +36,10 @@ pub(crate) enum Size {
     #[value(name = "mix")]
     #[serde(rename = "800 mix")]
     Mix,
+    /// 1024 B, as records of a log.
+    #[value(name = "1024")]
+    #[serde(rename = "1024")]
+    Record,
     /// 1500 B.
     #[value(name = "1500")]
     #[serde(rename = "1500")]
@@ -46,23 +52,27 @@ impl Size {
             Self::Smallest => "64",
             Self::Middle => "512",
             Self::Mix => "800 mix",
+            Self::Record => "1024",
             Self::Large => "1500",
         }
     }
 
-    fn bytes(self, number: u64) -> usize {
+    /// Lengths of packets that follow one another, again and again.
+    fn lengths(self) -> &'static [usize] {
         match self {
-            Self::Smallest => 64,
-            Self::Middle => 512,
-            Self::Mix => MIX[(number % MIX.len() as u64) as usize],
-            Self::Large => 1500,
+            Self::Smallest => &[64],
+            Self::Middle => &[512],
+            Self::Mix => &MIX,
+            Self::Record => &[1024],
+            Self::Large => &[1500],
         }
     }
 }
 
 /// Distinct packets, one behind the other.
 pub(crate) struct Packets {
-    size: Size,
+    name: &'static str,
+    lengths: Box<[usize]>,
     data: Vec<u8>,
     pub(crate) count: u64,
 }
@@ -70,7 +80,9 @@ pub(crate) struct Packets {
 impl Packets {
     /// At least `bytes` of them, over [`FLOWS`] flows in random order.
     pub(crate) fn make(size: Size, bytes: usize) -> Self {
-        let mut packets = Self { size, data: Vec::with_capacity(bytes + 2048), count: 0 };
+        let data = Vec::with_capacity(bytes + 2048);
+        let mut packets =
+            Self { name: size.name(), lengths: size.lengths().into(), data, count: 0 };
         let mut random = 0x9e37_79b9_7f4a_7c15;
         while packets.data.len() < bytes {
             packets.push(&mut random);
@@ -78,12 +90,26 @@ impl Packets {
         packets
     }
 
+    /// A single one.
+    pub(crate) fn one(name: &'static str, frame: Vec<u8>) -> Self {
+        Self { name, lengths: [frame.len()].into(), data: frame, count: 1 }
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.data.len() as u64
     }
 
+    /// All of them in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut at = 0;
+        self.lengths.iter().cycle().take(self.count as usize).map(move |bytes| {
+            at += bytes;
+            &self.data[at - bytes..at]
+        })
+    }
+
     fn push(&mut self, random: &mut u64) {
-        let bytes = self.size.bytes(self.count);
+        let bytes = self.lengths[(self.count % self.lengths.len() as u64) as usize];
         let flow = next(random) % FLOWS;
         let [.., a, b, c] = flow.to_be_bytes();
         let (tcp, ip_bytes) = (flow.is_multiple_of(2), (bytes - 14) as u16);
@@ -117,30 +143,22 @@ fn next(state: &mut u64) -> u64 {
 pub(crate) struct MemorySource {
     packets: Arc<Packets>,
     interfaces: [Interface; 1],
-    passes: u64,
-    offset: usize,
+    total: u64,
     handed: u64,
+    /// Where the next packet stands, and which of the lengths it has.
+    offset: usize,
+    length: usize,
     from_ns: u64,
 }
 
 impl MemorySource {
     /// All of `packets`, `passes` times, as if they came from `from_ns` on.
     pub(crate) fn new(packets: Arc<Packets>, passes: u64, from_ns: u64) -> Self {
-        let interface = Interface {
-            name: Some("memory".to_owned()),
-            description: None,
-            link_type: LinkType::ETHERNET,
-            snaplen_bytes: 0,
-            clock: None,
-            filter: None,
-            hardware: None,
-            os: None,
-        };
-        Self { packets, interfaces: [interface], passes, offset: 0, handed: 0, from_ns }
-    }
-
-    fn total(&self) -> u64 {
-        self.packets.count * self.passes
+        let interface =
+            Interface { name: Some("memory".to_owned()), ..Interface::unnamed(LinkType::ETHERNET) };
+        let total = packets.count * passes;
+        let interfaces = [interface];
+        Self { packets, interfaces, total, handed: 0, offset: 0, length: 0, from_ns }
     }
 }
 
@@ -150,23 +168,21 @@ impl Source for MemorySource {
     }
 
     fn poll(&mut self, sink: &mut dyn PacketSink, wait: Duration) -> Result<Polled, CaptureError> {
-        let left = BATCH.min(self.total() - self.handed);
+        let Packets { lengths, data, .. } = &*self.packets;
+        let large = (BATCH_BYTES / lengths[0]).max(1) as u64;
+        let left = BATCH.min(large).min(self.total - self.handed);
         if left == 0 {
             // The lane goes on until it is told to stop, so that its CPU time can be read.
             std::thread::sleep(wait);
             return Ok(Polled::Idle);
         }
         for taken in 0..left {
-            let number = self.handed % self.packets.count;
-            if number == 0 {
-                self.offset = 0;
-            }
-            let bytes = self.packets.size.bytes(number);
+            let bytes = lengths[self.length];
             let packet = Packet {
                 interface: 0,
                 ts_ns: self.from_ns + self.handed * STEP_NS,
                 wire_len: bytes as u32,
-                data: &self.packets.data[self.offset..self.offset + bytes],
+                data: &data[self.offset..self.offset + bytes],
                 vlan: None,
                 flags: None,
                 options: &[],
@@ -174,8 +190,15 @@ impl Source for MemorySource {
             if sink.packet(&packet).is_break() {
                 return Ok(Polled::Packets(taken));
             }
-            self.offset += bytes;
             self.handed += 1;
+            self.offset += bytes;
+            self.length += 1;
+            if self.length == lengths.len() {
+                self.length = 0;
+            }
+            if self.offset == data.len() {
+                (self.offset, self.length) = (0, 0);
+            }
         }
         Ok(Polled::Packets(left))
     }
@@ -192,7 +215,7 @@ impl Source for MemorySource {
     fn report(&self) -> SourceReport {
         SourceReport {
             kind: "memory",
-            name: self.packets.size.name().to_owned(),
+            name: self.packets.name.to_owned(),
             fanout: None,
             ring_bytes: 0,
             clocks: Vec::new(),
@@ -202,5 +225,31 @@ impl Source for MemorySource {
 
     fn is_live(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+
+    #[test]
+    fn every_packet_is_handed_out_once_a_pass_and_in_order() {
+        for size in Size::value_variants() {
+            let packets = Arc::new(Packets::make(*size, 100_000));
+            let mut expected = packets.iter().chain(packets.iter());
+            let mut source = MemorySource::new(Arc::clone(&packets), 2, 7);
+            let (mut seen, mut last_ns) = (0, 0);
+            let mut sink = |packet: &Packet<'_>| {
+                assert_eq!(Some(packet.data), expected.next());
+                assert!(packet.ts_ns > last_ns);
+                (seen, last_ns) = (seen + 1, packet.ts_ns);
+                ControlFlow::Continue(())
+            };
+            while source.poll(&mut sink, Duration::ZERO).unwrap() != Polled::Idle {}
+            assert_eq!((seen, source.counters().handed), (2 * packets.count, 2 * packets.count));
+            assert_eq!(packets.iter().map(<[u8]>::len).sum::<usize>() as u64, packets.bytes());
+        }
     }
 }

@@ -1,4 +1,8 @@
 //! From memory through the pipeline, sealed and indexed, into nothing and into a file.
+//!
+//! The bound is what the cores could do if they did nothing but copy each packet once, enter it in
+//! the flow table and seal it, with each of these at the speed that it has alone ([`Bound`]), and
+//! if the work were spread over lane and sealer to the last nanosecond.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -7,11 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use wirevault_format::limits::CHUNK_BYTES;
 use wirevault_nvme::{NullQueue, Queue, QueueOptions};
-use wirevault_pipeline::PipelineOptions;
+use wirevault_pipeline::{Pipeline, PipelineOptions};
 
+use crate::bound::Bound;
 use crate::limits::Limits;
+use crate::output::{Output, spread};
 use crate::packets::{FLOWS, MemorySource, Packets, Size};
 use crate::site::{Site, SiteOptions};
 use crate::threads::StageTimes;
@@ -51,9 +56,12 @@ pub(crate) struct Options {
     /// MiB of distinct packets in memory.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     mib: u64,
-    /// Passes over them; the hot source gives as many packets in all.
+    /// Passes over them in each run; the hot source gives as many packets in all.
     #[arg(long, value_name = "N", default_value_t = 4)]
     passes: u64,
+    /// Runs of each kind in turn; slowest, middle and quickest are shown.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    runs: usize,
     /// Packet sizes.
     #[arg(long, value_enum, value_delimiter = ',')]
     #[arg(default_values = ["64", "512", "mix", "1500"])]
@@ -68,26 +76,12 @@ pub(crate) struct Options {
     site: SiteOptions,
 }
 
-/// One row.
+/// One run.
 #[derive(Debug, Serialize)]
-struct Row {
-    size: Size,
-    source: &'static str,
-    device: &'static str,
-    packets: u64,
-    bytes: u64,
-    seconds: f64,
+struct Run {
     gb_s: f64,
     mpps: f64,
-    fill_ns: f64,
-    /// The sealing thread's time without sealing.
-    index_ns: f64,
-    /// Bytes by the rate of sealing a chunk that is in the cache, in the same run.
-    seal_ns: f64,
-    write_ns: f64,
-    /// Keeping the index of open segments, on its own thread.
-    apply_ns: f64,
-    chunks: u64,
+    stages: StageTimes,
     /// Chunks that the index does not cover, because its thread could not keep up.
     unindexed_chunks: u64,
     /// 99.9 % of the operations on buffers took no longer, ns: taking a free chunk, handing one
@@ -97,6 +91,20 @@ struct Row {
     recycle_p999_ns: u64,
 }
 
+/// Packets of one size from one source into one device.
+#[derive(Debug, Serialize)]
+struct Row {
+    size: Size,
+    source: &'static str,
+    device: &'static str,
+    packets: u64,
+    bytes: u64,
+    /// What the same packets cost step by step, alone.
+    bound: Bound,
+    /// From the slowest to the quickest.
+    runs: Vec<Run>,
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     flows: u64,
@@ -104,92 +112,107 @@ struct Report {
     rows: Vec<Row>,
 }
 
-/// Runs it; false if a run lost packets.
-pub(crate) fn run(options: &Options) -> Result<bool> {
+/// Packets of one source: all of them, so many times.
+struct Load {
+    name: &'static str,
+    packets: Arc<Packets>,
+    passes: u64,
+}
+
+impl Load {
+    fn count(&self) -> u64 {
+        self.packets.count * self.passes
+    }
+
+    fn bytes(&self) -> u64 {
+        self.packets.bytes() * self.passes
+    }
+}
+
+/// Runs it; false never: it fails if a packet is lost.
+pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
+    ensure!(options.runs > 0, "at least one run");
     let site = Site::new(options.site.folder.as_deref())?;
     let to_disk = options.device.contains(&Device::File);
     let limits = Limits::measure(to_disk.then(|| site.path()))?;
-    if !options.site.json {
-        limits.print();
-        println!("\npackets in memory through the pipeline, {FLOWS} flows, sealed and indexed");
-        println!(
-            "ns a packet: CPU time of each stage's thread (index and seal share one); the slowest \
-             thread sets the pace; take, hand, recycle: ns that 99.9 % of these operations on \
-             chunks stay below"
-        );
-        println!(
-            "{:>8} {:>6} {:>6} {:>10} {:>6} {:>6} | {:>6} {:>6} {:>6} {:>6} {:>6} | \
-             {:>7} {:>9} | {:>6} {:>6} {:>7}",
-            "size",
-            "source",
-            "device",
-            "packets",
-            "GB/s",
-            "Mpps",
-            "fill",
-            "index",
-            "seal",
-            "write",
-            "apply",
-            "chunks",
-            "unindexed",
-            "take",
-            "hand",
-            "recycle"
-        );
-    }
-    let mut rows = Vec::new();
+    limits.say(&mut output);
+    output.say(format!(
+        "Packets in memory through the pipeline, {FLOWS} flows, sealed and indexed; cold: {} MiB \
+         of packets, hot: a source that stays in the cache; {} runs each.",
+        options.mib, options.runs
+    ));
+    output.table(&[
+        ("size", 7),
+        ("source", 6),
+        ("device", 6),
+        ("GB/s", 6),
+        ("slowest", 7),
+        ("quickest", 8),
+        ("Gbit/s", 6),
+        ("Mpps", 6),
+        ("bound GB/s", 10),
+        ("of the bound", 12),
+    ]);
+    let mut rows: Vec<Row> = Vec::new();
     for size in &options.size {
         let cold = Arc::new(Packets::make(*size, (options.mib << 20) as usize));
         let hot = Arc::new(Packets::make(*size, HOT_BYTES));
         let hot_passes = (cold.count * options.passes).div_ceil(hot.count);
-        for device in &options.device {
-            for (name, packets, passes) in
-                [("cold", &cold, options.passes), ("hot", &hot, hot_passes)]
-            {
-                let row = measure(options, &site, &limits, *device, name, packets, passes, *size)?;
-                if !options.site.json {
-                    row.print();
-                }
+        let loads = [
+            Load { name: "cold", packets: cold, passes: options.passes },
+            Load { name: "hot", packets: hot, passes: hot_passes },
+        ];
+        for load in loads {
+            // As many packets as there are in memory: more would not make it more exact.
+            let bound = Bound::measure(&load.packets, (load.passes / options.passes).max(1))?;
+            for device in &options.device {
+                let row = row(options, &site, *device, &load, *size, bound)?;
+                row.show(&mut output);
                 rows.push(row);
             }
         }
     }
-    if options.site.json {
-        println!("{}", serde_json::to_string_pretty(&Report { flows: FLOWS, limits, rows })?);
-    }
+    say_where_time_goes(&rows, &mut output);
+    say_buffers(&rows, &mut output);
+    output.finish(&Report { flows: FLOWS, limits, rows })?;
     Ok(true)
 }
 
-#[expect(clippy::too_many_arguments, reason = "one row of the table is made of these")]
-fn measure(
+fn row(
     options: &Options,
     site: &Site,
-    limits: &Limits,
     device: Device,
-    source: &'static str,
-    packets: &Arc<Packets>,
-    passes: u64,
+    load: &Load,
     size: Size,
+    bound: Bound,
 ) -> Result<Row> {
+    let run = |_| measure(options, site, device, load);
+    let mut runs = (0..options.runs).map(run).collect::<Result<Vec<_>>>()?;
+    runs.sort_by(|a, b| a.gb_s.total_cmp(&b.gb_s));
+    Ok(Row {
+        size,
+        source: load.name,
+        device: if device == Device::Null { "null" } else { "file" },
+        packets: load.count(),
+        bytes: load.bytes(),
+        bound,
+        runs,
+    })
+}
+
+fn measure(options: &Options, site: &Site, device: Device, load: &Load) -> Result<Run> {
     let how = device.options();
-    let (count, bytes) = (packets.count * passes, packets.bytes() * passes);
+    let (count, bytes) = (load.count(), load.bytes());
     let quota_bytes = options.site.quota_bytes();
-    let memory = MemorySource::new(Arc::clone(packets), passes, site.clock.unix_ns());
+    let from_ns = site.clock.unix_ns();
+    let memory = MemorySource::new(Arc::clone(&load.packets), load.passes, from_ns);
     let buffer_bytes = (options.buffer_mib << 20) as usize;
-    let begin = Instant::now();
     let pipeline = site.start(Box::new(memory), quota_bytes, buffer_bytes, &how)?;
     let started = Instant::now();
-    let lane = &pipeline.lanes()[0];
-    while lane.books.snapshot().stored < count {
-        ensure!(begin.elapsed() < TIME_MAX, "still not done: {:?}", lane.books.snapshot());
-        ensure!(!pipeline.is_finished(), "the lane ended: {:?}", lane.shared.error());
-        std::thread::sleep(PAUSE);
-    }
+    wait_until_stored(&pipeline, count)?;
     let took = started.elapsed();
     let stages = StageTimes::now()?;
-    let unindexed_chunks = lane.shared.unindexed_chunks.load(Ordering::Relaxed);
-    let written_bytes = pipeline.volumes()[0].shared.written_bytes.load(Ordering::Relaxed);
+    let unindexed_chunks = pipeline.lanes()[0].shared.unindexed_chunks.load(Ordering::Relaxed);
     let [take_p999_ns, hand_over_p999_ns, recycle_p999_ns] = pipeline
         .buffer_times()
         .all()
@@ -198,23 +221,10 @@ fn measure(
     let books = pipeline.join()?;
     ensure!(books[0].stored == count && books[0].dropped_packets() == 0, "lost: {books:?}");
     site.clear()?;
-    let each = |ns: u64| ns as f64 / count as f64;
-    let seal_ns = bytes as f64 / count as f64 / limits.seal_warm_gb_s;
-    Ok(Row {
-        size,
-        source,
-        device: if device == Device::Null { "null" } else { "file" },
-        packets: count,
-        bytes,
-        seconds: took.as_secs_f64(),
+    Ok(Run {
         gb_s: bytes as f64 / took.as_nanos() as f64,
         mpps: count as f64 * 1000.0 / took.as_nanos() as f64,
-        fill_ns: each(stages.fill_ns),
-        index_ns: (each(stages.seal_ns) - seal_ns).max(0.0),
-        seal_ns,
-        write_ns: each(stages.write_ns),
-        apply_ns: each(stages.apply_ns),
-        chunks: written_bytes / CHUNK_BYTES as u64,
+        stages,
         unindexed_chunks,
         take_p999_ns,
         hand_over_p999_ns,
@@ -222,16 +232,105 @@ fn measure(
     })
 }
 
+/// Waits until all lanes together have stored `count` packets.
+pub(crate) fn wait_until_stored(pipeline: &Pipeline, count: u64) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let books = || pipeline.lanes().iter().map(|lane| lane.books.snapshot());
+        if books().map(|books| books.stored).sum::<u64>() >= count {
+            return Ok(());
+        }
+        ensure!(begin.elapsed() < TIME_MAX, "still not done: {:?}", books().collect::<Vec<_>>());
+        let error = || pipeline.lanes().iter().find_map(|lane| lane.shared.error());
+        ensure!(!pipeline.is_finished(), "a lane ended: {:?}", error());
+        std::thread::sleep(PAUSE);
+    }
+}
+
 impl Row {
-    fn print(&self) {
-        let Self { source, device, packets, gb_s, mpps, chunks, unindexed_chunks, .. } = self;
-        let Self { fill_ns, index_ns, seal_ns, write_ns, apply_ns, .. } = self;
-        let Self { take_p999_ns, hand_over_p999_ns, recycle_p999_ns, .. } = self;
-        println!(
-            "{:>8} {source:>6} {device:>6} {packets:>10} {gb_s:>6.2} {mpps:>6.2} | {fill_ns:>6.0} \
-             {index_ns:>6.0} {seal_ns:>6.0} {write_ns:>6.0} {apply_ns:>6.0} | {chunks:>7} \
-             {unindexed_chunks:>9} | {take_p999_ns:>6} {hand_over_p999_ns:>6} {recycle_p999_ns:>7}",
-            self.size.name()
-        );
+    /// The run in the middle.
+    fn middle(&self) -> &Run {
+        &self.runs[self.runs.len() / 2]
+    }
+
+    /// GB a second that lane and sealer could reach at most, on as many cores as they can have.
+    fn bound_gb_s(&self) -> f64 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let hands = self.middle().stages.workers.min(cores) as f64;
+        hands * self.bytes as f64 / self.packets as f64 / self.bound.sum_ns()
+    }
+
+    fn names(&self) -> Vec<String> {
+        [self.size.name(), self.source, self.device].map(str::to_owned).into()
+    }
+
+    fn show(&self, output: &mut Output) {
+        let [slowest, middle, quickest] =
+            spread(self.runs.iter().map(|run| run.gb_s)).unwrap_or_default();
+        let bound_gb_s = self.bound_gb_s();
+        let mut cells = self.names();
+        cells.extend([middle, slowest, quickest].map(|gb_s| format!("{gb_s:.2}")));
+        cells.push(format!("{:.1}", middle * 8.0));
+        cells.push(format!("{:.2}", self.middle().mpps));
+        cells.push(format!("{bound_gb_s:.2}"));
+        cells.push(format!("{:.0} %", 100.0 * middle / bound_gb_s));
+        output.row(cells);
+    }
+}
+
+fn say_where_time_goes(rows: &[Row], output: &mut Output) {
+    output.say(
+        "CPU ns a packet. Alone: copying it, entering it in the flow table, sealing it, which make \
+         the bound. In the run in the middle: lane (the generator's share, as it is alone, taken \
+         off), sealer (index and seal), writer, and the thread that keeps the live index.",
+    );
+    output.table(&[
+        ("size", 7),
+        ("source", 6),
+        ("device", 6),
+        ("generator", 9),
+        ("copy alone", 10),
+        ("upsert alone", 12),
+        ("AES alone", 9),
+        ("lane", 6),
+        ("sealer", 6),
+        ("writer", 6),
+        ("live index", 10),
+    ]);
+    for row in rows {
+        let (bound, stages) = (row.bound, row.middle().stages);
+        let each = |ns: u64| ns as f64 / row.packets as f64;
+        let lane = (each(stages.fill_ns) - bound.generate_ns).max(0.0);
+        let [sealer, writer, live] = [stages.seal_ns, stages.write_ns, stages.apply_ns].map(each);
+        let alone = [bound.generate_ns, bound.copy_ns, bound.upsert_ns, bound.seal_ns];
+        let mut cells = row.names();
+        let figures = alone.into_iter().chain([lane, sealer, writer, live]);
+        cells.extend(figures.map(|ns| format!("{ns:.1}")));
+        output.row(cells);
+    }
+}
+
+fn say_buffers(rows: &[Row], output: &mut Output) {
+    output.say(
+        "Operations on chunks: µs that 99.9 % of them stay below, at most twice too high; and \
+         chunks that the index does not cover. The worst of the runs.",
+    );
+    output.table(&[
+        ("size", 7),
+        ("source", 6),
+        ("device", 6),
+        ("take", 6),
+        ("hand over", 9),
+        ("recycle", 7),
+        ("unindexed", 9),
+    ]);
+    for row in rows {
+        let worst = |of: fn(&Run) -> u64| row.runs.iter().map(of).max().unwrap_or(0);
+        let times: [fn(&Run) -> u64; 3] =
+            [|run| run.take_p999_ns, |run| run.hand_over_p999_ns, |run| run.recycle_p999_ns];
+        let mut cells = row.names();
+        cells.extend(times.map(|of| format!("{:.1}", worst(of) as f64 / 1000.0)));
+        cells.push(worst(|run| run.unindexed_chunks).to_string());
+        output.row(cells);
     }
 }

@@ -28,6 +28,7 @@ use wirevault_query::{Request, Summary, run as ask};
 use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SegmentKeys, random};
 use wirevault_storage::{CreateOptions, Plan, Store, create_planned};
 
+use crate::output::Output;
 use crate::packets::{MemorySource, Packets, Size};
 use crate::site::Site;
 
@@ -58,9 +59,6 @@ pub(crate) struct Options {
     /// Folder for the store [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Times in µs; those that are repeated are medians.
@@ -87,19 +85,15 @@ struct Figures {
 }
 
 /// Runs it; false never: it measures, and fails if packets are not found.
-pub(crate) fn run(options: &Options) -> Result<bool> {
+pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     let mut all = Vec::new();
     for sealed in [false, true] {
         let site = Site::new(options.folder.as_deref())?;
         let figures = measure(options, &site, sealed)?;
-        if !options.json {
-            figures.print();
-        }
+        figures.show(&mut output);
         all.push(figures);
     }
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
-    }
+    output.finish(&all)?;
     Ok(true)
 }
 
@@ -332,10 +326,12 @@ fn micros(took: Duration) -> f64 {
 }
 
 impl Figures {
-    fn print(&self) {
+    fn show(&self, output: &mut Output) {
         let kind = if self.sealed { "sealed" } else { "plain" };
         let (segments, mib) = (self.segments, self.volume_file_bytes as f64 / f64::from(1 << 20));
-        println!("{kind} store of {segments} segments; volume file {mib:.1} MiB");
+        output.say(format!("A {kind} store of {segments} segments; volume file {mib:.1} MiB."));
+        output.table(&[("what", 48), ("ms", 12)]);
+        let found = format!("find {} packets of one millisecond", self.packets_found);
         for (what, took_us) in [
             ("open, to read (tables, key ring, catalog)", self.open_reader_us),
             ("open, to write (the same, and a new key ring)", self.open_writer_us),
@@ -343,11 +339,9 @@ impl Figures {
             ("change the catalog by one segment", self.change_catalog_us),
             ("plan a window of an hour", self.plan_hour_us),
             ("plan without a window", self.plan_all_us),
+            (&found, self.find_us),
         ] {
-            println!("  {what:<48} {:>12.3} ms", took_us / 1000.0);
+            output.row(vec![what.to_owned(), format!("{:.3}", took_us / 1000.0)]);
         }
-        let (packets, took_us) = (self.packets_found, self.find_us);
-        let what = format!("find {packets} packets of one millisecond");
-        println!("  {what:<48} {:>12.3} ms", took_us / 1000.0);
     }
 }

@@ -18,6 +18,8 @@ pub(crate) const SENDER: &str = "wvb1";
 const FLOWS: u64 = 1024;
 const PORT_AT: usize = 34;
 const NUMBER_AT: usize = 42;
+/// Headers and number.
+pub(crate) const FRAME_BYTES_MIN: usize = NUMBER_AT + 8;
 
 /// What to send.
 #[derive(Debug, Clone, Copy)]

@@ -16,7 +16,10 @@ use wirevault_seal::{FileProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
-/// Where a measurement stores, and how it prints.
+/// Folder of the volumes.
+const STORE: &str = "store";
+
+/// Where a measurement stores.
 #[derive(Debug, Args)]
 pub(crate) struct SiteOptions {
     /// GiB that the store may take; older segments are given up for newer ones.
@@ -25,9 +28,6 @@ pub(crate) struct SiteOptions {
     /// Folder for the store; its disk is what is measured [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
-    /// As JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 impl SiteOptions {
@@ -67,18 +67,18 @@ impl Site {
         arena_bytes: usize,
         options: &PipelineOptions,
     ) -> Result<Pipeline> {
-        self.start_lanes(vec![source], quota_bytes, arena_bytes, options)
+        self.start_lanes(vec![source], 1, quota_bytes, arena_bytes, options)
     }
 
-    /// As `start`, with a lane for each source.
+    /// As `start`, with a lane for each source and some volumes, all in the same folder.
     pub(crate) fn start_lanes(
         &self,
         sources: Vec<Box<dyn Source>>,
+        volumes: usize,
         quota_bytes: u64,
         arena_bytes: usize,
         options: &PipelineOptions,
     ) -> Result<Pipeline> {
-        let path = self.path().join("store");
         let key_path = self.path().join("store.key");
         let key = FileProvider::create(&key_path)?;
         let made_with = CreateOptions {
@@ -88,9 +88,15 @@ impl Site {
             key_path: key_path.display().to_string(),
             clock: Arc::clone(&self.clock),
         };
-        let media: Arc<dyn Media> = Arc::new(DirMedia::create(&path)?);
-        create(&[(media, path.display().to_string())], random::store_id()?, &made_with)?;
-        let store = Store::open_dir(&path, &KeySource::Recorded, Arc::clone(&self.clock))?.0;
+        let made = (0..volumes).map(|number| {
+            let path = self.volume(number);
+            std::fs::create_dir_all(self.path().join(STORE))?;
+            let media: Arc<dyn Media> = Arc::new(DirMedia::create(&path)?);
+            Ok((media, path.display().to_string()))
+        });
+        create(&made.collect::<Result<Vec<_>>>()?, random::store_id()?, &made_with)?;
+        let store =
+            Store::open_dir(&self.volume(0), &KeySource::Recorded, Arc::clone(&self.clock))?.0;
         let arena =
             ArenaOptions { bytes: arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
         let pool = Pool::new(Arena::new(arena)?);
@@ -103,9 +109,13 @@ impl Site {
         Ok(Pipeline::start(store, pool, lanes, options, clock)?)
     }
 
+    fn volume(&self, number: usize) -> PathBuf {
+        self.path().join(STORE).join(number.to_string())
+    }
+
     /// Makes room for the next store.
     pub(crate) fn clear(&self) -> Result<()> {
-        std::fs::remove_dir_all(self.path().join("store")).context("removing the store")?;
+        std::fs::remove_dir_all(self.path().join(STORE)).context("removing the store")?;
         std::fs::remove_file(self.path().join("store.key")).context("removing the key")
     }
 }

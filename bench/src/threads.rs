@@ -1,8 +1,10 @@
 //! CPU time of the pipeline's threads, by stage: every stage is a thread of its own.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 /// CPU time in ns since the threads began, all threads of a stage together.
@@ -16,11 +18,29 @@ pub(crate) struct StageTimes {
     pub(crate) write_ns: u64,
     /// The closer: adding what each chunk held to the index of its segment.
     pub(crate) apply_ns: u64,
+    /// Lanes and sealers, the threads that touch every byte.
+    pub(crate) workers: usize,
+}
+
+/// CPU time that this thread has used.
+pub(crate) fn cpu() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("the thread's CPU time")?.into())
 }
 
 impl StageTimes {
     pub(crate) fn sum_ns(&self) -> u64 {
         self.fill_ns + self.seal_ns + self.write_ns + self.apply_ns
+    }
+
+    /// What was used since an earlier look.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            fill_ns: self.fill_ns - before.fill_ns,
+            seal_ns: self.seal_ns - before.seal_ns,
+            write_ns: self.write_ns - before.write_ns,
+            apply_ns: self.apply_ns - before.apply_ns,
+            workers: self.workers,
+        }
     }
 
     /// Reads them from the threads that run now.
@@ -32,7 +52,9 @@ impl StageTimes {
             let Ok(name) = fs::read_to_string(folder.join("comm")) else { continue };
             let Ok(statistics) = fs::read_to_string(folder.join("schedstat")) else { continue };
             let cpu_ns = statistics.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
-            match name.trim_end().split('-').next() {
+            let stage = name.trim_end().split('-').next();
+            times.workers += usize::from(matches!(stage, Some("lane" | "seal")));
+            match stage {
                 Some("lane") => times.fill_ns += cpu_ns,
                 Some("seal") => times.seal_ns += cpu_ns,
                 Some("write") => times.write_ns += cpu_ns,

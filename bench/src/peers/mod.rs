@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
+use crate::output::Output;
 use crate::sender::{Load, SENDER, Sent, cable, send};
 
 pub(crate) use recorder::Recorder;
@@ -48,9 +49,6 @@ pub(crate) struct Options {
     /// Folder for the files [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     folder: Option<PathBuf>,
-    /// As JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 /// One recorder at one size.
@@ -100,7 +98,7 @@ impl Run {
 }
 
 /// Runs it; false if one of ours lost a packet at the steady rate in all of its runs.
-pub(crate) fn run(options: &Options) -> Result<bool> {
+pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     let mut builder = tempfile::Builder::new();
     builder.prefix("wirevault-peers-");
     let folder = match &options.folder {
@@ -109,13 +107,23 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
     }
     .context("temporary folder")?;
     let _namespace = cable()?;
-    if !options.json {
-        println!("one core each, {} s a run; CPU at {} packets/s", options.secs, options.rate);
-        println!(
-            "{:>5}  {:<20} {:>8} {:>9} {:>9} {:>6} | {:>9} {:>7} {:>6} {:>12}",
-            "bytes", "recorder", "lost", "s/Mpacket", "s/GB", "MiB", "Mpps", "Gbit/s", "CPU", ""
-        );
-    }
+    output.say(format!(
+        "One core for each recorder, {} s a run; missing packets, CPU time and memory at {} \
+         packets a second, and the quickest run without loss.",
+        options.secs, options.rate
+    ));
+    output.table(&[
+        ("bytes", 5),
+        ("recorder", 26),
+        ("missing", 8),
+        ("s/Mpacket", 9),
+        ("CPU s/GB", 9),
+        ("MiB", 5),
+        ("Mpps without loss", 17),
+        ("Gbit/s", 6),
+        ("CPU", 5),
+        ("limit", 20),
+    ]);
     let mut rows = Vec::new();
     for frame_bytes in &options.size {
         for recorder in &options.only {
@@ -124,17 +132,47 @@ pub(crate) fn run(options: &Options) -> Result<bool> {
                 continue;
             }
             let row = measure(options, folder.path(), *recorder, *frame_bytes)?;
-            if !options.json {
-                row.print();
-            }
+            row.show(&mut output);
             rows.push(row);
         }
     }
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
-    }
+    compare(&rows, &mut output);
+    output.finish(&rows)?;
     let lossless = |row: &Row| row.steady.iter().any(|run| run.lost() == 0);
     Ok(rows.iter().filter(|row| row.recorder.is_ours()).all(lossless))
+}
+
+/// CPU time as a multiple of others' that were measured beside it, with what is promised at 1500 B.
+fn compare(rows: &[Row], output: &mut Output) {
+    const PROMISES: [(Recorder, Recorder, Option<f64>); 4] = [
+        (Recorder::Plaintext, Recorder::Reader, None),
+        (Recorder::Plaintext, Recorder::Stenotype, Some(0.8)),
+        (Recorder::Sealed, Recorder::Reader, None),
+        (Recorder::Sealed, Recorder::Stenotype, None),
+    ];
+    let of = |bytes, recorder| {
+        let row = rows.iter().find(|row| (row.frame_bytes, row.recorder) == (bytes, recorder))?;
+        Some(row.middle()?.cpu_per_gb(bytes))
+    };
+    let mut sizes: Vec<_> = rows.iter().map(|row| row.frame_bytes).collect();
+    sizes.dedup();
+    output.say("CPU time at the steady rate, as multiples:");
+    output.table(&[("bytes", 5), ("recorder", 20), ("of", 26), ("multiple", 8), ("promised", 8)]);
+    for bytes in sizes {
+        for (ours, theirs, promised) in PROMISES {
+            let (Some(ours_s), Some(theirs_s)) = (of(bytes, ours), of(bytes, theirs)) else {
+                continue;
+            };
+            let promised = promised.filter(|_| bytes == 1500);
+            output.row(vec![
+                bytes.to_string(),
+                ours.name().to_owned(),
+                theirs.name().to_owned(),
+                format!("{:.2}", ours_s / theirs_s),
+                promised.map_or("-".to_owned(), |most| format!("{most:.2}")),
+            ]);
+        }
+    }
 }
 
 fn measure(
@@ -216,29 +254,34 @@ impl Row {
         }
     }
 
-    fn print(&self) {
-        let median = &self.steady[self.steady.len() / 2];
-        let lost = self.steady.iter().map(Run::lost).min().unwrap_or(0);
-        print!(
-            "{:>5}  {:<20} {lost:>8} {:>9.3} {:>9.3} {:>6} | ",
-            self.frame_bytes,
-            self.recorder.name(),
-            median.cpu_per_million(),
-            median.cpu_per_gb(self.frame_bytes),
-            median.memory_peak_bytes >> 20,
-        );
-        if let (Some(rate), Some(cpu)) = (self.best_packets_per_s, self.best_cpu) {
-            let gbit_s = rate as f64 * self.frame_bytes as f64 * 8.0 / 1e9;
-            print!("{:>9.2} {gbit_s:>7.1} {:>5.0}% ", rate as f64 / 1e6, cpu * 100.0);
-        } else {
-            print!("{:>9} {:>7} {:>6} ", "-", "-", "-");
-        }
-        match self.lost_at {
-            _ if self.sender_bound => println!("as sent"),
+    /// The run in the middle at the steady rate.
+    fn middle(&self) -> Option<&Run> {
+        self.steady.get(self.steady.len() / 2)
+    }
+
+    fn show(&self, output: &mut Output) {
+        let number = |value: Option<f64>| value.map_or("-".to_owned(), |it| format!("{it:.3}"));
+        let (middle, lost) = (self.middle(), self.steady.iter().map(Run::lost).min());
+        let rate = self.best_packets_per_s.map(|rate| rate as f64);
+        let gbit_s = rate.map(|rate| rate * self.frame_bytes as f64 * 8.0 / 1e9);
+        let limit = match self.lost_at {
+            _ if self.sender_bound => "the sender's".to_owned(),
             Some((rate, share)) => {
-                println!("{:.2} % lost at {:.2}", share * 100.0, rate as f64 / 1e6);
+                format!("{:.2} % lost at {:.2}", share * 100.0, rate as f64 / 1e6)
             }
-            None => println!(),
-        }
+            None => "-".to_owned(),
+        };
+        output.row(vec![
+            self.frame_bytes.to_string(),
+            self.recorder.name().to_owned(),
+            lost.map_or("-".to_owned(), |it| it.to_string()),
+            number(middle.map(Run::cpu_per_million)),
+            number(middle.map(|run| run.cpu_per_gb(self.frame_bytes))),
+            middle.map_or("-".to_owned(), |run| (run.memory_peak_bytes >> 20).to_string()),
+            rate.map_or("-".to_owned(), |rate| format!("{:.2}", rate / 1e6)),
+            gbit_s.map_or("-".to_owned(), |it| format!("{it:.1}")),
+            self.best_cpu.map_or("-".to_owned(), |it| format!("{:.0} %", it * 100.0)),
+            limit,
+        ]);
     }
 }

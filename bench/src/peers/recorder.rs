@@ -39,6 +39,8 @@ pub(crate) enum Recorder {
     Stenotype,
     /// Stenographer's recorder without one.
     StenotypeNoIndex,
+    /// A bare reader of the kernel's ring that copies each packet once and keeps nothing.
+    Reader,
     /// With a buffer as large as the others'.
     Tcpdump,
     /// With a ring as large as the others'.
@@ -69,6 +71,7 @@ impl Recorder {
             Self::Plaintext => "wirevault, plaintext",
             Self::Stenotype => "stenotype",
             Self::StenotypeNoIndex => "stenotype, no index",
+            Self::Reader => "ring reader with one copy",
             Self::Tcpdump => "tcpdump",
             Self::NetsniffNg => "netsniff-ng",
             Self::Dumpcap => "dumpcap",
@@ -83,6 +86,7 @@ impl Recorder {
     pub(super) fn find(self) -> Result<PathBuf> {
         let program = match self {
             Self::Sealed | Self::Plaintext => return beside_us("wirevaultd"),
+            Self::Reader => return Ok(std::env::current_exe()?),
             Self::Stenotype | Self::StenotypeNoIndex => "stenotype",
             Self::Tcpdump => "tcpdump",
             Self::NetsniffNg => "netsniff-ng",
@@ -134,6 +138,9 @@ impl Recorder {
                 ];
                 line.extend((self == Self::StenotypeNoIndex).then(|| "--no_index".to_owned()));
                 line
+            }
+            Self::Reader => {
+                ["read-ring", RECEIVER, &RING_MIB.to_string()].map(str::to_owned).into()
             }
             Self::Tcpdump => {
                 let buffer = (RING_MIB << 10).to_string();
@@ -192,6 +199,11 @@ impl Recorder {
         match self {
             Self::Sealed | Self::Plaintext => count_store(&folder.join("store")),
             Self::Stenotype | Self::StenotypeNoIndex => count_blocks(&folder.join("PKT0")),
+            // It keeps nothing, so its own count must do.
+            Self::Reader => {
+                let said = fs::read_to_string(folder.join("log"))?;
+                said.trim().parse().with_context(|| format!("the reader said: {said}"))
+            }
             Self::Tcpdump | Self::NetsniffNg | Self::Dumpcap => {
                 count_pcap(&folder.join("packets.pcap"), frame_bytes)
             }

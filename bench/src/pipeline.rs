@@ -282,7 +282,9 @@ fn say_where_time_goes(rows: &[Row], output: &mut Output) {
     output.say(
         "CPU ns a packet. Alone: copying it, entering it in the flow table, sealing it, which make \
          the bound. In the run in the middle: lane (the generator's share, as it is alone, taken \
-         off), sealer (index and seal), writer, and the thread that keeps the live index.",
+         off), sealer (index and seal), writer, and the thread that keeps the live index. Beside \
+         them what passes from one packet to the next, and how much of it lane and sealer were \
+         ready and had no core, because others had it; what is left they waited for each other.",
     );
     output.table(&[
         ("size", 7),
@@ -296,6 +298,9 @@ fn say_where_time_goes(rows: &[Row], output: &mut Output) {
         ("sealer", 6),
         ("writer", 6),
         ("live index", 10),
+        ("passes", 6),
+        ("lane coreless", 13),
+        ("sealer coreless", 15),
     ]);
     for row in rows {
         let (bound, stages) = (row.bound, row.middle().stages);
@@ -304,7 +309,10 @@ fn say_where_time_goes(rows: &[Row], output: &mut Output) {
         let [sealer, writer, live] = [stages.seal_ns, stages.write_ns, stages.apply_ns].map(each);
         let alone = [bound.generate_ns, bound.copy_ns, bound.upsert_ns, bound.seal_ns];
         let mut cells = row.names();
-        let figures = alone.into_iter().chain([lane, sealer, writer, live]);
+        let coreless = [stages.fill_coreless_ns, stages.seal_coreless_ns].map(each);
+        let passes = 1000.0 / row.middle().mpps;
+        let figures = alone.into_iter().chain([lane, sealer, writer, live, passes]);
+        let figures = figures.chain(coreless);
         cells.extend(figures.map(|ns| format!("{ns:.1}")));
         output.row(cells);
     }

@@ -171,12 +171,13 @@ fn one_by_one(
 impl Figures {
     fn say(&self, output: &mut Output, runs: usize) {
         output.say(format!(
-            "{} records of 1 KiB, each sealed and indexed, one lane; medians of {runs} runs. Beside \
-             it what the documents of a message log state of themselves; no machine is named there.",
+            "{} records of 1 KiB, each sealed and indexed, one lane; medians of {runs} runs. \
+             Beside it what the documents of a message log state of themselves; no machine is \
+             named there.",
             self.records
         ));
         output.table(&[("work", 60), ("here", 12), ("stated there", 12)]);
-        let thousands = |per_s: f64| format!("{:.0} k/s", per_s / 1e3);
+        let thousands = |per_s: f64| format!("{:.1} k/s", per_s / 1e3);
         for (what, here, there) in [
             ("append, into nothing", thousands(self.appends_null_per_s), "601 k/s"),
             ("append, into a file, flushed", thousands(self.appends_file_per_s), "601 k/s"),

@@ -2,8 +2,8 @@
 //!
 //! Invariants: the message headers hold addresses only within one call of [`RawSocket::send`]; the
 //! frames that they name are borrowed for that call. A block of a [`PacketRing`] is lent out only
-//! while the kernel has handed it over, and what is lent out borrows the ring, so it ends before the
-//! block is given back.
+//! while the kernel has handed it over, and what is lent out borrows the ring, so it ends before
+//! the block is given back.
 
 use std::ffi::CString;
 use std::io;

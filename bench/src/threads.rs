@@ -18,6 +18,9 @@ pub(crate) struct StageTimes {
     pub(crate) write_ns: u64,
     /// The closer: adding what each chunk held to the index of its segment.
     pub(crate) apply_ns: u64,
+    /// Time in which lanes, and sealers, were ready to run and had no core.
+    pub(crate) fill_coreless_ns: u64,
+    pub(crate) seal_coreless_ns: u64,
     /// Lanes and sealers, the threads that touch every byte.
     pub(crate) workers: usize,
 }
@@ -39,6 +42,8 @@ impl StageTimes {
             seal_ns: self.seal_ns - before.seal_ns,
             write_ns: self.write_ns - before.write_ns,
             apply_ns: self.apply_ns - before.apply_ns,
+            fill_coreless_ns: self.fill_coreless_ns - before.fill_coreless_ns,
+            seal_coreless_ns: self.seal_coreless_ns - before.seal_coreless_ns,
             workers: self.workers,
         }
     }
@@ -51,12 +56,21 @@ impl StageTimes {
             // A thread may end while we look.
             let Ok(name) = fs::read_to_string(folder.join("comm")) else { continue };
             let Ok(statistics) = fs::read_to_string(folder.join("schedstat")) else { continue };
-            let cpu_ns = statistics.split(' ').next().and_then(|ns| ns.parse().ok()).unwrap_or(0);
+            // Time on a core, and time of waiting for one (`Documentation/scheduler/sched-stats`).
+            let mut figures = statistics.split(' ').map(|ns| ns.parse().unwrap_or(0));
+            let mut figure = || figures.next().unwrap_or(0);
+            let (cpu_ns, coreless_ns) = (figure(), figure());
             let stage = name.trim_end().split('-').next();
             times.workers += usize::from(matches!(stage, Some("lane" | "seal")));
             match stage {
-                Some("lane") => times.fill_ns += cpu_ns,
-                Some("seal") => times.seal_ns += cpu_ns,
+                Some("lane") => {
+                    times.fill_ns += cpu_ns;
+                    times.fill_coreless_ns += coreless_ns;
+                }
+                Some("seal") => {
+                    times.seal_ns += cpu_ns;
+                    times.seal_coreless_ns += coreless_ns;
+                }
                 Some("write") => times.write_ns += cpu_ns,
                 Some("closer") => times.apply_ns += cpu_ns,
                 _ => {}

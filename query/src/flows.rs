@@ -129,7 +129,7 @@ pub(crate) fn list<'a, S: Source>(
         ));
     }
     let window = Window { since_ns: request.since_ns, until_ns: request.until_ns, cut_ns: None };
-    conclude(store, plan, &window, reading)
+    conclude(store, plan, request, &window, reading)
 }
 
 /// Gives rows out until there are enough.

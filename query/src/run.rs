@@ -127,7 +127,7 @@ pub(crate) fn execute<'a, S: Source>(
         window.cut_ns = Some(reached_ns);
     }
     drop(merge);
-    conclude(store, plan, &window, reading)
+    conclude(store, plan, request, &window, reading)
 }
 
 /// Checks the window, compiles the filter, and sorts the segments into streams.
@@ -356,6 +356,7 @@ impl Programs<'_> {
 pub(crate) fn conclude<'a, S: Source>(
     store: &Store<'a, S>,
     plan: Plan<'a, S>,
+    request: &Request,
     window: &Window,
     mut reading: Reading<'a>,
 ) -> Result<Summary, QueryError> {
@@ -386,6 +387,11 @@ pub(crate) fn conclude<'a, S: Source>(
         durable_until_ns: store.durable_until_ns,
     };
     judge(&facts, window, &mut summary);
+    if request.limit == Some(0) {
+        // Not even the first packet was looked for.
+        (summary.complete, summary.limit_reached) = (false, true);
+        (summary.covered_from, summary.covered_until) = (None, None);
+    }
     Ok(summary)
 }
 

@@ -513,6 +513,16 @@ fn the_receiver_may_stop_or_fail() {
 }
 
 #[test]
+fn a_limit_of_nothing_is_no_complete_answer() {
+    let segments = [SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53)], 0))];
+    let none = Request { limit: Some(0), ..Request::default() };
+    let (numbers, summary) = ask(&segments, &none);
+    assert!(numbers.is_empty() && summary.limit_reached && !summary.complete, "{summary}");
+    let text = "0 packets, 0 bytes; INCOMPLETE: with a limit of 0 nothing was looked at";
+    assert_eq!(summary.to_string(), text);
+}
+
+#[test]
 fn a_cancelled_query_ends() {
     let segments = [SimSegment::new(1, 0, LINKS[0], 1).chunk(0, &packets(&[(10, 53)], 0))];
     let store = store(&segments, &[], 0);

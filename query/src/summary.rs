@@ -77,7 +77,7 @@ pub struct Summary {
     /// Captured bytes of them.
     pub bytes: u64,
     /// The answer was cut, by the limit or by its receiver; the summary speaks of the part before
-    /// the cut.
+    /// the cut. With a limit of 0 there is no such part, and the answer is incomplete.
     pub limit_reached: bool,
     /// Start asked for, if one was.
     pub since: Option<Instant>,
@@ -133,6 +133,11 @@ impl Summary {
         }
     }
 
+    /// It was cut before the first packet.
+    fn is_untouched(&self) -> bool {
+        self.limit_reached && self.packets == 0 && self.covered_from.is_none()
+    }
+
     pub(crate) fn skipped(&mut self, link_type: LinkType) {
         self.skipped_link_types.push(link_type.to_string());
     }
@@ -146,9 +151,10 @@ impl fmt::Display for Summary {
         f.write_str(if self.complete { "complete" } else { "INCOMPLETE" })?;
         match (&self.covered_from, &self.covered_until) {
             (Some(from), Some(until)) => write!(f, " from {from} to {until}")?,
+            _ if self.is_untouched() => f.write_str(": with a limit of 0 nothing was looked at")?,
             _ => f.write_str(", the store covers nothing of the window")?,
         }
-        if self.limit_reached {
+        if self.limit_reached && !self.is_untouched() {
             f.write_str("; cut there, more may follow")?;
         }
         for link_type in &self.skipped_link_types {

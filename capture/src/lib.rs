@@ -8,6 +8,7 @@
 //!  pcap, pcapng, .gz .zst .lz4 file or pipe ──────────► replay ───────┴──► PacketSink (the lane)
 //! ```
 //! - `losses`: gaps of live sources.
+//! - `port`: what sources on an interface do alike when it goes and comes back.
 //! - [`source`]: the traits and values between a source and its lane.
 //! - [`packet_mmap`]: live capture. Works on every Linux interface; the kernel counts what it had
 //!   to drop.
@@ -29,6 +30,7 @@ mod link;
 mod losses;
 pub mod packet_mmap;
 pub mod pcap_over_ip;
+mod port;
 pub mod replay;
 pub mod source;
 pub mod udp_target;

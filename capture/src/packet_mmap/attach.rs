@@ -3,16 +3,14 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
-use wirevault_format::{Interface, LinkType};
+use wirevault_format::LinkType;
 
-use super::frame::Clock;
 use super::sys::{RingShape, RingSocket};
-use super::{Attached, CHECK_PERIOD, PacketMmapSource};
+use super::{Attached, PacketMmapSource};
 use crate::error::CaptureError;
 use crate::link::{self, Link};
-use crate::source::Polled;
+use crate::port::{Clock, OnInterface, Port, link_type, offload_notes, socket_error};
 
 /// The lanes of one interface.
 #[derive(Debug)]
@@ -37,50 +35,41 @@ impl FanoutGroup {
     }
 }
 
-impl PacketMmapSource {
-    pub(super) fn find_link(&self) -> Result<Option<Link>, CaptureError> {
-        let name = &self.options.interface;
-        link::link_by_name(&self.probe, name).map_err(socket_error(name, "looking it up"))
+impl OnInterface for PacketMmapSource {
+    fn port(&self) -> &Port {
+        &self.port
     }
 
-    /// Learns the interface's link type, and adds it to the list with the clock that is expected.
-    pub(super) fn describe(&mut self, link: Link) -> Result<(), CaptureError> {
-        self.places = [None; Clock::ALL.len()];
-        let clock = if self.options.hardware_time { Clock::Hardware } else { Clock::Software };
-        self.place_of(link, clock)?;
-        self.notes = self.options.chosen.iter().cloned().collect();
-        self.notes.extend(offload_notes(&self.probe, &self.options.interface));
+    fn port_mut(&mut self) -> &mut Port {
+        &mut self.port
+    }
+
+    fn expected_clock(&self) -> Clock {
+        if self.options.hardware_time { Clock::Hardware } else { Clock::Software }
+    }
+
+    fn link_type(&self, link: Link) -> Result<LinkType, CaptureError> {
+        link_type(self.port.name(), link.hardware)
+    }
+
+    fn look_at(&mut self) -> Result<(), CaptureError> {
+        self.notes = offload_notes(&self.port.probe, self.port.name());
         if self.options.hardware_time {
-            self.notes.push(hardware_note(&self.probe, &self.options.interface)?);
+            self.notes.push(hardware_note(&self.port.probe, self.port.name())?);
         }
         Ok(())
     }
 
-    /// Place of the interface with this clock; `true` if it was added for it.
-    pub(super) fn place_of(&mut self, link: Link, clock: Clock) -> Result<bool, CaptureError> {
-        let mut interface = Interface::unnamed(link_type(&self.options.interface, link.hardware)?);
-        interface.name = Some(self.options.interface.clone());
-        interface.snaplen_bytes = self.options.snaplen_bytes;
-        interface.clock = Some(clock.name().to_owned());
-        let known = self.interfaces.iter().position(|i| *i == interface);
-        let place = known.unwrap_or(self.interfaces.len());
-        self.places[clock as usize] = Some(place as u32);
-        if known.is_none() {
-            self.interfaces.push(interface);
-        }
-        Ok(known.is_none())
-    }
-
     /// Opens a ring on the interface, its gate still closed.
-    pub(super) fn attach(&mut self, link: Link) -> Result<(), CaptureError> {
-        let name = &self.options.interface;
+    fn attach(&mut self, link: Link) -> Result<(), CaptureError> {
+        let name = self.port.name();
         let fd = link::open_socket().map_err(socket_error(name, "opening"))?;
         let ring = RingSocket::new(fd, self.shape).map_err(|(step, source)| {
             if source.raw_os_error() == Some(libc::ENOMEM) {
                 let RingShape { block_bytes, blocks } = self.shape;
                 let ring_bytes = block_bytes * blocks;
                 CaptureError::RingMemory {
-                    interface: name.clone(),
+                    interface: name.to_owned(),
                     ring_bytes,
                     block_bytes,
                     source,
@@ -108,43 +97,40 @@ impl PacketMmapSource {
         }
         // What an earlier socket state left behind is no part of the books.
         ring.statistics().map_err(socket_error(name, "reading its counters"))?;
-        let now_ns = link::now_ns();
-        self.losses.attached(now_ns);
-        (self.checked, self.quiet_since) = (Instant::now(), Instant::now());
         self.attached = Some(Attached { ring, link, block: 0, cursor: None });
         Ok(())
     }
 
-    /// Tries to attach to an interface that was down or absent.
-    pub(super) fn attach_again(&mut self, wait: Duration) -> Result<Polled, CaptureError> {
-        let early = CHECK_PERIOD.saturating_sub(self.checked.elapsed());
-        if !early.is_zero() {
-            std::thread::sleep(early.min(wait));
-            return Ok(Polled::Idle);
-        }
-        self.checked = Instant::now();
-        let Some(link) = self.find_link()?.filter(|link| link.up) else {
-            return Ok(Polled::Idle);
-        };
-        let state = self.losses.state;
-        let known = self.interfaces.len();
-        self.describe(link)?;
-        self.attach(link)?;
-        self.losses.state = state;
-        self.losses.end_outage();
-        if let Some(attached) = &self.attached {
-            attached.open_gate(&self.options.interface)?;
-        }
-        if self.interfaces.len() > known {
-            return Ok(Polled::Interfaces);
-        }
-        Ok(self.losses.take().map_or(Polled::Idle, Polled::Gap))
+    fn open_gate(&mut self) -> Result<(), CaptureError> {
+        let Some(attached) = &self.attached else { return Ok(()) };
+        attached.ring.open_gate().map_err(socket_error(self.port.name(), "opening the gate"))
     }
-}
 
-impl Attached {
-    pub(super) fn open_gate(&self, name: &str) -> Result<(), CaptureError> {
-        self.ring.open_gate().map_err(socket_error(name, "opening the gate"))
+    fn attached_to(&self) -> Option<i32> {
+        self.attached.as_ref().map(|attached| attached.link.index)
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        self.attached.as_ref().map_or(Ok(None), |attached| attached.ring.take_error())
+    }
+
+    fn read_statistics(&mut self) -> Result<(), CaptureError> {
+        let Some(attached) = &self.attached else { return Ok(()) };
+        let fresh = attached.ring.statistics();
+        let fresh = fresh.map_err(socket_error(self.port.name(), "reading its counters"))?;
+        let now_ns = link::now_ns();
+        self.received += u64::from(fresh.packets);
+        self.port.losses.lose(fresh.drops.into(), now_ns);
+        self.port.losses.read_ns = now_ns;
+        Ok(())
+    }
+
+    fn in_ring(&mut self) -> u64 {
+        self.received.saturating_sub(self.port.losses.dropped + self.handed)
+    }
+
+    fn close(&mut self) {
+        self.attached = None;
     }
 }
 
@@ -171,63 +157,4 @@ fn hardware_note(probe: &OwnedFd, name: &str) -> Result<String, CaptureError> {
         (true, Some(false)) => format!("the card ({clock}) does not stamp all packets; {set_up}"),
         (true, None) => format!("whether the card ({clock}) stamps now is unknown; {set_up}"),
     })
-}
-
-/// What `status` says of receive offloads.
-pub(crate) fn offload_notes(probe: &OwnedFd, name: &str) -> Vec<String> {
-    link::receive_offloads(probe, name)
-        .into_iter()
-        .map(|(offload, on)| match on {
-            Some(true) => format!(
-                "{offload} is on: packets of one stream may be merged before they are seen \
-                 (`ethtool -K {name} {offload} off` keeps them apart)"
-            ),
-            Some(false) => format!("{offload} is off"),
-            None => format!("{offload}: unknown"),
-        })
-        .collect()
-}
-
-/// Says what was being done to which interface when the kernel refused.
-pub(crate) fn socket_error(
-    name: &str,
-    step: &'static str,
-) -> impl FnOnce(io::Error) -> CaptureError + use<> {
-    let interface = name.to_owned();
-    move |source| match source.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => CaptureError::Permission { interface, source },
-        _ => CaptureError::Socket { interface, step, source },
-    }
-}
-
-/// Link type of what a packet socket gives on an interface of that kind.
-///
-/// Source: linux/if_arp.h and libpcap's `map_arphrd_to_dlt`. The kinds named here give whole
-/// frames; others would need the kernel's cooked mode, which drops link headers.
-pub(crate) fn link_type(name: &str, hardware: u16) -> Result<LinkType, CaptureError> {
-    const ARPHRD_RAWIP: u16 = 519;
-    match hardware {
-        libc::ARPHRD_ETHER | libc::ARPHRD_LOOPBACK => Ok(LinkType::ETHERNET),
-        libc::ARPHRD_NONE
-        | libc::ARPHRD_TUNNEL
-        | libc::ARPHRD_TUNNEL6
-        | libc::ARPHRD_SIT
-        | ARPHRD_RAWIP => Ok(LinkType::RAW),
-        libc::ARPHRD_IEEE80211 => Ok(LinkType(105)),
-        libc::ARPHRD_IEEE80211_RADIOTAP => Ok(LinkType(127)),
-        _ => Err(CaptureError::Hardware { interface: name.to_owned(), hardware }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hardware_without_whole_frames_is_refused_by_name() {
-        assert_eq!(link_type("lo", libc::ARPHRD_LOOPBACK).ok(), Some(LinkType::ETHERNET));
-        assert_eq!(link_type("tun0", libc::ARPHRD_NONE).ok(), Some(LinkType::RAW));
-        let error = link_type("gre0", libc::ARPHRD_IPGRE).unwrap_err().to_string();
-        assert!(error.contains("gre0") && error.contains("778"), "{error}");
-    }
 }

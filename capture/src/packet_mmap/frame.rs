@@ -8,6 +8,7 @@
 //!
 //! Source: linux/if_packet.h, `tpacket_block_desc`, `tpacket3_hdr`.
 
+use crate::port::Clock;
 use crate::source::VlanTag;
 
 const BLOCK_PACKETS_AT: usize = 12;
@@ -27,29 +28,6 @@ const HEADER_BYTES: usize = 68;
 
 /// `TP_STATUS_TS_SYS_HARDWARE` and `TP_STATUS_TS_RAW_HARDWARE`.
 const STATUS_HARDWARE_TIME: u32 = 1 << 30 | 1 << 31;
-
-/// What stamped a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Clock {
-    /// The kernel's clock, as the packet entered or, microseconds later, as it was copied into the
-    /// ring. One clock and so one interface: the kernel turns the earlier stamp on from a work
-    /// queue, so that the first packets behind an opening lack it by chance.
-    Software,
-    /// The network card.
-    Hardware,
-}
-
-impl Clock {
-    pub(super) const ALL: [Self; 2] = [Self::Software, Self::Hardware];
-
-    /// The name that interface descriptions carry.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Software => "software",
-            Self::Hardware => "hardware",
-        }
-    }
-}
 
 /// A place in a block: where the next frame stands, and how many are left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

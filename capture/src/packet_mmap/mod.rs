@@ -21,30 +21,21 @@ mod options;
 #[expect(unsafe_code, reason = "system calls and the mapped ring; see its invariants")]
 mod sys;
 
-use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use wirevault_format::Interface;
 
 use crate::error::CaptureError;
-use crate::link::{self, Link};
-use crate::losses::Losses;
+use crate::link::Link;
+use crate::port::{Clock, OnInterface, Port, socket_error};
 use crate::source::{
     Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
 };
 use attach::FanoutGroup;
-pub(crate) use attach::{link_type, offload_notes, socket_error};
-use frame::{Clock, Cursor, Frame};
+use frame::{Cursor, Frame};
 pub use options::PacketMmapOptions;
 use sys::{RingShape, RingSocket, Waited};
-
-/// How often the interface and an idle socket's counters are looked at.
-const CHECK_PERIOD: Duration = Duration::from_millis(100);
-/// How long a deleted interface's ring may keep packets back; the kernel gives blocks out after 10
-/// ms.
-const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 
 /// Opens `lanes` sources that share one interface by flow hash; both directions of a flow reach the
 /// same lane.
@@ -62,12 +53,10 @@ pub fn open_lanes(
         return Err(CaptureError::Option { name: "lanes", value: "0".to_owned(), rule });
     }
     let group = (lanes > 1).then(|| Arc::new(FanoutGroup::new(lanes)));
-    let sources = (0..lanes)
+    let mut sources = (0..lanes)
         .map(|_| PacketMmapSource::open_behind_gate(options, group.clone()))
         .collect::<Result<Vec<_>, _>>()?;
-    for attached in sources.iter().filter_map(|source| source.attached.as_ref()) {
-        attached.open_gate(&options.interface)?;
-    }
+    sources.iter_mut().try_for_each(PacketMmapSource::open_gate)?;
     Ok(sources)
 }
 
@@ -77,17 +66,10 @@ pub struct PacketMmapSource {
     options: PacketMmapOptions,
     shape: RingShape,
     group: Option<Arc<FanoutGroup>>,
-    /// Unbound socket to ask about interfaces with.
-    probe: OwnedFd,
+    port: Port,
     attached: Option<Attached>,
-    interfaces: Vec<Interface>,
-    /// Place in `interfaces` for each clock, for the interface attached now.
-    places: [Option<u32>; Clock::ALL.len()],
-    losses: Losses,
     received: u64,
     handed: u64,
-    checked: Instant,
-    quiet_since: Instant,
     notes: Vec<String>,
 }
 
@@ -111,10 +93,8 @@ enum Stop {
 impl PacketMmapSource {
     /// Opens the only lane of an interface. Errors: as [`open_lanes`].
     pub fn open(options: &PacketMmapOptions) -> Result<Self, CaptureError> {
-        let source = Self::open_behind_gate(options, None)?;
-        if let Some(attached) = &source.attached {
-            attached.open_gate(&options.interface)?;
-        }
+        let mut source = Self::open_behind_gate(options, None)?;
+        source.open_gate()?;
         Ok(source)
     }
 
@@ -122,34 +102,17 @@ impl PacketMmapSource {
         options: &PacketMmapOptions,
         group: Option<Arc<FanoutGroup>>,
     ) -> Result<Self, CaptureError> {
-        let shape = options.shape()?;
-        let probe = link::open_socket().map_err(socket_error(&options.interface, "opening"))?;
-        let now_ns = link::now_ns();
         let mut source = Self {
             options: options.clone(),
-            shape,
+            shape: options.shape()?,
             group,
-            probe,
+            port: Port::new(&options.interface, options.snaplen_bytes)?,
             attached: None,
-            interfaces: Vec::with_capacity(Clock::ALL.len()),
-            places: [None; Clock::ALL.len()],
-            losses: Losses::since(now_ns),
             received: 0,
             handed: 0,
-            checked: Instant::now(),
-            quiet_since: Instant::now(),
             notes: Vec::new(),
         };
-        let Some(link) = source.find_link()? else {
-            return Err(CaptureError::NoInterface {
-                interface: options.interface.clone(),
-                present: link::interface_names().join(", "),
-            });
-        };
-        source.describe(link)?;
-        if link.up {
-            source.attach(link)?;
-        }
+        source.begin()?;
         Ok(source)
     }
 
@@ -167,7 +130,7 @@ impl PacketMmapSource {
             let Some(frame) = Frame::parse(block, cursor.offset) else {
                 break Stop::Outside(cursor.offset);
             };
-            let Some(interface) = self.places[frame.clock as usize] else {
+            let Some(interface) = self.port.places[frame.clock as usize] else {
                 break Stop::NewClock(frame.clock);
             };
             let packet = Packet {
@@ -183,7 +146,7 @@ impl PacketMmapSource {
                 break Stop::Refused;
             }
             handed += 1;
-            self.losses.last_ts_ns = frame.ts_ns;
+            self.port.losses.last_ts_ns = frame.ts_ns;
             cursor = cursor.behind(&frame);
         };
         self.handed += handed;
@@ -215,65 +178,6 @@ impl PacketMmapSource {
         Ok(Polled::Packets(handed))
     }
 
-    /// Adds the kernel's counters to the books, and notes a gap if it dropped packets.
-    fn read_statistics(&mut self) -> Result<(), CaptureError> {
-        let Some(attached) = &self.attached else { return Ok(()) };
-        let fresh = attached
-            .ring
-            .statistics()
-            .map_err(socket_error(&self.options.interface, "reading its counters"))?;
-        let now_ns = link::now_ns();
-        self.received += u64::from(fresh.packets);
-        self.losses.lose(fresh.drops.into(), now_ns);
-        self.losses.read_ns = now_ns;
-        Ok(())
-    }
-
-    fn in_ring(&self) -> u64 {
-        self.received.saturating_sub(self.losses.dropped + self.handed)
-    }
-
-    /// Looks at counters and interface, if it is time to or the socket has an error pending.
-    fn look_after(&mut self, alarmed: bool) -> Result<(), CaptureError> {
-        if !alarmed && self.checked.elapsed() < CHECK_PERIOD {
-            return Ok(());
-        }
-        self.checked = Instant::now();
-        self.read_statistics()?;
-        let name = &self.options.interface;
-        let Some(attached) = &self.attached else { return Ok(()) };
-        let pending = attached.ring.take_error().map_err(socket_error(name, "asking its error"))?;
-        let link = link::link_by_index(attached.ring.fd(), attached.link.index)
-            .map_err(socket_error(name, "looking it up"))?;
-        let was_down = pending.as_ref().and_then(io::Error::raw_os_error) == Some(libc::ENETDOWN);
-        if let Some(source) = pending.filter(|_| !was_down) {
-            return Err(socket_error(name, "receiving")(source));
-        }
-        match link {
-            Some(link) if link.up => {
-                if was_down || self.losses.state != SourceState::Running {
-                    self.losses.end_outage();
-                }
-                self.losses.up_ns = link::now_ns();
-            }
-            Some(_) => self.losses.begin_outage(),
-            None => {
-                self.losses.begin_outage();
-                if self.in_ring() == 0 || self.quiet_since.elapsed() > DRAIN_LIMIT {
-                    self.detach();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the ring. What it still holds is lost, and booked so.
-    fn detach(&mut self) {
-        self.losses.lose(self.in_ring(), link::now_ns());
-        self.attached = None;
-        self.losses.begin_outage();
-    }
-
     fn block_is_ready(&self) -> bool {
         self.attached.as_ref().is_some_and(|a| a.ring.block(a.block).is_some())
     }
@@ -283,7 +187,7 @@ impl PacketMmapSource {
             Some(attached) if !wait.is_zero() => attached
                 .ring
                 .wait(wait)
-                .map_err(socket_error(&self.options.interface, "waiting for packets")),
+                .map_err(socket_error(self.port.name(), "waiting for packets")),
             _ => Ok(Waited::Quiet),
         }
     }
@@ -291,11 +195,11 @@ impl PacketMmapSource {
 
 impl Source for PacketMmapSource {
     fn interfaces(&self) -> &[Interface] {
-        &self.interfaces
+        &self.port.interfaces
     }
 
     fn poll(&mut self, sink: &mut dyn PacketSink, wait: Duration) -> Result<Polled, CaptureError> {
-        if let Some(gap) = self.losses.take() {
+        if let Some(gap) = self.port.losses.take() {
             return Ok(Polled::Gap(gap));
         }
         if self.attached.is_none() {
@@ -306,7 +210,7 @@ impl Source for PacketMmapSource {
             alarmed = self.wait(wait)? == Waited::Error;
         }
         let polled = if self.block_is_ready() {
-            self.quiet_since = Instant::now();
+            self.port.busy = Instant::now();
             self.consume(sink)?
         } else {
             Polled::Idle
@@ -321,14 +225,14 @@ impl Source for PacketMmapSource {
         SourceCounters {
             received: self.received,
             handed: self.handed,
-            dropped_ring: self.losses.dropped,
+            dropped_ring: self.port.losses.dropped,
             in_ring: self.in_ring(),
             ..SourceCounters::default()
         }
     }
 
     fn state(&self) -> SourceState {
-        self.losses.state
+        self.port.losses.state
     }
 
     fn report(&self) -> SourceReport {
@@ -338,8 +242,8 @@ impl Source for PacketMmapSource {
             name: self.options.interface.clone(),
             fanout: lanes.map(|lanes| format!("{lanes} lanes by flow hash")),
             ring_bytes: self.shape.block_bytes * self.shape.blocks,
-            clocks: self.interfaces.iter().filter_map(|i| i.clock.clone()).collect(),
-            notes: self.notes.clone(),
+            clocks: self.port.clocks(),
+            notes: self.options.chosen.iter().chain(&self.notes).cloned().collect(),
         }
     }
 

@@ -6,18 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use wirevault_buffer::{Arena, ArenaOptions, Hugepages};
-use wirevault_format::{Interface, LinkType};
+use wirevault_format::LinkType;
 
 use super::bpf::{self, Hook};
 use super::facts::Facts;
 use super::program::{Task, assemble};
 use super::sys::{Binding, PAGE_FRAME_BYTES, Queue, SMALL_FRAME_BYTES};
 use super::take::Bound;
-use super::{Attached, CHECK_PERIOD, Clock, XdpHook, XdpOptions, XdpSource};
+use super::{Attached, XdpHook, XdpOptions, XdpSource};
 use crate::error::CaptureError;
 use crate::link::{self, Link};
-use crate::packet_mmap::{link_type, socket_error};
-use crate::source::Polled;
+use crate::port::{Clock, OnInterface, Port, link_type, socket_error};
 
 /// Room in a frame that packets do not get: what XDP keeps free before them, and a link header with
 /// two tags.
@@ -124,46 +123,35 @@ fn bpf_error(name: &str, step: &'static str, source: io::Error, log: &str) -> Ca
     }
 }
 
-impl XdpSource {
-    pub(super) fn find_link(&self) -> Result<Option<Link>, CaptureError> {
-        let name = &self.options.interface;
-        link::link_by_name(&self.probe, name).map_err(socket_error(name, "looking it up"))
+impl OnInterface for XdpSource {
+    fn port(&self) -> &Port {
+        &self.port
     }
 
-    /// Adds the interface to the list, with the clock that is expected.
-    pub(super) fn describe(&mut self, link: Link) -> Result<(), CaptureError> {
-        self.places = [None; Clock::ALL.len()];
-        let clock = if self.options.stamps { Clock::Xdp } else { Clock::Poll };
-        self.place_of(link, clock)?;
-        Ok(())
+    fn port_mut(&mut self) -> &mut Port {
+        &mut self.port
     }
 
-    /// Place of the interface with this clock; `true` if it was added for it.
-    pub(super) fn place_of(&mut self, link: Link, clock: Clock) -> Result<bool, CaptureError> {
-        let name = &self.options.interface;
-        let link_type = link_type(name, link.hardware)?;
-        if link_type != LinkType::ETHERNET {
+    fn expected_clock(&self) -> Clock {
+        if self.options.stamps { Clock::Xdp } else { Clock::Poll }
+    }
+
+    fn link_type(&self, link: Link) -> Result<LinkType, CaptureError> {
+        let name = self.port.name();
+        match link_type(name, link.hardware)? {
+            LinkType::ETHERNET => Ok(LinkType::ETHERNET),
             // Such a driver shows the program a frame without a link header, or a made-up one.
-            let (interface, hardware) = (name.clone(), link.hardware);
-            return Err(CaptureError::XdpHardware { interface, hardware });
+            _ => {
+                let (interface, hardware) = (name.to_owned(), link.hardware);
+                Err(CaptureError::XdpHardware { interface, hardware })
+            }
         }
-        let mut interface = Interface::unnamed(link_type);
-        interface.name = Some(name.clone());
-        interface.snaplen_bytes = self.options.snaplen_bytes;
-        interface.clock = Some(clock.name().to_owned());
-        let known = self.interfaces.iter().position(|i| *i == interface);
-        let place = known.unwrap_or(self.interfaces.len());
-        self.places[clock as usize] = Some(place as u32);
-        if known.is_none() {
-            self.interfaces.push(interface);
-        }
-        Ok(known.is_none())
     }
 
     /// Opens this lane's sockets. The program does not know them yet, so nothing comes.
-    pub(super) fn attach(&mut self, link: Link) -> Result<(), CaptureError> {
+    fn attach(&mut self, link: Link) -> Result<(), CaptureError> {
         let name = self.options.interface.clone();
-        let queues = link::receive_queues(&self.probe, &name);
+        let queues = link::receive_queues(&self.port.probe, &name);
         if (queues as usize) < self.lanes {
             let lanes = self.lanes;
             return Err(CaptureError::Queues { interface: name, queues, lanes });
@@ -208,50 +196,69 @@ impl XdpSource {
             bound.push(Bound::new(queue, number, binding));
         }
         if self.options.promiscuous {
-            link::be_promiscuous(&self.probe, link.index)
+            link::be_promiscuous(&self.port.probe, link.index)
                 .map_err(socket_error(&name, "promiscuous mode"))?;
         }
         self.notes = self.describe_attached(&hooked, &bound, &arena, busy);
-        let now_ns = link::now_ns();
-        self.losses.attached(now_ns);
-        (self.checked, self.taken) = (Instant::now(), Instant::now());
         self.polled.reserve(bound.len());
         self.attached = Some(Attached { queues: bound, hooked, link, turn: 0 });
         Ok(())
     }
 
-    /// Has packets come.
-    pub(super) fn open_gate(&mut self) -> Result<(), CaptureError> {
+    fn open_gate(&mut self) -> Result<(), CaptureError> {
         let Some(attached) = &self.attached else { return Ok(()) };
         attached.queues.iter().try_for_each(|bound| {
             bpf::put(&attached.hooked.map, bound.number, bound.queue.fd()).map_err(|source| {
-                bpf_error(&self.options.interface, "telling the program of a socket", source, "")
+                bpf_error(self.port.name(), "telling the program of a socket", source, "")
             })
         })
     }
 
-    /// Tries to attach to an interface that was down or absent.
-    pub(super) fn attach_again(&mut self, wait: Duration) -> Result<Polled, CaptureError> {
-        let early = CHECK_PERIOD.saturating_sub(self.checked.elapsed());
-        if !early.is_zero() {
-            std::thread::sleep(early.min(wait));
-            return Ok(Polled::Idle);
+    fn attached_to(&self) -> Option<i32> {
+        self.attached.as_ref().map(|attached| attached.link.index)
+    }
+
+    fn take_error(&self) -> io::Result<Option<io::Error>> {
+        let mut worst: Option<io::Error> = None;
+        for bound in self.attached.iter().flat_map(|attached| &attached.queues) {
+            let pending = bound.queue.take_error()?;
+            let worse = |known: &io::Error| known.raw_os_error() == Some(libc::ENETDOWN);
+            if worst.as_ref().is_none_or(worse) {
+                worst = pending.or(worst);
+            }
         }
-        self.checked = Instant::now();
-        let Some(link) = self.find_link()?.filter(|link| link.up) else {
-            return Ok(Polled::Idle);
-        };
-        let state = self.losses.state;
-        let known = self.interfaces.len();
-        self.describe(link)?;
-        self.attach(link)?;
-        self.losses.state = state;
-        self.losses.end_outage();
-        self.open_gate()?;
-        if self.interfaces.len() > known {
-            return Ok(Polled::Interfaces);
+        Ok(worst)
+    }
+
+    fn read_statistics(&mut self) -> Result<(), CaptureError> {
+        let Some(attached) = &mut self.attached else { return Ok(()) };
+        let (mut lost, mut starved) = (0, false);
+        for bound in &mut attached.queues {
+            let now = bound
+                .queue
+                .statistics()
+                .map_err(socket_error(self.port.name(), "reading its counters"))?;
+            let seen = std::mem::replace(&mut bound.seen, now);
+            lost += (now.dropped + now.ring_full).saturating_sub(seen.dropped + seen.ring_full);
+            starved |= bound.binding.zero_copy && now.no_frame > seen.no_frame;
         }
-        Ok(self.losses.take().map_or(Polled::Idle, Polled::Gap))
+        let now_ns = link::now_ns();
+        self.port.losses.lose(lost, now_ns);
+        if starved && lost == 0 {
+            // A card that writes by itself found no frame: what it then dropped, only it knows.
+            self.port.losses.suspect(now_ns);
+        }
+        self.port.losses.read_ns = now_ns;
+        Ok(())
+    }
+
+    fn in_ring(&mut self) -> u64 {
+        let Some(attached) = &mut self.attached else { return 0 };
+        attached.queues.iter_mut().map(Bound::count).sum()
+    }
+
+    fn close(&mut self) {
+        self.attached = None;
     }
 }
 

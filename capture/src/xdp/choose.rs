@@ -10,7 +10,7 @@ use std::fs;
 use super::facts::Facts;
 use crate::error::CaptureError;
 use crate::link;
-use crate::packet_mmap::socket_error;
+use crate::port::socket_error;
 
 const WHY_BETTER: &str = "its driver has zero-copy, it has no address, and nobody else uses it";
 

@@ -32,16 +32,14 @@ mod program;
 mod sys;
 mod take;
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wirevault_format::Interface;
 
 use crate::error::CaptureError;
-use crate::link::{self, Link};
-use crate::losses::Losses;
-use crate::packet_mmap::socket_error;
+use crate::link::Link;
+use crate::port::{OnInterface, Port};
 use crate::source::{PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState};
 use attach::{Hooked, Sharing};
 pub use choose::{Choice, choose};
@@ -49,33 +47,8 @@ pub use options::{XdpHook, XdpOptions};
 use sys::PAGE_FRAME_BYTES;
 use take::Bound;
 
-/// How often the interface and an idle socket's counters are looked at.
-const CHECK_PERIOD: Duration = Duration::from_millis(100);
-/// How long the packets of a deleted interface may take to be handed out.
-const DRAIN_LIMIT: Duration = Duration::from_millis(200);
 /// Bytes of the longest packet that several frames make, by the kernel's limit of 17 fragments.
 const LONG_BYTES_MAX: usize = 18 * PAGE_FRAME_BYTES;
-
-/// What stamped a packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Clock {
-    /// The program, as the driver handed the packet over.
-    Xdp,
-    /// This side, as it took the packet out of the ring.
-    Poll,
-}
-
-impl Clock {
-    const ALL: [Self; 2] = [Self::Xdp, Self::Poll];
-
-    /// The name that interface descriptions carry.
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Xdp => "xdp",
-            Self::Poll => "poll",
-        }
-    }
-}
 
 /// Opens `lanes` sources that share an interface's receive queues: queue q belongs to lane q modulo
 /// `lanes`.
@@ -102,17 +75,10 @@ pub struct XdpSource {
     lane: usize,
     lanes: usize,
     sharing: Arc<Sharing>,
-    /// Unbound packet socket to ask about interfaces with; it also holds promiscuous mode.
-    probe: OwnedFd,
+    /// Its probe also holds promiscuous mode.
+    port: Port,
     attached: Option<Attached>,
-    interfaces: Vec<Interface>,
-    /// Place in `interfaces` for each clock.
-    places: [Option<u32>; Clock::ALL.len()],
-    losses: Losses,
     handed: u64,
-    checked: Instant,
-    /// When packets were taken last.
-    taken: Instant,
     /// A packet of several frames, put together.
     long: Vec<u8>,
     /// Room for waiting on all sockets.
@@ -146,120 +112,30 @@ impl XdpSource {
         lanes: usize,
         sharing: Arc<Sharing>,
     ) -> Result<Self, CaptureError> {
-        let probe = link::open_socket().map_err(socket_error(&options.interface, "opening"))?;
-        let now_ns = link::now_ns();
         let mut source = Self {
             options: options.clone(),
             lane,
             lanes,
             sharing,
-            probe,
+            port: Port::new(&options.interface, options.snaplen_bytes)?,
             attached: None,
-            interfaces: Vec::with_capacity(Clock::ALL.len()),
-            places: [None; Clock::ALL.len()],
-            losses: Losses::since(now_ns),
             handed: 0,
-            checked: Instant::now(),
-            taken: Instant::now(),
             long: Vec::with_capacity(LONG_BYTES_MAX),
             polled: Vec::new(),
             notes: Vec::new(),
         };
-        let Some(link) = source.find_link()? else {
-            return Err(CaptureError::NoInterface {
-                interface: options.interface.clone(),
-                present: link::interface_names().join(", "),
-            });
-        };
-        source.describe(link)?;
-        if link.up {
-            source.attach(link)?;
-        }
+        source.begin()?;
         Ok(source)
-    }
-
-    /// Adds the kernel's counters to the books, and notes a gap if it dropped packets.
-    fn read_statistics(&mut self) -> Result<(), CaptureError> {
-        let Some(attached) = &mut self.attached else { return Ok(()) };
-        let (mut lost, mut starved) = (0, false);
-        for bound in &mut attached.queues {
-            let now = bound
-                .queue
-                .statistics()
-                .map_err(socket_error(&self.options.interface, "reading its counters"))?;
-            let seen = std::mem::replace(&mut bound.seen, now);
-            lost += (now.dropped + now.ring_full).saturating_sub(seen.dropped + seen.ring_full);
-            starved |= bound.binding.zero_copy && now.no_frame > seen.no_frame;
-        }
-        let now_ns = link::now_ns();
-        self.losses.lose(lost, now_ns);
-        if starved && lost == 0 {
-            // A card that writes by itself found no frame: what it then dropped, only it knows.
-            self.losses.suspect(now_ns);
-        }
-        self.losses.read_ns = now_ns;
-        Ok(())
-    }
-
-    fn in_ring(&mut self) -> u64 {
-        let Some(attached) = &mut self.attached else { return 0 };
-        attached.queues.iter_mut().map(Bound::count).sum()
-    }
-
-    /// Looks at counters and interface, if it is time to.
-    fn look_after(&mut self) -> Result<(), CaptureError> {
-        if self.checked.elapsed() < CHECK_PERIOD {
-            return Ok(());
-        }
-        self.checked = Instant::now();
-        self.read_statistics()?;
-        let name = &self.options.interface;
-        let Some(attached) = &self.attached else { return Ok(()) };
-        let mut was_down = false;
-        for bound in &attached.queues {
-            let pending = bound.queue.take_error();
-            match pending.map_err(socket_error(name, "asking its error"))? {
-                Some(error) if error.raw_os_error() == Some(libc::ENETDOWN) => was_down = true,
-                Some(source) => return Err(socket_error(name, "receiving")(source)),
-                None => {}
-            }
-        }
-        let link = link::link_by_index(&self.probe, attached.link.index)
-            .map_err(socket_error(name, "looking it up"))?;
-        match link {
-            Some(link) if link.up => {
-                if was_down || self.losses.state != SourceState::Running {
-                    self.losses.end_outage();
-                }
-                self.losses.up_ns = link::now_ns();
-            }
-            Some(_) => self.losses.begin_outage(),
-            None => {
-                self.losses.begin_outage();
-                if self.in_ring() == 0 || self.taken.elapsed() > DRAIN_LIMIT {
-                    self.detach();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Closes the sockets. What they still hold is lost, and booked so.
-    fn detach(&mut self) {
-        let lost = self.in_ring();
-        self.losses.lose(lost, link::now_ns());
-        self.attached = None;
-        self.losses.begin_outage();
     }
 }
 
 impl Source for XdpSource {
     fn interfaces(&self) -> &[Interface] {
-        &self.interfaces
+        &self.port.interfaces
     }
 
     fn poll(&mut self, sink: &mut dyn PacketSink, wait: Duration) -> Result<Polled, CaptureError> {
-        if let Some(gap) = self.losses.take() {
+        if let Some(gap) = self.port.losses.take() {
             return Ok(Polled::Gap(gap));
         }
         if self.attached.is_none() {
@@ -267,7 +143,7 @@ impl Source for XdpSource {
         }
         self.settle(wait)?;
         let polled = self.consume(sink)?;
-        self.look_after()?;
+        self.look_after(false)?;
         Ok(polled.unwrap_or(Polled::Idle))
     }
 
@@ -276,16 +152,16 @@ impl Source for XdpSource {
         let _ = self.read_statistics();
         let in_ring = self.in_ring();
         SourceCounters {
-            received: self.handed + self.losses.dropped + in_ring,
+            received: self.handed + self.port.losses.dropped + in_ring,
             handed: self.handed,
-            dropped_ring: self.losses.dropped,
+            dropped_ring: self.port.losses.dropped,
             in_ring,
             ..SourceCounters::default()
         }
     }
 
     fn state(&self) -> SourceState {
-        self.losses.state
+        self.port.losses.state
     }
 
     fn report(&self) -> SourceReport {
@@ -295,7 +171,7 @@ impl Source for XdpSource {
             name: self.options.interface.clone(),
             fanout: lanes,
             ring_bytes: self.ring_bytes(),
-            clocks: self.interfaces.iter().filter_map(|i| i.clock.clone()).collect(),
+            clocks: self.port.clocks(),
             notes: self.all_notes(),
         }
     }

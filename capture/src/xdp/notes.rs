@@ -7,7 +7,7 @@ use super::attach::Hooked;
 use super::bpf::Hook;
 use super::take::Bound;
 use crate::link;
-use crate::packet_mmap::offload_notes;
+use crate::port::offload_notes;
 
 /// Bytes of a frame that packets do not get: XDP keeps them free before the packet.
 const HEADROOM_BYTES: usize = 256;
@@ -82,14 +82,14 @@ impl XdpSource {
             let how = if busy { "on" } else { "refused by the kernel" };
             notes.push(format!("busy polling is {how}"));
         }
-        if link::strips_vlan(&self.probe, name) == Some(true) {
+        if link::strips_vlan(&self.port.probe, name) == Some(true) {
             notes.push(format!(
                 "rxvlan is on: VLAN tags that the card takes out of frames are lost (`ethtool -K \
                  {name} rxvlan off` keeps them)"
             ));
         }
         if hooked.hook == Hook::Generic {
-            notes.extend(offload_notes(&self.probe, name));
+            notes.extend(offload_notes(&self.port.probe, name));
         }
         notes
     }

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use super::XdpSource;
 use super::sys::{self, Binding, Entry, PAGE_FRAME_BYTES, Queue, Statistics};
-use super::{Clock, XdpSource};
 use crate::error::CaptureError;
 use crate::link;
-use crate::packet_mmap::socket_error;
+use crate::port::{Clock, OnInterface, socket_error};
 use crate::source::{Packet, PacketSink, Polled};
 
 /// Time between two takings while packets come. At 2 million packets a second that are 2000
@@ -129,7 +129,7 @@ impl XdpSource {
             attached.turn = (attached.turn + refused.unwrap_or(1)) % queues.max(1);
         }
         if came {
-            self.taken = Instant::now();
+            self.port.busy = Instant::now();
             self.read_statistics()?;
         }
         Ok(came.then_some(Polled::Packets(handed)))
@@ -166,7 +166,7 @@ impl XdpSource {
                 Some(tai_ns) => (Clock::Xdp, tai_ns.wrapping_add_signed(-tai_ahead_ns)),
                 None => (Clock::Poll, now_ns),
             };
-            let Some(interface) = self.places[clock as usize] else {
+            let Some(interface) = self.port.places[clock as usize] else {
                 break Stop::NewClock(clock);
             };
             let packet = Packet {
@@ -184,7 +184,7 @@ impl XdpSource {
             handed += 1;
             taken += entries;
             done = (done.0 + entries, done.1 + 1);
-            self.losses.last_ts_ns = ts_ns;
+            self.port.losses.last_ts_ns = ts_ns;
             if done.0 >= GIVE_BACK {
                 bound.give_back(done.0, done.1);
                 done = (0, 0);
@@ -209,13 +209,13 @@ impl XdpSource {
             return Ok(());
         }
         let full = || queues().any(|queue| queue.waiting() >= queue.frames() / GATHER_PART);
-        let early = GATHER.saturating_sub(self.taken.elapsed()).min(wait);
+        let early = GATHER.saturating_sub(self.port.busy.elapsed()).min(wait);
         if !early.is_zero() && !full() {
             std::thread::sleep(early);
         }
         if !wait.is_zero() && nothing() {
             sys::wait(queues(), &mut self.polled, wait)
-                .map_err(socket_error(&self.options.interface, "waiting for packets"))?;
+                .map_err(socket_error(self.port.name(), "waiting for packets"))?;
         }
         Ok(())
     }

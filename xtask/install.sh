@@ -5,8 +5,8 @@
 # Without a C compiler and libpcap nothing builds; the other programs are what tests compare with
 # and what the demonstration shows.
 DEBIAN_PACKAGES=(
-    build-essential ca-certificates cmake curl ethtool git gzip iproute2 jq kmod libpcap-dev lz4
-    openssl pkg-config procps python3 python3-venv tcpdump tshark zstd
+    build-essential ca-certificates cmake curl e2fsprogs ethtool git gzip iproute2 jq kmod
+    libpcap-dev lz4 openssl pkg-config procps python3 python3-venv tcpdump tshark zstd
 )
 # 2 MiB pages, enough for the arenas of the tests.
 HUGEPAGES_MIN=64

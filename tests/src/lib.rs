@@ -12,3 +12,4 @@ pub mod recorder;
 pub mod stepper;
 pub mod store;
 pub mod traffic;
+pub mod vm;

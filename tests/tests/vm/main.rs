@@ -1,0 +1,3 @@
+//! The real nvme driver, in a virtual machine.
+
+mod laboratory;

@@ -33,8 +33,8 @@
 //!
 //! [`device`] finds the block devices of the machine and tells who uses them.
 //!
-//! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, [`open`], and
-//! `sys`, the only unsafe code.
+//! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, `run` (chunks
+//! that are written together), [`open`], and `sys`, the only unsafe code.
 
 #![deny(unsafe_code)]
 
@@ -43,6 +43,7 @@ pub mod error;
 pub mod null;
 pub mod open;
 pub mod options;
+mod run;
 pub mod sim;
 pub mod slot;
 #[expect(unsafe_code, reason = "system calls on memory that the module owns")]
@@ -89,7 +90,7 @@ pub trait Queue: Send {
 
     /// Submits the first `len_bytes` of `buf` to `offset`. `token` comes back with the completion.
     /// The operation may be held back until the next [`Queue::poll`], so that many go to the kernel
-    /// together.
+    /// together; chunks that follow each other in a file may become one write there.
     ///
     /// Errors: the queue is full ([`NvmeError::is_backpressure`]), the slot is poisoned, or the
     /// call is wrong; the chunk comes back.

@@ -3,6 +3,8 @@
 //! # Invariants
 //! - Memory that a submitted write points to belongs to the [`Op`] in `ops`, and leaves it only
 //!   when the kernel has posted the completion of its last submission.
+//! - The list of pieces of a vectored write stands in `pieces` at the same index, which is neither
+//!   reallocated nor written until then.
 //! - A ring that is dropped with operations in flight waits for them; if they do not end, their
 //!   chunks are leaked and never reused.
 
@@ -11,10 +13,11 @@ use std::mem;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use wirevault_buffer::{Arena, ChunkBuf};
 
+use crate::run::{RUN_CHUNKS_MAX, Run};
 use crate::slot::Slot;
 
 /// How long a dropped ring waits for a device to finish.
@@ -23,7 +26,6 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// An operation in flight.
 pub(crate) struct Op {
     pub(crate) slot: Slot,
-    pub(crate) token: u64,
     pub(crate) kind: OpKind,
     /// Submissions of this operation that made no progress.
     pub(crate) idle_tries: u32,
@@ -31,9 +33,21 @@ pub(crate) struct Op {
 }
 
 pub(crate) enum OpKind {
-    Write { buf: ChunkBuf, offset: u64, len_bytes: usize, done_bytes: usize },
-    Sync,
+    Write(Run),
+    Sync { token: u64 },
 }
+
+/// A piece of memory, as the kernel wants it in a list.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct Piece {
+    address: usize,
+    bytes: usize,
+}
+
+const _: () = assert!(size_of::<Piece>() == size_of::<libc::iovec>());
+const _: () = assert!(align_of::<Piece>() == align_of::<libc::iovec>());
+const _: () = assert!(mem::offset_of!(Piece, bytes) == mem::offset_of!(libc::iovec, iov_len));
 
 /// How the ring names a file.
 #[derive(Clone, Copy, Debug)]
@@ -47,10 +61,14 @@ pub(crate) enum RingFile {
 pub(crate) struct Ring {
     ring: IoUring,
     ops: Vec<Option<Op>>,
+    /// For each of `ops`, what a vectored write of it is made of.
+    pieces: Box<[[Piece; RUN_CHUNKS_MAX]]>,
     free: Vec<usize>,
     /// The arena whose regions are registered, kept mapped.
     registered: Option<Arena>,
     registered_files: bool,
+    /// The kernel takes lists of pieces of registered memory (Linux 6.15).
+    registered_lists: bool,
     /// Rings start disabled, so that the thread that uses them first becomes their owner.
     enabled: bool,
 }
@@ -74,7 +92,13 @@ impl Ring {
         }
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        for code in [opcode::Write::CODE, opcode::WriteFixed::CODE, opcode::Fsync::CODE] {
+        let needed = [
+            opcode::Write::CODE,
+            opcode::WriteFixed::CODE,
+            opcode::Writev::CODE,
+            opcode::Fsync::CODE,
+        ];
+        for code in needed {
             if !probe.is_supported(code) {
                 let text = format!("the kernel lacks io_uring operation {code}");
                 return Err(io::Error::new(io::ErrorKind::Unsupported, text));
@@ -83,9 +107,11 @@ impl Ring {
         let mut ring = Self {
             ring,
             ops: (0..depth).map(|_| None).collect(),
+            pieces: vec![[Piece::default(); RUN_CHUNKS_MAX]; depth as usize].into_boxed_slice(),
             free: (0..depth as usize).rev().collect(),
             registered: None,
             registered_files: false,
+            registered_lists: probe.is_supported(opcode::WritevFixed::CODE),
             enabled,
         };
         if let Some(arena) = arena {
@@ -131,11 +157,11 @@ impl Ring {
     /// when there is no room, which a caller that counts operations never sees.
     pub(crate) fn push(&mut self, op: Op) -> Result<(), Op> {
         let Some(index) = self.free.pop() else { return Err(op) };
-        let entry = self.entry(&op).user_data(index as u64);
+        let entry = self.entry(&op, index).user_data(index as u64);
         self.ops[index] = Some(op);
-        // SAFETY: a write's pointer and length lie within the `ChunkBuf` that `ops[index]` owns
-        // from here until the kernel completes the operation (`next`), or for ever (`drop`);
-        // descriptors stay open while attached.
+        // SAFETY: a write's pointers and lengths lie within the `ChunkBuf`s that `ops[index]` owns
+        // from here until the kernel completes the operation (`next`), or for ever (`drop`), and
+        // their list is `pieces[index]`, which stays as long; descriptors stay open while attached.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
             self.free.push(index);
@@ -192,37 +218,39 @@ impl Ring {
         }
     }
 
-    fn entry(&self, op: &Op) -> squeue::Entry {
-        let OpKind::Write { buf, offset, len_bytes, done_bytes } = &op.kind else {
-            let flags = FsyncFlags::DATASYNC;
-            return match op.file {
-                RingFile::Registered(at) => opcode::Fsync::new(Fixed(at)).flags(flags).build(),
-                RingFile::Descriptor(fd) => opcode::Fsync::new(Fd(fd)).flags(flags).build(),
-            };
+    fn entry(&mut self, op: &Op, index: usize) -> squeue::Entry {
+        // A registered file is named by its place instead of a descriptor, and by the flag.
+        let (file, flags) = match op.file {
+            RingFile::Registered(at) => (Fd(at as RawFd), squeue::Flags::FIXED_FILE),
+            RingFile::Descriptor(fd) => (Fd(fd), squeue::Flags::empty()),
         };
-        // Slicing checks the range; lengths are at most CHUNK_BYTES, so they fit.
-        let rest = &buf[*done_bytes..*len_bytes];
-        let (start, count) = (rest.as_ptr(), rest.len() as u32);
-        let offset = offset + *done_bytes as u64;
-        let known = self.registered.as_ref().is_some_and(|arena| arena.id() == buf.arena_id());
-        match (known, op.file) {
-            (true, RingFile::Registered(at)) => {
-                opcode::WriteFixed::new(Fixed(at), start, count, buf.region_index())
-                    .offset(offset)
-                    .build()
-            }
-            (true, RingFile::Descriptor(fd)) => {
-                opcode::WriteFixed::new(Fd(fd), start, count, buf.region_index())
-                    .offset(offset)
-                    .build()
-            }
-            (false, RingFile::Registered(at)) => {
-                opcode::Write::new(Fixed(at), start, count).offset(offset).build()
-            }
-            (false, RingFile::Descriptor(fd)) => {
-                opcode::Write::new(Fd(fd), start, count).offset(offset).build()
-            }
+        let OpKind::Write(run) = &op.kind else {
+            return opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build().flags(flags);
+        };
+        let offset = run.rest_offset();
+        let known = self.registered.as_ref().map(Arena::id);
+        let region = run.first().filter(|buf| Some(buf.arena_id()) == known);
+        let region = region.map(ChunkBuf::region_index);
+        let list = &mut self.pieces[index];
+        let mut count = 0;
+        // A run has no more chunks than there are places.
+        for (piece, bytes) in list.iter_mut().zip(run.rest()) {
+            *piece = Piece { address: bytes.as_ptr() as usize, bytes: bytes.len() };
+            count += 1;
         }
+        let (start, bytes) = (list[0].address as *const u8, list[0].bytes as u32);
+        let list = list.as_ptr().cast::<libc::iovec>();
+        let entry = match region {
+            Some(at) if count == 1 => {
+                opcode::WriteFixed::new(file, start, bytes, at).offset(offset).build()
+            }
+            None if count == 1 => opcode::Write::new(file, start, bytes).offset(offset).build(),
+            Some(at) if self.registered_lists => {
+                opcode::WritevFixed::new(file, list, count, at).offset(offset).build()
+            }
+            _ => opcode::Writev::new(file, list, count).offset(offset).build(),
+        };
+        entry.flags(flags)
     }
 
     fn register_arena(&mut self, arena: &Arena, why_not: &mut Vec<String>) {
@@ -252,7 +280,8 @@ impl Ring {
             .or_else(|_| submitter.register_files(&vec![-1; usize::from(slots)]))
     }
 
-    fn in_flight(&self) -> usize {
+    /// Operations that the kernel has, or will have with the next [`Ring::enter`].
+    pub(crate) fn in_flight(&self) -> usize {
         self.ops.len() - self.free.len()
     }
 }

@@ -1,9 +1,12 @@
 //! The io_uring back end (io_uring(7); set-up flags of Linux 6.1, plain set-up from 5.11 on).
 //!
 //! The queue belongs to the thread that submits first: it may be made and filled with files
-//! elsewhere, then moved there. Short writes are submitted again for their rest.
+//! elsewhere, then moved there. Chunks that follow each other in a file and are written without a
+//! poll in between become one vectored write, see `run`. Short writes are submitted again for
+//! their rest.
 
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +16,7 @@ use wirevault_media::MediaFile;
 
 use crate::error::{NvmeError, Refused};
 use crate::options::{QueueOptions, QueueReport};
+use crate::run::{Run, RunChunk};
 use crate::slot::{Slot, Slots};
 use crate::sys::{Op, OpKind, Ring, RingFile};
 use crate::target::Target;
@@ -28,6 +32,10 @@ const IDLE_TRIES_MAX: u32 = 64;
 pub struct UringQueue {
     ring: Ring,
     slots: Slots<Attached>,
+    /// The last write, as long as others may join it.
+    open: Option<Op>,
+    /// Lists of runs that ended.
+    lists: Vec<Vec<RunChunk>>,
     report: QueueReport,
     direct: bool,
     /// No file attached so far went through the page cache.
@@ -54,28 +62,41 @@ impl UringQueue {
         )?;
         report.registered_buffers = ring.has_registered_buffers();
         report.registered_files = ring.has_registered_files();
-        let slots = Slots::new(options.slots, options.depth as usize);
-        Ok(Self { ring, slots, report, direct: options.direct, all_direct: true, broken: false })
+        let depth = options.depth as usize;
+        Ok(Self {
+            ring,
+            slots: Slots::new(options.slots, depth),
+            open: None,
+            lists: (0..depth).map(|_| Run::list()).collect(),
+            report,
+            direct: options.direct,
+            all_direct: true,
+            broken: false,
+        })
     }
 
-    fn push(&mut self, op: Op) -> Result<(), Op> {
-        self.ring.push(op)
+    /// Hands the open write to the ring. Every operation in the ring is one that was counted, so
+    /// there is room; should that ever be wrong, it stays open.
+    fn close_run(&mut self) {
+        self.open = self.open.take().and_then(|op| self.ring.push(op).err());
     }
 
     /// Takes every completion that is there. Short writes go back into the ring.
     fn reap(&mut self, out: &mut Vec<Completion>) {
         while let Some((mut op, result)) = self.ring.next() {
             let step = match &mut op.kind {
-                OpKind::Write { len_bytes, done_bytes, .. } => {
-                    let step = progress(*done_bytes, *len_bytes, result);
+                OpKind::Write(run) => {
+                    let step = progress(run.done_bytes, run.len_bytes(), result);
                     if let Step::Again(done) = step {
-                        op.idle_tries = if done > *done_bytes { 0 } else { op.idle_tries + 1 };
-                        *done_bytes = done;
+                        op.idle_tries = if done > run.done_bytes { 0 } else { op.idle_tries + 1 };
+                        run.done_bytes = done;
                     }
                     step
                 }
-                OpKind::Sync if result < 0 => Step::Failed(io::Error::from_raw_os_error(-result)),
-                OpKind::Sync => Step::Done,
+                OpKind::Sync { .. } if result < 0 => {
+                    Step::Failed(io::Error::from_raw_os_error(-result))
+                }
+                OpKind::Sync { .. } => Step::Done,
             };
             let result = match step {
                 Step::Done => Ok(()),
@@ -83,7 +104,7 @@ impl UringQueue {
                 Step::Again(_) if op.idle_tries > IDLE_TRIES_MAX => {
                     Err(io::Error::from_raw_os_error(libc::EIO))
                 }
-                Step::Again(_) => match self.push(op) {
+                Step::Again(_) => match self.ring.push(op) {
                     Ok(()) => continue,
                     // The operation just left its place, so there is room; should that ever be
                     // wrong, it failed.
@@ -93,13 +114,27 @@ impl UringQueue {
                     }
                 },
             };
-            let result = self.slots.finish(op.slot, result);
-            let token = op.token;
-            out.push(match op.kind {
-                OpKind::Write { buf, .. } => Completion::Write { token, buf, result },
-                OpKind::Sync => Completion::Sync { token, result },
-            });
+            self.finish(op, result, out);
         }
+    }
+
+    /// Reports the end of an operation for each chunk in it. When a run fails its first chunk gets
+    /// the error and poisons the slot, so the others fail after it: nobody knows how far it came.
+    fn finish(&mut self, op: Op, mut result: io::Result<()>, out: &mut Vec<Completion>) {
+        let run = match op.kind {
+            OpKind::Write(run) => run,
+            OpKind::Sync { token } => {
+                let result = self.slots.finish(op.slot, result);
+                out.push(Completion::Sync { token, result });
+                return;
+            }
+        };
+        let mut chunks = run.into_chunks();
+        for RunChunk { buf, token, .. } in chunks.drain(..) {
+            let result = self.slots.finish(op.slot, mem::replace(&mut result, Ok(())));
+            out.push(Completion::Write { token, buf, result });
+        }
+        self.lists.push(chunks);
     }
 
     fn enter(&mut self, wait: Duration) -> Result<(), NvmeError> {
@@ -180,24 +215,33 @@ impl Queue for UringQueue {
             Ok(file) => file,
             Err(error) => return Err(Refused { error, buf }),
         };
-        let kind = OpKind::Write { buf, offset, len_bytes, done_bytes: 0 };
-        match self.push(Op { slot, token, kind, idle_tries: 0, file }) {
-            Ok(()) => Ok(()),
-            Err(Op { kind: OpKind::Write { buf, .. }, .. }) => {
-                // Nothing reached the device, so the count goes back without a verdict on the file.
-                let _ = self.slots.finish(slot, Ok(()));
-                Err(Refused { error: NvmeError::QueueFull { depth: self.depth() }, buf })
-            }
-            // `push` gives back what it was given.
-            Err(Op { kind: OpKind::Sync, .. }) => Ok(()),
+        let chunk = RunChunk { buf, len_bytes, token };
+        if let Some(Op { slot: same, kind: OpKind::Write(run), .. }) = &mut self.open
+            && *same == slot
+            && run.takes(&chunk.buf, offset)
+        {
+            run.push(chunk);
+            return Ok(());
         }
+        self.close_run();
+        if self.open.is_some() {
+            // Nothing reached the device, so the count goes back without a verdict on the file.
+            let _ = self.slots.finish(slot, Ok(()));
+            let error = NvmeError::QueueFull { depth: self.depth() };
+            return Err(Refused { error, buf: chunk.buf });
+        }
+        let list = self.lists.pop().unwrap_or_else(Run::list);
+        let kind = OpKind::Write(Run::new(list, offset, chunk));
+        self.open = Some(Op { slot, kind, idle_tries: 0, file });
+        Ok(())
     }
 
     fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
         self.usable()?;
         let file = self.slots.start(slot)?.file;
-        let op = Op { slot, token, kind: OpKind::Sync, idle_tries: 0, file };
-        self.push(op).map_err(|_| {
+        self.close_run();
+        let op = Op { slot, kind: OpKind::Sync { token }, idle_tries: 0, file };
+        self.ring.push(op).map_err(|_| {
             let _ = self.slots.finish(slot, Ok(()));
             NvmeError::QueueFull { depth: self.slots.depth() }
         })
@@ -208,6 +252,7 @@ impl Queue for UringQueue {
         if self.slots.in_flight() == 0 {
             return Ok(());
         }
+        self.close_run();
         self.enter(wait)?;
         self.reap(out);
         Ok(())
@@ -257,9 +302,42 @@ fn reason(error: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use wirevault_buffer::{ArenaOptions, Hugepages, Pool};
     use wirevault_format::limits::CHUNK_BYTES;
+    use wirevault_media::{DirMedia, Media, OpenMode};
 
     use super::*;
+
+    #[test]
+    fn chunks_that_follow_each_other_are_one_operation() {
+        let (bytes, hugepages) = (8 * CHUNK_BYTES, Hugepages::Off);
+        let arena = Arena::new(ArenaOptions { bytes, hugepages, numa_node: None }).unwrap();
+        let pool = Pool::new(arena.clone());
+        let mut queue = match UringQueue::new(&QueueOptions::default(), Some(&arena)) {
+            Ok(queue) => queue,
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                assert!(std::env::var_os("WIREVAULT_NO_SKIP").is_none(), "skips are failures here");
+                return;
+            }
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let file = DirMedia::open(dir.path()).unwrap().open("a", OpenMode::Create).unwrap();
+        let slot = queue.attach(&file).unwrap();
+        let mut write = |chunk: u64| {
+            let offset = chunk * CHUNK_BYTES as u64;
+            queue.write(slot, offset, pool.take().unwrap(), CHUNK_BYTES, chunk).unwrap();
+            queue.ring.in_flight()
+        };
+        assert_eq!([0, 1, 2, 5, 6].map(&mut write), [0, 0, 0, 1, 1]);
+        queue.sync(slot, 9).unwrap();
+        assert_eq!((queue.ring.in_flight(), queue.in_flight()), (3, 6));
+        let mut out = Vec::new();
+        while queue.in_flight() > 0 {
+            queue.poll(Duration::from_secs(1), &mut out).unwrap();
+        }
+        assert!(out.len() == 6 && out.iter().all(|end| end.result().is_ok()), "{out:?}");
+    }
 
     proptest! {
         /// A device that takes any number of bytes at a time ends with every byte written, in whole

@@ -167,6 +167,49 @@ fn bytes_arrive_where_they_belong() {
     }
 }
 
+/// Two files written in stretches of chunks that follow each other, of all lengths, now and then
+/// from another arena: however a queue joins them, each ends once and every byte is in its place.
+#[test]
+fn chunks_that_follow_each_other_arrive_whole() {
+    for mut bench in storing() {
+        let label = bench.label;
+        let foreign = pool(DEPTH);
+        let files = [bench.file("a"), bench.file("b")];
+        let mut expected: [Vec<u8>; 2] = Default::default();
+        let mut rng = SplitMix64::new(11);
+        let (mut ended, mut sent) = (Vec::new(), 0);
+        for n in 0..150u64 {
+            let at = usize::from(n / 7 % 2 == 1);
+            let len = LBA_BYTES * (1 + rng.below((CHUNK_BYTES / LBA_BYTES) as u64 / 4) as usize);
+            let mut buf = match rng.below(10) {
+                0 => foreign.take().unwrap(),
+                _ => bench.pool.take().unwrap(),
+            };
+            buf.fill(n as u8);
+            let mut out = Vec::new();
+            if bench.queue.in_flight() == DEPTH || rng.below(20) == 0 {
+                drain(bench.queue.as_mut(), &mut out);
+            }
+            ended.extend(out.iter().map(|end| (end.token(), end.result().is_ok())));
+            drop(out);
+            let offset = expected[at].len() as u64;
+            bench.queue.write(files[at].0, offset, buf, len, n).unwrap();
+            expected[at].resize(expected[at].len() + len, n as u8);
+            sent += 1;
+        }
+        ended.extend(bench.finish().iter().map(|end| (end.token(), end.result().is_ok())));
+        ended.sort_unstable();
+        let all: Vec<(u64, bool)> = (0..sent).map(|token| (token, true)).collect();
+        assert_eq!(ended, all, "{label}");
+        for ((_, file), expected) in files.iter().zip(expected) {
+            let mut found = vec![0; expected.len()];
+            file.read_exact_at(&mut found, 0).unwrap();
+            assert!(found == expected, "{label}");
+        }
+        assert_eq!((bench.pool.in_flight(), foreign.in_flight()), (0, 0), "{label}");
+    }
+}
+
 #[test]
 fn every_operation_ends_once_and_gives_its_chunk_back() {
     for mut bench in every() {
@@ -341,29 +384,34 @@ fn failing() -> Vec<(Bench, Arc<dyn MediaFile>)> {
 
 #[test]
 fn a_failed_write_poisons_its_file_and_no_other() {
-    for (mut bench, bad) in failing() {
-        let label = bench.label;
-        let slot = bench.queue.attach(&bad).unwrap();
-        for n in 0..4u64 {
-            bench.queue.write(slot, n * CHUNK_BYTES as u64, bench.buf(1), LBA_BYTES, n).unwrap();
-        }
-        let ends = bench.finish();
-        assert_eq!(ends.len(), 4, "{label}");
-        let failed = ends.iter().position(|e| e.result().is_err()).expect("the write failed");
-        assert!(ends[failed..].iter().all(|e| e.result().is_err()), "{label}: {ends:?}");
-        let first = ends[failed].result().as_ref().unwrap_err();
-        assert!(!is_poisoned(first), "{label}: the first error is the device's own");
-        assert_eq!(first.kind(), io::ErrorKind::StorageFull, "{label}: {first}");
-        let refused = bench.queue.write(slot, 0, bench.buf(1), LBA_BYTES, 9).unwrap_err();
-        assert!(refused.error.is_poisoned(), "{label}");
-        assert!(bench.queue.sync(slot, 9).unwrap_err().is_poisoned(), "{label}");
-        let (good, _file) = bench.file("good");
-        bench.queue.write(good, 0, bench.buf(1), LBA_BYTES, 5).unwrap();
-        assert!(bench.finish()[0].result().is_ok(), "{label}");
-        bench.queue.detach(slot).unwrap();
-        drop((ends, refused));
-        assert_eq!(bench.pool.in_flight(), 0, "{label}");
+    // Chunks with gaps between them, and chunks that follow each other.
+    for step in [CHUNK_BYTES, LBA_BYTES] {
+        failing().into_iter().for_each(|(bench, bad)| fail_a_write(bench, &bad, step as u64));
     }
+}
+
+fn fail_a_write(mut bench: Bench, bad: &Arc<dyn MediaFile>, step_bytes: u64) {
+    let label = bench.label;
+    let slot = bench.queue.attach(bad).unwrap();
+    for n in 0..4u64 {
+        bench.queue.write(slot, n * step_bytes, bench.buf(1), LBA_BYTES, n).unwrap();
+    }
+    let ends = bench.finish();
+    assert_eq!(ends.len(), 4, "{label}");
+    let failed = ends.iter().position(|e| e.result().is_err()).expect("the write failed");
+    assert!(ends[failed..].iter().all(|e| e.result().is_err()), "{label}: {ends:?}");
+    let first = ends[failed].result().as_ref().unwrap_err();
+    assert!(!is_poisoned(first), "{label}: the first error is the device's own");
+    assert_eq!(first.kind(), io::ErrorKind::StorageFull, "{label}: {first}");
+    let refused = bench.queue.write(slot, 0, bench.buf(1), LBA_BYTES, 9).unwrap_err();
+    assert!(refused.error.is_poisoned(), "{label}");
+    assert!(bench.queue.sync(slot, 9).unwrap_err().is_poisoned(), "{label}");
+    let (good, _file) = bench.file("good");
+    bench.queue.write(good, 0, bench.buf(1), LBA_BYTES, 5).unwrap();
+    assert!(bench.finish()[0].result().is_ok(), "{label}");
+    bench.queue.detach(slot).unwrap();
+    drop((ends, refused));
+    assert_eq!(bench.pool.in_flight(), 0, "{label}");
 }
 
 #[test]

@@ -21,6 +21,7 @@ pub mod lane;
 pub mod live;
 mod opener;
 pub mod options;
+mod pace;
 mod reseal;
 mod sealer;
 mod shown;

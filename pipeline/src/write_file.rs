@@ -122,8 +122,19 @@ impl WriteFile {
         self.chunks.push_back(Held { job, state: State::Waiting, since: Instant::now() });
     }
 
+    /// Chunks to submit. Those of a file that failed go back instead.
+    pub(crate) fn waiting_chunks(&self) -> usize {
+        match self.slot.is_some() && self.segment.failure().is_none() {
+            true => self.chunks.len() - self.submitted,
+            false => 0,
+        }
+    }
+
     /// The chunk to submit next; [`WriteFile::submitted`] says that it was.
     pub(crate) fn waiting(&mut self) -> Option<&mut WriteJob> {
+        if self.waiting_chunks() == 0 {
+            return None;
+        }
         self.chunks.get_mut(self.submitted).map(|held| &mut held.job)
     }
 

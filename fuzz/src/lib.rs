@@ -20,6 +20,7 @@ use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, SegmentEntry, decode_page};
 use wirevault_format::{Gap, LinkType, pcapng, section, segment};
 use wirevault_index::decode;
+use wirevault_nvme::spec;
 use wirevault_packet::bpf::{AnyAddress, Insn, Oracle, Program};
 use wirevault_packet::{
     Decap, FlowKey, OuterHeaders, OuterText, Stripped, Tunnel, dissect, outer_headers, summary,
@@ -37,6 +38,7 @@ pub const TARGETS: &[Target] = &[
     ("section", index_section),
     ("flows", flows),
     ("import", import),
+    ("device", device),
     ("config", config),
     ("packet", packet),
     ("decap", decap),
@@ -109,6 +111,31 @@ pub fn flows(bytes: &[u8]) {
     let Ok(shapes) = decode::decode_shapes(&rest[..cuts[0]]) else { return };
     let (hosts, columns) = (&rest[cuts[0]..cuts[1]], &rest[cuts[1]..cuts[2]]);
     let _ = decode::decode_flows(&shapes, hosts, columns, &rest[cuts[2]..], 64);
+}
+
+/// What a device answers: the structures are as long as they are, whatever comes.
+pub fn device(bytes: &[u8]) {
+    let mut page = [0; 4096];
+    let length = bytes.len().min(page.len());
+    page[..length].copy_from_slice(&bytes[..length]);
+    let controller = spec::IdentifyController::decode(&page);
+    assert!(controller.transfer_bytes_max != Some(0), "a limit of nothing");
+    let namespace = spec::IdentifyNamespace::decode(&page);
+    assert!(namespace.lba_bytes.is_none_or(|it| it >= 512 && it.is_power_of_two()));
+    let _ = spec::amazon::mapped_name(&page);
+    if let Some(log) = spec::AmazonLog::decode(&page) {
+        for bins in [&log.read_latency, &log.write_latency].into_iter().flatten() {
+            let [half, all] = [0.5, 1.0].map(|share| spec::amazon::quantile_us(bins, share));
+            assert!(half <= all, "quantiles grow");
+        }
+    }
+    if let Some(smart) = page.first_chunk() {
+        let smart = spec::SmartLog::decode(smart);
+        assert_eq!(smart.warning.is_empty(), smart.warning.names().count() == 0);
+    }
+    for entry in spec::ErrorEntry::decode_all(bytes) {
+        assert!(entry.status.into_result().is_ok() == (entry.status.code() == 0));
+    }
 }
 
 /// A capture file: pcap or pcapng, compressed or not.

@@ -35,6 +35,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         }
         "flows" => vec![four_sections()],
         "import" => vec![pcapng(), pcap()],
+        "device" => vec![smart_log(), identify_controller(), amazon_log()],
         "config" => vec![
             b"store: /tmp/s\ncapture:\n  - interface: eth0\n".to_vec(),
             wirevault_config::reference::example_yaml().into_bytes(),
@@ -51,6 +52,36 @@ fn eth0() -> Interface {
     let mut interface = Interface::unnamed(LinkType::ETHERNET);
     interface.name = Some("eth0".to_owned());
     interface
+}
+
+/// A device that is warm and half worn.
+fn smart_log() -> Vec<u8> {
+    let mut page = vec![0; 512];
+    page[..6].copy_from_slice(&[2, 0x4d, 1, 90, 10, 50]);
+    page[48] = 200;
+    page
+}
+
+fn identify_controller() -> Vec<u8> {
+    let mut page = vec![0; 4096];
+    page[4..24].copy_from_slice(b"AWS1A2B3C4D5E6F7    ");
+    page[24..56].copy_from_slice(b"Amazon EC2 NVMe Instance Storage");
+    page[77] = 7;
+    page[525] = 1;
+    page[3072..3080].copy_from_slice(b"/dev/sdf");
+    page
+}
+
+/// An EBS volume with one bin in either histogram.
+fn amazon_log() -> Vec<u8> {
+    let mut page = vec![0; 4096];
+    page[..4].copy_from_slice(&0x3c23_b510u32.to_le_bytes());
+    for at in [512, 2056] {
+        page[at] = 1;
+        page[at + 16] = 8;
+        page[at + 24] = 3;
+    }
+    page
 }
 
 /// Plain TCP, VLAN with UDP, and IPv6 with an extension header.

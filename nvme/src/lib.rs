@@ -46,6 +46,7 @@ pub mod options;
 mod run;
 pub mod sim;
 pub mod slot;
+pub mod spec;
 #[expect(unsafe_code, reason = "system calls on memory that the module owns")]
 mod sys;
 mod target;

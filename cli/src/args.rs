@@ -76,10 +76,48 @@ Examples:
     /// Check every chunk of every segment. Exit code 0: whole; 3: damaged.
     #[command(after_help = "Example: wirevault verify --store ./store --json")]
     Verify(VerifyArgs),
+    /// Read the log of what was done with a store, and check that nobody changed it.
+    #[command(after_help = "Example: wirevault audit verify --store /var/lib/wirevault")]
+    #[command(subcommand)]
+    Audit(AuditVerb),
     /// Look at the structures of a store. Keys are never shown.
     #[command(after_help = "Example: wirevault inspect volume ./store")]
     #[command(subcommand)]
     Inspect(InspectVerb),
+}
+
+/// What is done with the audit log.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditVerb {
+    /// Check the chain of all lines. Exit code 0: whole; 3: something was done to it.
+    ///
+    /// Lines that are missing at the end show only against a head that was kept elsewhere: the
+    /// system's log has one of each start and end of the recorder.
+    #[command(after_help = "\
+Example: wirevault audit verify --store /var/lib/wirevault --head $(journalctl -u wirevaultd \
+-o cat | grep -o 'head=\"[0-9a-f]*' | tail -1 | cut -d'\"' -f2)")]
+    Verify {
+        /// Directory of the store: its first volume.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// Hash of a line that must be in the log: 64 hex digits.
+        #[arg(long, value_name = "HASH")]
+        head: Option<String>,
+        /// Report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the entries, one a line.
+    #[command(after_help = "\
+Example: wirevault audit show --store /var/lib/wirevault --json | jq 'select(.event==\"asked\")'")]
+    Show {
+        /// Directory of the store: its first volume.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// As JSON objects, one a line.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Where an answer comes from.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use wirevault_daemon::DaemonError;
 use wirevault_format::FormatError;
 use wirevault_index::IndexError;
+use wirevault_lifecycle::AuditError;
 use wirevault_media::MediaError;
 use wirevault_query::QueryError;
 use wirevault_query::time::TimeError;
@@ -34,6 +35,9 @@ pub(crate) enum CliError {
     /// The key cannot be made or read.
     #[error(transparent)]
     Seal(#[from] SealError),
+    /// The audit log cannot be read.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A volume's directory cannot be used.
     #[error(transparent)]
     Media(#[from] MediaError),

@@ -65,6 +65,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
         Verb::Status(args) => verbs::status::show(args),
         Verb::Segments(args) => verbs::segments::list(args),
         Verb::Verify(args) => verbs::verify::verify(args),
+        Verb::Audit(verb) => verbs::audit::audit(verb),
         Verb::Inspect(verb) => verbs::inspect::inspect(verb),
     }
 }

@@ -7,6 +7,7 @@
 //!   breaks the connection off, so that no cut answer looks whole.
 //! - So many answers run at a time; more are refused with 429. A query can never cost packets: it
 //!   takes no lock that a lane waits for.
+//! - Each answer stands between two entries of the audit log ([`crate::audit`]).
 
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{Json, State};
+use axum::extract::{ConnectInfo, Json, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
@@ -31,7 +32,8 @@ use wirevault_query::export::PcapngSink;
 use wirevault_query::{QueryError, Request, Summary, flows, run};
 
 use crate::api::{ErrorBody, JSON_LINES_TYPE, PCAPNG_TYPE, QueryBody};
-use crate::server::App;
+use crate::audit::Answered;
+use crate::server::{App, Peer};
 
 /// Answers that are made at a time; each may hold a thread and some MiB.
 pub(crate) const ANSWERS_MAX: usize = 32;
@@ -59,6 +61,7 @@ pub(crate) enum Failure {
 /// Packets, as pcapng.
 pub(crate) async fn query(
     State(app): State<App>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     body: Result<Json<QueryBody>, JsonRejection>,
 ) -> Response {
     let request = match question(body) {
@@ -67,11 +70,14 @@ pub(crate) async fn query(
     };
     let asked = app.clone();
     stream(&app, app.answers(), PCAPNG_TYPE, move |pipe, cancel| {
-        counted(&asked, |catalog| {
-            let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
-            let summary = run(catalog, &request, &mut sink, cancel)?;
-            sink.finish(&summary).map_err(QueryError::Sink)?;
-            Ok(summary)
+        let question = QueryBody::from(request.clone());
+        asked.audit().answer(peer, ("query", &question), pipe, |pipe| {
+            counted(&asked, |catalog| {
+                let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
+                let summary = run(catalog, &request, &mut sink, cancel)?;
+                sink.finish(&summary).map_err(QueryError::Sink)?;
+                Ok(summary)
+            })
         })
     })
     .await
@@ -80,6 +86,7 @@ pub(crate) async fn query(
 /// Flows, one JSON object a line, and the summary as the last line.
 pub(crate) async fn flow_rows(
     State(app): State<App>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     body: Result<Json<QueryBody>, JsonRejection>,
 ) -> Response {
     /// The last line.
@@ -94,17 +101,20 @@ pub(crate) async fn flow_rows(
     };
     let asked = app.clone();
     stream(&app, app.answers(), JSON_LINES_TYPE, move |pipe, cancel| {
-        counted(&asked, |catalog| {
-            let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
-            let summary = flows(
-                catalog,
-                &request,
-                &mut |row| put_line(&mut lines, row).map(|()| ControlFlow::Continue(())),
-                cancel,
-            )?;
-            put_line(&mut lines, &Last { summary: &summary }).map_err(QueryError::Sink)?;
-            lines.flush().map_err(QueryError::Sink)?;
-            Ok(summary)
+        let question = QueryBody::from(request.clone());
+        asked.audit().answer(peer, ("flows", &question), pipe, |pipe| {
+            counted(&asked, |catalog| {
+                let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
+                let summary = flows(
+                    catalog,
+                    &request,
+                    &mut |row| put_line(&mut lines, row).map(|()| ControlFlow::Continue(())),
+                    cancel,
+                )?;
+                put_line(&mut lines, &Last { summary: &summary }).map_err(QueryError::Sink)?;
+                lines.flush().map_err(QueryError::Sink)?;
+                Ok(summary)
+            })
         })
     })
     .await
@@ -142,7 +152,8 @@ pub(crate) async fn stream(
     let mut answer = Answer { first: None, pieces, cancel: end.0, broken: end.1 };
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        let mut pipe = Pipe { sender, held: None, places, stall_max: STALL_MAX, broken };
+        let stall_max = STALL_MAX;
+        let mut pipe = Pipe { sender, held: None, places, stall_max, broken, bytes: 0 };
         // A receiver that is gone does not want to know either way.
         match work(&mut pipe, &cancel) {
             Ok(()) => drop(pipe.flush()),
@@ -178,6 +189,7 @@ pub(crate) struct Pipe {
     stall_max: Duration,
     /// It was given up: its end must not look like one.
     broken: Arc<AtomicBool>,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -187,6 +199,11 @@ enum Held {
 }
 
 impl Pipe {
+    /// Bytes written into it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     fn send(&self, bytes: Bytes) -> io::Result<()> {
         self.put(Ok(bytes))
     }
@@ -215,6 +232,7 @@ impl Write for Pipe {
         if bytes.is_empty() {
             return Ok(0);
         }
+        self.bytes += bytes.len() as u64;
         let piece = Bytes::copy_from_slice(bytes);
         match self.held {
             None => self.held = Some(Held::First(piece)),
@@ -276,7 +294,7 @@ impl Drop for Answer {
 fn counted(
     app: &App,
     ask: impl FnOnce(&wirevault_index::Catalog) -> Result<Summary, QueryError>,
-) -> Result<(), Failure> {
+) -> Result<Answered, Failure> {
     let catalog = app.pipeline().map(|pipeline| pipeline.catalog());
     let catalog = catalog.ok_or_else(|| Failure::Failed("the recorder has stopped".to_owned()))?;
     let started = Instant::now();
@@ -289,7 +307,7 @@ fn counted(
     let (count, result) = match result {
         Ok(summary) => {
             questions.matched_packets.fetch_add(summary.packets, Ordering::Relaxed);
-            (&questions.answered, Ok(()))
+            (&questions.answered, Ok(summary.into()))
         }
         Err(failed) if failed.is_misuse() => {
             (&questions.refused, Err(Failure::Refused(chain(&failed))))
@@ -332,6 +350,7 @@ mod tests {
             places: Arc::new(Semaphore::new(1)),
             stall_max: Duration::from_millis(20),
             broken: Arc::clone(&broken),
+            bytes: 0,
         };
         (pipe, Answer { first: None, pieces: receiver, cancel, broken })
     }

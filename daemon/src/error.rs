@@ -9,6 +9,7 @@ use wirevault_capture::CaptureError;
 use wirevault_config::ConfigError;
 use wirevault_index::IndexError;
 use wirevault_index::error::chain;
+use wirevault_lifecycle::AuditError;
 use wirevault_pipeline::PipelineError;
 use wirevault_query::filter::FilterError;
 use wirevault_storage::StorageError;
@@ -54,6 +55,9 @@ pub enum DaemonError {
     /// The configuration cannot be read or is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The audit log cannot be opened.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A value of the configuration does not fit this machine or this store.
     #[error("{path} is {value}: {problem}; {way_out}")]
     Setting {
@@ -141,7 +145,10 @@ impl DaemonError {
             Self::Capture(CaptureError::File { .. } | CaptureError::Unsupported { .. }) => {
                 Exit::Usage
             }
-            Self::Capture(_) | Self::Buffer(_) | Self::Socket { .. } => Exit::Machine,
+            Self::Audit(AuditError::Damaged { .. }) => Exit::Store,
+            Self::Audit(_) | Self::Capture(_) | Self::Buffer(_) | Self::Socket { .. } => {
+                Exit::Machine
+            }
             Self::SocketInUse { .. } => Exit::Busy,
             Self::Pipeline(PipelineError::Store(error)) => store_exit(error),
             Self::Pipeline(PipelineError::TooFewBuffers { .. }) => Exit::Usage,

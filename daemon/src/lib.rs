@@ -20,6 +20,7 @@
 
 mod answers;
 pub mod api;
+mod audit;
 mod chain;
 mod connections;
 pub mod error;

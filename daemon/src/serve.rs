@@ -16,12 +16,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use wirevault_buffer::{Arena, ArenaOptions, ArenaReport, Pool};
 use wirevault_config::{Config, Input};
 use wirevault_index::KeySource;
+use wirevault_lifecycle::audit::Event;
 use wirevault_pipeline::{Pipeline, PipelineOptions};
 use wirevault_storage::{RecoveryReport, Store};
 use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::api::RecoveryStatus;
+use crate::audit::Audit;
 use crate::connections::Door;
 use crate::probe::{self, Level};
 use crate::server::{self, Access, App, Facts, Peer};
@@ -62,10 +64,11 @@ fn record(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let started_ns = clock.unix_ns();
     let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
-    let (store, recovery) = Store::open_dir(first_volume(config), &key, Arc::clone(&clock))?;
+    let (mut store, recovery) = Store::open_dir(first_volume(config), &key, Arc::clone(&clock))?;
     check_volumes(config, &store)?;
     let recovery = recovery_status(&recovery);
     log_recovery(&recovery);
+    let audit = audited(config, &mut store, &clock)?;
     let arena = Arena::new(ArenaOptions {
         bytes: usize::try_from(config.buffer.size_bytes).unwrap_or(usize::MAX),
         hugepages: sources::hugepages(config.buffer.hugepages),
@@ -89,7 +92,7 @@ fn record(
     };
     let pipeline = Pipeline::start(store, Pool::new(arena), lanes, &options, clock)?;
     log_queues(&pipeline);
-    let app = App::new(pipeline, Facts { started_ns, recovery, notes });
+    let app = App::new(pipeline, Facts { started_ns, recovery, notes }, Arc::clone(&audit));
     let watched = serve(&app, access, listener, live);
     let books = finish(&app)?;
     for books in &books {
@@ -98,7 +101,26 @@ fn record(
         tracing::info!(lane, received, stored, shed, dropped, "the lane has ended");
     }
     tracing::info!("every segment is closed");
+    audit.note(Event::Stopped);
+    tracing::info!(head = audit.head(), "the audit log ends");
     watched
+}
+
+/// Opens the audit log, writes the start down, and has the store tell what it gives up.
+fn audited(
+    config: &Config,
+    store: &mut Store,
+    clock: &Arc<dyn Clock>,
+) -> Result<Arc<Audit>, DaemonError> {
+    let audit = Audit::open(first_volume(config), Arc::clone(clock))?;
+    tracing::info!(head = audit.head(), "the audit log is open");
+    audit.note(Event::Started {
+        store: store.id().to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    });
+    let witness = Arc::clone(&audit);
+    store.set_witness(Box::new(move |entry| witness.deleting(entry)));
+    Ok(audit)
 }
 
 /// Answers until told to stop, then until the lanes are drained.

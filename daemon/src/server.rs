@@ -22,6 +22,7 @@ use wirevault_telemetry::histogram::Latency;
 
 use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus};
+use crate::audit::Audit;
 use crate::connections::Door;
 use crate::{DaemonError, metrics, status, tail};
 
@@ -41,6 +42,7 @@ pub(crate) struct App {
 struct Inner {
     pipeline: RwLock<Option<Arc<Pipeline>>>,
     facts: Facts,
+    audit: Arc<Audit>,
     answers: Arc<Semaphore>,
     tails: Arc<Semaphore>,
     looks: Arc<Semaphore>,
@@ -73,11 +75,12 @@ pub(crate) struct Questions {
 }
 
 impl App {
-    pub(crate) fn new(pipeline: Pipeline, facts: Facts) -> Self {
+    pub(crate) fn new(pipeline: Pipeline, facts: Facts, audit: Arc<Audit>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 pipeline: RwLock::new(Some(Arc::new(pipeline))),
                 facts,
+                audit,
                 answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
                 tails: Arc::new(Semaphore::new(TAILS_MAX)),
                 looks: Arc::new(Semaphore::new(LOOKS_MAX)),
@@ -100,6 +103,10 @@ impl App {
 
     pub(crate) fn facts(&self) -> &Facts {
         &self.inner.facts
+    }
+
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.inner.audit
     }
 
     pub(crate) fn questions(&self) -> &Questions {
@@ -206,7 +213,7 @@ fn groups_of(uid: u32) -> Vec<u32> {
 /// User and group at the other end, as the kernel attests them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer {
-    ids: Option<(u32, u32)>,
+    pub(crate) ids: Option<(u32, u32)>,
 }
 
 impl Connected<IncomingStream<'_, Door>> for Peer {
@@ -226,28 +233,38 @@ pub(crate) fn router(app: App, access: Access) -> Router {
         .route(api::TAIL, get(tail::watch))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
-        .layer(middleware::from_fn_with_state(Arc::new(access), admit))
+        .layer(middleware::from_fn_with_state((app.clone(), Arc::new(access)), admit))
         .with_state(app)
 }
 
 async fn admit(
-    State(access): State<Arc<Access>>,
+    State((app, access)): State<(App, Arc<Access>)>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,
     next: Next,
 ) -> Response {
     tracing::trace!(uid = peer.ids.map(|ids| ids.0), path = request.uri().path(), "a question");
-    // The user database may be asked, which blocks.
-    let allowed = tokio::task::spawn_blocking(move || access.allows(&peer)).await;
-    if allowed.unwrap_or(false) {
-        return next.run(request).await;
-    }
-    let who = peer.ids.map_or("an unknown user".to_owned(), |(uid, _)| format!("user {uid}"));
+    // The user database may be asked and the audit log written, which blocks.
+    let (method, uri) = (request.method().clone(), request.uri().clone());
+    let refused = tokio::task::spawn_blocking(move || {
+        if access.allows(&peer) {
+            return None;
+        }
+        let who = peer.ids.map_or("an unknown user".to_owned(), |(uid, _)| format!("user {uid}"));
+        let why = format!("{who} may not ask this recorder");
+        app.audit().denied(peer, &method, &uri, &why);
+        Some(why)
+    });
+    let why = match refused.await {
+        Ok(None) => return next.run(request).await,
+        Ok(Some(why)) => why,
+        Err(error) => format!("whether this user may ask is not known: {error}"),
+    };
     answers::error(
         StatusCode::FORBIDDEN,
         format!(
-            "{who} may not ask this recorder: be root, or have the user put into `api.users` or \
-             one of its groups into `api.groups` of the configuration"
+            "{why}: be root, or have the user put into `api.users` or one of its groups into \
+             `api.groups` of the configuration"
         ),
     )
 }

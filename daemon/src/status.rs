@@ -38,6 +38,7 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
         .collect();
     let mut reasons = app.facts().notes.clone();
     reasons.extend(store.key_trouble.clone());
+    reasons.extend(app.audit().trouble());
     reasons.extend(troubles(&lanes, &volumes));
     let ended = pipeline.is_finished();
     let state = match () {

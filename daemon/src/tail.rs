@@ -10,28 +10,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::{ConnectInfo, Query, State};
 use axum::response::Response;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use wirevault_format::gap::GAP_BYTES;
 use wirevault_format::limits::SNAPLEN_MAX;
 use wirevault_format::pcapng::{
     self, BLOCK_EPB, BLOCK_LOCAL, Blocks, Epb, EpbParts, put_epb, put_idb, put_isb_comment, put_shb,
 };
 use wirevault_format::{Gap, Interface, LinkType};
+use wirevault_lifecycle::audit::Outcome;
 use wirevault_packet::bpf::Program;
 use wirevault_pipeline::{Missed, TailChunk};
 use wirevault_query::filter;
 
 use crate::answers::{self, Failure, Pipe};
 use crate::api::PCAPNG_TYPE;
-use crate::server::App;
+use crate::audit::Answered;
+use crate::server::{App, Peer};
 
 /// How often a quiet view looks whether its reader is still there.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Parameters of the request.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Parameters {
     filter: String,
@@ -40,6 +42,7 @@ pub(crate) struct Parameters {
 /// Streams packets until the reader goes or the recorder stops.
 pub(crate) async fn watch(
     State(app): State<App>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Response {
     let Query(Parameters { filter }) = match parameters {
@@ -47,11 +50,21 @@ pub(crate) async fn watch(
         Err(rejection) => return answers::error(rejection.status(), rejection.body_text()),
     };
     let watched = app.clone();
-    let follow = move |pipe: &mut Pipe, cancel: &AtomicBool| follow(&watched, filter, pipe, cancel);
+    let follow = move |pipe: &mut Pipe, cancel: &AtomicBool| {
+        let question = Parameters { filter: filter.clone() };
+        watched
+            .audit()
+            .answer(peer, ("tail", &question), pipe, |pipe| follow(&watched, filter, pipe, cancel))
+    };
     answers::stream(&app, app.tails(), PCAPNG_TYPE, follow).await
 }
 
-fn follow(app: &App, filter: String, pipe: &mut Pipe, cancel: &AtomicBool) -> Result<(), Failure> {
+fn follow(
+    app: &App,
+    filter: String,
+    pipe: &mut Pipe,
+    cancel: &AtomicBool,
+) -> Result<Answered, Failure> {
     let Some(pipeline) = app.pipeline() else {
         return Err(Failure::Failed("the recorder has stopped".to_owned()));
     };
@@ -67,19 +80,18 @@ fn follow(app: &App, filter: String, pipe: &mut Pipe, cancel: &AtomicBool) -> Re
     }
     let chunks = pipeline.tail().subscribe();
     drop((catalog, pipeline));
-    let gone = |_| Failure::Failed("the reader is gone".to_owned());
-    pipe.write_all(encoder.take()).and_then(|()| pipe.flush()).map_err(gone)?;
-    while !cancel.load(Ordering::Relaxed) {
+    let mut left = pipe.write_all(encoder.take()).and_then(|()| pipe.flush()).is_err();
+    while !left && !cancel.load(Ordering::Relaxed) {
         match chunks.recv_timeout(LOOK) {
             Ok(chunk) => {
                 encoder.chunk(&chunk)?;
-                pipe.write_all(encoder.take()).map_err(gone)?;
+                left = pipe.write_all(encoder.take()).is_err();
             }
             Err(error) if error.is_timeout() => {}
             Err(_) => break,
         }
     }
-    Ok(())
+    Ok(Answered { outcome: Outcome::Left, count: encoder.packets })
 }
 
 /// Turns copies of chunks into one pcapng stream.
@@ -89,6 +101,7 @@ struct Encoder {
     interfaces: Vec<Interface>,
     last_ns: u64,
     missed_packets: u64,
+    packets: u64,
     out: Vec<u8>,
     taken: bool,
 }
@@ -103,6 +116,7 @@ impl Encoder {
             interfaces: Vec::new(),
             last_ns: 0,
             missed_packets: 0,
+            packets: 0,
             out,
             taken: false,
         }
@@ -183,6 +197,7 @@ impl Encoder {
         self.out.resize(at + parts.block_bytes(), 0);
         let written = put_epb(&mut self.out, at, &parts).unwrap_or(0);
         self.out.truncate(at + written);
+        self.packets += 1;
     }
 
     fn comment(&mut self, chunk: &TailChunk, text: &str) {

@@ -140,6 +140,7 @@ impl Store {
         let room = Room::plan(volume)?;
         let given_up: Vec<SegmentEntry> =
             room.evict.iter().map(|place| volume.entries()[*place as usize].clone()).collect();
+        given_up.iter().for_each(|entry| (self.witness)(entry));
         let latest = |import: bool| {
             let these = given_up.iter().filter(|entry| entry.import == import);
             these.map(last_ns).max().unwrap_or(0)

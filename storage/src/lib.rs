@@ -45,5 +45,5 @@ pub use options::CreateOptions;
 pub use plan::{Plan, VolumePlan, plan, volume_file_bytes};
 pub use recovery::{RecoveredSegment, RecoveryReport};
 pub use reindex::rebuild_index;
-pub use store::{OpenRequest, OpenSegment, Store};
+pub use store::{OpenRequest, OpenSegment, Store, Witness};
 pub use view::{StoreStatus, VolumeStatus};

@@ -56,6 +56,7 @@ impl Store {
             open: HashMap::new(),
             spares_wanted: SPARES_MIN,
             key_trouble: None,
+            witness: Box::new(|_| ()),
         };
         let shared = &store.shared;
         store.volumes.iter_mut().for_each(|volume| volume.show_changes_in(shared));

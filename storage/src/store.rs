@@ -40,7 +40,12 @@ pub struct Store {
     pub(crate) spares_wanted: usize,
     /// Why the last writing of a key ring failed, if it did.
     pub(crate) key_trouble: Option<String>,
+    pub(crate) witness: Witness,
 }
+
+/// Is told of each segment that is given up, before anything of it goes. May take as long as a
+/// device needs for a flush.
+pub type Witness = Box<dyn Fn(&SegmentEntry) + Send>;
 
 /// Which segment a lane wants.
 #[derive(Debug, Clone, Copy)]
@@ -89,6 +94,11 @@ impl Store {
     /// Packets, index and flow data are encrypted.
     pub fn is_sealed(&self) -> bool {
         self.volumes[0].superblock().sealed
+    }
+
+    /// Sets who is told of segments that are given up; until then nobody is.
+    pub fn set_witness(&mut self, witness: Witness) {
+        self.witness = witness;
     }
 
     /// Flows that the index of an open segment follows at most, on any of the volumes.

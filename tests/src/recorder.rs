@@ -138,9 +138,14 @@ impl Site {
 
     /// Asks the store, without a daemon.
     pub fn offline(&self, verb: &str, args: &[&str]) -> Output {
+        self.offline_of(verb, "", args)
+    }
+
+    /// The same with a verb of two words; an empty second one is none.
+    pub fn offline_of(&self, verb: &str, of: &str, args: &[&str]) -> Output {
         let mut command = Command::new(program("wirevault"));
-        command.arg(verb).arg("--store").arg(self.store()).args(args);
-        command.output().expect("wirevault")
+        command.arg(verb).args(Some(of).filter(|of| !of.is_empty()));
+        command.arg("--store").arg(self.store()).args(args).output().expect("wirevault")
     }
 }
 

@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+pub(crate) mod audit;
 pub(crate) mod flows;
 pub(crate) mod import;
 pub(crate) mod init;

@@ -1,6 +1,6 @@
 //! What goes when room is needed, and what is said when nothing can go.
 
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use wirevault_format::footer::CloseReason;
 use wirevault_format::table::{SegmentEntry, SegmentState};
@@ -63,6 +63,29 @@ fn the_oldest_goes_and_no_more_than_needed() {
         full_segment(&mut recorder, 0);
     }
     assert!(entries(&recorder.store)[0].ordinal > 1);
+}
+
+/// What is asked of the disk while the witness looks finds the segment as it was.
+#[test]
+fn the_witness_sees_what_goes_before_it_goes() {
+    let media = SimMedia::new();
+    let mut recorder = recorder(&media, 4, 64, 1);
+    let (told, disk) = (Arc::new(Mutex::new(Vec::new())), media.clone());
+    let seen = Arc::clone(&told);
+    recorder.store.set_witness(Box::new(move |entry| {
+        let files = disk.list().unwrap().len();
+        seen.lock().unwrap().push((entry.ordinal, files));
+    }));
+    let mut gone = Vec::new();
+    for _ in 0..12 {
+        let before = entries(&recorder.store);
+        let files = media.list().unwrap().len();
+        full_segment(&mut recorder, 0);
+        let after = entries(&recorder.store);
+        gone.extend(before.iter().filter(|it| !after.contains(it)).map(|it| (it.ordinal, files)));
+    }
+    assert!(gone.len() > 2);
+    assert_eq!(*told.lock().unwrap(), gone);
 }
 
 #[test]

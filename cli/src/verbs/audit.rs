@@ -1,0 +1,122 @@
+//! `wirevault audit`: the log of what was done with a store.
+
+use std::path::Path;
+
+use wirevault_lifecycle::audit::{self, Entry, Event, FaultKind, Report, Who};
+use wirevault_query::summary::Instant;
+
+use crate::args::AuditVerb;
+use crate::error::CliError;
+use crate::outcome::Outcome;
+use crate::output::{Paint, count_text, put, put_json};
+
+/// Digits of a hash.
+const HASH_DIGITS: usize = 64;
+
+/// Shows or checks the log.
+pub(crate) fn audit(verb: &AuditVerb) -> Result<Outcome, CliError> {
+    match verb {
+        AuditVerb::Verify { store, head, json } => verify(store, head.as_deref(), *json),
+        AuditVerb::Show { store, json } => show(store, *json),
+    }
+}
+
+fn verify(store: &Path, head: Option<&str>, json: bool) -> Result<Outcome, CliError> {
+    if let Some(head) = head
+        && (head.len() != HASH_DIGITS || !head.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    {
+        let what = format!("--head {head}: a hash is {HASH_DIGITS} hex digits");
+        return Err(CliError::Usage(what));
+    }
+    let head = head.map(str::to_ascii_lowercase);
+    let report = audit::verify(&store.join(audit::FOLDER), head.as_deref())?;
+    match json {
+        true => put_json(&report)?,
+        false => put(&text(&report, Paint::stdout()))?,
+    }
+    Ok(match report.faults.is_empty() && report.anchored != Some(false) {
+        true => Outcome::Found,
+        false => Outcome::Incomplete,
+    })
+}
+
+fn show(store: &Path, json: bool) -> Result<Outcome, CliError> {
+    let mut written = Ok(());
+    let report = audit::read(&store.join(audit::FOLDER), None, &mut |entry| {
+        if written.is_ok() {
+            written = put(&if json { json_line(&entry) } else { line(&entry) });
+        }
+    })?;
+    written?;
+    Ok(if report.faults.is_empty() { Outcome::Found } else { Outcome::Incomplete })
+}
+
+fn text(report: &Report, paint: Paint) -> String {
+    let mut text = String::new();
+    for fault in &report.faults {
+        let what = match &fault.kind {
+            FaultKind::Unreadable(why) => format!("it is no line of a log: {why}"),
+            FaultKind::Changed => "it, or the line before it, is not what was written".to_owned(),
+            FaultKind::Missing { from, until } if from == until => {
+                format!("entry {from} is missing before it")
+            }
+            FaultKind::Missing { from, until } => {
+                format!("entries {from} to {until} are missing before it")
+            }
+            FaultKind::OutOfOrder { number } => {
+                format!("entry {number} does not belong here: it was moved or put in")
+            }
+            FaultKind::Torn => "it has no end: a crash, or somebody cut it".to_owned(),
+        };
+        let place = format!("{}, line {}", fault.file.display(), fault.line);
+        text += &format!("{}: {place}\n  {what}\n", paint.bad("broken"));
+    }
+    if report.anchored == Some(false) {
+        let what = "no line has the hash asked for: the log was cut off or written anew";
+        text += &format!("{}: {what}\n", paint.bad("broken"));
+    }
+    let verdict = match report.faults.is_empty() && report.anchored != Some(false) {
+        true => paint.good("whole"),
+        false => paint.bad("BROKEN"),
+    };
+    let entries = match report.entries {
+        1 => "1 entry".to_owned(),
+        entries => format!("{entries} entries"),
+    };
+    let files = count_text(u64::from(report.files), "file");
+    text + &format!("{entries} in {files}, head {}: {verdict}\n", report.head)
+}
+
+fn line(entry: &Entry) -> String {
+    let who = match entry.who {
+        Who::Recorder => "recorder".to_owned(),
+        Who::User { uid, .. } => format!("user {uid}"),
+        Who::Unknown => "unknown".to_owned(),
+    };
+    let what = match &entry.event {
+        Event::Started { version, .. } => format!("started, release {version}"),
+        Event::Stopped => "stopped".to_owned(),
+        Event::Asked { verb, question } => format!("asked: {verb} {question}"),
+        Event::Answered { asked, outcome, count, bytes } => {
+            let count = count.map_or(String::new(), |count| format!(", {count} found"));
+            format!("answered {asked}: {}{count}, {bytes} bytes", outcome.name())
+        }
+        Event::Denied { request, why, others } => {
+            let others = match others {
+                0 => String::new(),
+                others => format!("; {others} more since the last denial shown"),
+            };
+            format!("denied: {request}: {why}{others}")
+        }
+        Event::Deleted { segment, life, reason, packets, .. } => {
+            format!("deleted: segment {segment} (life {life}), {packets} packets, for {reason}")
+        }
+        Event::Cut { bytes } => format!("{bytes} bytes of an unfinished line were cut off"),
+    };
+    format!("{:>6}  {}  {who:<9}  {what}\n", entry.number, Instant::from(entry.time_ns))
+}
+
+fn json_line(entry: &Entry) -> String {
+    // It holds strings, numbers and JSON values.
+    serde_json::to_string(entry).expect("an entry is JSON") + "\n"
+}

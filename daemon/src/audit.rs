@@ -1,0 +1,144 @@
+//! Who asked for what, written down before the answer begins.
+//!
+//! ```text
+//!  question ─► entry `asked`, durable ─► answer ─► entry `answered`
+//! ```
+//! What cannot be written down is not answered: a recorder that goes on answering without its log
+//! would be the one that an intruder makes. Recording goes on.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::{Method, Uri};
+use serde::Serialize;
+use wirevault_format::table::SegmentEntry;
+use wirevault_lifecycle::AuditError;
+use wirevault_lifecycle::audit::{self, AuditLog, Event, Outcome, Who};
+use wirevault_query::Summary;
+use wirevault_telemetry::clock::Clock;
+
+use crate::answers::{Failure, Pipe};
+use crate::server::Peer;
+
+/// So often a denial has an entry of its own, or a stranger fills the disk with them.
+const DENIAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The log, as the API and the store write into it.
+pub(crate) struct Audit {
+    log: AuditLog,
+    denials: Mutex<Denials>,
+    /// Why the last entry could not be written; nothing when it could.
+    trouble: Mutex<Option<String>>,
+}
+
+#[derive(Default)]
+struct Denials {
+    last: Option<Instant>,
+    others: u64,
+}
+
+/// What an answer came to.
+pub(crate) struct Answered {
+    pub(crate) outcome: Outcome,
+    /// Packets or flows.
+    pub(crate) count: u64,
+}
+
+impl From<Summary> for Answered {
+    fn from(summary: Summary) -> Self {
+        let outcome = if summary.complete { Outcome::Complete } else { Outcome::Incomplete };
+        Self { outcome, count: summary.packets }
+    }
+}
+
+impl Audit {
+    /// Opens the log in the first volume of the store and tells its head to the system's log.
+    pub(crate) fn open(volume: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, AuditError> {
+        let log = AuditLog::open(&volume.join(audit::FOLDER), clock)?;
+        Ok(Arc::new(Self { log, denials: Mutex::default(), trouble: Mutex::default() }))
+    }
+
+    /// Writes down what the recorder does itself. A failure is told by the status.
+    pub(crate) fn note(&self, event: Event) {
+        // The trouble is kept for the status; whoever records goes on.
+        let _ = self.append(Who::Recorder, event);
+    }
+
+    /// A segment is about to be given up for the quota.
+    pub(crate) fn deleting(&self, entry: &SegmentEntry) {
+        self.note(Event::Deleted {
+            segment: entry.ordinal,
+            life: entry.life.to_string(),
+            reason: "quota".to_owned(),
+            packets: entry.packets,
+            times_ns: entry.times_ns,
+        });
+    }
+
+    /// Somebody was turned away.
+    pub(crate) fn denied(&self, peer: Peer, method: &Method, uri: &Uri, why: &str) {
+        let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
+        if denials.last.is_some_and(|last| last.elapsed() < DENIAL_PAUSE) {
+            denials.others += 1;
+            return;
+        }
+        let others = std::mem::take(&mut denials.others);
+        denials.last = Some(Instant::now());
+        let event = Event::Denied { request: format!("{method} {uri}"), why: why.into(), others };
+        // The trouble is kept for the status; he is turned away either way.
+        let _ = self.append(who(peer), event);
+    }
+
+    /// Makes an answer between its two entries.
+    pub(crate) fn answer(
+        &self,
+        peer: Peer,
+        (verb, question): (&str, &impl Serialize),
+        pipe: &mut Pipe,
+        work: impl FnOnce(&mut Pipe) -> Result<Answered, Failure>,
+    ) -> Result<(), Failure> {
+        let who = who(peer);
+        let question = serde_json::to_value(question).map_err(|error| {
+            Failure::Failed(format!("the question cannot be written down: {error}"))
+        })?;
+        let asked = self.append(who, Event::Asked { verb: verb.to_owned(), question });
+        let asked = asked.map_err(|error| {
+            Failure::Failed(format!("nothing is answered that cannot be written down: {error}"))
+        })?;
+        let result = work(pipe);
+        let (outcome, count) = match &result {
+            Ok(answered) => (answered.outcome, Some(answered.count)),
+            Err(Failure::Refused(_)) => (Outcome::Refused, None),
+            Err(Failure::Failed(_)) => (Outcome::BrokenOff, None),
+        };
+        let bytes = pipe.bytes();
+        // The trouble is kept for the status; the next question is not answered.
+        let _ = self.append(who, Event::Answered { asked, outcome, count, bytes });
+        result.map(drop)
+    }
+
+    /// Why the log cannot be written.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Hash of the last line.
+    pub(crate) fn head(&self) -> String {
+        self.log.head()
+    }
+
+    fn append(&self, who: Who, event: Event) -> Result<u64, AuditError> {
+        let appended = self.log.append(who, event);
+        let trouble = appended.as_ref().err().map(ToString::to_string);
+        if let Some(trouble) = &trouble {
+            tracing::error!("{trouble}");
+        }
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        appended
+    }
+}
+
+fn who(peer: Peer) -> Who {
+    peer.ids.map_or(Who::Unknown, |(uid, gid)| Who::User { uid, gid })
+}

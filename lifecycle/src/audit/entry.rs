@@ -1,0 +1,123 @@
+//! What a line says.
+
+use serde::{Deserialize, Serialize};
+
+/// One thing that was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Counts from 0, without a hole.
+    pub number: u64,
+    /// Unix time, ns. The machine's clock may be set back; the order is that of the numbers.
+    pub time_ns: u64,
+    /// By whom.
+    pub who: Who,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// Who did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Who {
+    /// The recorder itself.
+    Recorder,
+    /// A user of this machine, as the kernel attests it (`SO_PEERCRED`).
+    User {
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+    },
+    /// Somebody whom the kernel did not name.
+    Unknown,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A recorder began.
+    Started {
+        /// Store id, hex.
+        store: String,
+        /// Release of the program.
+        version: String,
+    },
+    /// A recorder ended well. One that was killed leaves no such line.
+    Stopped,
+    /// Packets or flows were asked for. It stands here before the first byte of the answer goes.
+    Asked {
+        /// `query`, `flows` or `tail`.
+        verb: String,
+        /// The question: a JSON object of the API.
+        question: serde_json::Value,
+    },
+    /// An answer ended.
+    Answered {
+        /// Number of the entry with the question.
+        asked: u64,
+        /// How it ended.
+        outcome: Outcome,
+        /// Packets or flows in the answer; nothing where it broke off.
+        count: Option<u64>,
+        /// Bytes that were made for the reader: he got no more.
+        bytes: u64,
+    },
+    /// Somebody asked for what he may not have.
+    Denied {
+        /// Method and path.
+        request: String,
+        /// Why not.
+        why: String,
+        /// Denials since the last such entry that have none of their own: one a second has.
+        others: u64,
+    },
+    /// A segment is given up: this stands here before its key and its bytes go.
+    Deleted {
+        /// Ordinal in the store.
+        segment: u64,
+        /// Life id, hex.
+        life: String,
+        /// Why: `quota`.
+        reason: String,
+        /// Packets in it.
+        packets: u64,
+        /// Packet time of the first and of the last packet, Unix ns.
+        times_ns: Option<(u64, u64)>,
+    },
+    /// The log ended in a part of a line when it was opened, which was cut off: a crash.
+    Cut {
+        /// Bytes cut off.
+        bytes: u64,
+    },
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// All of it was handed over, and it lacks nothing.
+    Complete,
+    /// All of it was handed over; it says what it lacks.
+    Incomplete,
+    /// It failed, or nobody took the rest.
+    BrokenOff,
+    /// The question was refused: a filter that does not compile, for one.
+    Refused,
+    /// A live view, which has no end of its own: its reader went, or the recorder stopped.
+    Left,
+}
+
+impl Outcome {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Incomplete => "incomplete",
+            Self::BrokenOff => "broken off",
+            Self::Refused => "refused",
+            Self::Left => "left",
+        }
+    }
+}

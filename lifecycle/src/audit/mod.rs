@@ -1,0 +1,42 @@
+//! The audit log: append-only, and every line chained to the one before it.
+//!
+//! # Format
+//! A folder of files `audit-NNNNNNNN.log`, numbered from 1 without a hole, each of lines of text:
+//!
+//! ```text
+//! HASH ENTRY\n
+//! ```
+//!
+//! `ENTRY` is one JSON object (an [`Entry`]); `HASH`, 64 lower-case hex digits, is
+//!
+//! ```text
+//! SHA-256( HASH of the line before ‖ one space ‖ ENTRY )
+//! ```
+//!
+//! over the text as it stands. Before the very first line stand 64 zeros; the first line of a file
+//! follows the last one of the file before. So a line is checked by hand with
+//! `printf '%s %s' "$before" "$entry" | sha256sum`.
+//!
+//! # What that proves
+//! Who knows the hash of a line knows that no earlier line was changed, removed or moved since.
+//! Lines that are missing at the end are noticed only by who kept a newer hash: the head is told in
+//! the system's log at each start and end ([`verify::Report::head`] finds it again).
+//! Somebody who may write to the folder can make a whole new chain; its head is another one.
+//!
+//! # Durability
+//! [`AuditLog::append`] returns when the line is on the disk (`fdatasync`). What a crash leaves of
+//! a line was not answered for, and is cut off at the next opening, which is an entry of its own.
+//!
+//! Files: [`entry`], [`log`] (the writer), [`verify`] (the reader), `folder` (names and lines).
+
+pub mod entry;
+mod folder;
+pub mod log;
+pub mod verify;
+
+pub use entry::{Entry, Event, Outcome, Who};
+pub use log::AuditLog;
+pub use verify::{Fault, FaultKind, Report, read, verify};
+
+/// Name of the log's folder within the first volume of a store.
+pub const FOLDER: &str = "audit";

@@ -1,0 +1,143 @@
+//! Reading a log back and checking its chain.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::AuditError;
+use crate::audit::entry::Entry;
+use crate::audit::folder::{self, BEGINNING};
+
+/// What a check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Lines that are entries.
+    pub entries: u64,
+    /// Files.
+    pub files: u32,
+    /// Hash of the last line.
+    pub head: String,
+    /// Whether the hash asked for is that of a line; nothing if none was asked for.
+    pub anchored: Option<bool>,
+    /// What is wrong, in the order of the lines. Empty: the log is whole.
+    pub faults: Vec<Fault>,
+}
+
+/// A place where the chain is broken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// The file.
+    pub file: PathBuf,
+    /// Line within it, from 1.
+    pub line: u64,
+    /// What is wrong there.
+    pub kind: FaultKind,
+}
+
+/// What is wrong with a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// It is no line of a log.
+    Unreadable(String),
+    /// Its text, or its place in the chain, is not the one that was written.
+    Changed,
+    /// Entries before it are missing: numbers `from` to `until`, both included.
+    Missing {
+        /// First number that is missing.
+        from: u64,
+        /// Last number that is missing.
+        until: u64,
+    },
+    /// Its number was there before: it was moved, or put in.
+    OutOfOrder {
+        /// Its number.
+        number: u64,
+    },
+    /// A part of a line at the end, as a crash leaves it.
+    Torn,
+}
+
+/// Checks a whole log. `anchor` is a hash that was kept elsewhere: a line must have it.
+///
+/// Errors: [`AuditError::None`], or the system's.
+pub fn verify(folder: &Path, anchor: Option<&str>) -> Result<Report, AuditError> {
+    read(folder, anchor, &mut |_| ())
+}
+
+/// As [`verify`], and gives out every entry on the way.
+///
+/// Errors: as [`verify`].
+pub fn read(
+    folder: &Path,
+    anchor: Option<&str>,
+    sink: &mut dyn FnMut(Entry),
+) -> Result<Report, AuditError> {
+    let files = folder::files(folder)?;
+    if files.is_empty() {
+        return Err(AuditError::None { path: folder.into() });
+    }
+    let mut check = Check {
+        report: Report {
+            entries: 0,
+            files: files.len() as u32,
+            head: BEGINNING.to_owned(),
+            anchored: anchor.map(|_| false),
+            faults: Vec::new(),
+        },
+        anchor,
+        next: 0,
+        sink,
+    };
+    for number in files {
+        let path = folder::path(folder, number);
+        let bytes = fs::read(&path).map_err(|source| AuditError::Io {
+            path: path.clone(),
+            what: "read",
+            source,
+        })?;
+        for (line, text) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
+            if let Some(kind) = check.line(text) {
+                check.report.faults.push(Fault { file: path.clone(), line, kind });
+            }
+        }
+    }
+    Ok(check.report)
+}
+
+struct Check<'a> {
+    report: Report,
+    anchor: Option<&'a str>,
+    next: u64,
+    sink: &'a mut dyn FnMut(Entry),
+}
+
+impl Check<'_> {
+    /// What is wrong with the next line. The check goes on from the hash that the line states, so
+    /// that one fault is told once.
+    fn line(&mut self, text: &[u8]) -> Option<FaultKind> {
+        let Some(text) = text.strip_suffix(b"\n") else { return Some(FaultKind::Torn) };
+        let line = match folder::parse(text) {
+            Ok(line) => line,
+            Err(why) => return Some(FaultKind::Unreadable(why)),
+        };
+        let follows = folder::hash(&self.report.head, line.text) == line.hash;
+        let (number, expected) = (line.entry.number, self.next);
+        let fault = if number > expected {
+            Some(FaultKind::Missing { from: expected, until: number - 1 })
+        } else if number < expected {
+            Some(FaultKind::OutOfOrder { number })
+        } else {
+            (!follows).then_some(FaultKind::Changed)
+        };
+        self.report.entries += 1;
+        self.report.head = line.hash.to_owned();
+        if self.anchor == Some(line.hash) {
+            self.report.anchored = Some(true);
+        }
+        self.next = expected.max(number.saturating_add(1));
+        (self.sink)(line.entry);
+        fault
+    }
+}

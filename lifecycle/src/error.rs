@@ -1,0 +1,39 @@
+//! What can go wrong with the audit log.
+
+use std::io;
+use std::path::PathBuf;
+
+/// The audit log cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuditError {
+    /// The system refuses.
+    #[error("audit log {}: cannot {what}: {source}", path.display())]
+    Io {
+        /// The folder or the file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no log.
+    #[error("{} holds no audit log; a recorder writes one into the folder `audit` of the \
+             store's first volume", path.display())]
+    None {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The newest file does not end as a log does, so nothing can be chained to it.
+    #[error("audit log {}: line {line} is none of ours: {why}; look at it with `wirevault audit \
+             verify`, then move the folder away to begin a new log", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        why: String,
+    },
+}

@@ -138,8 +138,8 @@ pub(crate) trait OnInterface {
     /// Link type of the packets. Errors: this source cannot record such an interface.
     fn link_type(&self, link: Link) -> Result<LinkType, CaptureError>;
 
-    /// Learns what `status` says of an interface that is there, up or down. Errors: it cannot do what
-    /// is asked for.
+    /// Learns what `status` says of an interface that is there, up or down. Errors: it cannot do
+    /// what is asked for.
     fn look_at(&mut self) -> Result<(), CaptureError> {
         Ok(())
     }

@@ -79,8 +79,8 @@ pub fn plan(
     let need = u128::from(SEGMENTS_PER_LANE * lanes * SEGMENT_BYTES_MIN);
     if quota < need {
         return refuse(format!(
-            "a quota of {quota} bytes is too small: {SEGMENTS_PER_LANE} segments x {lanes} lane{} x \
-             {SEGMENT_BYTES_MIN} bytes = {need} bytes are needed",
+            "a quota of {quota} bytes is too small: {SEGMENTS_PER_LANE} segments x {lanes} lane{} \
+             x {SEGMENT_BYTES_MIN} bytes = {need} bytes are needed",
             if lanes == 1 { "" } else { "s" }
         ));
     }

@@ -16,7 +16,8 @@ const DATA_UNIT_BYTES: u128 = 512_000;
 ///       32 units read(16)   48 units written(16)   64 reads(16)   80 writes(16)
 ///       96 busy minutes(16)   112 power cycles(16)   128 hours(16)   144 unsafe shutdowns(16)
 ///      160 media errors(16)   176 error log entries(16)   192 warning minutes(4)
-///      196 critical minutes(4)   200 sensors(2) x 8   216 throttled x 2(4)   224 its seconds x 2(4)
+///      196 critical minutes(4)   200 sensors(2) x 8   216 throttled x 2(4)
+///      224 its seconds x 2(4)
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SmartLog {

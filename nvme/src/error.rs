@@ -28,6 +28,16 @@ pub enum NvmeError {
         /// Byte asked for.
         offset: u64,
     },
+    /// Misuse: a write behind the end of a file of fixed size.
+    #[error("a write of {len_bytes} bytes at {offset} reaches beyond the file's {bytes} bytes")]
+    Beyond {
+        /// Byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        len_bytes: usize,
+        /// Bytes of the file.
+        bytes: u64,
+    },
     /// Misuse: the slot was detached or belongs to another queue.
     #[error("slot {index} is not attached")]
     UnknownSlot {

@@ -9,6 +9,7 @@
 //! One thread owns a queue. The back ends behind [`Queue`]:
 //!
 //! - [`UringQueue`]: `O_DIRECT` io_uring with registered memory and files;
+//! - [`PassthroughQueue`]: NVMe commands to a namespace, past file system and block layer;
 //! - [`ThreadQueue`]: a plain pwrite thread, where io_uring is forbidden;
 //! - [`SimQueue`]: a simulated disk with late and reordered completions;
 //! - [`NullQueue`]: completes everything and writes nothing, for measuring what comes before it.
@@ -28,13 +29,14 @@
 //!   back once, with a completion or with the refusal.
 //! - **Alignment.** Offsets and lengths are multiples of `LBA_BYTES`; the padding of the last LBA
 //!   is the caller's.
-//! - io_uring's IOPOLL mode is not offered: without a polled device queue it burns a core to no
-//!   gain.
+//! - Polling instead of interrupts (IOPOLL) is for passthrough, where the driver has polled queues:
+//!   without them it burns a core to no gain.
 //!
 //! [`device`] finds the block devices of the machine and tells who uses them.
 //!
 //! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, `run` (chunks
-//! that are written together), [`open`], and `sys`, the only unsafe code.
+//! that are written together), [`open`], [`spec`] (what devices say, and commands), and `sys` and
+//! `passthrough::sys`, the unsafe code.
 
 #![deny(unsafe_code)]
 
@@ -43,6 +45,7 @@ pub mod error;
 pub mod null;
 pub mod open;
 pub mod options;
+pub mod passthrough;
 mod run;
 pub mod sim;
 pub mod slot;
@@ -66,6 +69,7 @@ pub use error::{NvmeError, Refused, is_poisoned};
 pub use null::NullQueue;
 pub use open::open_best;
 pub use options::{Backend, QueueOptions, QueueReport};
+pub use passthrough::PassthroughQueue;
 pub use sim::{SimOptions, SimQueue};
 pub use slot::Slot;
 pub use thread::ThreadQueue;
@@ -73,7 +77,7 @@ pub use uring::UringQueue;
 
 /// A queue of writes and syncs to files of volumes. See the crate's rules on ordering and poison.
 pub trait Queue: Send {
-    /// The back end's name: `io_uring`, `thread`, `sim`, `null`.
+    /// The back end's name: `passthrough`, `io_uring`, `thread`, `sim`, `null`.
     fn name(&self) -> &'static str;
 
     /// What the queue is and what it is not. Allocates; not for the hot path.

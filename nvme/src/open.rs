@@ -1,5 +1,7 @@
 //! The best back end that works here.
 
+use std::io;
+
 use wirevault_buffer::Arena;
 
 use crate::Queue;
@@ -15,6 +17,11 @@ use crate::uring::UringQueue;
 pub fn open_best(options: &QueueOptions, arena: &Arena) -> Result<Box<dyn Queue>, NvmeError> {
     options.check()?;
     match options.backend {
+        Backend::Passthrough => Err(NvmeError::Setup {
+            backend: "passthrough",
+            reason: "it needs a device, and this volume is a folder",
+            source: io::ErrorKind::Unsupported.into(),
+        }),
         Backend::Uring => Ok(Box::new(UringQueue::new(options, Some(arena))?)),
         Backend::Thread => {
             let mut queue = ThreadQueue::new(options)?;
@@ -36,8 +43,6 @@ fn fall_back(options: &QueueOptions, error: &NvmeError) -> Result<Box<dyn Queue>
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use wirevault_buffer::{ArenaOptions, Hugepages};
 
     use super::*;

@@ -12,9 +12,12 @@ pub const SLOTS_MAX: u16 = 1024;
 /// Which back end [`open_best`](crate::open_best) takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backend {
-    /// io_uring, or the thread where io_uring cannot be had.
+    /// NVMe passthrough on devices that can be asked directly, else io_uring, or the thread where
+    /// io_uring cannot be had.
     #[default]
     Auto,
+    /// NVMe passthrough or an error.
+    Passthrough,
     /// io_uring or an error.
     Uring,
     /// The thread.
@@ -32,11 +35,14 @@ pub struct QueueOptions {
     pub slots: u16,
     /// Whether to go past the page cache (`O_DIRECT`) where the file system allows it.
     pub direct: bool,
+    /// Whether to poll a device whose driver has polled queues, instead of being interrupted. It
+    /// takes the writer's core while anything is in flight.
+    pub polling: bool,
 }
 
 impl Default for QueueOptions {
     fn default() -> Self {
-        Self { backend: Backend::Auto, depth: 64, slots: 64, direct: true }
+        Self { backend: Backend::Auto, depth: 64, slots: 64, direct: true, polling: true }
     }
 }
 
@@ -64,6 +70,11 @@ pub struct QueueReport {
     pub registered_files: bool,
     /// Whether files are attached, and all attached so far went past the page cache.
     pub o_direct: bool,
+    /// Whether the device is polled instead of interrupting.
+    pub polled: bool,
+    /// Whether a sync asks the device to flush. Not so where a completed write is durable by
+    /// itself.
+    pub flushes: bool,
     /// What was wanted and is not so, each with its reason.
     pub why_not: Vec<String>,
 }
@@ -78,6 +89,8 @@ impl QueueReport {
             registered_buffers: false,
             registered_files: false,
             o_direct: false,
+            polled: false,
+            flushes: true,
             why_not: Vec::new(),
         }
     }

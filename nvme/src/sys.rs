@@ -1,4 +1,4 @@
-//! The io_uring itself. The only unsafe code of this crate.
+//! The io_uring that writes files, and what it has in common with the one for NVMe commands.
 //!
 //! # Invariants
 //! - Memory that a submitted write points to belongs to the [`Op`] in `ops`, and leaves it only
@@ -14,14 +14,14 @@ use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, Probe, opcode, squeue};
+use io_uring::{IoUring, Probe, Submitter, cqueue, opcode, squeue};
 use wirevault_buffer::{Arena, ChunkBuf};
 
 use crate::run::{RUN_CHUNKS_MAX, Run};
 use crate::slot::Slot;
 
 /// How long a dropped ring waits for a device to finish.
-const DRAIN: Duration = Duration::from_secs(30);
+pub(crate) const DRAIN: Duration = Duration::from_secs(30);
 
 /// An operation in flight.
 pub(crate) struct Op {
@@ -83,7 +83,7 @@ impl Ring {
         arena: Option<&Arena>,
         why_not: &mut Vec<String>,
     ) -> io::Result<Self> {
-        let (ring, enabled) = build(depth, why_not)?;
+        let (ring, enabled) = build(depth, false, why_not)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -114,9 +114,8 @@ impl Ring {
             registered_lists: probe.is_supported(opcode::WritevFixed::CODE),
             enabled,
         };
-        if let Some(arena) = arena {
-            ring.register_arena(arena, why_not);
-        }
+        let submitter = ring.ring.submitter();
+        ring.registered = arena.and_then(|arena| register_arena(&submitter, arena, why_not));
         ring.registered_files = match ring.register_file_table(slots) {
             Ok(()) => true,
             Err(e) => {
@@ -189,17 +188,7 @@ impl Ring {
         };
         match result {
             Ok(_) => Ok(()),
-            // ETIME: nothing ended in time. EINTR: a signal. EAGAIN and EBUSY: the kernel is short
-            // of memory or has completions to be fetched; what was not taken stays queued for the
-            // next call.
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY)
-                ) =>
-            {
-                Ok(())
-            }
+            Err(e) if is_passing(&e) => Ok(()),
             Err(e) => Err(e),
         }
     }
@@ -253,25 +242,6 @@ impl Ring {
         entry.flags(flags)
     }
 
-    fn register_arena(&mut self, arena: &Arena, why_not: &mut Vec<String>) {
-        let pieces: Vec<libc::iovec> = arena
-            .regions()
-            .iter()
-            .map(|r| libc::iovec { iov_base: r.address as *mut libc::c_void, iov_len: r.bytes })
-            .collect();
-        // SAFETY: the regions are mapped, writable memory of the arena, of which `registered` keeps
-        // a handle as long as the ring lives; the kernel reads them only for writes that `push`
-        // submits.
-        let result = unsafe { self.ring.submitter().register_buffers(&pieces) };
-        match result {
-            Ok(()) => self.registered = Some(arena.clone()),
-            Err(e) => why_not.push(format!(
-                "memory is not registered ({e}); allow {} bytes with LimitMEMLOCK= or ulimit -l",
-                arena.report().bytes
-            )),
-        }
-    }
-
     fn register_file_table(&self, slots: u16) -> io::Result<()> {
         let submitter = self.ring.submitter();
         // Linux before 5.19 has no sparse call, but takes a table of holes.
@@ -301,15 +271,62 @@ impl Drop for Ring {
     }
 }
 
+/// Makes an arena's memory known to the kernel, and gives the handle that keeps it mapped, which the
+/// ring holds for as long as it lives.
+pub(crate) fn register_arena(
+    submitter: &Submitter<'_>,
+    arena: &Arena,
+    why_not: &mut Vec<String>,
+) -> Option<Arena> {
+    let pieces: Vec<libc::iovec> = arena
+        .regions()
+        .iter()
+        .map(|r| libc::iovec { iov_base: r.address as *mut libc::c_void, iov_len: r.bytes })
+        .collect();
+    // SAFETY: the regions are mapped, writable memory of the arena, which stays mapped while the
+    // ring holds the handle that we give; the kernel reads them only for writes that the ring
+    // submits.
+    let result = unsafe { submitter.register_buffers(&pieces) };
+    match result {
+        Ok(()) => Some(arena.clone()),
+        Err(e) => {
+            why_not.push(format!(
+                "memory is not registered ({e}); allow {} bytes with LimitMEMLOCK= or ulimit -l",
+                arena.report().bytes
+            ));
+            None
+        }
+    }
+}
+
+/// Whether the ring is as good as before this error of a call that submits or waits. ETIME: nothing
+/// ended in time. EINTR: a signal. EAGAIN and EBUSY: the kernel is short of memory or has
+/// completions to be fetched; what was not taken stays queued for the next call.
+pub(crate) fn is_passing(error: &io::Error) -> bool {
+    let passing = [libc::ETIME, libc::EINTR, libc::EAGAIN, libc::EBUSY];
+    error.raw_os_error().is_some_and(|code| passing.contains(&code))
+}
+
 /// Tries set-up flags from best to plain. Gives the ring and whether it is enabled already.
-fn build(depth: u32, why_not: &mut Vec<String>) -> io::Result<(IoUring, bool)> {
-    let best = IoUring::builder()
-        .setup_clamp()
+pub(crate) fn build<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
+    entries: u32,
+    polled: bool,
+    why_not: &mut Vec<String>,
+) -> io::Result<(IoUring<S, C>, bool)> {
+    let plain = || {
+        let mut builder = IoUring::<S, C>::builder();
+        builder.setup_clamp();
+        if polled {
+            builder.setup_iopoll();
+        }
+        builder
+    };
+    let best = plain()
         .setup_r_disabled()
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
-        .build(depth);
+        .build(entries);
     match best {
         Ok(ring) => Ok((ring, false)),
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
@@ -318,7 +335,7 @@ fn build(depth: u32, why_not: &mut Vec<String>) -> io::Result<(IoUring, bool)> {
                  completions interrupt the thread"
                     .to_owned(),
             );
-            Ok((IoUring::builder().setup_clamp().build(depth)?, true))
+            Ok((plain().build(entries)?, true))
         }
         Err(e) => Err(e),
     }

@@ -220,7 +220,8 @@ pub fn of_path(roots: &Roots, path: &Path) -> Result<Device, NvmeError> {
     })
 }
 
-fn block_number(path: &Path) -> io::Result<(u32, u32)> {
+/// Major and minor number behind a path. Errors: it cannot be read, or is no block device.
+pub(crate) fn block_number(path: &Path) -> io::Result<(u32, u32)> {
     use std::os::unix::fs::FileTypeExt;
     let metadata = std::fs::metadata(path)?;
     if !metadata.file_type().is_block_device() {

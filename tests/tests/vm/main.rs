@@ -1,3 +1,4 @@
 //! The real nvme driver, in a virtual machine.
 
 mod laboratory;
+mod queues;

@@ -123,6 +123,16 @@ pub enum NvmeError {
         /// The system's answer.
         source: io::Error,
     },
+    /// Device: a device does not say what it was asked.
+    #[error("cannot ask {device} {what}: {source}")]
+    Ask {
+        /// Who was asked.
+        device: String,
+        /// For what.
+        what: &'static str,
+        /// The system's or the device's answer.
+        source: io::Error,
+    },
     /// Device: the queue itself broke; nothing in flight can be counted on.
     #[error("the {backend} queue broke: {source}")]
     Broken {

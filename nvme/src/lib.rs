@@ -32,16 +32,19 @@
 //! - Polling instead of interrupts (IOPOLL) is for passthrough, where the driver has polled queues:
 //!   without them it burns a core to no gain.
 //!
-//! [`device`] finds the block devices of the machine and tells who uses them.
+//! [`device`] finds the block devices of the machine and tells who uses them; [`health`] asks one how
+//! it is, through [`admin`].
 //!
 //! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, `run` (chunks
-//! that are written together), [`open`], [`spec`] (what devices say, and commands), and `sys` and
-//! `passthrough::sys`, the unsafe code.
+//! that are written together), [`open`], [`spec`] (what devices say, and commands), and `sys`,
+//! `passthrough::sys` and `admin::sys`, the unsafe code.
 
 #![deny(unsafe_code)]
 
+pub mod admin;
 pub mod device;
 pub mod error;
+pub mod health;
 pub mod null;
 pub mod open;
 pub mod options;
@@ -66,6 +69,7 @@ use wirevault_media::MediaFile;
 
 pub use device::{Controller, Device, DeviceKind, Namespace, Roots, Use};
 pub use error::{NvmeError, Refused, is_poisoned};
+pub use health::Health;
 pub use null::NullQueue;
 pub use open::open_best;
 pub use options::{Backend, QueueOptions, QueueReport};

@@ -36,6 +36,7 @@ use wirevault_buffer::{Arena, ChunkBuf};
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_media::MediaFile;
 
+use crate::admin::volatile_cache;
 use crate::device::Device;
 use crate::error::{NvmeError, Refused};
 use crate::options::{QueueOptions, QueueReport};
@@ -187,10 +188,10 @@ impl PassthroughQueue<UringCommands> {
         options: &QueueOptions,
         arena: Option<&Arena>,
         device: &Device,
-        cache: Option<bool>,
     ) -> Result<Self, NvmeError> {
         options.check()?;
-        let target = Target::of(device, cache)?;
+        let node = device.nvme.as_ref().and_then(|nvme| nvme.generic_node.as_deref());
+        let target = Target::of(device, node.and_then(volatile_cache))?;
         let mut report = QueueReport::new(NAME);
         let commands = options.depth as usize * target.pieces_max();
         let ring = UringCommands::open(device, commands, options, arena, &mut report.why_not)?;

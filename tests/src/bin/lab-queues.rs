@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  lab-queues devices            a line for each NVMe namespace
+//!  lab-queues health SERIAL      what the device says of its health
 //!  lab-queues suite SERIAL       every check of the queues' suite, over NVMe commands in each mode
 //!  lab-queues write SERIAL       one write and one sync; prints how they ended
 //! ```
@@ -14,8 +15,9 @@ mod suite;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use wirevault_nvme::admin::AdminNode;
 use wirevault_nvme::device::{Roots, discover};
-use wirevault_nvme::{Completion, Device, PassthroughQueue, QueueOptions};
+use wirevault_nvme::{Completion, Device, Health, PassthroughQueue, QueueOptions};
 
 use extents::ExtentMedia;
 use suite::{Bench, DEPTH, EVERY, STORING, options, pool};
@@ -26,9 +28,10 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         ["devices"] => devices(),
         ["suite", serial] => run_suite(&device(serial)),
+        ["health", serial] => health(&device(serial)),
         ["write", serial] => write(&device(serial)),
         _ => {
-            eprintln!("lab-queues devices | suite SERIAL | write SERIAL");
+            eprintln!("lab-queues devices | health SERIAL | suite SERIAL | write SERIAL");
             return ExitCode::from(2);
         }
     }
@@ -62,6 +65,31 @@ fn devices() {
     }
 }
 
+fn health(device: &Device) {
+    let nvme = device.nvme.as_ref().expect("a namespace");
+    let admin = AdminNode::open(&nvme.controllers[0].node).unwrap_or_else(|e| panic!("{e}"));
+    let health = Health::read(&admin, nvme.id).unwrap_or_else(|error| panic!("{error}"));
+    let smart = health.smart.as_ref().expect("health");
+    assert_eq!(
+        (&health.controller.serial, &health.controller.model),
+        (&device.serial, &device.model)
+    );
+    println!(
+        "celsius={:?} writes={} written={} warnings={:?} lba={:?} cache={} transfer={:?} errors={} \
+         amazon={} why_not={:?}",
+        smart.celsius(),
+        smart.writes,
+        smart.written_bytes,
+        health.warnings(),
+        health.namespace.and_then(|it| it.lba_bytes),
+        health.controller.volatile_cache,
+        health.controller.transfer_bytes_max,
+        health.errors.len(),
+        health.amazon.is_some(),
+        health.why_not,
+    );
+}
+
 fn run_suite(device: &Device) {
     for (name, check) in STORING.iter().chain(EVERY) {
         for (label, polling, registered) in [
@@ -81,7 +109,7 @@ fn bench(device: &Device, label: &'static str, polling: bool, registered: bool) 
     let pool = pool(DEPTH + 4);
     let options = QueueOptions { polling, ..options(true) };
     let arena = registered.then(|| pool.arena());
-    let queue = PassthroughQueue::open(&options, arena, device, None)
+    let queue = PassthroughQueue::open(&options, arena, device)
         .unwrap_or_else(|error| panic!("{label}: {error}"));
     let report = wirevault_nvme::Queue::report(&queue);
     assert_eq!(report.registered_buffers, registered, "{label}: {report:?}");

@@ -164,6 +164,13 @@ impl Vm {
         self.qmp.run("qom-set", arguments);
     }
 
+    /// Makes the device warn of its health: bits of the critical warning in its health log.
+    pub fn warn(&mut self, disk: &Disk, bits: u8) {
+        let path = format!("/machine/peripheral/{}", disk.serial);
+        let arguments = json!({"path": path, "property": "smart_critical_warning", "value": bits});
+        self.qmp.run("qom-set", arguments);
+    }
+
     /// Pulls the device out, without a warning to whoever uses it.
     pub fn unplug(&mut self, disk: &Disk) {
         let id = &disk.serial;

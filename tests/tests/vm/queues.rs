@@ -51,3 +51,24 @@ fn errors_of_a_device_are_told_as_it_tells_them() {
     // QEMU itself cannot flush now, so it does not let go of the fault.
     vm.finish();
 }
+
+#[test]
+fn a_device_tells_of_its_health() {
+    let mut vm = Vm::restore(Kind::Plain);
+    let disk = vm.add_nvme(&NvmeOptions::new("WELL", BYTES));
+    vm.ok(&format!("dd if=/dev/zero of={} bs=1M count=4 oflag=direct", disk.block));
+    let said = vm.ok("lab-queues health WELL");
+    // QEMU's devices are at 323 K, hold 512 KiB a command, and keep no error log.
+    for fact in [
+        "celsius=Some(50) ",
+        "warnings=[] ",
+        "lba=Some(512) cache=true transfer=Some(524288) errors=0 amazon=false why_not=[]",
+    ] {
+        assert!(said.contains(fact), "{fact}: {said}");
+    }
+    const DEGRADED: u8 = 4;
+    vm.warn(&disk, DEGRADED);
+    let said = vm.ok("lab-queues health WELL");
+    assert!(said.contains("reliability is degraded"), "{said}");
+    vm.finish();
+}

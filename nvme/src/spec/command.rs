@@ -19,10 +19,22 @@ pub const ALL_NAMESPACES: u32 = u32::MAX;
 
 /// Opcodes of the admin queue (base specification, section 5).
 pub mod admin {
+    /// Delete I/O Submission Queue.
+    pub const DELETE_SUBMISSION_QUEUE: u8 = 0x00;
+    /// Create I/O Submission Queue.
+    pub const CREATE_SUBMISSION_QUEUE: u8 = 0x01;
     /// Get Log Page.
     pub const GET_LOG_PAGE: u8 = 0x02;
+    /// Delete I/O Completion Queue.
+    pub const DELETE_COMPLETION_QUEUE: u8 = 0x04;
+    /// Create I/O Completion Queue.
+    pub const CREATE_COMPLETION_QUEUE: u8 = 0x05;
     /// Identify.
     pub const IDENTIFY: u8 = 0x06;
+    /// Abort.
+    pub const ABORT: u8 = 0x08;
+    /// Set Features.
+    pub const SET_FEATURES: u8 = 0x09;
 }
 
 /// Opcodes of I/O queues (base specification, section 7; NVM command set, section 3.2).
@@ -31,6 +43,8 @@ pub mod io {
     pub const FLUSH: u8 = 0x00;
     /// Write.
     pub const WRITE: u8 = 0x01;
+    /// Read.
+    pub const READ: u8 = 0x02;
 }
 
 /// Log pages (base specification, section 5.16.1).

@@ -133,6 +133,40 @@ pub enum NvmeError {
         /// The system's or the device's answer.
         source: io::Error,
     },
+    /// Misuse: this is no address of a PCI function.
+    #[error("{text:?} is no PCI address such as 0000:00:04.0")]
+    PciAddress {
+        /// What was given.
+        text: String,
+    },
+    /// Misuse: the controller cannot be driven from here.
+    #[error("{device} cannot be taken from the kernel's driver: {reasons}")]
+    NotForUs {
+        /// Its PCI address.
+        device: String,
+        /// Every reason, with its way out.
+        reasons: String,
+    },
+    /// Device: the controller could not be moved between drivers, or opened.
+    #[error("{device}: cannot {action}: {source}")]
+    Takeover {
+        /// Its PCI address.
+        device: String,
+        /// What was tried.
+        action: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Device: the controller could not be started or used.
+    #[error("NVMe controller {device}: cannot {action}: {source}")]
+    Controller {
+        /// The device in words.
+        device: String,
+        /// What was tried.
+        action: &'static str,
+        /// The device's or the system's answer.
+        source: io::Error,
+    },
     /// Device: the queue itself broke; nothing in flight can be counted on.
     #[error("the {backend} queue broke: {source}")]
     Broken {

@@ -10,6 +10,7 @@
 //!
 //! - [`UringQueue`]: `O_DIRECT` io_uring with registered memory and files;
 //! - [`PassthroughQueue`]: NVMe commands to a namespace, past file system and block layer;
+//! - [`VfioQueue`]: queue pairs of our own on a controller taken from the kernel ([`vfio`]);
 //! - [`ThreadQueue`]: a plain pwrite thread, where io_uring is forbidden;
 //! - [`SimQueue`]: a simulated disk with late and reordered completions;
 //! - [`NullQueue`]: completes everything and writes nothing, for measuring what comes before it.
@@ -37,7 +38,7 @@
 //!
 //! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, `run` (chunks
 //! that are written together), [`open`], [`spec`] (what devices say, and commands), and `sys`,
-//! `passthrough::sys` and `admin::sys`, the unsafe code.
+//! `passthrough::sys`, `admin::sys` and `vfio::sys`, the unsafe code.
 
 #![deny(unsafe_code)]
 
@@ -58,6 +59,7 @@ mod sys;
 mod target;
 pub mod thread;
 pub mod uring;
+pub mod vfio;
 
 use std::io;
 use std::sync::Arc;
@@ -78,10 +80,11 @@ pub use sim::{SimOptions, SimQueue};
 pub use slot::Slot;
 pub use thread::ThreadQueue;
 pub use uring::UringQueue;
+pub use vfio::VfioQueue;
 
 /// A queue of writes and syncs to files of volumes. See the crate's rules on ordering and poison.
 pub trait Queue: Send {
-    /// The back end's name: `passthrough`, `io_uring`, `thread`, `sim`, `null`.
+    /// The back end's name: `passthrough`, `io_uring`, `vfio`, `thread`, `sim`, `null`.
     fn name(&self) -> &'static str;
 
     /// What the queue is and what it is not. Allocates; not for the hot path.

@@ -3,6 +3,7 @@
 //! Queues that cannot be had here are skipped loudly; with WIREVAULT_NO_SKIP set a skip is a
 //! failure.
 
+mod disk;
 mod extents;
 mod suite;
 
@@ -18,11 +19,14 @@ use wirevault_media::{DirMedia, Fault, Media, MediaFile, OpenMode, SimMedia, Tri
 use wirevault_nvme::passthrough::sim::SimCommands;
 use wirevault_nvme::passthrough::{PassthroughQueue, TRIES_MAX, Target};
 use wirevault_nvme::spec::Status;
+use wirevault_nvme::vfio::model::{ModelBus, ModelOptions};
+use wirevault_nvme::vfio::{Controller, ControllerOptions, VfioDisk};
 use wirevault_nvme::{
     Completion, NullQueue, NvmeError, Queue, SimOptions, SimQueue, ThreadQueue, UringQueue,
-    is_poisoned,
+    VfioQueue, is_poisoned,
 };
 
+use disk::DiskFiles;
 use extents::ExtentMedia;
 use suite::{Bench, DEPTH, EVERY, SLOTS, STORING, drain, options, pool};
 
@@ -57,6 +61,7 @@ fn storing() -> Vec<Bench> {
     benches.push(simulated("thread over sim", thread, SimMedia::new()));
     for seed in 0..4 {
         benches.push(simulated("sim", sim(seed), SimMedia::new()));
+        benches.push(on_model(&model(seed)));
     }
     for (label, lba_bytes, transfer_bytes) in [
         ("passthrough", 512, CHUNK_BYTES),
@@ -91,6 +96,21 @@ fn passthrough(
     let queue = PassthroughQueue::over(&options(true), commands, namespace).unwrap();
     let media = Box::new(ExtentMedia::open(&device));
     Bench { label, queue: Box::new(queue), media, pool: pool(DEPTH + 4), _dir: Some(dir) }
+}
+
+/// A controller with small blocks, commands of half a chunk, and a volatile cache.
+fn model(seed: u64) -> ModelBus {
+    ModelBus::new(ModelOptions { seed, ..ModelOptions::default() }).unwrap()
+}
+
+/// A queue pair of our own on a model.
+fn on_model(bus: &ModelBus) -> Bench {
+    let pool = pool(DEPTH + 4);
+    let arena = Some(pool.arena());
+    let controller = Controller::start(bus.clone(), ControllerOptions::default(), arena).unwrap();
+    let queue = Box::new(VfioQueue::new(&controller, &options(true)).unwrap());
+    let media = Box::new(DiskFiles::new(Arc::new(VfioDisk::open(&controller).unwrap())));
+    Bench { label: "vfio", queue, media, pool, _dir: None }
 }
 
 fn sim(seed: u64) -> Box<dyn Queue> {
@@ -144,6 +164,14 @@ fn failing() -> Vec<(Bench, Arc<dyn MediaFile>)> {
     let bench = passthrough("passthrough", namespace(), |it| it.fail(2, CAPACITY_EXCEEDED));
     let bad = bench.media.open("bad", OpenMode::Create).unwrap();
     benches.push((bench, bad));
+    for seed in 0..4 {
+        let bus = model(seed);
+        let bench = on_model(&bus);
+        let bad = bench.media.open("bad", OpenMode::Create).unwrap();
+        let place = bad.extent().unwrap();
+        bus.fail(true, place.start..place.start + place.bytes, Status(0x081));
+        benches.push((bench, bad));
+    }
     let thread: Box<dyn Queue> = Box::new(ThreadQueue::new(&options(true)).unwrap());
     for (label, queue) in [("thread over sim", thread), ("sim", sim(1)), ("sim", sim(2))] {
         let media = SimMedia::new();

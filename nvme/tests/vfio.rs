@@ -1,0 +1,465 @@
+//! The driver of our own over a model controller: what is acknowledged, what is given back, and
+//! what happens when the device misbehaves.
+
+#[path = "conformance/disk.rs"]
+mod disk;
+
+/// What [`disk`] takes from the suite.
+mod suite {
+    /// Bytes of every file.
+    pub(crate) const FILE_BYTES: u64 = 16 << 20;
+}
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use disk::DiskFiles;
+use proptest::prelude::*;
+use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
+use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
+use wirevault_media::sim::SplitMix64;
+use wirevault_media::{Media, OpenMode};
+use wirevault_nvme::spec::Status;
+use wirevault_nvme::vfio::model::{ModelBus, ModelOptions, Trouble};
+use wirevault_nvme::vfio::{Controller, ControllerOptions, VfioDisk};
+use wirevault_nvme::{Completion, NvmeError, Queue, QueueOptions, Slot, VfioQueue, is_poisoned};
+
+const DEPTH: usize = 8;
+/// How long a command may take; the model's time costs little, but not nothing.
+const COMMAND_TIMEOUT: Duration = Duration::from_millis(200);
+const ADMIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// More than every timeout together.
+const LONG: Duration = Duration::from_secs(60);
+
+struct Bench {
+    bus: ModelBus,
+    controller: Arc<Controller<ModelBus>>,
+    disk: Arc<VfioDisk<ModelBus>>,
+    media: DiskFiles<ModelBus>,
+    pool: Pool,
+}
+
+fn bench(model: ModelOptions) -> Bench {
+    let bus = ModelBus::new(model).unwrap();
+    let bytes = 16 * CHUNK_BYTES;
+    let arena = ArenaOptions { bytes, hugepages: Hugepages::Off, numa_node: None };
+    let pool = Pool::new(Arena::new(arena).unwrap());
+    let options = ControllerOptions {
+        namespace: None,
+        command_timeout: COMMAND_TIMEOUT,
+        admin_timeout: ADMIN_TIMEOUT,
+    };
+    let controller = Controller::start(bus.clone(), options, Some(pool.arena())).unwrap();
+    let disk = Arc::new(VfioDisk::open(&controller).unwrap());
+    let media = DiskFiles::new(Arc::clone(&disk));
+    Bench { bus, controller, disk, media, pool }
+}
+
+impl Bench {
+    fn queue(&self) -> VfioQueue<ModelBus> {
+        let options = QueueOptions { depth: DEPTH as u32, slots: 4, ..QueueOptions::default() };
+        VfioQueue::new(&self.controller, &options).unwrap()
+    }
+
+    fn attach(&self, queue: &mut VfioQueue<ModelBus>, name: &str) -> Slot {
+        queue.attach(&self.media.open(name, OpenMode::Create).unwrap()).unwrap()
+    }
+
+    fn write(&self, queue: &mut VfioQueue<ModelBus>, slot: Slot, n: u64) {
+        let mut buf = self.pool.take().unwrap();
+        buf.fill(n as u8 + 1);
+        queue.write(slot, n * CHUNK_BYTES as u64, buf, CHUNK_BYTES, n).unwrap();
+    }
+
+    /// The model saw nothing that a driver must not do.
+    fn check(self) {
+        drop((self.media, self.disk, self.controller));
+        assert_eq!(self.bus.violations(), Vec::<String>::new());
+        assert_eq!(self.pool.in_flight(), 0, "leaked chunks");
+    }
+}
+
+fn finish(queue: &mut VfioQueue<ModelBus>) -> Vec<Completion> {
+    let mut out = Vec::new();
+    while queue.in_flight() > 0 {
+        queue.poll(LONG, &mut out).unwrap();
+    }
+    out
+}
+
+fn failed(ends: &[Completion]) -> usize {
+    ends.iter().filter(|end| end.result().is_err()).count()
+}
+
+/// Tokens of writes that were acknowledged: they completed before a sync was submitted that
+/// succeeded.
+///
+/// Trouble begins after some of them.
+fn record(bench: &Bench, seed: u64, writes: u64, mut trouble: Option<Trouble>) -> BTreeSet<u64> {
+    const SYNC: u64 = 1 << 32;
+    const TROUBLE_AFTER: u64 = 5;
+    let mut rng = SplitMix64::new(seed);
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    let (mut next, mut syncs, mut out) = (0, SYNC, Vec::new());
+    let (mut acknowledged, mut completed, mut covered) =
+        (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+    while next < writes || queue.in_flight() > 0 {
+        if next >= TROUBLE_AFTER {
+            trouble.take().into_iter().for_each(|trouble| bench.bus.trouble(trouble));
+        }
+        if next < writes && rng.below(3) > 0 && queue.in_flight() < DEPTH {
+            let mut buf = bench.pool.take().unwrap();
+            buf.fill(next as u8 + 1);
+            let blocks = 1 + rng.below((CHUNK_BYTES / LBA_BYTES) as u64) as usize;
+            let sent = queue.write(
+                slot,
+                next * CHUNK_BYTES as u64,
+                buf,
+                blocks * LBA_BYTES,
+                next | (blocks as u64) << 40,
+            );
+            if sent.is_err_and(|refused| refused.error.is_poisoned()) {
+                next = writes;
+            }
+            next += 1;
+        }
+        if rng.below(4) == 0 && queue.sync(slot, syncs).is_ok() {
+            covered.insert(syncs, completed.clone());
+            syncs += 1;
+        }
+        queue.poll(Duration::from_micros(rng.below(300)), &mut out).unwrap();
+        for end in out.drain(..) {
+            match end {
+                Completion::Write { token, result: Ok(()), .. } => _ = completed.insert(token),
+                Completion::Sync { token, result: Ok(()) } => {
+                    acknowledged.extend(covered.remove(&token).unwrap_or_default());
+                }
+                Completion::Write { .. } | Completion::Sync { .. } => {}
+            }
+        }
+    }
+    acknowledged
+}
+
+/// Acknowledged writes that a loss of power now would take.
+fn missing(bench: &Bench, acknowledged: &BTreeSet<u64>) -> Vec<u64> {
+    let whole = |token: &&u64| {
+        let (n, blocks) = (**token & 0xffff, (**token >> 40) as usize);
+        let found = bench.bus.durable_at(n as usize * CHUNK_BYTES, blocks * LBA_BYTES);
+        !found.iter().all(|b| u64::from(*b) == n + 1)
+    };
+    acknowledged.iter().filter(whole).copied().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 150,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    /// On any device: small or large blocks, transfers and queues, with a cache or without, with
+    /// commands that fail or do not end.
+    #[test]
+    fn what_was_acknowledged_is_durable(
+        seed: u64,
+        mdts in 0u8..8,
+        entries in prop::sample::select(vec![32u16, 33, 64, 1024]),
+        stride in 0u8..3,
+        power in 9u32..=12,
+        volatile_cache: bool,
+        trouble in prop::option::of(prop::sample::select(vec![
+            Trouble::Stuck(1), Trouble::Stuck(3), Trouble::Deaf(2), Trouble::Echo, Trouble::Fatal,
+        ])),
+        bad in prop::option::of(0u64..30 * CHUNK_BYTES as u64),
+    ) {
+        let block_bytes = 1 << power;
+        let options = ModelOptions {
+            seed, mdts, entries, stride, block_bytes, volatile_cache, bytes: 16 << 20,
+            ..ModelOptions::default()
+        };
+        let bench = bench(options);
+        if let Some(bad) = bad {
+            bench.bus.fail(true, bad..bad + 1, Status(0x280));
+        }
+        let acknowledged = record(&bench, seed, 30, trouble);
+        prop_assert_eq!(missing(&bench, &acknowledged), Vec::<u64>::new());
+        if trouble.is_none() && bad.is_none() {
+            // Without trouble the last sync may come before the last writes end, but not before
+            // all do.
+            prop_assert!(!acknowledged.is_empty() || !volatile_cache);
+        }
+        bench.check();
+    }
+}
+
+#[test]
+fn the_check_catches_flushes_that_lie() {
+    let bench = bench(ModelOptions::default());
+    bench.bus.trouble(Trouble::FlushLies);
+    let acknowledged = record(&bench, 1, 30, None);
+    assert!(!acknowledged.is_empty());
+    assert!(!missing(&bench, &acknowledged).is_empty());
+}
+
+#[test]
+fn a_device_without_volatile_cache_is_sent_no_flush() {
+    let bench = bench(ModelOptions { volatile_cache: false, ..ModelOptions::default() });
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    queue.sync(slot, 1).unwrap();
+    assert_eq!(failed(&finish(&mut queue)), 0);
+    assert_eq!(bench.bus.io_commands(), 0);
+    bench.disk.flush().unwrap();
+    assert_eq!(bench.bus.io_commands(), 0);
+    drop(queue);
+    bench.check();
+}
+
+#[test]
+fn long_writes_are_cut_at_the_devices_limit() {
+    for (mdts, commands) in [(0, 1), (7, 1), (6, 1), (5, 2), (4, 4), (1, 32)] {
+        let bench = bench(ModelOptions { mdts, ..ModelOptions::default() });
+        let mut queue = bench.queue();
+        let slot = bench.attach(&mut queue, "a");
+        for n in 0..DEPTH as u64 {
+            bench.write(&mut queue, slot, n);
+        }
+        assert_eq!(failed(&finish(&mut queue)), 0);
+        assert_eq!(bench.bus.io_commands(), commands * DEPTH as u64, "MDTS {mdts}");
+        let found = bench.bus.bytes_at(0, DEPTH * CHUNK_BYTES);
+        let right = |(n, chunk): (usize, &[u8])| chunk.iter().all(|b| usize::from(*b) == n + 1);
+        assert!(found.chunks(CHUNK_BYTES).enumerate().all(right), "MDTS {mdts}");
+        drop(queue);
+        bench.check();
+    }
+}
+
+#[test]
+fn a_command_that_does_not_end_is_aborted_alone() {
+    let bench = bench(ModelOptions::default());
+    let mut queue = bench.queue();
+    let (a, b) = (bench.attach(&mut queue, "a"), bench.attach(&mut queue, "b"));
+    bench.bus.trouble(Trouble::Stuck(1));
+    bench.write(&mut queue, a, 0);
+    queue.poll(Duration::ZERO, &mut Vec::new()).unwrap();
+    bench.write(&mut queue, b, 1);
+    let ends = finish(&mut queue);
+    assert_eq!((ends.len(), failed(&ends)), (2, 1), "{ends:?}");
+    let error = ends.iter().find_map(|end| end.result().as_ref().err()).unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    assert_eq!((bench.bus.aborts(), bench.controller.resets()), (1, 0));
+    bench.write(&mut queue, b, 2);
+    assert_eq!(failed(&finish(&mut queue)), 0, "the other file goes on");
+    drop((ends, queue));
+    bench.check();
+}
+
+#[test]
+fn a_reset_ends_every_queue_and_all_go_on() {
+    let bench = bench(ModelOptions::default());
+    let (mut first, mut second) = (bench.queue(), bench.queue());
+    let (a, b) = (bench.attach(&mut first, "a"), bench.attach(&mut second, "b"));
+    bench.bus.trouble(Trouble::Deaf(2));
+    bench.write(&mut first, a, 0);
+    first.poll(Duration::ZERO, &mut Vec::new()).unwrap();
+    bench.write(&mut second, b, 0);
+    let ends = finish(&mut first);
+    assert_eq!(failed(&ends), 1);
+    assert_eq!(bench.controller.resets(), 1);
+    let others = finish(&mut second);
+    assert!(others.len() == 1 && others[0].result().is_err() || failed(&others) == 0);
+    let next = bench.attach(&mut first, "c");
+    bench.write(&mut first, next, 3);
+    let next = bench.attach(&mut second, "d");
+    bench.write(&mut second, next, 4);
+    assert_eq!((failed(&finish(&mut first)), failed(&finish(&mut second))), (0, 0));
+    let mut block = vec![0; LBA_BYTES];
+    bench.disk.read_at(&mut block, 0).unwrap();
+    drop((ends, others, first, second));
+    bench.check();
+}
+
+#[test]
+fn a_dead_device_gives_every_chunk_back() {
+    for trouble in [Trouble::Gone, Trouble::WillNotStop] {
+        let bench = bench(ModelOptions::default());
+        let mut queue = bench.queue();
+        let slot = bench.attach(&mut queue, "a");
+        bench.bus.trouble(Trouble::Deaf(u32::MAX));
+        for n in 0..4 {
+            bench.write(&mut queue, slot, n);
+        }
+        queue.poll(Duration::ZERO, &mut Vec::new()).unwrap();
+        bench.bus.trouble(trouble);
+        let ends = finish(&mut queue);
+        assert_eq!((ends.len(), failed(&ends)), (4, 4), "{trouble:?}");
+        assert!(!is_poisoned(ends[0].result().as_ref().unwrap_err()));
+        drop(ends);
+        assert_eq!(bench.pool.in_flight(), 0, "{trouble:?}");
+        assert!(!bench.controller.is_alive());
+        let refused = queue.write(slot, 0, bench.pool.take().unwrap(), LBA_BYTES, 9).unwrap_err();
+        assert!(matches!(refused.error, NvmeError::Broken { .. }), "{}", refused.error);
+        assert!(bench.disk.read_at(&mut vec![0; LBA_BYTES], 0).is_err());
+        drop((refused, queue));
+        bench.check();
+    }
+}
+
+#[test]
+fn chunks_that_a_runaway_device_may_read_are_never_used_again() {
+    let bench = bench(ModelOptions::default());
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    bench.bus.trouble(Trouble::Deaf(u32::MAX));
+    for n in 0..3 {
+        bench.write(&mut queue, slot, n);
+    }
+    queue.poll(Duration::ZERO, &mut Vec::new()).unwrap();
+    bench.bus.trouble(Trouble::WillNotStop);
+    bench.bus.keep_memory();
+    let error = queue.poll(LONG, &mut Vec::new()).unwrap_err();
+    assert!(matches!(error, NvmeError::Broken { .. }), "{error}");
+    drop(queue);
+    assert_eq!(bench.pool.in_flight(), 3);
+}
+
+#[test]
+fn a_stuck_admin_queue_leads_to_a_reset_and_an_end() {
+    let bench = bench(ModelOptions::default());
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    bench.bus.trouble(Trouble::Stuck(1));
+    bench.bus.trouble(Trouble::AdminStuck);
+    bench.write(&mut queue, slot, 0);
+    let ends = finish(&mut queue);
+    assert_eq!(failed(&ends), 1);
+    assert!(!bench.controller.is_alive(), "without an admin queue nothing can be opened");
+    drop((ends, queue));
+    bench.check();
+}
+
+#[test]
+fn files_of_other_disks_and_places_beyond_the_end_are_refused() {
+    let (bench, other) = (bench(ModelOptions::default()), bench(ModelOptions::default()));
+    let mut queue = bench.queue();
+    let dir = tempfile::tempdir().unwrap();
+    let plain = wirevault_media::DirMedia::open(dir.path()).unwrap();
+    let plain = plain.open("a", OpenMode::Create).unwrap();
+    assert!(matches!(queue.attach(&plain), Err(NvmeError::WrongFile { .. })));
+    // 64 MiB hold four files; the fifth lies behind the end.
+    for name in ["a", "b", "c", "d"] {
+        bench.media.open(name, OpenMode::Create).unwrap();
+    }
+    let beyond = bench.media.open("e", OpenMode::Create).unwrap();
+    assert!(matches!(queue.attach(&beyond), Err(NvmeError::WrongFile { .. })));
+    let slot = bench.attach(&mut queue, "d");
+    let buf = bench.pool.take().unwrap();
+    let end = suite::FILE_BYTES - LBA_BYTES as u64;
+    let refused = queue.write(slot, end, buf, 2 * LBA_BYTES, 1).unwrap_err();
+    assert!(matches!(refused.error, NvmeError::Offset { .. }), "{}", refused.error);
+    queue.write(slot, end, refused.buf, LBA_BYTES, 2).unwrap();
+    assert_eq!(failed(&finish(&mut queue)), 0);
+    assert!(bench.disk.read_at(&mut vec![0; LBA_BYTES], bench.disk.bytes()).is_err());
+    assert!(bench.disk.read_at(&mut [0; 512], 0).is_err());
+    drop(queue);
+    bench.check();
+    other.check();
+}
+
+#[test]
+fn queues_are_limited_and_given_back() {
+    let bench = bench(ModelOptions { pairs: 3, ..ModelOptions::default() });
+    for _ in 0..5 {
+        // The blocking calls have the third.
+        let queues = [bench.queue(), bench.queue()];
+        let options = QueueOptions::default();
+        let error = VfioQueue::new(&bench.controller, &options).err().expect("no queue is left");
+        assert!(error.to_string().contains("in use"), "{error}");
+        drop(queues);
+    }
+    bench.check();
+}
+
+#[test]
+fn devices_that_cannot_be_used_say_why() {
+    let start = |options, trouble: Option<Trouble>| {
+        let bus = ModelBus::new(options).unwrap();
+        trouble.into_iter().for_each(|trouble| bus.trouble(trouble));
+        Controller::start(bus, ControllerOptions::default(), None).err().unwrap().to_string()
+    };
+    let options = ModelOptions::default();
+    let cases = [
+        (start(options.clone(), Some(Trouble::Gone)), "gone"),
+        (start(options.clone(), Some(Trouble::Fatal)), "fatal"),
+        (start(options.clone(), Some(Trouble::AdminStuck)), "no answer"),
+        (start(ModelOptions { block_bytes: 8192, ..options.clone() }, None), "8192 bytes"),
+        (start(ModelOptions { entries: 16, ..options }, None), "32 entries"),
+    ];
+    for (text, word) in cases {
+        assert!(text.contains(word) && text.contains("model"), "{text}");
+    }
+}
+
+#[test]
+fn a_controller_says_what_it_is_and_reads_log_pages() {
+    let bench = bench(ModelOptions::default());
+    let facts = bench.controller.facts();
+    assert_eq!((facts.controller.serial.as_str(), facts.namespace_id), ("MODEL", 1));
+    assert_eq!((facts.bytes(), facts.transfer_bytes_max, facts.pairs), (64 << 20, 128 << 10, 4));
+    let mut page = [0; 512];
+    bench.controller.log_page(2, &mut page).unwrap();
+    assert!(page.iter().all(|b| *b == 0x5a));
+    assert!(bench.controller.log_page(2, &mut [0; 3]).is_err());
+    bench.check();
+}
+
+#[test]
+fn blocking_calls_come_from_many_threads_beside_a_queue() {
+    let bench = bench(ModelOptions::default());
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    std::thread::scope(|scope| {
+        for n in 0..3u64 {
+            let disk = &bench.disk;
+            scope.spawn(move || {
+                let place = (32 << 20) + n * (1 << 20);
+                let written = vec![n as u8 + 7; 600 << 10];
+                disk.write_at(&written, place).unwrap();
+                disk.flush().unwrap();
+                let mut found = vec![0; written.len()];
+                disk.read_at(&mut found, place).unwrap();
+                assert!(found == written);
+            });
+        }
+        for n in 0..20 {
+            bench.write(&mut queue, slot, n);
+            assert_eq!(failed(&finish(&mut queue)), 0);
+        }
+    });
+    drop(queue);
+    bench.check();
+}
+
+#[test]
+fn tokens_come_back_once_whatever_the_order() {
+    let bench = bench(ModelOptions { mdts: 1, entries: 40, ..ModelOptions::default() });
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    let mut seen = HashSet::new();
+    for round in 0..10 {
+        for n in 0..DEPTH as u64 {
+            bench.write(&mut queue, slot, n + round % 4 * DEPTH as u64);
+        }
+        for end in finish(&mut queue) {
+            end.result().as_ref().unwrap();
+            assert!(seen.insert((round, end.token())));
+        }
+    }
+    assert_eq!(seen.len(), 10 * DEPTH);
+    drop(queue);
+    bench.check();
+}

@@ -25,6 +25,7 @@ mod chain;
 mod connections;
 pub mod error;
 pub mod import;
+mod mending;
 mod metrics;
 pub mod probe;
 pub mod serve;

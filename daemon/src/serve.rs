@@ -25,6 +25,7 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 use crate::api::RecoveryStatus;
 use crate::audit::Audit;
 use crate::connections::Door;
+use crate::mending::Mending;
 use crate::probe::{self, Level};
 use crate::server::{self, Access, App, Facts, Peer};
 use crate::{DaemonError, sources};
@@ -92,8 +93,10 @@ fn record(
     };
     let pipeline = Pipeline::start(store, Pool::new(arena), lanes, &options, clock)?;
     log_queues(&pipeline);
+    let mending = Mending::start(pipeline.catalog());
     let app = App::new(pipeline, Facts { started_ns, recovery, notes }, Arc::clone(&audit));
     let watched = serve(&app, access, listener, live);
+    mending.end();
     let books = finish(&app)?;
     for books in &books {
         let (lane, received, stored) = (books.lane, books.received, books.stored);

@@ -14,6 +14,7 @@
 
 mod bytes;
 pub mod chunk;
+pub mod digest;
 mod error;
 pub mod footer;
 pub mod gap;

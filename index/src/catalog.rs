@@ -12,6 +12,7 @@ use wirevault_format::{LinkType, RunId, StoreId};
 use wirevault_media::{Media, MediaFile, OpenMode};
 use wirevault_seal::SegmentKeys;
 
+use crate::digest::Digests;
 use crate::reader::SegmentReader;
 use crate::recover::Found;
 use crate::volume::{StoreReader, Volume, segment_file_name};
@@ -63,6 +64,8 @@ pub struct Segment {
     pub(crate) stream_watermark: u64,
     /// What a scan of an interrupted segment showed. Its file is read once for a catalog.
     found: OnceLock<Arc<[Found]>>,
+    /// Nothing of a live one.
+    pub(crate) digests: Option<Arc<Digests>>,
     media: Arc<dyn Media>,
     keys: Keys,
 }
@@ -103,6 +106,7 @@ impl Segment {
             content: Content::Stored,
             stream_watermark: 0,
             found: OnceLock::new(),
+            digests: Some(Arc::clone(&volume.digests)),
             media,
             keys,
         }
@@ -125,6 +129,7 @@ impl Segment {
             content: Content::Live(index),
             stream_watermark: 0,
             found: OnceLock::new(),
+            digests: None,
             media,
             keys,
         }
@@ -153,6 +158,22 @@ impl Segment {
         SegmentReader::open(self)
     }
 
+    /// Whether its digest is there; `None` if segments of this volume have none, or it is written.
+    pub fn has_digest(&self) -> Option<bool> {
+        let digests = self.digests.as_ref().filter(|digests| digests.host_pages().is_some())?;
+        Some(digests.has(self))
+    }
+
+    /// Pages of addresses of its digest.
+    pub fn host_pages(&self) -> Option<u16> {
+        self.digests.as_ref()?.host_pages()
+    }
+
+    /// Files of its volume.
+    pub fn media(&self) -> &Arc<dyn Media> {
+        &self.media
+    }
+
     /// The chunks that an interrupted segment shows, before any decision.
     pub(crate) fn found(
         &self,
@@ -176,7 +197,11 @@ impl Segment {
         })
     }
 
-    pub(crate) fn keys(&self) -> Result<Option<SegmentKeys>, IndexError> {
+    /// Its key; `None` in plain stores.
+    ///
+    /// # Errors
+    /// `NoKey`.
+    pub fn keys(&self) -> Result<Option<SegmentKeys>, IndexError> {
         match &self.keys {
             Keys::Plain => Ok(None),
             Keys::Sealed(keys) => Ok(Some(keys.clone())),

@@ -81,6 +81,18 @@ pub fn decode_filter(bytes: &[u8]) -> Result<HostFilter, IndexError> {
     Ok(HostFilter { hosts, ports })
 }
 
+/// IPv4 and IPv6 addresses.
+pub type HostLists = (Vec<[u8; 4]>, Vec<[u8; 16]>);
+
+/// Reads the hosts section.
+///
+/// # Errors
+/// `Section`.
+pub fn decode_hosts(bytes: &[u8]) -> Result<HostLists, IndexError> {
+    let hosts = Hosts::decode(bytes)?;
+    Ok((hosts.list4.to_vec(), hosts.list6.to_vec()))
+}
+
 /// Reads the filters of chunks, one place a chunk.
 ///
 /// # Errors

@@ -23,11 +23,7 @@ pub struct HostFilter {
 impl HostFilter {
     /// Builds the filter over addresses and a port bitmap.
     pub(crate) fn build(hosts4: &[[u8; 4]], hosts6: &[[u8; 16]], ports: Vec<u8>) -> Self {
-        let keys4 = hosts4.iter().flat_map(|addr| PREFIXES4.map(|bits| key4(*addr, bits)));
-        let keys6 = hosts6.iter().flat_map(|addr| PREFIXES6.map(|bits| key6(*addr, bits)));
-        let mut keys: Vec<u64> = keys4.chain(keys6).collect();
-        keys.sort_unstable();
-        keys.dedup();
+        let keys = host_keys(hosts4, hosts6);
         // Building fails for sets that collide by bad luck; then any address may be here.
         let hosts = BinaryFuse8::try_from(&keys).ok().filter(|_| !keys.is_empty());
         Self { hosts: hosts.as_ref().map(FuseFilter::of), ports }
@@ -84,6 +80,16 @@ impl Oracle for HostFilter {
     fn port(&self, mut range: RangeInclusive<u16>) -> bool {
         range.any(|port| self.ports[usize::from(port) / 8] & (1 << (port % 8)) != 0)
     }
+}
+
+/// The keys of addresses and their prefixes, each once.
+pub(crate) fn host_keys(hosts4: &[[u8; 4]], hosts6: &[[u8; 16]]) -> Vec<u64> {
+    let keys4 = hosts4.iter().flat_map(|addr| PREFIXES4.map(|bits| key4(*addr, bits)));
+    let keys6 = hosts6.iter().flat_map(|addr| PREFIXES6.map(|bits| key6(*addr, bits)));
+    let mut keys: Vec<u64> = keys4.chain(keys6).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
 }
 
 pub(crate) fn key4(addr: [u8; 4], prefix_len: u8) -> u64 {

@@ -5,6 +5,7 @@
 //!  packets ─► flow_table ─► delta (one a chunk) ─► segment_index ─► sections ─► closed segment
 //!                                                       ▲                            │
 //!  query ─► catalog ─► reader ─► segment_index.select ──┘◄──────── sections ◄────────┘
+//!              └─► digest.ask ◄── digests of all closed segments
 //! ```
 //! Invariants: an index only ever yields a superset of the chunks that hold an answer; no chunk is
 //! believed before its CRC or tag, its life and its number were checked.
@@ -16,6 +17,7 @@ pub mod chunk_filter;
 pub mod coarsen;
 pub mod decode;
 pub mod delta;
+pub mod digest;
 pub mod error;
 pub mod flow_table;
 pub mod flows;
@@ -31,6 +33,7 @@ pub mod volume;
 
 pub use catalog::{Catalog, MissingVolume, Segment, Segments, SharedCatalog};
 pub use delta::ChunkDelta;
+pub use digest::Digest;
 pub use error::IndexError;
 pub use flow_table::{FlowTable, PacketNote};
 pub use flows::{FlowRecord, Flows, KeyList};

@@ -17,7 +17,7 @@ use wirevault_seal::{DataOpener, Purpose, SegmentKeys};
 
 use crate::catalog::{Content, Segment};
 use crate::recover::{self, Damage, Found};
-use crate::{ChunkDelta, IndexError, SegmentIndex};
+use crate::{ChunkDelta, Digest, IndexError, SegmentIndex};
 
 /// Bytes a decoded section may have. The flow table of a segment full of 64-byte packets takes 50
 /// MB.
@@ -144,6 +144,17 @@ impl SegmentReader {
         match &self.index {
             Index::Own(index) => look(index),
             Index::Live(index) => look(&index.read().unwrap_or_else(|poison| poison.into_inner())),
+        }
+    }
+
+    /// The digest of a closed segment, from its index; `None` if its packets are not covered.
+    ///
+    /// # Errors
+    /// `Section` if sections that it is made of do not decode.
+    pub fn digest(&self) -> Result<Option<Digest>, IndexError> {
+        match (&self.index, &self.index_damage, &self.footer) {
+            (Index::Own(index), None, Some(_)) => index.digest(),
+            _ => Ok(None),
         }
     }
 

@@ -31,6 +31,7 @@ use wirevault_packet::ValueKind;
 use crate::IndexError;
 use crate::chunk_filter::ChunkFilter;
 use crate::delta::FlowStats;
+use crate::digest::{Digest, Values};
 use crate::flows::{FlowList, Lists, Shape};
 use crate::host_filter::{HostFilter, PORT_BITMAP_BYTES, mix};
 use crate::varint::{put, put_ascending, zigzag};
@@ -77,6 +78,9 @@ pub struct EncodedIndex {
     pub filtered_chunks: u32,
     /// Chunks that queries scan.
     pub scanned_chunks: u32,
+    /// What stands for all of it outside of the segment; `None` if every question must look into
+    /// it.
+    pub digest: Option<Digest>,
 }
 
 /// What goes into the sections.
@@ -105,6 +109,8 @@ pub(crate) fn encode(parts: &Parts<'_>) -> Result<EncodedIndex, IndexError> {
     if !parts.kept.is_empty() || filtered > 0 {
         sections.push(compress(SectionId::Shapes, encode_shapes(parts.shapes))?);
     }
+    // A chunk's own filter does not tell which addresses it holds.
+    let mut values = (filtered == 0).then(Values::none);
     if !parts.kept.is_empty() {
         let mut tables = Tables::new();
         let columns = encode_flows(parts, &mut tables);
@@ -115,6 +121,8 @@ pub(crate) fn encode(parts: &Parts<'_>) -> Result<EncodedIndex, IndexError> {
         sections.push(compress(SectionId::Flows, columns)?);
         sections.push(compress(SectionId::Postings, postings)?);
         sections.push(compress(SectionId::Filter, encode_filter(&filter))?);
+        let (hosts4, hosts6) = (tables.hosts4.list, tables.hosts6.list);
+        values = values.map(|_| Values { hosts4, hosts6, ports: tables.ports });
     }
     if filtered > 0 {
         let filters = encode_chunk_filters(parts.filters);
@@ -125,6 +133,7 @@ pub(crate) fn encode(parts: &Parts<'_>) -> Result<EncodedIndex, IndexError> {
         flows: parts.kept.len() as u32,
         filtered_chunks: filtered as u32,
         scanned_chunks: parts.scanned.iter().filter(|scanned| **scanned).count() as u32,
+        digest: Digest::new(parts.chunks, parts.scanned, parts.gaps, parts.shapes, values),
     })
 }
 

@@ -22,6 +22,7 @@ use crate::chunk_filter::ChunkFilter;
 use crate::coarsen::{self, Coarse};
 use crate::decode;
 use crate::delta::ChunkDelta;
+use crate::digest::{Digest, Values};
 use crate::flows::{FlowList, Flows, Lists, Shape, parts};
 use crate::host_filter::HostFilter;
 use crate::sections::{self, EncodedIndex, Parts};
@@ -283,6 +284,28 @@ impl SegmentIndex {
             }
         }
         Ok(())
+    }
+
+    /// The digest of an index that was read back; `None` if packets are not covered by it, or if it
+    /// is a live one.
+    ///
+    /// # Errors
+    /// `Section` if sections that it is made of do not decode.
+    pub fn digest(&self) -> Result<Option<Digest>, IndexError> {
+        let Some(stored) = &self.stored else { return Ok(None) };
+        let filters = stored.filters(self.live.chunks.len()).map_err(unreadable)?;
+        let values = match (&stored.filter, (stored.loader)(SectionId::Hosts)?) {
+            // A chunk's own filter does not tell which addresses it holds.
+            _ if filters.iter().any(Option::is_some) => None,
+            (Some(filter), Some(hosts)) => {
+                let (hosts4, hosts6) = decode::decode_hosts(&hosts)?;
+                Some(Values { hosts4, hosts6, ports: filter.ports.clone() })
+            }
+            (None, None) => Some(Values::none()),
+            _ => None,
+        };
+        let Live { chunks, scanned, .. } = &self.live;
+        Ok(Digest::new(chunks, scanned, &self.gaps, &stored.shapes, values))
     }
 
     fn filters(&self) -> Result<&[Option<ChunkFilter>], String> {

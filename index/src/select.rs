@@ -155,7 +155,7 @@ const VERDICTS_MAX: usize = 4096;
 
 /// What a program wants to know of an address or port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Question {
+pub(crate) enum Question {
     Host4([u8; 4], u8),
     Host6([u8; 16], u8),
     Port(u16, u16),
@@ -252,7 +252,7 @@ impl Oracle for Answering<'_> {
 /// Running it on every flow costs half a microsecond. But most flows of a shape differ only in
 /// things that the program never looks at: it runs once on the shape to learn what it asks, and
 /// then once for each combination of answers (and TCP flags) that flows really have.
-struct ShapePlan {
+pub(crate) struct ShapePlan {
     /// `None`: the shape does not decode; its flows are taken one by one.
     template: Option<Template>,
     questions: Vec<Question>,
@@ -266,7 +266,7 @@ struct ShapePlan {
 }
 
 impl ShapePlan {
-    fn new(shape: &Shape, program: &Program) -> Self {
+    pub(crate) fn new(shape: &Shape, program: &Program) -> Self {
         let listening = Listening(RefCell::new(Vec::new()));
         let template = shape_template(&shape.bytes).ok();
         let always = template.as_ref().map_or(Verdict::Maybe, |t| program.decide(t, &listening));
@@ -324,8 +324,24 @@ impl ShapePlan {
         answers
     }
 
-    /// Whether packets of this shape in a chunk with this filter may match.
-    fn may_match(&mut self, filter: &ChunkFilter, program: &Program) -> bool {
+    /// What is asked of addresses and ports.
+    pub(crate) fn questions(&self) -> &[Question] {
+        &self.questions
+    }
+
+    /// Whether packets of this shape may match, if that does not depend on addresses and ports.
+    pub(crate) fn without_values(&self) -> Option<bool> {
+        match (&self.template, self.always) {
+            (None, _) | (_, Verdict::Yes) => Some(true),
+            (_, Verdict::No) => Some(false),
+            (_, Verdict::Maybe) if self.questions.is_empty() => Some(true),
+            (_, Verdict::Maybe) => None,
+        }
+    }
+
+    /// Whether packets of this shape may match where `filter` says which addresses and ports there
+    /// are.
+    pub(crate) fn may_match(&mut self, filter: &impl Oracle, program: &Program) -> bool {
         let Some(template) = self.template.as_ref().filter(|_| self.always == Verdict::Maybe)
         else {
             return self.always != Verdict::No;

@@ -11,6 +11,7 @@ use wirevault_media::{Media, MediaFile, OpenMode, VOLUME_FILE};
 use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SealError, ring};
 
 use crate::IndexError;
+use crate::digest::Digests;
 
 /// Pages of a table that are read at once: 1 MiB of each slot. A store of 100,000 places has 3,226.
 const READ_PAGES: u32 = 256;
@@ -144,6 +145,8 @@ pub struct Volume {
     pub ring: Option<Result<KeyRing, IndexError>>,
     /// Slot of the newest key ring.
     pub ring_slot: usize,
+    /// What its closed segments may hold.
+    pub digests: Arc<Digests>,
 }
 
 impl Volume {
@@ -168,7 +171,8 @@ impl Volume {
             true => read_ring(&*file, &name, &superblock, key),
             false => (None, 0),
         };
-        Ok(Self { media, superblock, superblock_slot, segments, runs, ring, ring_slot })
+        let digests = Arc::new(Digests::new(Arc::clone(&media), superblock.segment_bytes));
+        Ok(Self { media, superblock, superblock_slot, segments, runs, ring, ring_slot, digests })
     }
 
     /// Opens the key of this volume's store.

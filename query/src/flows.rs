@@ -101,7 +101,7 @@ pub(crate) fn list<'a, S: Source>(
         members
             .extend(with_starts(segments).map(|(from, member)| (id, demand.clone(), from, member)));
     }
-    members.retain(|(_, demand, _, member)| demand.wants(member.times_ns));
+    members.retain(|(_, demand, _, it)| !it.ruled_out && demand.wants(it.times_ns));
     members.sort_by_key(|(_, _, _, member)| member.source.entry().ordinal);
     let mut held = HeldFlows::new(store.flows_held_max);
     let mut rows = Rows { out, given: 0, limit: request.limit, summary: &mut plan.summary };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  filter text ─► libpcap ─► program ──┬─► index: which chunks ──┐
-//!  catalog ─► segments ─► streams ─────┘                         ▼
+//!  catalog ─► segments ─► streams ─► digests                     ▼
 //!              (run, lane, link type)    chunks ─► packets ─► program ─► merge ─► sink
 //!  gaps, damage, what is absent ────────────────────────────► completeness ─► summary
 //! ```
@@ -17,8 +17,8 @@
 //! - [`run()`]: packets. [`flows()`]: flows.
 //! - [`filter`]: the filter language. [`time`]: points in time as people write them.
 //! - [`export`]: pcapng, pcap, lines. [`summary`]: what an answer says of itself.
-//! - `stream`, `merge`: reading one stream, and many in order. `completeness`: the rules. `stored`:
-//!   the way to `index`.
+//! - `prune`: what need not be opened. `stream`, `merge`: reading one stream, and many in order.
+//!   `completeness`: the rules. `stored`: the way to `index`.
 
 #![forbid(unsafe_code)]
 
@@ -31,6 +31,7 @@ pub mod filter;
 mod flows;
 mod held_flows;
 mod merge;
+mod prune;
 mod reading;
 mod run;
 #[cfg(test)]

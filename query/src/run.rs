@@ -17,6 +17,7 @@ use crate::error::QueryError;
 use crate::export::{PacketOut, Sink};
 use crate::filter::{self, FilterError};
 use crate::merge::{Cursor, Merge};
+use crate::prune::rule_out;
 use crate::reading::{Findings, Reading, span};
 use crate::source::{Question, Source};
 use crate::stream::{Demand, Interfaces, Member, StreamCursor, StreamId};
@@ -182,11 +183,19 @@ pub(crate) fn plan<'a, S: Source>(
         }
         if let Some(times_ns) = times_ns {
             summary.segments_considered += u64::from(touches(times_ns));
-            stream.members.push(Member { source, times_ns, sequences, opened });
+            let ruled_out = false;
+            stream.members.push(Member { source, times_ns, sequences, opened, ruled_out });
         }
         lane.contribute(entry.import, times_ns);
     }
-    programs.finish(&mut summary)?;
+    let link_types = programs.finish(&mut summary)?;
+    if !request.filter.trim().is_empty() {
+        for link_type in link_types {
+            if let Some((program, streams)) = runs.streams_of(link_type) {
+                rule_out(streams, &program, touches, reading);
+            }
+        }
+    }
     let mut plan = Plan {
         streams: BTreeMap::new(),
         since_ns,
@@ -225,6 +234,9 @@ struct Runs<'a, S: Source> {
     others: HashMap<RunId, Run<'a, S>>,
 }
 
+/// Segments of streams, and the program that decides their packets.
+type Streams<'r, 'a, S> = (Rc<Program>, Vec<&'r mut Vec<Member<'a, S>>>);
+
 struct Run<'a, S: Source> {
     /// When its first segment was opened.
     opened_ns: u64,
@@ -261,6 +273,22 @@ impl<'a, S: Source> Runs<'a, S> {
         let first = || Run { opened_ns: u64::MAX, lanes: Vec::new() };
         let of = || (run, others.remove(&run).unwrap_or_else(first));
         &mut self.at_hand.get_or_insert_with(of).1
+    }
+
+    /// The segments of all streams of a link type, with the program that decides their packets.
+    fn streams_of(&mut self, link_type: LinkType) -> Option<Streams<'_, 'a, S>> {
+        let at_hand = self.at_hand.iter_mut().map(|(_, run)| run);
+        let lanes = at_hand.chain(self.others.values_mut()).flat_map(|run| &mut run.lanes);
+        let mut decides = None;
+        let mut streams = Vec::new();
+        for stream in lanes.flat_map(|lane| &mut lane.streams) {
+            if let Some(program) = stream.program.as_ref().filter(|_| stream.link_type == link_type)
+            {
+                decides.get_or_insert_with(|| Rc::clone(program));
+                streams.push(&mut stream.members);
+            }
+        }
+        decides.map(|program| (program, streams))
     }
 
     /// All runs with their true start, where the run table has not forgotten it.
@@ -334,8 +362,8 @@ impl Programs<'_> {
         Ok(program)
     }
 
-    /// The link types that are left out. Leaving out all of them is no answer.
-    fn finish(mut self, summary: &mut Summary) -> Result<(), QueryError> {
+    /// Notes the link types that are left out, and gives all. Leaving out all of them is no answer.
+    fn finish(mut self, summary: &mut Summary) -> Result<Vec<LinkType>, QueryError> {
         if self.compiled.is_empty() {
             // A filter is not right only because there is nothing to find.
             self.of(LinkType::ETHERNET)?;
@@ -347,7 +375,7 @@ impl Programs<'_> {
             Some(error) if self.compiled.iter().all(|(_, program)| program.is_none()) => {
                 Err(error.into())
             }
-            _ => Ok(()),
+            _ => Ok(self.compiled.iter().map(|(link_type, _)| *link_type).collect()),
         }
     }
 }

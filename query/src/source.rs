@@ -8,11 +8,17 @@ use wirevault_format::footer::ChunkEntry;
 use wirevault_format::table::SegmentEntry;
 use wirevault_format::{Cause, Gap, Interface};
 use wirevault_index::Flows;
+use wirevault_index::digest::ask::Told;
 use wirevault_packet::bpf::Program;
 
 /// A segment that can be opened.
-pub(crate) trait Source {
+pub(crate) trait Source: Sized {
     type Reader: Reader;
+
+    /// What is known of closed segments without opening them; `None` where nothing is.
+    fn ask(sources: &[&Self], _program: &Program) -> Vec<Option<Told>> {
+        vec![None; sources.len()]
+    }
 
     fn entry(&self) -> &SegmentEntry;
     fn name(&self) -> String;

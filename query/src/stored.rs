@@ -5,9 +5,11 @@ use std::ops::Range;
 use wirevault_format::chunk::ChunkHeader;
 use wirevault_format::table::SegmentEntry;
 use wirevault_format::{Cause, Interface};
+use wirevault_index::digest::ask::{Told, ask};
 use wirevault_index::error::chain;
 use wirevault_index::recover::Damage;
 use wirevault_index::{Flows, IndexError, Segment, SegmentIndex, SegmentReader};
+use wirevault_packet::bpf::Program;
 
 use crate::source::{Absence, Hole, Look, Question, Reader, Source};
 
@@ -26,6 +28,10 @@ impl From<IndexError> for Absence {
 
 impl Source for Segment {
     type Reader = SegmentReader;
+
+    fn ask(sources: &[&Self], program: &Program) -> Vec<Option<Told>> {
+        ask(sources, program)
+    }
 
     fn entry(&self) -> &SegmentEntry {
         &self.entry

@@ -56,6 +56,8 @@ pub(crate) struct Member<'a, S: Source> {
     pub(crate) sequences: (u64, u64),
     /// A segment that was not closed is opened while planning; what it held then is what is read.
     pub(crate) opened: Option<Box<(S::Reader, Look)>>,
+    /// It is known to hold no answer, nor does any segment whose sequences overlap its own.
+    pub(crate) ruled_out: bool,
 }
 
 /// What of a stream is asked for.
@@ -162,11 +164,12 @@ impl<'a, S: Source> StreamCursor<'a, S> {
         let mut before_max_ns = 0;
         let mut rest = members.into_iter().peekable();
         while let Some(first) = rest.next() {
-            let (mut times_ns, mut wanted) = (first.times_ns, demand.wants(first.times_ns));
+            let wants = |it: &Member<'a, S>| !it.ruled_out && demand.wants(it.times_ns);
+            let (mut times_ns, mut wanted) = (first.times_ns, wants(&first));
             let (first_sequence, mut end) = first.sequences;
             let mut more = Vec::new();
             while let Some(member) = rest.next_if(|member| member.sequences.0 < end) {
-                wanted |= demand.wants(member.times_ns);
+                wanted |= wants(&member);
                 times_ns.0 = times_ns.0.min(member.times_ns.0);
                 times_ns.1 = times_ns.1.max(member.times_ns.1);
                 end = end.max(member.sequences.1);

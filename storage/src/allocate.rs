@@ -8,7 +8,7 @@ use wirevault_seal::{Purpose, SealError, SegmentKeys, random};
 
 use crate::StorageError;
 use crate::create::encode_error;
-use crate::plan::{flows_max, index_reserve_bytes, volume_file_bytes};
+use crate::plan::{flows_max, index_reserve_bytes};
 use crate::store::{OpenRequest, OpenSegment, Store};
 use crate::view::Showing;
 use crate::volume::{VolumeWriter, key_error};
@@ -199,27 +199,30 @@ impl Room {
         let (segment_bytes, quota_bytes) = (superblock.segment_bytes, superblock.quota_bytes);
         let mut oldest = volume.ledger().oldest();
         let free = volume.ledger().first_free();
-        let mut used_bytes = volume.used_bytes();
+        let mut given_up_bytes = 0u64;
         let mut evict = Vec::new();
         loop {
             let place = evict.first().copied().or(free);
-            let fits = used_bytes.saturating_add(segment_bytes) <= quota_bytes;
+            // A higher place than ever makes the file of digests longer.
+            let used_bytes = volume.used_bytes_with(place.map_or(0, |place| place + 1));
+            let left_bytes = used_bytes.saturating_sub(given_up_bytes);
+            let fits = left_bytes.saturating_add(segment_bytes) <= quota_bytes;
             if let Some(place) = place.filter(|_| fits) {
                 return Ok(Self { evict, place });
             }
             let Some((_, place)) = oldest.next() else {
                 let arithmetic = format!(
-                    "its quota of {quota_bytes} bytes holds {} bytes of tables and {} open \
-                     segments of {segment_bytes} bytes, on {} places; use fewer lanes, or make a \
-                     store with a larger quota",
-                    volume_file_bytes(superblock),
+                    "its quota of {quota_bytes} bytes holds {} bytes of tables and digests and {} \
+                     open segments of {segment_bytes} bytes, on {} places; use fewer lanes, or \
+                     make a store with a larger quota",
+                    volume.used_bytes().saturating_sub(volume.ledger().used_bytes()),
                     volume.ledger().open(),
                     superblock.places
                 );
                 return Err(StorageError::Exhausted { volume: volume.name.clone(), arithmetic });
             };
             let entry = &volume.entries()[place as usize];
-            used_bytes = used_bytes.saturating_sub(entry.file_bytes);
+            given_up_bytes = given_up_bytes.saturating_add(entry.file_bytes);
             evict.push(place);
         }
     }

@@ -16,6 +16,7 @@ use wirevault_seal::{Purpose, SALT_BYTES, SealError, SegmentKeys, TAG_BYTES};
 use wirevault_telemetry::clock::Clock;
 
 use crate::StorageError;
+use crate::digests::write_digest;
 use crate::store::OpenSegment;
 use crate::volume::{device, key_error};
 
@@ -135,6 +136,11 @@ pub fn finish_segment(
         .and_then(|()| open.file.set_len(file_bytes))
         .and_then(|()| open.file.sync())
         .map_err(|source| device(name, &format!("finish {}", open.file.name()), source))?;
+    if let Some(digest) = &encoded.digest {
+        let (media, keys) = (&*open.showing.media, open.keys.as_ref());
+        // Without it questions open the segment; the next start makes it anew.
+        let _ = write_digest(media, open.segment_bytes, open.place, &entry, keys, digest);
+    }
     Ok(Finished { entry })
 }
 

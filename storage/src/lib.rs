@@ -17,8 +17,9 @@
 //!
 //! - [`plan`](mod@plan): sizes. [`create`](mod@create): making a store. [`open`]: opening one.
 //! - [`store`]: the writer. `allocate`: which volume, what goes for the quota, which key. [`view`]:
-//!   catalog and status. [`finish`]: index and footer of a segment. [`reindex`]: its index from
-//!   its chunks. [`recovery`]: closing what a crash left open.
+//!   catalog and status. [`finish`]: index and footer of a segment. `digests`: what stands for them
+//!   outside of it. [`reindex`]: its index from its chunks. [`recovery`]: closing what a crash left
+//!   open.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
 //!   to.
 
@@ -26,6 +27,7 @@
 
 mod allocate;
 pub mod create;
+mod digests;
 pub mod error;
 pub mod finish;
 mod ledger;
@@ -39,6 +41,7 @@ pub mod view;
 mod volume;
 
 pub use create::{create, create_planned};
+pub use digests::{Mended, mend_digests};
 pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};
 pub use options::CreateOptions;

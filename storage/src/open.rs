@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 1 | locks all volumes, reads them | the store as it was |
 //! | 2 | closes or frees what a crash left open (`recovery`) | fewer open segments |
-//! | 3 | removes files of free places | nothing that counts |
+//! | 3 | removes files of free places, cuts the digests | nothing that counts |
 //! | 4 | marks runs as crashed | runs whose segments are all closed |
 //! | 5 | key rings: lives of the table, fresh spares | the older ring or the newer one |
 
@@ -62,6 +62,7 @@ impl Store {
         store.volumes.iter_mut().for_each(|volume| volume.show_changes_in(shared));
         let mut report = recovery::recover_segments(&mut store)?;
         report.files_removed = store.remove_leftovers()?;
+        store.volumes.iter_mut().try_for_each(VolumeWriter::cut_digests)?;
         report.runs_crashed = store.mark_crashed()?;
         for volume in &mut store.volumes {
             let wanted = volume.spares_wanted(SPARES_MIN);

@@ -90,7 +90,7 @@ impl Store {
 /// How queries get to see an open segment.
 pub(crate) struct Showing {
     shared: Arc<SharedCatalog>,
-    media: Arc<dyn Media>,
+    pub(crate) media: Arc<dyn Media>,
     number: u16,
 }
 

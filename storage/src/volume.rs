@@ -12,6 +12,7 @@ use std::io;
 use std::sync::Arc;
 
 use wirevault_format::LifeId;
+use wirevault_format::digest::{DIGEST_FILE, file_bytes};
 use wirevault_format::footer::CloseReason;
 use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
@@ -44,6 +45,9 @@ pub(crate) struct VolumeWriter {
     suspect: Option<(String, u64)>,
     /// What the segment table adds up to.
     ledger: Ledger,
+    /// Places up to the highest that held a segment since the digests were cut: so many may have
+    /// digests in their file.
+    reach: u32,
     _lock: Lock,
 }
 
@@ -80,8 +84,20 @@ impl VolumeWriter {
         }
         let (spares, failed, suspect, shared) = (VecDeque::new(), None, None, None);
         let ledger = Ledger::new(superblock.segment_bytes, &volume.segments.entries);
-        let _lock = lock;
-        Ok(Self { volume, name, file, provider, spares, failed, suspect, shared, ledger, _lock })
+        let reach = reach(&volume.segments.entries);
+        Ok(Self {
+            volume,
+            name,
+            file,
+            provider,
+            spares,
+            failed,
+            suspect,
+            shared,
+            ledger,
+            reach,
+            _lock: lock,
+        })
     }
 
     /// Every change of the tables shows in this catalog from now on.
@@ -127,7 +143,34 @@ impl VolumeWriter {
 
     /// Bytes that count against the quota: an open segment counts as full.
     pub(crate) fn used_bytes(&self) -> u64 {
-        volume_file_bytes(self.superblock()).saturating_add(self.ledger.used_bytes())
+        self.used_bytes_with(0)
+    }
+
+    /// The same, if the digests reached so many places at least.
+    pub(crate) fn used_bytes_with(&self, reach: u32) -> u64 {
+        let superblock = self.superblock();
+        let digests = file_bytes(superblock.segment_bytes, self.reach.max(reach));
+        let own = volume_file_bytes(superblock).saturating_add(digests);
+        own.saturating_add(self.ledger.used_bytes())
+    }
+
+    /// Cuts the file of digests behind the highest place that holds a segment, so that it takes no
+    /// more than is counted.
+    pub(crate) fn cut_digests(&mut self) -> Result<(), StorageError> {
+        let reach = reach(self.entries());
+        let most = file_bytes(self.superblock().segment_bytes, reach);
+        let failed = |source| device(&self.name, &format!("cut {DIGEST_FILE}"), source);
+        match self.volume.media.open(DIGEST_FILE, OpenMode::ReadWrite) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => {
+                let file = opened.map_err(failed)?;
+                if file.len().map_err(failed)? > most {
+                    file.set_len(most).map_err(failed)?;
+                }
+            }
+        }
+        self.reach = reach;
+        Ok(())
     }
 
     /// Makes new entries of the segment table durable, page by page in the order given.
@@ -153,6 +196,9 @@ impl VolumeWriter {
                 .collect();
             for ((place, after), before) in rest.iter().zip(&before) {
                 self.ledger.change(*place, before, after);
+                if after.state != SegmentState::Free {
+                    self.reach = self.reach.max(*place + 1);
+                }
             }
             next.apply(&mut self.volume.segments);
             if let Some(shared) = &self.shared {
@@ -369,6 +415,12 @@ impl<E: Entry> NextPage<E> {
             table.entries[at] = entry;
         }
     }
+}
+
+/// Places up to the highest that holds a segment.
+fn reach(entries: &[SegmentEntry]) -> u32 {
+    let last = entries.iter().rposition(|entry| entry.state != SegmentState::Free);
+    last.map_or(0, |place| place as u32 + 1)
 }
 
 /// Place of the segment file with that name.

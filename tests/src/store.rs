@@ -39,9 +39,16 @@ impl TestStore {
     /// # Panics
     /// If `wirevault init` fails.
     pub fn with_volumes(sealed: bool, volumes: usize) -> Self {
+        Self::with(sealed, volumes, if volumes == 1 { QUOTA } else { "1GiB" })
+    }
+
+    /// An empty store with this quota as well.
+    ///
+    /// # Panics
+    /// If `wirevault init` fails.
+    pub fn with(sealed: bool, volumes: usize, quota: &str) -> Self {
         let store = Self { folder: folder(), sealed };
         let mut args: Vec<String> = vec!["init".to_owned(), text(&store.dir())];
-        let quota = if volumes == 1 { QUOTA } else { "1GiB" };
         args.extend(["--quota".to_owned(), quota.to_owned()]);
         args.extend(["--lanes".to_owned(), volumes.to_string()]);
         for number in 1..volumes {

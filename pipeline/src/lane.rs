@@ -3,6 +3,10 @@
 //! It blocks only in its source's wait. When no chunk is free it stops taking packets; a live
 //! source's kernel ring then fills and the kernel counts what it drops, so no loss escapes the
 //! books.
+//!
+//! Full chunks go to the sealer's thread, or the lane has the sealer itself and drives it: a chunk
+//! is sealed when it is full, and after every batch the sealer does what has become possible
+//! meanwhile. See [`crate::sealer`].
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -23,6 +27,7 @@ use wirevault_telemetry::clock::Clock;
 
 use crate::decap::{Piece, Stripper};
 use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
+use crate::sealer::Sealer;
 use crate::status::{BufferTimes, LaneShared, LaneState, note_since};
 
 const PACKETS_END: usize = HEADER_BYTES + PAYLOAD_BYTES_MAX - GAP_ROOM_BYTES;
@@ -36,6 +41,10 @@ const STARVED_PAUSE: Duration = Duration::from_micros(200);
 const SHED_AGE: Duration = Duration::from_secs(5);
 /// Draining a live source at stop ends after this, however fast packets come.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Chunks that a lane seals in one go. Of those that wait for a late segment it works off two for
+/// each one that it fills; a tenth of a millisecond each is what its ring bridges anyway.
+const SEAL_CHUNKS_MAX: usize = 2;
 
 /// What a lane takes and how.
 pub struct LaneSpec {
@@ -66,7 +75,7 @@ pub(crate) struct Lane {
 pub(crate) struct Fill {
     pub pool: Pool,
     pub jobs: Jobs,
-    pub to_sealer: Sender<Box<Job>>,
+    pub hand: Hand,
     pub snaplen_bytes: u32,
     pub filter: Option<Filter>,
     pub clock: Arc<dyn Clock>,
@@ -87,6 +96,14 @@ pub(crate) struct Fill {
     pub starved: bool,
     pub shed_told: u64,
     pub shed_since: Option<(Instant, u64)>,
+}
+
+/// Where a lane's full chunks go.
+pub(crate) enum Hand {
+    /// To the sealer's thread.
+    Thread(Sender<Box<Job>>),
+    /// The lane seals them itself.
+    Own(Box<Sealer>),
 }
 
 /// Where an interface of the source is among those that packets are stored under.
@@ -110,20 +127,25 @@ pub(crate) struct Stream {
 impl Lane {
     /// Runs until the source ends or the pipeline stops, then flushes.
     pub(crate) fn run(mut self) {
+        if let Hand::Own(sealer) = &mut self.fill.hand {
+            sealer.set_table_aside();
+        }
         self.fill.learn(self.source.interfaces());
         let mut draining_since = None;
+        let mut rest = POLL_WAIT;
         loop {
             if self.stop.load(Ordering::Relaxed) && draining_since.is_none() {
                 draining_since = Some(Instant::now());
             }
-            let wait = if draining_since.is_some() { Duration::ZERO } else { POLL_WAIT };
+            let wait = if draining_since.is_some() { Duration::ZERO } else { rest };
             let polled_ns = self.fill.clock.unix_ns();
             let polled = self.source.poll(&mut self.fill, wait);
             self.count();
             self.fill.flush_aged(self.flush_age);
             self.fill.shared.polled_ns.store(polled_ns, Ordering::Release);
+            rest = POLL_WAIT.min(self.fill.seal_waiting());
             match polled {
-                Ok(Polled::Packets(0)) => std::thread::sleep(STARVED_PAUSE),
+                Ok(Polled::Packets(0)) => std::thread::sleep(STARVED_PAUSE.min(rest)),
                 Ok(Polled::Packets(_)) => {}
                 Ok(Polled::Interfaces) => {
                     self.fill.learn(self.source.interfaces());
@@ -152,6 +174,9 @@ impl Lane {
         self.count();
         self.fill.flush_all();
         self.fill.shared.set_state(LaneState::Ended);
+        if let Hand::Own(sealer) = self.fill.hand {
+            sealer.finish();
+        }
     }
 
     fn count(&mut self) {
@@ -389,13 +414,30 @@ impl Fill {
         job.shed = self.counts.shed;
         job.dropped = self.counts.dropped;
         self.pen.publish(&self.counts);
-        // The channel has a place for every chunk there is; it refuses only when the sealer is
-        // gone.
-        let begin = Instant::now();
-        let sent = self.to_sealer.try_send(job);
-        note_since(&self.times.hand_over, begin);
-        if sent.is_err() {
-            self.shared.fail("the sealing thread is gone");
+        match &mut self.hand {
+            Hand::Thread(sealer) => {
+                // The channel has a place for every chunk there is; it refuses only when the
+                // sealer is gone.
+                let begin = Instant::now();
+                let sent = sealer.try_send(job);
+                note_since(&self.times.hand_over, begin);
+                if sent.is_err() {
+                    self.shared.fail("the sealing thread is gone");
+                }
+            }
+            Hand::Own(sealer) => {
+                sealer.push(job);
+                sealer.advance(SEAL_CHUNKS_MAX);
+            }
+        }
+    }
+
+    /// What has become possible for a sealer of one's own since the last chunk: a segment is there,
+    /// chunks came back. Gives the time after which to ask again.
+    fn seal_waiting(&mut self) -> Duration {
+        match &mut self.hand {
+            Hand::Thread(_) => Duration::MAX,
+            Hand::Own(sealer) => sealer.advance(SEAL_CHUNKS_MAX),
         }
     }
 
@@ -468,7 +510,8 @@ impl Fill {
         let due = !self.pending_gaps.is_empty() || self.counts.shed > self.shed_told;
         if due && !self.streams.is_empty() {
             while self.streams[0].current.is_none() && !self.begin(0) {
-                std::thread::sleep(STARVED_PAUSE);
+                // The chunks may all wait in the lane's own sealer.
+                std::thread::sleep(STARVED_PAUSE.min(self.seal_waiting()));
             }
             self.hand_over(0);
         }

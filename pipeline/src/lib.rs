@@ -6,23 +6,28 @@
 //!            chunk   seal       acknowledge ─► closer: index of open segments, closing
 //!                      └─► opener: next segment                 └─► store
 //! ```
+//! A lane and its sealer are two threads or one, see [`Topology`].
 //! A chunk is moved, never shared, and stays in the arena until it is acknowledged. After start
 //! these threads do not allocate, lock or log for a packet; locks are taken for a chunk at most.
 
 #![forbid(unsafe_code)]
 
 pub mod ack;
-mod affinity;
+pub mod affinity;
 mod closer;
 pub mod decap;
 pub mod error;
 pub mod job;
 pub mod lane;
+pub mod layout;
 pub mod live;
+pub mod machine;
+mod note;
 mod opener;
 pub mod options;
 mod pace;
 mod reseal;
+mod rolling;
 mod sealer;
 mod shown;
 mod start;
@@ -33,7 +38,9 @@ mod writer;
 
 pub use error::PipelineError;
 pub use lane::{Filter, LaneSpec};
-pub use options::{PipelineOptions, QueueMaker};
+pub use layout::{Layout, ThreadPlace};
+pub use machine::Machine;
+pub use options::{PipelineOptions, QueueMaker, Topology};
 pub use start::{LaneView, Pipeline, VolumeView};
 pub use status::{BufferTimes, LaneShared, LaneState};
 pub use tail::{Missed, TailChunk, TailHub};

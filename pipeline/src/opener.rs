@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use wirevault_format::{Interface, LinkType};
+use wirevault_index::flow_table::{FlowOptions, FlowTable};
 use wirevault_storage::{OpenRequest, OpenSegment, StorageError, Store};
 
 use crate::status::lock;
@@ -16,7 +17,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 
 pub(crate) enum ToOpener {
     Open(OpenOrder),
-    Release(Box<OpenSegment>),
+    /// The answer to an earlier order is not wanted any more. It is there: orders are answered in
+    /// turn.
+    Release(Opened),
     /// A segment of this volume failed: the next ones open elsewhere, if another volume takes them.
     Suspect {
         volume: usize,
@@ -28,28 +31,42 @@ pub(crate) struct OpenOrder {
     pub lane: u16,
     pub link_type: LinkType,
     pub interfaces: Arc<Vec<Interface>>,
-    pub reply: Sender<Result<OpenSegment, StorageError>>,
+    /// The stream has no flow table yet: one comes with the segment. Making it takes some ten
+    /// milliseconds, which a lane that seals its own chunks does not have.
+    pub table: Option<FlowOptions>,
+    pub reply: Sender<Answer>,
 }
+
+/// A segment, and the flow table that was ordered with it.
+pub(crate) type Answer = Result<(OpenSegment, Option<FlowTable>), StorageError>;
+
+/// Where the answer to an order arrives.
+pub(crate) type Opened = Receiver<Answer>;
 
 /// Runs until every sealer is gone.
 pub(crate) fn run(store: &Mutex<Store>, orders: &Receiver<ToOpener>) {
     loop {
         match orders.recv_timeout(HEARTBEAT) {
             Ok(ToOpener::Open(order)) => {
-                let OpenOrder { lane, link_type, interfaces, reply } = order;
+                let OpenOrder { lane, link_type, interfaces, table, reply } = order;
                 let request = OpenRequest { lane, link_type, interfaces: &interfaces };
                 let opened = lock(store).open_segment(request);
                 if let Ok(open) = &opened {
                     let (volume, place, life) = (open.volume, open.place, open.entry.life);
                     tracing::debug!(lane, volume, place, %life, "a segment is open");
                 }
-                if let Err(unsent) = reply.send(opened)
-                    && let Ok(open) = unsent.into_inner()
+                let answer = opened.map(|open| (open, table.map(FlowTable::new)));
+                if let Err(unsent) = reply.send(answer)
+                    && let Ok((open, _)) = unsent.into_inner()
                 {
                     release(store, &open);
                 }
             }
-            Ok(ToOpener::Release(open)) => release(store, &open),
+            Ok(ToOpener::Release(opened)) => {
+                if let Ok(Ok((open, _))) = opened.try_recv() {
+                    release(store, &open);
+                }
+            }
             Ok(ToOpener::Suspect { volume, why }) => lock(store).suspect_volume(volume, &why),
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(error) = lock(store).heartbeat() {

@@ -10,6 +10,18 @@ use wirevault_nvme::{NvmeError, Queue, QueueOptions, open_best};
 /// Makes the queue to the device of a volume, on the thread that will use it.
 pub type QueueMaker = Arc<dyn Fn(usize, &Arena) -> Result<Box<dyn Queue>, NvmeError> + Send + Sync>;
 
+/// Which threads share the work between a lane's source and its volumes' writers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Topology {
+    /// `Split` if there is a core for each of its threads, else `RunToCompletion`.
+    #[default]
+    Auto,
+    /// A lane's thread seals and indexes its own chunks, while they are in its core's cache.
+    RunToCompletion,
+    /// A lane's chunks are sealed and indexed by a thread of their own.
+    Split,
+}
+
 /// How a pipeline runs.
 #[derive(Clone)]
 pub struct PipelineOptions {
@@ -21,6 +33,8 @@ pub struct PipelineOptions {
     pub segment_age: Duration,
     /// Written by an import rather than from live interfaces.
     pub import: bool,
+    /// Which threads there are.
+    pub topology: Topology,
     /// Makes each volume's queue: the best that works, unless somebody plugs in another.
     pub queue: QueueMaker,
 }
@@ -32,6 +46,7 @@ impl Default for PipelineOptions {
             commit_interval: Duration::from_millis(100),
             segment_age: Duration::from_secs(3600),
             import: false,
+            topology: Topology::Auto,
             queue: Arc::new(|_, arena| open_best(&QueueOptions::default(), arena)),
         }
     }
@@ -44,6 +59,7 @@ impl fmt::Debug for PipelineOptions {
             .field("commit_interval", &self.commit_interval)
             .field("segment_age", &self.segment_age)
             .field("import", &self.import)
+            .field("topology", &self.topology)
             .finish_non_exhaustive()
     }
 }

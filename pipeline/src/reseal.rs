@@ -5,13 +5,17 @@
 //! not acknowledged comes back from its writer when nothing of it is under way, and goes into a
 //! segment of its own: it lies before the packets that were taken meanwhile, and recovery wants the
 //! packets of a segment to follow each other. The failed segment is closed over its durable chunks.
+//! It is done chunk by chunk between those of the lane, and one segment after the other.
 //! Copies that reached the disk all the same are told apart from these by (run, lane, sequence).
 //!
 //! This way allocates: it is taken when a device fails, not for a packet.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+use wirevault_format::LinkType;
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::CloseReason;
 use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
@@ -20,10 +24,10 @@ use wirevault_seal::DataOpener;
 use crate::job::Job;
 use crate::live::LiveSegment;
 use crate::opener::ToOpener;
-use crate::sealer::{Origin, REPLAY_ATTEMPTS, RETRY_PAUSE, Sealer};
+use crate::sealer::{Origin, REPLAY_ATTEMPTS, RETRY_PAUSE, Sealer, Step};
 use crate::write_file::WriteJob;
 
-/// Rounds of failures without a packet becoming durable after which the lane pauses before each
+/// Rounds of failures without a packet becoming durable after which the sealer pauses before each
 /// further one, and shows that it is blocked: opening segments works, writing them does not.
 const BARREN_MAX: u32 = 2;
 
@@ -65,6 +69,18 @@ impl Returned {
     }
 }
 
+/// A failed segment whose chunks are being sealed again.
+pub(crate) struct Mending {
+    link_type: LinkType,
+    /// Opens them; a plain store's need none.
+    opener: Result<Option<DataOpener>, String>,
+    /// In order.
+    chunks: VecDeque<WriteJob>,
+    begun: bool,
+    /// The one that waits for a segment.
+    reopened: Option<Box<Job>>,
+}
+
 impl Sealer {
     /// Segments fail one after the other, and nothing becomes durable.
     pub(crate) fn is_barren(&self) -> bool {
@@ -83,14 +99,12 @@ impl Sealer {
         let _ = self.opener.send(ToOpener::Suspect { volume, why });
         for at in 0..self.streams.len() {
             // It was chosen when the volume was well.
-            if let Some((_, prepared)) = self.streams[at].next.take() {
-                self.release(prepared);
-            }
+            self.forget_next(at);
         }
     }
 
-    /// Seals everything again whose segment is settled.
-    pub(crate) fn seal_again(&mut self) {
+    /// Takes what came back, and acts on failures of the segments that are open.
+    pub(crate) fn collect_returned(&mut self) {
         if self.returned.barren > 0 && self.acks.stored() > self.returned.stored {
             self.returned.barren = 0;
             self.shared.set_blocked(false);
@@ -106,35 +120,81 @@ impl Sealer {
                 self.close(at, CloseReason::DeviceFailed);
             }
         }
-        let settled = |job: &WriteJob| job.segment.is_settled();
-        while let Some(at) = self.returned.chunks.iter().position(settled) {
-            let segment = Arc::clone(&self.returned.chunks[at].segment);
-            let same = |job: &mut WriteJob| Arc::ptr_eq(&job.segment, &segment);
-            let mut chunks: Vec<WriteJob> = self.returned.chunks.extract_if(.., same).collect();
-            chunks.sort_by_key(|job| job.number);
-            self.note_failure(&segment);
-            self.seal_chunks_again(&segment, chunks);
-        }
     }
 
-    /// Seals the rest of a failed segment into a segment of its own.
-    fn seal_chunks_again(&mut self, segment: &Arc<LiveSegment>, chunks: Vec<WriteJob>) {
-        if self.is_hopeless(segment.open.entry.ordinal) {
-            chunks.iter().for_each(|job| self.give_up(&job.span, &job.delta.gaps));
-            return;
+    /// Seals one chunk of a failed segment again, in a segment of its own. The next failed segment
+    /// is begun with when it is settled.
+    pub(crate) fn mend(&mut self) -> Step {
+        let Some(mut mending) = self.mending.take() else { return self.begin_mending() };
+        // Asked once, behind the pause: what is begun is brought to its end.
+        if !std::mem::replace(&mut mending.begun, true) && self.is_hopeless() {
+            mending.chunks.iter().for_each(|job| self.give_up(&job.span, &job.delta.gaps));
+            return Step::Done;
         }
-        let life = segment.open.entry.life;
-        tracing::warn!(lane = self.lane, %life, chunks = chunks.len(), "chunks are sealed again");
+        let begun = self.streams.iter().position(|stream| stream.mends);
+        let at = begun.unwrap_or_else(|| self.add_stream(mending.link_type, true));
+        let next = mending.reopened.take().or_else(|| self.reopen_next(&mut mending));
+        if let Some(job) = next {
+            mending.reopened = self.place(at, job, Origin::Failed);
+            let waits = mending.reopened.is_some();
+            self.mending = Some(mending);
+            return if waits { Step::Waits } else { Step::Done };
+        }
+        self.close(at, CloseReason::DeviceFailed);
+        self.forget_next(at);
+        self.spare_table = self.streams.remove(at).table;
+        Step::Done
+    }
+
+    /// Looks for a failed segment whose chunks are all back.
+    fn begin_mending(&mut self) -> Step {
+        let settled = |job: &WriteJob| job.segment.is_settled();
+        let Some(at) = self.returned.chunks.iter().position(settled) else { return Step::Nothing };
+        let segment = Arc::clone(&self.returned.chunks[at].segment);
+        let same = |job: &mut WriteJob| Arc::ptr_eq(&job.segment, &segment);
+        let mut chunks: Vec<WriteJob> = self.returned.chunks.extract_if(.., same).collect();
+        chunks.sort_by_key(|job| job.number);
+        self.note_failure(&segment);
+        let entry = &segment.open.entry;
+        let (lane, life, count) = (self.lane, entry.life, chunks.len());
+        tracing::warn!(lane, %life, chunks = count, "chunks are to be sealed again");
+        let stored = self.acks.stored();
+        if self.returned.note_failed(entry.ordinal, stored) && self.is_barren() {
+            self.shared.set_blocked(true);
+            self.paused_until = Some(Instant::now() + RETRY_PAUSE);
+        }
         let opener = segment.open.keys.as_ref().map(|keys| keys.data_opener()).transpose();
-        let at = self.add_stream(segment.open.entry.link_type);
-        for job in chunks {
-            let (span, gaps) = (job.span, job.delta.gaps.clone());
-            let opened = match &opener {
-                Ok(opener) => self.reopened(job, opener.as_ref()),
-                Err(error) => Err(error.to_string()),
+        self.mending = Some(Mending {
+            link_type: entry.link_type,
+            opener: opener.map_err(|error| error.to_string()),
+            chunks: chunks.into(),
+            begun: false,
+            reopened: None,
+        });
+        Step::Done
+    }
+
+    /// Whether it is no use to try another segment: nothing became durable in several rounds, and
+    /// nobody waits for the device to come back.
+    fn is_hopeless(&mut self) -> bool {
+        let tried = self.returned.barren >= REPLAY_ATTEMPTS;
+        if tried && !self.live {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        tried && self.stop.load(Ordering::Relaxed)
+    }
+
+    /// The next chunk that can be opened; those that cannot are given up.
+    fn reopen_next(&self, mending: &mut Mending) -> Option<Box<Job>> {
+        loop {
+            let write = mending.chunks.pop_front()?;
+            let (span, gaps) = (write.span, write.delta.gaps.clone());
+            let opened = match &mending.opener {
+                Ok(opener) => self.reopened(write, opener.as_ref()),
+                Err(error) => Err(error.clone()),
             };
             match opened {
-                Ok(job) => self.place(at, job, Origin::Failed),
+                Ok(job) => return Some(job),
                 Err(error) => {
                     self.shared.fail(&error);
                     tracing::error!(lane = self.lane, "a chunk cannot be sealed again: {error}");
@@ -142,26 +202,6 @@ impl Sealer {
                 }
             }
         }
-        self.close(at, CloseReason::DeviceFailed);
-        if let Some((_, prepared)) = self.streams[at].next.take() {
-            self.release(prepared);
-        }
-        self.streams.truncate(at);
-    }
-
-    /// Counts the failure of a segment. Whether it is no use to try another one: nothing became
-    /// durable in several rounds, and nobody waits for the device to come back.
-    fn is_hopeless(&mut self, ordinal: u64) -> bool {
-        let stored = self.acks.stored();
-        if self.returned.note_failed(ordinal, stored) && self.is_barren() {
-            self.shared.set_blocked(true);
-            std::thread::sleep(RETRY_PAUSE);
-        }
-        let tried = self.returned.barren >= REPLAY_ATTEMPTS;
-        if tried && !self.live {
-            self.stop.store(true, Ordering::Relaxed);
-        }
-        tried && self.stop.load(Ordering::Relaxed)
     }
 
     /// The chunk as the lane filled it.
@@ -211,12 +251,12 @@ impl Sealer {
     /// Waits until the fate of every chunk is known.
     pub(crate) fn wait_for_writers(&mut self) {
         while self.acks.outstanding() > 0 {
-            match self.from_writers.recv_timeout(RETRY_PAUSE / 100) {
+            let rest = self.advance(0).min(RETRY_PAUSE / 100);
+            match self.from_writers.recv_timeout(rest) {
                 Ok(job) => self.returned.push(*job),
                 Err(_) if self.writers.iter().any(|it| it.alive.strong_count() == 0) => return,
                 Err(_) => {}
             }
-            self.seal_again();
         }
     }
 }

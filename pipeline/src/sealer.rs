@@ -1,53 +1,57 @@
-//! The sealer thread of a lane: takes full chunks in order, notes their flows, seals them and hands
-//! them to the writer of the volume on which their segment lies. It owns the lane's open segments.
+//! The sealer of a lane: takes full chunks in order, notes their flows, seals them and hands them
+//! to the writer of the volume on which their segment lies. It owns the lane's open segments.
 //!
-//! It waits only for chunks, and when it needs a segment for the thread that opens one. The next
-//! segment is asked for when the current one is half full, so that this wait is over before it
-//! begins. Chunks that a device did not take come back to it: see [`crate::reseal`].
+//! It is a value that never waits. Whoever drives it hands it chunks ([`Sealer::push`]) and calls
+//! [`Sealer::advance`], which does what can be done now and says when it wants to be called again:
+//!
+//! - a thread of its own (*split*), so that lane and sealer use two cores, or
+//! - the lane itself (*run to completion*), which seals each chunk as soon as it is full, while its
+//!   bytes are in the core's cache, and wakes nobody.
+//!
+//! What cannot be done yet is a state and not a wait: a chunk whose segment is not there stays at
+//! the head of `waiting` until the opener has answered ([`crate::rolling`]), and chunks that a
+//! device did not take are sealed again one at a time, between the lane's ([`crate::reseal`]). So
+//! an opener that hangs in a flush, or a store without room, never keeps a lane from emptying its
+//! ring: chunks wait in the buffer, and only when that is used up does the lane stop taking.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, select};
+use crossbeam_channel::{Receiver, Sender, select};
 use crossbeam_queue::ArrayQueue;
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
-use wirevault_format::footer::{ChunkEntry, CloseReason};
+use wirevault_format::footer::CloseReason;
 use wirevault_format::{Cause, Gap, Interface, LinkType, RunId};
-use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
-use wirevault_index::{ChunkDelta, prefetch};
-use wirevault_packet::dissect;
+use wirevault_index::ChunkDelta;
+use wirevault_index::flow_table::{FlowOptions, FlowTable};
 use wirevault_seal::{DataSealer, SealError};
-use wirevault_storage::{OpenSegment, StorageError};
 
 use crate::ack::{LaneAcks, Span};
-use crate::closer::{Closing, ToCloser};
+use crate::closer::ToCloser;
 use crate::job::{Job, Jobs};
 use crate::live::{LiveSegment, Registry};
-use crate::opener::{OpenOrder, ToOpener};
-use crate::reseal::Returned;
+use crate::note::{fill_delta, note_flows};
+use crate::opener::{Opened, ToOpener};
+use crate::reseal::{Mending, Returned};
 use crate::status::{BufferTimes, LaneShared, note_since};
 use crate::tail::TailHub;
 use crate::write_file::{Link, WriteJob};
 
-/// Packets noted at once: the flow table looks them all up before it touches any.
-const NOTES: usize = wirevault_index::flow_table::BATCH;
 /// Pause between two attempts to open a segment while no volume takes one.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Attempts after which a replay gives up. A live lane goes on: its packets keep coming.
 pub(crate) const REPLAY_ATTEMPTS: u32 = 3;
 /// How often an idle sealer looks at the age of its segments.
 const IDLE_WAIT: Duration = Duration::from_millis(200);
-/// Bytes of a cache line; headers lie in two.
-const LINE_BYTES: usize = 64;
-/// Offset of data in an Enhanced Packet Block.
-const EPB_DATA_AT: usize = 28;
+/// How often it looks for what it waits for: a segment, or the end of a pause.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 pub(crate) struct Sealer {
     pub run: RunId,
     pub lane: u16,
     pub jobs: Jobs,
-    pub from_lane: Receiver<Box<Job>>,
     /// By volume.
     pub writers: Vec<ToWriter>,
     /// Chunks that a device did not take.
@@ -66,10 +70,20 @@ pub(crate) struct Sealer {
     pub segment_age: Duration,
     /// Flows of a segment at most.
     pub flows_max: u32,
-    /// Table of the first stream, until it comes.
+    /// A table for the next stream.
     pub spare_table: Option<FlowTable>,
     pub streams: Vec<SealStream>,
+    /// The lane's chunks, oldest first; there is a place for every chunk there is.
+    pub waiting: VecDeque<Box<Job>>,
+    /// The first of them tells of the losses that were known when it came to the front.
+    pub first_tells: bool,
     pub returned: Returned,
+    /// A failed segment whose chunks are being sealed again.
+    pub mending: Option<Mending>,
+    /// Nothing is sealed before: one segment after the other failed.
+    pub paused_until: Option<Instant>,
+    /// Ends of segments that the closer had no room for.
+    pub unsent: Vec<ToCloser>,
 }
 
 /// The way to a volume's writer.
@@ -83,22 +97,32 @@ pub(crate) struct ToWriter {
 pub(crate) struct SealStream {
     pub link_type: LinkType,
     watermark: Arc<AtomicU64>,
-    table: FlowTable,
+    /// The opener makes it with the first segment if none was set aside.
+    pub table: Option<FlowTable>,
     pub current: Option<Current>,
-    /// The next segment, on its way, and the interfaces it describes.
-    pub next: Option<(Arc<Vec<Interface>>, Opened)>,
+    /// The next segment, on its way.
+    pub next: Option<Next>,
+    /// Attempts to open a segment since one opened.
+    pub attempts: u32,
+    pub retry_at: Option<Instant>,
+    /// It takes the chunks of a failed segment and no others.
+    pub mends: bool,
 }
 
-/// Where the answer to an order for a segment arrives.
-pub(crate) type Opened = Receiver<Result<OpenSegment, StorageError>>;
+/// A segment that is on its way.
+pub(crate) struct Next {
+    /// What it describes.
+    pub interfaces: Arc<Vec<Interface>>,
+    pub answer: Opened,
+}
 
 /// The segment that a stream writes.
 pub(crate) struct Current {
     pub segment: Arc<LiveSegment>,
-    sealer: Option<DataSealer>,
-    at: u64,
-    chunks: u32,
-    since: Instant,
+    pub sealer: Option<DataSealer>,
+    pub at: u64,
+    pub chunks: u32,
+    pub since: Instant,
 }
 
 /// Where a chunk comes from.
@@ -110,83 +134,134 @@ pub(crate) enum Origin {
     Failed,
 }
 
-impl Sealer {
-    /// Runs until the lane is gone and the fate of its last chunk is known; closes the segments.
-    pub(crate) fn run(mut self) {
-        // Set aside before packets come: a table for large segments takes some ten milliseconds.
-        self.spare_table = Some(self.new_table());
-        while self.step() {
-            self.seal_again();
-            self.close_aged();
-        }
-        for at in 0..self.streams.len() {
-            self.close(at, CloseReason::Stop);
-            if let Some((_, prepared)) = self.streams[at].next.take() {
-                self.release(prepared);
-            }
-        }
-        self.wait_for_writers();
-    }
+/// What became of an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Something was done, and there may be more.
+    Done,
+    /// It needs something that is not there yet.
+    Waits,
+    /// There is nothing to do.
+    Nothing,
+}
 
-    /// Takes the next chunk; `false` when no more comes from the lane.
-    fn step(&mut self) -> bool {
-        select! {
-            recv(self.from_writers) -> job => {
-                match job {
+impl Sealer {
+    /// Drives it on a thread of its own until the lane is gone.
+    pub(crate) fn run(mut self, from_lane: &Receiver<Box<Job>>) {
+        self.set_table_aside();
+        let mut rest = IDLE_WAIT;
+        loop {
+            select! {
+                recv(self.from_writers) -> job => match job {
                     Ok(job) => self.returned.push(*job),
                     // Every writer has panicked; the lane's next chunk will say so.
                     Err(_) => std::thread::sleep(RETRY_PAUSE),
-                }
-                true
+                },
+                recv(from_lane) -> job => match job {
+                    Ok(job) => self.push(job),
+                    Err(_) => break,
+                },
+                default(rest) => {}
             }
-            recv(self.from_lane) -> job => match job {
-                Ok(job) => {
-                    self.take(job);
-                    true
-                }
-                Err(_) => false,
-            },
-            default(IDLE_WAIT) => true,
+            rest = self.advance(usize::MAX);
+        }
+        self.finish();
+    }
+
+    /// Before packets come: a table for large segments takes some ten milliseconds.
+    pub(crate) fn set_table_aside(&mut self) {
+        self.spare_table = Some(FlowTable::new(FlowOptions { flows_max: self.flows_max }));
+    }
+
+    /// Takes a chunk from the lane.
+    pub(crate) fn push(&mut self, job: Box<Job>) {
+        self.waiting.push_back(job);
+    }
+
+    /// Does what can be done without waiting: of the lane's chunks `chunks_max` at most, and of
+    /// those that came back one. Gives the time after which there is something to do again, if no
+    /// chunk comes before.
+    pub(crate) fn advance(&mut self, chunks_max: usize) -> Duration {
+        self.collect_returned();
+        let now = Instant::now();
+        let pauses = |sealer: &Self| sealer.paused_until.is_some_and(|until| now < until);
+        if pauses(self) {
+            return LOOK_AGAIN;
+        }
+        let mended = self.mend();
+        if pauses(self) {
+            return LOOK_AGAIN;
+        }
+        let mut sealed = 0;
+        while sealed < chunks_max && self.seal_next() {
+            sealed += 1;
+        }
+        self.close_aged(now);
+        self.send_ends();
+        let cut_short = sealed == chunks_max && !self.waiting.is_empty();
+        if mended == Step::Done || cut_short {
+            Duration::ZERO
+        } else if mended == Step::Waits || !self.waiting.is_empty() || !self.unsent.is_empty() {
+            LOOK_AGAIN
+        } else {
+            IDLE_WAIT
         }
     }
 
-    fn take(&mut self, mut job: Box<Job>) {
-        let at = self.stream(job.link_type);
-        let lost = self.acks.take_lost(|gap| job.push_gap(gap));
-        job.dropped.iter_mut().zip(lost).for_each(|(dropped, lost)| *dropped += lost);
-        self.place(at, job, Origin::Lane);
+    /// No more comes from the lane: waits until the fate of its last chunk is known, and closes
+    /// the segments.
+    pub(crate) fn finish(mut self) {
+        while !self.waiting.is_empty() {
+            let rest = self.advance(usize::MAX);
+            if !self.waiting.is_empty() {
+                std::thread::sleep(rest);
+            }
+        }
+        for at in 0..self.streams.len() {
+            if !self.streams[at].mends {
+                self.close(at, CloseReason::Stop);
+                self.forget_next(at);
+            }
+        }
+        self.wait_for_writers();
+        for end in self.unsent.drain(..) {
+            let _ = self.closer.send(end);
+        }
     }
 
-    /// Seals a chunk into its stream's segment, or into a new one, for as long as it takes to get
-    /// one.
-    pub(crate) fn place(&mut self, at: usize, mut job: Box<Job>, origin: Origin) {
+    /// Seals the oldest chunk of the lane, if there is one and its segment is there.
+    fn seal_next(&mut self) -> bool {
+        let Some(mut job) = self.waiting.pop_front() else { return false };
+        let at = self.stream(job.link_type);
+        if !std::mem::replace(&mut self.first_tells, true) {
+            let lost = self.acks.take_lost(|gap| job.push_gap(gap));
+            job.dropped.iter_mut().zip(lost).for_each(|(dropped, lost)| *dropped += lost);
+        }
+        if let Some(job) = self.place(at, job, Origin::Lane) {
+            self.waiting.push_front(job);
+            return false;
+        }
+        self.first_tells = false;
+        true
+    }
+
+    /// Seals a chunk into its stream's segment. Gives it back while there is none for it.
+    pub(crate) fn place(
+        &mut self,
+        at: usize,
+        mut job: Box<Job>,
+        origin: Origin,
+    ) -> Option<Box<Job>> {
         let chunk_bytes = (HEADER_BYTES + job.payload_bytes() + chunk::TAIL_BYTES_MIN)
             .next_multiple_of(wirevault_format::limits::LBA_BYTES) as u64;
         self.roll(at, &job, chunk_bytes);
-        let mut attempts = 0;
-        while self.streams[at].current.is_none() {
-            attempts += 1;
-            match self.open(at, &job.interfaces) {
-                Ok(current) => {
-                    self.streams[at].table.reset(current.segment.open.flows_max);
-                    self.streams[at].current = Some(current);
-                    self.shared.set_blocked(self.is_barren());
-                }
-                Err(error) => {
-                    self.shared.set_blocked(true);
-                    self.shared.fail(&error);
-                    tracing::error!(lane = self.lane, "no segment can be opened: {error}");
-                    if !self.live && attempts == REPLAY_ATTEMPTS {
-                        // Nobody is served by a replay that waits for a device to come back.
-                        self.stop.store(true, Ordering::Relaxed);
-                    }
-                    if self.stop.load(Ordering::Relaxed) {
-                        self.give_up(&span(&job), &job.gaps);
-                        self.jobs.put(job);
-                        return;
-                    }
-                    std::thread::sleep(RETRY_PAUSE);
-                }
+        match self.open(at, &job.interfaces) {
+            Step::Done => {}
+            Step::Waits => return Some(job),
+            Step::Nothing => {
+                self.give_up(&span(&job), &job.gaps);
+                self.jobs.put(job);
+                return None;
             }
         }
         if let Err(error) = self.seal_and_send(at, &mut job, origin) {
@@ -197,6 +272,7 @@ impl Sealer {
             self.close(at, CloseReason::DeviceFailed);
         }
         self.jobs.put(job);
+        None
     }
 
     /// A chunk goes nowhere: its packets are counted as dropped, and another one tells of
@@ -204,71 +280,6 @@ impl Sealer {
     pub(crate) fn give_up(&self, span: &Span, gaps: &[Gap]) {
         self.acks.untold(gaps);
         self.acks.lost(span, Cause::DeviceFailed);
-    }
-
-    /// Closes the current segment if it cannot take the chunk, or if its device failed.
-    fn roll(&mut self, at: usize, job: &Job, chunk_bytes: u64) {
-        let Some(current) = &self.streams[at].current else { return };
-        let reason = if current.segment.failure().is_some() {
-            let segment = Arc::clone(&current.segment);
-            self.note_failure(&segment);
-            CloseReason::DeviceFailed
-        } else if !describes(&current.segment.interfaces, &job.interfaces) {
-            CloseReason::NewInterface
-        } else if current.at + chunk_bytes > current.segment.open.data_end {
-            CloseReason::Full
-        } else {
-            self.prepare(at, &job.interfaces);
-            return;
-        };
-        self.close(at, reason);
-    }
-
-    /// Asks for the next segment when the current one is half full.
-    fn prepare(&mut self, at: usize, interfaces: &Arc<Vec<Interface>>) {
-        let stream = &self.streams[at];
-        let Some(current) = &stream.current else { return };
-        let half = current.segment.open.data_offset / 2 + current.segment.open.data_end / 2;
-        if stream.next.is_none() && current.at > half {
-            let reply = self.order(stream.link_type, interfaces);
-            self.streams[at].next = Some((Arc::clone(interfaces), reply));
-        }
-    }
-
-    fn order(&self, link_type: LinkType, interfaces: &Arc<Vec<Interface>>) -> Opened {
-        let (reply, answer) = bounded(1);
-        let interfaces = Arc::clone(interfaces);
-        let order = OpenOrder { lane: self.lane, link_type, interfaces, reply };
-        // If the opener is gone the answer is a closed channel, which `open` reports.
-        let _ = self.opener.send(ToOpener::Open(order));
-        answer
-    }
-
-    fn open(&mut self, at: usize, interfaces: &Arc<Vec<Interface>>) -> Result<Current, String> {
-        let (prepared_for, answer) = match self.streams[at].next.take() {
-            Some(prepared) => prepared,
-            None => (Arc::clone(interfaces), self.order(self.streams[at].link_type, interfaces)),
-        };
-        if !describes(&prepared_for, interfaces) {
-            self.release(answer);
-            return self.open(at, interfaces);
-        }
-        let open = answer
-            .recv()
-            .map_err(|_| "the thread that opens segments is gone".to_owned())?
-            .map_err(|error| error.to_string())?;
-        let sealer = open.keys.as_ref().map(|keys| keys.data_sealer()).transpose();
-        let sealer = sealer.map_err(|error| error.to_string())?;
-        let data_offset = open.data_offset;
-        self.returned.note_opened(open.entry.ordinal);
-        let segment = self.registry.add(open, prepared_for);
-        Ok(Current { segment, sealer, at: data_offset, chunks: 0, since: Instant::now() })
-    }
-
-    pub(crate) fn release(&self, prepared: Opened) {
-        if let Ok(Ok(open)) = prepared.recv() {
-            let _ = self.opener.send(ToOpener::Release(Box::new(open)));
-        }
     }
 
     fn seal_and_send(
@@ -279,7 +290,9 @@ impl Sealer {
     ) -> Result<(), SealError> {
         let lane = self.lane;
         let stream = &mut self.streams[at];
-        let Some(current) = stream.current.as_mut() else { return Ok(()) };
+        let (Some(current), Some(table)) = (stream.current.as_mut(), stream.table.as_mut()) else {
+            return Ok(());
+        };
         let Some(buf) = job.buf.as_mut() else { return Ok(()) };
         if origin == Origin::Lane && self.tail.is_watched() {
             let (payload, packets) = (&buf[HEADER_BYTES..job.end], job.epb_at.len());
@@ -310,8 +323,7 @@ impl Sealer {
         fill_delta(&mut delta, &header, current.at, job);
         let buf = job.buf.as_mut().expect("the chunk was there above");
         if indexed {
-            let (table, link_type) = (&mut stream.table, stream.link_type);
-            unparsed = note_flows(table, &mut delta, link_type, buf, &job.epb_at);
+            unparsed = note_flows(table, &mut delta, stream.link_type, buf, &job.epb_at);
         } else {
             delta.unindexed = true;
         }
@@ -320,8 +332,8 @@ impl Sealer {
         } else if !delta.loose.is_empty() {
             self.shared.filtered_chunks.fetch_add(1, Ordering::Relaxed);
         }
-        self.shared.flows.store(stream.table.len() as u64, Ordering::Relaxed);
-        self.shared.flows_max.store(stream.table.flows_max() as u64, Ordering::Relaxed);
+        self.shared.flows.store(table.len() as u64, Ordering::Relaxed);
+        self.shared.flows_max.store(table.flows_max() as u64, Ordering::Relaxed);
         header.encode(buf);
         let link = match &mut current.sealer {
             Some(sealer) => {
@@ -373,119 +385,25 @@ impl Sealer {
         Ok(())
     }
 
-    fn close_aged(&mut self) {
-        for at in 0..self.streams.len() {
-            let current = self.streams[at].current.as_ref();
-            if current.is_some_and(|current| current.since.elapsed() >= self.segment_age) {
-                self.close(at, CloseReason::Age);
-            }
-        }
-    }
-
-    pub(crate) fn close(&mut self, at: usize, reason: CloseReason) {
-        let Some(Current { segment, .. }) = self.streams[at].current.take() else { return };
-        segment.ended.store(true, Ordering::Release);
-        let closing = Closing { segment, acks: Arc::clone(&self.acks), reason };
-        let _ = self.closer.send(ToCloser::End(Box::new(closing)));
-    }
-
-    /// The stream of a link type.
-    fn stream(&mut self, link_type: LinkType) -> usize {
-        let known = self.streams.iter().position(|stream| stream.link_type == link_type);
-        known.unwrap_or_else(|| self.add_stream(link_type))
-    }
-
     /// A stream of its own for packets of this link type. The first one takes the table that was
-    /// set aside, others need one of their own.
-    pub(crate) fn add_stream(&mut self, link_type: LinkType) -> usize {
-        let table = self.spare_table.take().unwrap_or_else(|| self.new_table());
+    /// set aside; others get theirs with their first segment.
+    pub(crate) fn add_stream(&mut self, link_type: LinkType, mends: bool) -> usize {
         self.streams.push(SealStream {
             link_type,
             watermark: self.acks.watermark(link_type),
-            table,
+            table: self.spare_table.take(),
             current: None,
             next: None,
+            attempts: 0,
+            retry_at: None,
+            mends,
         });
         self.streams.len() - 1
     }
-
-    fn new_table(&self) -> FlowTable {
-        FlowTable::new(FlowOptions { flows_max: self.flows_max })
-    }
-}
-
-/// A segment whose table begins with everything that `wanted` lists can name the interfaces of
-/// `wanted`.
-fn describes(table: &[Interface], wanted: &[Interface]) -> bool {
-    table.starts_with(wanted)
 }
 
 pub(crate) fn span(job: &Job) -> Span {
     let (link_type, first, next) = (job.link_type, job.first_sequence, job.next_sequence());
     let (times_ns, open_since_ns) = (job.times_ns, job.open_since_ns);
     Span { link_type, first, next, times_ns, open_since_ns, unparsed: 0 }
-}
-
-fn fill_delta(delta: &mut ChunkDelta, header: &ChunkHeader, offset: u64, job: &Job) {
-    delta.clear();
-    delta.number = header.number;
-    delta.chunk = ChunkEntry {
-        offset,
-        chunk_bytes: header.chunk_bytes() as u32,
-        packets: header.packets,
-        times_ns: header.times_ns,
-        first_sequence: header.first_sequence,
-    };
-    delta.gaps.extend_from_slice(&job.gaps);
-    delta.received = job.received;
-    delta.shed = job.shed;
-    delta.dropped = job.dropped;
-}
-
-/// Enters every packet of a chunk into the flow table and gives the number of packets that no
-/// parser understood.
-fn note_flows(
-    table: &mut FlowTable,
-    delta: &mut ChunkDelta,
-    link_type: LinkType,
-    chunk: &[u8],
-    epb_at: &[u32],
-) -> u64 {
-    table.begin_chunk(delta);
-    let mut unparsed = 0;
-    let mut notes: [PacketNote; NOTES] = std::array::from_fn(|_| PacketNote::default());
-    // The lane filled the chunk on another core: the headers of the next batch are fetched
-    // while this one is taken apart.
-    let mut ahead = epb_at.iter().skip(NOTES);
-    for batch in epb_at.chunks(NOTES) {
-        for at in ahead.by_ref().take(NOTES) {
-            prefetch(chunk, *at as usize + EPB_DATA_AT);
-            prefetch(chunk, *at as usize + EPB_DATA_AT + LINE_BYTES);
-        }
-        for (note, at) in notes.iter_mut().zip(batch) {
-            let block = &chunk[*at as usize..];
-            let head: &[u8; EPB_DATA_AT] =
-                block.first_chunk().expect("the lane wrote whole blocks and their places");
-            // Spelled out: `map` over the places is a call for each of them.
-            let word = |at: usize| {
-                u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
-            };
-            let captured_len = word(20);
-            let data = &block[EPB_DATA_AT..EPB_DATA_AT + captured_len as usize];
-            let dissected = dissect(link_type, data);
-            table.prefetch(dissected.hash);
-            unparsed += u64::from(!dissected.parsed);
-            *note = PacketNote {
-                hash: dissected.hash,
-                key: dissected.key,
-                direction: dissected.direction,
-                ts_ns: u64::from(word(12)) << 32 | u64::from(word(16)),
-                wire_len: word(24),
-                captured_len,
-                tcp_flags: dissected.tcp_flags,
-            };
-        }
-        table.upsert(&notes[..batch.len()], delta);
-    }
-    unparsed
 }

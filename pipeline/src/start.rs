@@ -1,32 +1,35 @@
 //! Starting the threads, looking at them, and stopping them.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 use crossbeam_queue::ArrayQueue;
 use wirevault_buffer::Pool;
 use wirevault_index::{Catalog, ChunkDelta, SharedCatalog};
 use wirevault_storage::{Store, StoreStatus};
-use wirevault_telemetry::books::{self, LaneBooks, LaneCounts, Snapshot};
+use wirevault_telemetry::books::{self, LaneBooks, LaneCounts, LaneSide, Snapshot};
 use wirevault_telemetry::clock::Clock;
 
 use crate::ack::LaneAcks;
 use crate::closer::Closer;
 use crate::decap::Stripper;
-use crate::job::{Job, Jobs};
-use crate::lane::{Fill, Lane, LaneSpec};
+use crate::job::Jobs;
+use crate::lane::{Fill, Hand, Lane, LaneSpec};
+use crate::layout::Layout;
 use crate::live::Registry;
+use crate::machine::Machine;
 use crate::opener;
 use crate::reseal::Returned;
 use crate::sealer::{Sealer, ToWriter};
 use crate::status::{BufferTimes, LaneShared, lock};
 use crate::tail::TailHub;
 use crate::writer::{Writer, WriterChannels, WriterShared};
-use crate::{PipelineError, PipelineOptions, affinity};
+use crate::{PipelineError, PipelineOptions, Topology, affinity};
 
 /// Buffers that a lane needs to go on at all: one it fills, one being sealed, two being written.
 const LANE_BUFFERS_MIN: usize = 4;
@@ -37,8 +40,9 @@ const LANE_DELTAS_MAX: usize = 1024;
 /// Messages to the closer that may wait. Deltas beyond it are counted and their segment's index is
 /// made anew.
 const CLOSER_INBOX: usize = 1 << 15;
-/// Orders to the opener that may wait: each sealer waits for its own.
-const OPENER_INBOX: usize = 256;
+/// Messages to the opener that may wait. A stream has an order under way, one to let go of, and a
+/// failure to tell: room for 10 streams of each of 32 lanes, so that no lane waits for a place.
+const OPENER_INBOX: usize = 1024;
 /// A packet may wait in the kernel's ring for its block to be retired; nothing newer than this is
 /// called durable.
 const RING_DELAY_NS: u64 = 50_000_000;
@@ -63,6 +67,7 @@ pub struct Pipeline {
     lanes: Vec<LaneView>,
     acks: Vec<Arc<LaneAcks>>,
     volumes: Vec<VolumeView>,
+    layout: Layout,
     threads: Vec<(String, JoinHandle<()>)>,
     lane_threads: usize,
 }
@@ -104,7 +109,10 @@ impl Pipeline {
         let run = store.begin_run(options.import, lanes.len() as u16)?;
         let store_status = store.status();
         let (volumes, flows_max) = (store_status.volumes.len(), store.flows_max());
-        let mut starter = Starter { threads: Vec::new() };
+        let layout = Layout::plan(&Machine::here(), &lanes, volumes, options.topology);
+        let (topology, why) = (layout.topology.name(), &layout.why);
+        tracing::debug!(topology, "threads: {why}");
+        let mut starter = Starter { layout, threads: Vec::new() };
         let catalog = store.shared_catalog();
         let store = Arc::new(Mutex::new(store));
         let registry = Arc::new(Registry::default());
@@ -129,8 +137,7 @@ impl Pipeline {
         }
         drop(to_sealers);
         let opener_store = Arc::clone(&store);
-        starter
-            .spawn("opener".to_owned(), None, move || opener::run(&opener_store, &opener_inbox))?;
+        starter.spawn("opener".to_owned(), move || opener::run(&opener_store, &opener_inbox))?;
 
         let jobs = Jobs::new(have);
         let parts = LaneParts {
@@ -146,8 +153,7 @@ impl Pipeline {
         let mut lane_starts = Vec::new();
         let mut lane_acks = Vec::new();
         for ((number, spec), from_writers) in lanes.into_iter().enumerate().zip(backs.drain(..)) {
-            let (to_sealer, from_lane) = bounded(have + 1);
-            let (lane, acks, view) = parts.lane(number as u16, spec, to_sealer);
+            let (pen, acks, view) = parts.view(number as u16, &spec);
             lane_acks.push(Arc::clone(&acks));
             let count = (2 * have).min(LANE_DELTAS_MAX);
             let spares = Arc::new(ArrayQueue::new(count));
@@ -157,7 +163,6 @@ impl Pipeline {
                 run,
                 lane: number as u16,
                 jobs: jobs.clone(),
-                from_lane,
                 writers: writers.clone(),
                 from_writers,
                 opener: to_opener.clone(),
@@ -174,10 +179,21 @@ impl Pipeline {
                 flows_max,
                 spare_table: None,
                 streams: Vec::new(),
+                waiting: VecDeque::with_capacity(have + 1),
+                first_tells: false,
                 returned: Returned::default(),
+                mending: None,
+                paused_until: None,
+                unsent: Vec::new(),
             };
-            starter.spawn(format!("seal-{number}"), None, move || sealer.run())?;
-            lane_starts.push((number, view.shared.cpu(), lane));
+            let hand = if starter.layout.topology == Topology::RunToCompletion {
+                Hand::Own(Box::new(sealer))
+            } else {
+                let (to_sealer, from_lane) = bounded(have + 1);
+                starter.spawn(format!("seal-{number}"), move || sealer.run(&from_lane))?;
+                Hand::Thread(to_sealer)
+            };
+            lane_starts.push((number, parts.lane(spec, hand, pen, &view)));
             views.push(view);
         }
         // What remains are the senders of the threads themselves: the pipeline ends from its
@@ -194,10 +210,10 @@ impl Pipeline {
             closing: Vec::new(),
             threads: Vec::new(),
         };
-        starter.spawn("closer".to_owned(), None, move || closer.run())?;
+        starter.spawn("closer".to_owned(), move || closer.run())?;
         let lane_threads = lane_starts.len();
-        for (number, cpu, lane) in lane_starts {
-            starter.spawn(format!("lane-{number}"), cpu, move || lane.run())?;
+        for (number, lane) in lane_starts {
+            starter.spawn(format!("lane-{number}"), move || lane.run())?;
         }
         Ok(Self {
             store,
@@ -212,6 +228,7 @@ impl Pipeline {
             lanes: views,
             acks: lane_acks,
             volumes: volume_views,
+            layout: starter.layout,
             threads: starter.threads,
             lane_threads,
         })
@@ -262,6 +279,11 @@ impl Pipeline {
     /// Volumes, by number.
     pub fn volumes(&self) -> &[VolumeView] {
         &self.volumes
+    }
+
+    /// Its threads, and where they run.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The buffers.
@@ -332,6 +354,7 @@ impl Pipeline {
 
 /// Starts threads and remembers them.
 struct Starter {
+    layout: Layout,
     threads: Vec<(String, JoinHandle<()>)>,
 }
 
@@ -339,14 +362,12 @@ impl Starter {
     fn spawn(
         &mut self,
         name: String,
-        cpu: Option<usize>,
         run: impl FnOnce() + Send + 'static,
     ) -> Result<(), PipelineError> {
+        let cpus = self.layout.cpus_of(&name);
         let pinned = move || {
-            if let Some(cpu) = cpu
-                && let Err(error) = affinity::pin(cpu)
-            {
-                tracing::warn!(cpu, "the lane is not pinned: {error}");
+            if let Err(error) = affinity::pin(&cpus) {
+                tracing::warn!(?cpus, "a thread is not pinned: {error}");
             }
             run();
         };
@@ -372,7 +393,7 @@ impl Starter {
         let (pool, queue_maker) = (pool.clone(), options.queue.clone());
         let (commit_interval, thread_shared) = (options.commit_interval, Arc::clone(&shared));
         let name = format!("write-{volume}");
-        self.spawn(name.clone(), None, move || {
+        self.spawn(name.clone(), move || {
             let queue = match queue_maker(volume, pool.arena()) {
                 Ok(queue) => queue,
                 Err(error) => {
@@ -405,25 +426,24 @@ struct LaneParts<'a> {
 }
 
 impl LaneParts<'_> {
-    fn lane(
-        &self,
-        number: u16,
-        spec: LaneSpec,
-        to_sealer: Sender<Box<Job>>,
-    ) -> (Lane, Arc<LaneAcks>, LaneView) {
+    /// What others see of a lane, and the pens that write it.
+    fn view(&self, number: u16, spec: &LaneSpec) -> (LaneSide, Arc<LaneAcks>, LaneView) {
         let (lane_pen, writer_pen, books) = books::open(number);
         let shared = Arc::new(LaneShared::new(number, spec.cpu, spec.source.report()));
         let acks = Arc::new(LaneAcks::new(writer_pen, Arc::clone(&shared)));
-        let live = spec.source.is_live();
+        (lane_pen, acks, LaneView { shared, books, live: spec.source.is_live() })
+    }
+
+    fn lane(&self, spec: LaneSpec, hand: Hand, pen: LaneSide, view: &LaneView) -> Lane {
         let fill = Fill {
             pool: self.pool.clone(),
             jobs: self.jobs.clone(),
-            to_sealer,
+            hand,
             snaplen_bytes: spec.snaplen_bytes,
             filter: spec.filter,
             clock: Arc::clone(self.clock),
-            pen: lane_pen,
-            shared: Arc::clone(&shared),
+            pen,
+            shared: Arc::clone(&view.shared),
             times: Arc::clone(self.times),
             streams: Vec::new(),
             numbers: Vec::new(),
@@ -437,8 +457,7 @@ impl LaneParts<'_> {
             shed_since: None,
         };
         let (source, stop) = (spec.source, Arc::clone(self.stop));
-        let lane = Lane { source, fill, stop, flush_age: self.options.flush_age };
-        (lane, acks, LaneView { shared, books, live })
+        Lane { source, fill, stop, flush_age: self.options.flush_age }
     }
 }
 

@@ -22,6 +22,7 @@ const START_NS: u64 = 1_700_000_000_000_000_000;
 const STEP_NS: u64 = 1_000_000_000;
 /// Some two hundred fill a chunk.
 const PACKET_BYTES: usize = 1200;
+const TOPOLOGIES: [Topology; 2] = [Topology::RunToCompletion, Topology::Split];
 const TIME_MAX: Duration = Duration::from_secs(120);
 
 fn time_ns(packet: u64) -> u64 {
@@ -86,7 +87,7 @@ struct Rig {
 
 impl Rig {
     /// Records packets of these link types, by number of the interface.
-    fn start(links: &[LinkType], order: Vec<u32>, flush_age: Duration) -> Self {
+    fn start(links: &[LinkType], order: Vec<u32>, flush_age: Duration, topology: Topology) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let disk = SimMedia::new();
         let media = || Arc::new(disk.clone()) as Arc<dyn Media>;
@@ -109,6 +110,7 @@ impl Rig {
         let pool = Pool::new(Arena::new(arena).unwrap());
         let options = PipelineOptions {
             flush_age,
+            topology,
             commit_interval: Duration::from_millis(2),
             queue: Arc::new(|_, _| Ok(Box::new(SimQueue::new(SimOptions::default())))),
             ..PipelineOptions::default()
@@ -148,7 +150,12 @@ impl Rig {
 
 #[test]
 fn a_durable_chunk_is_promised_only_when_the_index_shows_it() {
-    let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2], Duration::from_millis(20));
+    TOPOLOGIES.into_iter().for_each(promised_when_shown);
+}
+
+fn promised_when_shown(topology: Topology) {
+    let age = Duration::from_millis(20);
+    let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2], age, topology);
     rig.store(1);
     rig.wait("shown", || rig.promised_ns() > time_ns(0));
     let segment = Arc::clone(&rig.pipeline.registry.segments()[0]);
@@ -167,10 +174,14 @@ fn a_durable_chunk_is_promised_only_when_the_index_shows_it() {
 
 #[test]
 fn a_packet_that_the_lane_still_holds_is_not_promised_for_another_link_type() {
+    TOPOLOGIES.into_iter().for_each(not_promised_while_held);
+}
+
+fn not_promised_while_held(topology: Topology) {
     // The first packet waits in a chunk of its own while others fill several of theirs.
     let order = [vec![1], vec![0; 600]].concat();
     let links = [LinkType::ETHERNET, LinkType::RAW];
-    let rig = Rig::start(&links, order, Duration::from_secs(3600));
+    let rig = Rig::start(&links, order, Duration::from_secs(3600), topology);
     rig.allowed.store(601, Ordering::Release);
     let shared = &rig.pipeline.lanes[0].shared;
     rig.wait("stored", || rig.pipeline.lanes[0].books.snapshot().stored > 0);
@@ -184,11 +195,35 @@ fn a_packet_that_the_lane_still_holds_is_not_promised_for_another_link_type() {
 /// the status or the metrics.
 #[test]
 fn the_status_is_told_while_the_store_is_busy() {
-    let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2], Duration::from_millis(20));
+    let age = Duration::from_millis(20);
+    let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2], age, Topology::Auto);
     rig.store(1);
     let before = rig.pipeline.store_status();
     let busy = lock(&rig.pipeline.store);
     assert_eq!(rig.pipeline.store_status().id, before.id);
     drop(busy);
     rig.end();
+}
+
+#[test]
+fn a_segment_that_is_late_does_not_keep_the_lane_from_its_source() {
+    const PACKETS: u64 = 1500;
+    for topology in TOPOLOGIES {
+        let order = vec![0; PACKETS as usize];
+        let age = Duration::from_millis(20);
+        let rig = Rig::start(&[LinkType::ETHERNET], order, age, topology);
+        let store = Arc::clone(&rig.pipeline.store);
+        // The opener cannot open the first segment meanwhile.
+        let held = lock(&store);
+        rig.allowed.store(PACKETS, Ordering::Release);
+        let books = &rig.pipeline.lanes[0].books;
+        rig.wait("taken", || {
+            let snapshot = books.snapshot();
+            snapshot.received == PACKETS && snapshot.in_ring == 0
+        });
+        assert_eq!(books.snapshot().in_flight, PACKETS, "they wait in the buffer");
+        drop(held);
+        rig.store(PACKETS);
+        rig.end();
+    }
 }

@@ -19,7 +19,7 @@ use wirevault_capture::{
 use wirevault_format::{Interface, LinkType};
 use wirevault_index::KeySource;
 use wirevault_media::DirMedia;
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions, Topology};
 use wirevault_seal::{FileProvider, KeyProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -187,7 +187,7 @@ struct Rig {
 }
 
 /// Records into a sealed store of segments of 32 MiB (127 chunks) with the best queue there is.
-fn start() -> Rig {
+fn start(topology: Topology) -> Rig {
     let dir = tempfile::tempdir().expect("a directory");
     let provider: Arc<dyn KeyProvider> =
         Arc::new(FileProvider::create(&dir.path().join("k")).expect("a key"));
@@ -230,6 +230,7 @@ fn start() -> Rig {
     let options = PipelineOptions {
         commit_interval: Duration::from_millis(5),
         flush_age: Duration::from_millis(20),
+        topology,
         ..PipelineOptions::default()
     };
     let pipeline =
@@ -271,11 +272,19 @@ impl Rig {
 }
 
 /// What a thread may ask for when a segment changes; `docs/ARCHITECTURE.md` has the same numbers.
-const AT_A_CHANGE: [u64; NAMES.len()] = [0, 16, 12];
+const AT_A_CHANGE: [(Topology, [u64; NAMES.len()]); 2] =
+    [(Topology::Split, [0, 16, 12]), (Topology::RunToCompletion, [16, 0, 12])];
 
 #[test]
 fn nothing_is_allocated_for_a_packet_or_a_chunk() {
-    let rig = start();
+    for (topology, at_a_change) in AT_A_CHANGE {
+        println!("{topology:?}");
+        nothing_is_allocated(topology, at_a_change);
+    }
+}
+
+fn nothing_is_allocated(topology: Topology, at_a_change: [u64; NAMES.len()]) {
+    let rig = start(topology);
     rig.give(20);
     assert_eq!(rig.segments(), 1);
     let before = counted();
@@ -293,7 +302,7 @@ fn nothing_is_allocated_for_a_packet_or_a_chunk() {
     let changes = (rig.segments() - segments) as u64;
     assert!(changes >= 3, "only {changes} segment changes");
     let over = rig.report(&format!("500 chunks over {changes} segment changes"), before);
-    for ((calls, most), name) in over.into_iter().zip(AT_A_CHANGE).zip(NAMES) {
+    for ((calls, most), name) in over.into_iter().zip(at_a_change).zip(NAMES) {
         // One more may have been prepared, and one more closed, than the catalog shows.
         assert!(calls <= most * (changes + 1), "{name}N: {calls} over {changes} changes");
     }

@@ -22,7 +22,7 @@ use wirevault_media::{Fault, Media, MediaFile, SimMedia, Trigger};
 use wirevault_nvme::{
     Completion, NvmeError, Queue, QueueReport, Refused, SimOptions, SimQueue, Slot,
 };
-use wirevault_pipeline::{LaneSpec, LaneState, Pipeline, PipelineOptions};
+use wirevault_pipeline::{LaneSpec, LaneState, Pipeline, PipelineOptions, Topology};
 use wirevault_query::{PacketOut, Request, Sink, Summary};
 use wirevault_seal::{FileProvider, KeyProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
@@ -30,6 +30,8 @@ use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 const LANES: u32 = 2;
+/// Whether lanes seal their own chunks must make no difference to any test.
+const TOPOLOGIES: [Topology; 2] = [Topology::RunToCompletion, Topology::Split];
 /// Packets of each lane: two segments' worth.
 const PACKETS: u32 = 12_000;
 const PACKET_BYTES: usize = 1500;
@@ -269,6 +271,7 @@ fn ask(catalog: &Catalog) -> (Vec<Vec<u32>>, Summary) {
 }
 
 struct Rig {
+    topology: Topology,
     disks: Vec<SimMedia>,
     key: KeySource,
     clock: Arc<dyn Clock>,
@@ -276,7 +279,7 @@ struct Rig {
     _dir: tempfile::TempDir,
 }
 
-fn rig(volumes: usize) -> Rig {
+fn rig(volumes: usize, topology: Topology) -> Rig {
     let dir = tempfile::tempdir().expect("a directory");
     let provider: Arc<dyn KeyProvider> =
         Arc::new(FileProvider::create(&dir.path().join("k")).expect("a key"));
@@ -293,7 +296,8 @@ fn rig(volumes: usize) -> Rig {
     let media: Vec<(Arc<dyn Media>, String)> =
         named.map(|(n, disk)| (Arc::new(disk.clone()) as _, format!("/sim{n}"))).collect();
     create(&media, random::store_id().expect("an id"), &options).expect("a store");
-    Rig { disks, key: KeySource::Provider(provider), clock, sealed: Sealed::default(), _dir: dir }
+    let (key, sealed) = (KeySource::Provider(provider), Sealed::default());
+    Rig { topology, disks, key, clock, sealed, _dir: dir }
 }
 
 /// What is left when a recording is over.
@@ -344,6 +348,7 @@ fn record_from(
     let options = PipelineOptions {
         commit_interval: Duration::from_millis(2),
         import: true,
+        topology: rig.topology,
         queue: Arc::new(move |volume, _| {
             let inner = SimQueue::new(SimOptions { seed, ..SimOptions::default() });
             let (plan, sealed) = (Arc::clone(&device_plans[volume]), Arc::clone(&sealed));
@@ -447,6 +452,11 @@ fn broken(refusal: Refusal, after: u64) -> Arc<Plan> {
     Plan::new(refusal, after, ALWAYS)
 }
 
+/// A case under either topology.
+fn both<T: Copy>(case: T) -> [(T, Topology); 2] {
+    TOPOLOGIES.map(|topology| (case, topology))
+}
+
 fn well() -> Arc<Plan> {
     Plan::new(Refusal::Nothing, 0, 0)
 }
@@ -454,8 +464,8 @@ fn well() -> Arc<Plan> {
 #[test]
 fn a_volume_that_fails_for_good_costs_no_packet_while_another_works() {
     for (n, (what, refusal)) in FAILURES.into_iter().enumerate() {
-        for after in [0, 7] {
-            let (rig, broken) = (rig(2), broken(refusal, after));
+        for (after, topology) in [0, 7].into_iter().flat_map(both) {
+            let (rig, broken) = (rig(2, topology), broken(refusal, after));
             let recorded = record(&rig, &[well(), Arc::clone(&broken)], n as u64);
             check_whole(&rig, &recorded, what);
             // On a busy machine the volume may see fewer operations than those that succeed.
@@ -474,8 +484,8 @@ fn a_volume_that_fails_for_good_costs_no_packet_while_another_works() {
 #[test]
 fn one_bad_place_costs_no_packet_on_the_only_volume() {
     for (n, (what, refusal)) in FAILURES.into_iter().enumerate() {
-        for (after, times) in [(0, 1), (5, 1), (20, 2)] {
-            let rig = rig(1);
+        for ((after, times), topology) in [(0, 1), (5, 1), (20, 2)].into_iter().flat_map(both) {
+            let rig = rig(1, topology);
             let recorded = record(&rig, &[Plan::new(refusal, after, times)], n as u64);
             check_whole(&rig, &recorded, what);
         }
@@ -484,9 +494,9 @@ fn one_bad_place_costs_no_packet_on_the_only_volume() {
 
 #[test]
 fn both_volumes_fail_in_turn_and_no_packet_is_lost() {
-    for seed in 0..6 {
+    for (seed, topology) in (0..6).flat_map(both) {
         let (_, refusal) = FAILURES[seed as usize % FAILURES.len()];
-        let rig = rig(2);
+        let rig = rig(2, topology);
         let plans = [Plan::new(refusal, 6, 1), Plan::new(refusal, 9, 1)];
         check_whole(&rig, &record(&rig, &plans, seed), "in turn");
     }
@@ -494,21 +504,24 @@ fn both_volumes_fail_in_turn_and_no_packet_is_lost() {
 
 #[test]
 fn a_live_lane_waits_for_the_only_device_to_work_again() {
-    let rig = rig(1);
-    // A lane is blocked after fewer rounds than after which a replay gives up.
-    let plan = Plan::until_blocked(Refusal::Write(libc::EIO), 3);
-    let recorded = record_from(&rig, &[plan], 1, |lane| {
-        Box::new(Live { lane, given: 0, interfaces: vec![Interface::unnamed(LinkType::ETHERNET)] })
-    });
-    check_whole(&rig, &recorded, "live");
-    assert!(recorded.blocked, "it was told that nothing became durable");
+    for topology in TOPOLOGIES {
+        let rig = rig(1, topology);
+        // A lane is blocked after fewer rounds than after which a replay gives up.
+        let plan = Plan::until_blocked(Refusal::Write(libc::EIO), 3);
+        let recorded = record_from(&rig, &[plan], 1, |lane| {
+            let interfaces = vec![Interface::unnamed(LinkType::ETHERNET)];
+            Box::new(Live { lane, given: 0, interfaces })
+        });
+        check_whole(&rig, &recorded, "live");
+        assert!(recorded.blocked, "it was told that nothing became durable");
+    }
 }
 
 #[test]
 fn when_no_volume_works_the_rest_is_dropped_and_told() {
     let mut shown = 0;
-    for (what, refusal) in FAILURES {
-        let rig = rig(2);
+    for ((what, refusal), topology) in FAILURES.into_iter().flat_map(both) {
+        let rig = rig(2, topology);
         let plans = [broken(refusal, 6), broken(refusal, 6)];
         let recorded = record(&rig, &plans, 1);
         // On a busy machine a volume may see fewer operations than those that succeed.
@@ -530,7 +543,7 @@ fn when_no_volume_works_the_rest_is_dropped_and_told() {
         }
         assert!(recorded.books.iter().any(|books| books.dropped_packets() > 0), "{what}");
     }
-    assert!(shown >= 2, "both volumes failed in {shown} of {} cases", FAILURES.len());
+    assert!(shown >= 2, "both volumes failed in {shown} of {} cases", 2 * FAILURES.len());
 }
 
 /// Faults of the disk itself, which keep bytes from it and strike tables and headers, too.
@@ -538,7 +551,7 @@ fn when_no_volume_works_the_rest_is_dropped_and_told() {
 fn a_call_that_fails_on_one_disk_costs_no_packet() {
     let mut random = SplitMix64::new(1);
     for seed in 0..20 {
-        let rig = rig(2);
+        let rig = rig(2, TOPOLOGIES[seed as usize / 4 % 2]);
         let fault = if seed % 2 == 0 { Fault::Eio } else { Fault::Enospc };
         // Behind the first write and flush, which are the start's own.
         let trigger = match seed % 4 {
@@ -555,7 +568,7 @@ fn a_crash_while_chunks_are_sealed_again_loses_nothing_acknowledged() {
     let mut random = SplitMix64::new(2);
     let (mut cut_short, mut acknowledged) = (0, 0);
     for seed in 0..CRASHES {
-        let rig = rig(2);
+        let rig = rig(2, TOPOLOGIES[seed as usize / FAILURES.len() % 2]);
         let (_, refusal) = FAILURES[seed as usize % FAILURES.len()];
         // One failure on each: fewer rounds than after which a replay gives packets up, which the
         // watermark would pass over.

@@ -16,7 +16,7 @@ use wirevault_media::{Fault, Media, MediaFile, SimMedia, Trigger};
 use wirevault_nvme::{
     Completion, NvmeError, Queue, QueueReport, Refused, SimOptions, SimQueue, Slot,
 };
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions, Topology};
 use wirevault_query::{PacketOut, Request, Sink};
 use wirevault_seal::{FileProvider, KeyProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
@@ -148,7 +148,8 @@ impl Queue for Watched {
     }
 }
 
-/// Records until the end or the power cut; gives the watermark known before the cut.
+/// Records until the end or the power cut, under one topology for even seeds and under the other
+/// for odd ones; gives the watermark known before the cut.
 fn record(rig: &Rig, seed: u64) -> u64 {
     let disk: Arc<dyn Media> = Arc::new(rig.disk.clone());
     let opened = Store::open(vec![disk], &rig.key, Arc::clone(&rig.clock));
@@ -163,6 +164,7 @@ fn record(rig: &Rig, seed: u64) -> u64 {
     let seen = (rig.disk.clone(), Arc::clone(&books), Arc::clone(&acknowledged));
     let options = PipelineOptions {
         commit_interval: Duration::from_millis(2),
+        topology: [Topology::RunToCompletion, Topology::Split][seed as usize % 2],
         queue: Arc::new(move |_, _| {
             let inner = SimQueue::new(SimOptions { seed, ..SimOptions::default() });
             let (disk, books, acknowledged) = seen.clone();

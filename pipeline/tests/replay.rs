@@ -10,7 +10,7 @@ use wirevault_capture::{ReplaySource, Speed};
 use wirevault_format::LinkType;
 use wirevault_index::{Catalog, KeySource, open_store};
 use wirevault_media::DirMedia;
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions, Topology};
 use wirevault_query::export::CountSink;
 use wirevault_query::{Request, Summary};
 use wirevault_seal::{FileProvider, KeyProvider, random};
@@ -92,7 +92,7 @@ fn check(catalog: &Catalog) {
     assert!(none.packets == 0 && none.chunks_read < none.chunks_considered / 4, "{none:?}");
 }
 
-fn round_trip(sealed: bool) {
+fn round_trip(sealed: bool, topology: Topology) {
     let dir = tempfile::tempdir().expect("a directory");
     let (store_dir, key_file) = (dir.path().join("store"), dir.path().join("the.key"));
     let key: Option<Arc<dyn KeyProvider>> =
@@ -102,7 +102,7 @@ fn round_trip(sealed: bool) {
     let (store, report) =
         Store::open_dir(&store_dir, &key, Arc::clone(&clock)).expect("the store opens");
     assert!(report.segments.is_empty(), "{report:?}");
-    let options = PipelineOptions { import: true, ..PipelineOptions::default() };
+    let options = PipelineOptions { import: true, topology, ..PipelineOptions::default() };
     let pool = pool();
     let pipeline =
         Pipeline::start(store, pool.clone(), vec![lane(pcap())], &options, Arc::clone(&clock))
@@ -126,10 +126,12 @@ fn round_trip(sealed: bool) {
 
 #[test]
 fn a_capture_comes_back_from_a_sealed_store() {
-    round_trip(true);
+    round_trip(true, Topology::RunToCompletion);
+    round_trip(true, Topology::Split);
 }
 
 #[test]
 fn a_capture_comes_back_from_a_plain_store() {
-    round_trip(false);
+    round_trip(false, Topology::RunToCompletion);
+    round_trip(false, Topology::Split);
 }

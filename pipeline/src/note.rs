@@ -1,0 +1,82 @@
+//! What a chunk adds to the index: its place, its gaps, and the flows of its packets.
+
+use wirevault_format::LinkType;
+use wirevault_format::chunk::ChunkHeader;
+use wirevault_format::footer::ChunkEntry;
+use wirevault_index::flow_table::{FlowTable, PacketNote};
+use wirevault_index::{ChunkDelta, prefetch};
+use wirevault_packet::dissect;
+
+use crate::job::Job;
+
+/// Packets noted at once: the flow table looks them all up before it touches any.
+const NOTES: usize = wirevault_index::flow_table::BATCH;
+/// Bytes of a cache line; headers lie in two.
+const LINE_BYTES: usize = 64;
+/// Offset of data in an Enhanced Packet Block.
+const EPB_DATA_AT: usize = 28;
+
+/// Begins a delta: all that is known of the chunk beside its flows.
+pub(crate) fn fill_delta(delta: &mut ChunkDelta, header: &ChunkHeader, offset: u64, job: &Job) {
+    delta.clear();
+    delta.number = header.number;
+    delta.chunk = ChunkEntry {
+        offset,
+        chunk_bytes: header.chunk_bytes() as u32,
+        packets: header.packets,
+        times_ns: header.times_ns,
+        first_sequence: header.first_sequence,
+    };
+    delta.gaps.extend_from_slice(&job.gaps);
+    delta.received = job.received;
+    delta.shed = job.shed;
+    delta.dropped = job.dropped;
+}
+
+/// Enters every packet of a chunk into the flow table and gives the number of packets that no
+/// parser understood.
+pub(crate) fn note_flows(
+    table: &mut FlowTable,
+    delta: &mut ChunkDelta,
+    link_type: LinkType,
+    chunk: &[u8],
+    epb_at: &[u32],
+) -> u64 {
+    table.begin_chunk(delta);
+    let mut unparsed = 0;
+    let mut notes: [PacketNote; NOTES] = std::array::from_fn(|_| PacketNote::default());
+    // Where the lane filled the chunk on another core, and where it has grown out of the nearest
+    // cache, the headers of the next batch are fetched while this one is taken apart.
+    let mut ahead = epb_at.iter().skip(NOTES);
+    for batch in epb_at.chunks(NOTES) {
+        for at in ahead.by_ref().take(NOTES) {
+            prefetch(chunk, *at as usize + EPB_DATA_AT);
+            prefetch(chunk, *at as usize + EPB_DATA_AT + LINE_BYTES);
+        }
+        for (note, at) in notes.iter_mut().zip(batch) {
+            let block = &chunk[*at as usize..];
+            let head: &[u8; EPB_DATA_AT] =
+                block.first_chunk().expect("the lane wrote whole blocks and their places");
+            // Spelled out: `map` over the places is a call for each of them.
+            let word = |at: usize| {
+                u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+            };
+            let captured_len = word(20);
+            let data = &block[EPB_DATA_AT..EPB_DATA_AT + captured_len as usize];
+            let dissected = dissect(link_type, data);
+            table.prefetch(dissected.hash);
+            unparsed += u64::from(!dissected.parsed);
+            *note = PacketNote {
+                hash: dissected.hash,
+                key: dissected.key,
+                direction: dissected.direction,
+                ts_ns: u64::from(word(12)) << 32 | u64::from(word(16)),
+                wire_len: word(24),
+                captured_len,
+                tcp_flags: dissected.tcp_flags,
+            };
+        }
+        table.upsert(&notes[..batch.len()], delta);
+    }
+    unparsed
+}

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::Serialize;
 use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
-use wirevault_format::limits::{LBA_BYTES, SNAPLEN_MAX};
+use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::table::{
     Entry, PAGE_ENTRIES, RunEntry, RunState, SegmentEntry, SegmentState, encode_page,
 };
@@ -299,8 +299,7 @@ fn record(site: &Site, store: Store) -> Result<Pipeline> {
     // Packets of a run are no older than its start.
     let source = Box::new(MemorySource::new(packets, 1, site.clock.unix_ns() + SEGMENT_NS));
     let arena = ArenaOptions { bytes: 16 << 20, hugepages: Hugepages::Off, numa_node: None };
-    let lane =
-        LaneSpec { source, snaplen_bytes: SNAPLEN_MAX, filter: None, decap: None, cpu: None };
+    let lane = LaneSpec::new(source);
     let pool = Pool::new(Arena::new(arena)?);
     let (how, clock) = (PipelineOptions::default(), Arc::clone(&site.clock));
     let pipeline = Pipeline::start(store, pool, vec![lane], &how, clock)?;

@@ -8,7 +8,6 @@ use clap::Args;
 use tempfile::TempDir;
 use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_capture::Source;
-use wirevault_format::limits::SNAPLEN_MAX;
 use wirevault_index::KeySource;
 use wirevault_media::{DirMedia, Media};
 use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
@@ -100,11 +99,7 @@ impl Site {
         let arena =
             ArenaOptions { bytes: arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
         let pool = Pool::new(Arena::new(arena)?);
-        let lane = |source| {
-            let snaplen_bytes = SNAPLEN_MAX;
-            LaneSpec { source, snaplen_bytes, filter: None, decap: None, cpu: None }
-        };
-        let lanes = sources.into_iter().map(lane).collect();
+        let lanes = sources.into_iter().map(LaneSpec::new).collect();
         let clock = Arc::clone(&self.clock);
         Ok(Pipeline::start(store, pool, lanes, options, clock)?)
     }

@@ -110,6 +110,8 @@ pub struct SourceCounters {
     pub times_carried: u64,
     /// Packets that lost options which ran past their block or were too many.
     pub options_cut: u64,
+    /// Packets that the mirror had cut, where the source itself takes them out of their tunnel.
+    pub truncated_mirror: u64,
     /// pcapng blocks skipped, by [`wirevault_format::pcapng::OtherKind::index`].
     pub skipped_blocks: [u64; 7],
 }

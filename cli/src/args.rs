@@ -7,6 +7,8 @@ use bytesize::ByteSize;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use wirevault_daemon::api::DEFAULT_SOCKET;
+use wirevault_daemon::import::Tunnel;
+use wirevault_format::VxlanPorts;
 use wirevault_packet::TunnelId;
 
 const STYLES: Styles = Styles::styled()
@@ -192,9 +194,33 @@ pub(crate) struct ImportArgs {
     /// Key file of a sealed store, where it is not where `init` put it.
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
+    /// Store what is inside tunnels, and ids and addresses of the outer headers beside it.
+    #[arg(long)]
+    pub(crate) strip: bool,
+    /// What --strip removes. Without it all but VLAN tags.
+    #[arg(long, value_name = "TUNNEL,...", value_delimiter = ',', value_parser = tunnel)]
+    #[arg(requires = "strip")]
+    pub(crate) decap_tunnels: Option<Vec<Tunnel>>,
+    /// UDP ports of VXLAN, for --strip and for the index; up to 8.
+    #[arg(long, value_name = "PORT,...", value_parser = vxlan_ports, default_value = "4789,8472")]
+    pub(crate) vxlan_ports: VxlanPorts,
     /// Report as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn tunnel(name: &str) -> Result<Tunnel, String> {
+    let known = || format!("one of {}", Tunnel::NAMES.join(", "));
+    Tunnel::from_name(name).ok_or_else(known)
+}
+
+fn vxlan_ports(text: &str) -> Result<VxlanPorts, String> {
+    let ports: Option<Vec<u16>> =
+        text.split(',').map(|port| port.trim().parse().ok().filter(|port| *port != 0)).collect();
+    match ports.filter(|ports| ports.len() <= VxlanPorts::MAX) {
+        Some(ports) => Ok(VxlanPorts::new(&ports)),
+        None => Err(format!("up to {} ports from 1 to 65535, with commas", VxlanPorts::MAX)),
+    }
 }
 
 /// Kind of file that `-w` writes.

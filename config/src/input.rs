@@ -32,7 +32,9 @@ pub struct Live {
     /// tcpdump filter of the packets to keep; not compiled yet.
     pub filter: Option<String>,
     /// What is removed from packets before they are stored; `None` stores them as they come.
-    pub decap: Option<Decap>,
+    pub decap: Option<Vec<Tunnel>>,
+    /// UDP ports that are taken for VXLAN's, when it is removed and when packets are indexed.
+    pub vxlan_ports: Vec<u16>,
     /// What it is, and what only its kind has.
     pub source: LiveSource,
 }
@@ -87,25 +89,10 @@ pub enum Sender {
     Connect(String),
 }
 
-/// What is removed from packets before they are stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Decap {
-    /// Encapsulations.
-    pub tunnels: Vec<Tunnel>,
-    /// UDP ports of VXLAN.
-    pub vxlan_ports: Vec<u16>,
-}
-
-/// As the table says for absent keys; a test compares.
-impl Default for Decap {
-    fn default() -> Self {
-        use Tunnel::{Erspan, Geneve, Gre, GtpU, IpInIp, Mpls, Vxlan};
-        Self {
-            tunnels: vec![Mpls, Vxlan, Geneve, Gre, Erspan, GtpU, IpInIp],
-            vxlan_ports: vec![4789, 8472],
-        }
-    }
+impl Tunnel {
+    /// What `strip` removes by default: all but VLAN tags, which every tool and filter knows.
+    pub const USUAL: [Self; 7] =
+        [Self::Mpls, Self::Vxlan, Self::Geneve, Self::Gre, Self::Erspan, Self::GtpU, Self::IpInIp];
 }
 
 /// What only a mirror's target has.
@@ -131,7 +118,9 @@ pub struct Replay {
     /// Interface name to store the packets under; `None` keeps the names in the file.
     pub interface: Option<String>,
     /// What is removed from packets before they are stored; `None` stores them as they are.
-    pub decap: Option<Decap>,
+    pub decap: Option<Vec<Tunnel>>,
+    /// As in [`Live`].
+    pub vxlan_ports: Vec<u16>,
 }
 
 const _: () = assert!(INTERFACE_NAME_BYTES_MAX == 15);

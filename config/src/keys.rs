@@ -327,7 +327,8 @@ pub static TABLE: &[Key] = &[
         Kind::List(&PORT, VXLAN_PORTS_MAX),
         Value(VXLAN_PORTS_DEFAULT),
         VXLAN_PORTS_DEFAULT,
-        "UDP ports that `strip` takes for VXLAN's.",
+        "UDP ports of VXLAN, for `strip` and for the index. The record keeps them, so that flows \
+         and tunnel ids are found in it wherever it is read.",
     ),
     hidden(key(
         "pcap_over_ip",
@@ -482,7 +483,8 @@ pub static TABLE: &[Key] = &[
         Kind::List(&PORT, VXLAN_PORTS_MAX),
         Value(VXLAN_PORTS_DEFAULT),
         VXLAN_PORTS_DEFAULT,
-        "UDP ports that `strip` takes for VXLAN's.",
+        "UDP ports of VXLAN, for `strip` and for the index. The record keeps them, so that flows \
+         and tunnel ids are found in it wherever it is read.",
     )),
     key("buffer", Kind::Section, Nothing, "", "Memory for packets on their way to the disk."),
     key(

@@ -32,9 +32,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use fault::{ConfigFaults, Fault};
-pub use input::{
-    Capture, Decap, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender,
-};
+pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 pub use settings::{
     Api, Buffer, Config, DecapMode, Hugepages, LogLevel, MirrorTunnel, Principal, SourceKind,
     Speed, Tunnel,

@@ -223,7 +223,7 @@ pub struct LaneStatus {
     pub stripped: u64,
     /// Packets stored as they came because they are fragments of a tunnel's packets.
     pub kept_fragments: u64,
-    /// Packets, of those stripped, that the mirror had cut.
+    /// Packets that the mirror had cut, of those stripped by the lane or by a mirror target.
     pub truncated_mirror: u64,
     /// Chunks with more flows than the index follows: filters over addresses and ports cover them.
     pub filtered_chunks: u64,

@@ -287,6 +287,7 @@ fn sum(a: &SourceCounters, b: &SourceCounters) -> SourceCounters {
         cut_to_snaplen: a.cut_to_snaplen + b.cut_to_snaplen,
         times_carried: a.times_carried + b.times_carried,
         options_cut: a.options_cut + b.options_cut,
+        truncated_mirror: a.truncated_mirror + b.truncated_mirror,
         skipped_blocks: std::array::from_fn(|kind| a.skipped_blocks[kind] + b.skipped_blocks[kind]),
     }
 }

@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_capture::Speed;
-use wirevault_format::limits::SNAPLEN_MAX;
+pub use wirevault_config::Tunnel;
+use wirevault_format::VxlanPorts;
 use wirevault_index::KeySource;
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_pipeline::decap::DecapCounters;
+use wirevault_pipeline::{Pipeline, PipelineOptions};
 use wirevault_storage::Store;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -19,6 +21,7 @@ use crate::api::RecoveryStatus;
 pub use crate::chain::FileReport;
 use crate::chain::{ChainSource, Reports, lock};
 use crate::serve::recovery_status;
+use crate::sources;
 
 /// How often the progress is told.
 const LOOK: Duration = Duration::from_millis(100);
@@ -35,6 +38,10 @@ pub struct ImportOptions {
     pub files: Vec<PathBuf>,
     /// With the pauses between the packets.
     pub realtime: bool,
+    /// What is removed from packets before they are stored; `None` stores them as they are.
+    pub decap: Option<Vec<Tunnel>>,
+    /// UDP ports that are taken for VXLAN's.
+    pub vxlan_ports: VxlanPorts,
     /// Bytes of packet buffer.
     pub arena_bytes: usize,
     /// Set it to end early: what was taken until then is stored.
@@ -49,6 +56,8 @@ impl ImportOptions {
             key: KeySource::Recorded,
             files,
             realtime: false,
+            decap: None,
+            vxlan_ports: VxlanPorts::USUAL,
             arena_bytes: ARENA_BYTES,
             cancel: Arc::default(),
         }
@@ -97,6 +106,12 @@ pub struct ImportReport {
     pub times_carried: u64,
     /// Packets that lost some of their options.
     pub options_cut: u64,
+    /// Packets stored without the outer headers that they came with.
+    pub stripped: u64,
+    /// Packets stored as they came because they are fragments of a tunnel's packets.
+    pub kept_fragments: u64,
+    /// Packets, of those stripped, that the mirror had cut.
+    pub truncated_mirror: u64,
     /// It was ended early.
     pub cancelled: bool,
     /// The last thing that went wrong in the pipeline.
@@ -136,13 +151,7 @@ pub fn run(
     let arena =
         ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
     let pool = Pool::new(Arena::new(arena)?);
-    let lane = LaneSpec {
-        source: Box::new(source),
-        snaplen_bytes: SNAPLEN_MAX,
-        filter: None,
-        decap: None,
-        cpu: None,
-    };
+    let lane = sources::import_lane(source, options.decap.as_deref(), options.vxlan_ports);
     let pipeline_options = PipelineOptions { import: true, ..PipelineOptions::default() };
     let pipeline = Pipeline::start(store, pool, vec![lane], &pipeline_options, clock)?;
     let mut cancelled = false;
@@ -160,6 +169,9 @@ pub fn run(
         std::thread::sleep(LOOK);
     }
     let shared = pipeline.lanes().first().map(|lane| Arc::clone(&lane.shared));
+    let decap = |count: fn(&DecapCounters) -> &AtomicU64| {
+        shared.as_ref().map_or(0, |shared| count(&shared.decap).load(Ordering::Relaxed))
+    };
     let books = pipeline.join()?.into_iter().next().unwrap_or_default();
     let files = lock(&reports).clone();
     let sum = |figure: fn(&FileReport) -> u64| files.iter().map(figure).sum();
@@ -175,8 +187,11 @@ pub fn run(
         cut_to_snaplen: sum(|file| file.cut_to_snaplen),
         times_carried: sum(|file| file.times_carried),
         options_cut: sum(|file| file.options_cut),
+        stripped: decap(|decap| &decap.stripped),
+        kept_fragments: decap(|decap| &decap.kept_fragments),
+        truncated_mirror: decap(|decap| &decap.truncated_mirror),
         cancelled,
-        error: shared.and_then(|shared| shared.error()),
+        error: shared.as_ref().and_then(|shared| shared.error()),
         recovery: recovery_status(&recovery),
         files,
     })

@@ -11,8 +11,7 @@ use wirevault_config::{
     Capture, Config, Input, Live, LiveSource, MirrorTarget, MirrorTunnel, PcapOverIp, Replay,
     Sender, SourceKind,
 };
-use wirevault_format::LinkType;
-use wirevault_format::limits::SNAPLEN_MAX;
+use wirevault_format::{LinkType, VxlanPorts};
 use wirevault_packet::{Decap, Tunnel};
 use wirevault_pipeline::{Filter, LaneSpec};
 use wirevault_query::filter;
@@ -49,10 +48,15 @@ fn open_live(live: &Live) -> Result<Vec<LaneSpec>, DaemonError> {
     };
     let path = format!("{}.filter", live.path);
     let filter = filter.map(|text| compile(&text, &path, &present(&sources))).transpose()?;
-    let decap = live.decap.as_ref().map(decap);
-    let snaplen_bytes = live.snaplen_bytes;
-    let lane =
-        |source| LaneSpec { source, snaplen_bytes, filter: filter.clone(), decap, cpu: None };
+    let vxlan_ports = VxlanPorts::new(&live.vxlan_ports);
+    let decap = live.decap.as_ref().map(|tunnels| removed(tunnels, vxlan_ports));
+    let lane = |source| LaneSpec {
+        snaplen_bytes: live.snaplen_bytes,
+        filter: filter.clone(),
+        decap,
+        vxlan_ports,
+        ..LaneSpec::new(source)
+    };
     Ok(sources.into_iter().map(lane).collect())
 }
 
@@ -149,9 +153,9 @@ fn whole_filter(filter: Option<&str>, udp_ports: &[u16]) -> Option<String> {
 }
 
 /// The lane's word for the configuration's.
-fn decap(wanted: &wirevault_config::Decap) -> Decap {
+fn removed(wanted: &[wirevault_config::Tunnel], vxlan_ports: VxlanPorts) -> Decap {
     use wirevault_config::Tunnel as Wanted;
-    let tunnels = wanted.tunnels.iter().map(|tunnel| match tunnel {
+    let tunnels = wanted.iter().map(|tunnel| match tunnel {
         Wanted::Vlan => Tunnel::Vlan,
         Wanted::Mpls => Tunnel::Mpls,
         Wanted::Vxlan => Tunnel::Vxlan,
@@ -161,7 +165,7 @@ fn decap(wanted: &wirevault_config::Decap) -> Decap {
         Wanted::GtpU => Tunnel::GtpU,
         Wanted::IpInIp => Tunnel::IpInIp,
     });
-    Decap::new(&tunnels.collect::<Vec<_>>(), &wanted.vxlan_ports)
+    Decap::new(&tunnels.collect::<Vec<_>>(), vxlan_ports)
 }
 
 fn open_replay(replay: &Replay) -> Result<LaneSpec, DaemonError> {
@@ -171,9 +175,18 @@ fn open_replay(replay: &Replay) -> Result<LaneSpec, DaemonError> {
     };
     let files = vec![replay.file.clone()];
     let source = ChainSource::open(files, speed, replay.interface.clone())?;
-    let decap = replay.decap.as_ref().map(decap);
-    let snaplen_bytes = SNAPLEN_MAX;
-    Ok(LaneSpec { source: Box::new(source), snaplen_bytes, filter: None, decap, cpu: None })
+    let vxlan_ports = VxlanPorts::new(&replay.vxlan_ports);
+    Ok(import_lane(source, replay.decap.as_deref(), vxlan_ports))
+}
+
+/// The one lane of files.
+pub(crate) fn import_lane(
+    source: ChainSource,
+    decap: Option<&[wirevault_config::Tunnel]>,
+    vxlan_ports: VxlanPorts,
+) -> LaneSpec {
+    let decap = decap.map(|tunnels| removed(tunnels, vxlan_ports));
+    LaneSpec { decap, vxlan_ports, ..LaneSpec::new(Box::new(source)) }
 }
 
 /// A capture filter that is right for every link type present. One that a later interface brings

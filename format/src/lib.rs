@@ -31,7 +31,7 @@ pub mod table;
 pub use error::FormatError;
 pub use gap::{Cause, Gap};
 pub use ids::{LifeId, LinkType, RunId, StoreId, VolumeId};
-pub use interface::Interface;
+pub use interface::{Interface, VxlanPorts};
 
 /// CRC-32C (Castagnoli), the checksum of every structure that is not under a GCM tag.
 ///

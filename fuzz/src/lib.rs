@@ -18,7 +18,7 @@ use wirevault_format::chunk::{self, ChunkHeader};
 use wirevault_format::footer::{ChunkEntry, Footer};
 use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, SegmentEntry, decode_page};
-use wirevault_format::{Gap, LinkType, pcapng, section, segment};
+use wirevault_format::{Gap, LinkType, VxlanPorts, pcapng, section, segment};
 use wirevault_index::decode;
 use wirevault_nvme::spec;
 use wirevault_packet::bpf::{AnyAddress, Insn, Oracle, Program};
@@ -179,7 +179,7 @@ pub fn decap(bytes: &[u8]) {
     let Some(([pick, port, tag, cut], frame)) = bytes.split_first_chunk() else { return };
     let links = [0, 1, 101, 113, 228, 229, 276];
     let link = LinkType(links[usize::from(*pick) % links.len()]);
-    let decap = Decap::new(&Tunnel::ALL, &[4789, 8472]);
+    let decap = Decap::new(&Tunnel::ALL, VxlanPorts::USUAL);
     let mut outer = OuterHeaders::default();
     let wire_len = frame.len() as u32 + u32::from(*cut);
     let tag = (tag & 1 == 1).then_some([0x81, 0, 0, *tag]);

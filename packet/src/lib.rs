@@ -46,7 +46,7 @@ mod walk;
 
 pub use decap::{Decap, Inner, Stripped, Tunnel};
 pub use describe::FlowText;
-pub use dissect::{Dissected, dissect};
+pub use dissect::{Dissected, dissect, dissect_with};
 pub use error::PacketError;
 pub use key::{Direction, FlowKey, MAX_KEY_BYTES};
 pub use outer::{

@@ -8,10 +8,10 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use wirevault_format::LinkType;
 use wirevault_format::pcapng::OPTION_EPB_OUTER;
+use wirevault_format::{LinkType, VxlanPorts};
 
-use crate::dissect::dissect;
+use crate::dissect::dissect_with;
 use crate::error::PacketError;
 use crate::shape::{Layer, Layers};
 use crate::walk::half;
@@ -258,12 +258,19 @@ impl FromStr for TunnelId {
 /// Whether a packet came in this tunnel: its removed outer headers say so, or the headers that are
 /// still there.
 ///
-/// `records` are the value of the packet's option, empty without one.
-pub fn is_in_tunnel(id: TunnelId, link: LinkType, data: &[u8], records: &[u8]) -> bool {
+/// `vxlan` are the ports of the packet's interface; `records` are the value of the packet's option,
+/// empty without one.
+pub fn is_in_tunnel(
+    id: TunnelId,
+    vxlan: &VxlanPorts,
+    link: LinkType,
+    data: &[u8],
+    records: &[u8],
+) -> bool {
     if tunnel_ids(records).any(|found| found == id) {
         return true;
     }
-    let key = dissect(link, data).key;
+    let key = dissect_with(vxlan, link, data).key;
     let mut layers = Layers::new(key.shape()).map_while(Result::ok);
     layers.any(|(at, layer)| {
         let word = |at: usize| data.get(at..)?.first_chunk().map(|b| u32::from_be_bytes(*b));
@@ -386,13 +393,25 @@ mod tests {
         frame.extend([8, 0, 0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1]);
         frame.extend([9, 9, 0x12, 0xb5, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 7, 0]);
         frame.resize(90, 0);
-        assert!(is_in_tunnel(vni, LinkType::ETHERNET, &frame, &[]));
-        assert!(!is_in_tunnel(TunnelId::Vni(8), LinkType::ETHERNET, &frame, &[]));
+        assert!(is_in_tunnel(vni, &VxlanPorts::USUAL, LinkType::ETHERNET, &frame, &[]));
+        assert!(!is_in_tunnel(
+            TunnelId::Vni(8),
+            &VxlanPorts::USUAL,
+            LinkType::ETHERNET,
+            &frame,
+            &[]
+        ));
         let beside = [7, 8, 8, 0, 0, 0, 0, 0, 7, 0];
-        assert!(is_in_tunnel(vni, LinkType::RAW, &[], &beside));
+        assert!(is_in_tunnel(vni, &VxlanPorts::USUAL, LinkType::RAW, &[], &beside));
         let mut gre = frame[..34].to_vec();
         gre[23] = 47;
         gre.extend([0x20, 0, 8, 0, 0, 0, 0, 77]);
-        assert!(is_in_tunnel(TunnelId::GreKey(77), LinkType::ETHERNET, &gre, &[]));
+        assert!(is_in_tunnel(
+            TunnelId::GreKey(77),
+            &VxlanPorts::USUAL,
+            LinkType::ETHERNET,
+            &gre,
+            &[]
+        ));
     }
 }

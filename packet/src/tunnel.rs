@@ -1,12 +1,12 @@
 //! Numbers and rules by which tunnels are recognised: for the walk to the key and for removing
 //! them.
 
+use wirevault_format::VxlanPorts;
+
 use crate::walk::{LENGTH_MAX, half};
 
 /// UDP destination port of GENEVE.
 pub(crate) const GENEVE_PORT: u16 = 6081;
-/// UDP destination ports of VXLAN: the assigned one, and Linux's older default.
-pub(crate) const VXLAN_PORTS: [u16; 2] = [4789, 8472];
 /// UDP destination port of VXLAN with a next protocol.
 pub(crate) const VXLAN_GPE_PORT: u16 = 4790;
 /// UDP destination port of GTP-U.
@@ -14,8 +14,8 @@ pub(crate) const GTP_U_PORT: u16 = 2152;
 
 /// Whether a tunnel's header may follow UDP to this port.
 #[inline(always)]
-pub(crate) fn is_tunnel_port(port: u16) -> bool {
-    matches!(port, GENEVE_PORT | VXLAN_GPE_PORT | GTP_U_PORT) || VXLAN_PORTS.contains(&port)
+pub(crate) fn is_tunnel_port(port: u16, vxlan: &VxlanPorts) -> bool {
+    matches!(port, GENEVE_PORT | VXLAN_GPE_PORT | GTP_U_PORT) || vxlan.contains(port)
 }
 
 /// Any of these flags of GTP-U adds four bytes: sequence number, N-PDU number, next extension.

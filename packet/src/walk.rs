@@ -2,7 +2,7 @@
 //!
 //! Invariants: no allocation, no panic; every step consumes key room, so the walk ends.
 
-use wirevault_format::LinkType;
+use wirevault_format::{LinkType, VxlanPorts};
 
 use crate::dissect::Dissected;
 use crate::key::{Direction, KeyWriter, MAX_KEY_BYTES, SHAPE_AT, process_seed};
@@ -10,13 +10,13 @@ use crate::shape::{Fragment, Layer, ValueKind};
 use crate::tunnel::{
     ERSPAN_FRAME_ETHERNET, ERSPAN_FRAME_IP, ERSPAN_I_II, ERSPAN_III, GENEVE_PORT, GPE_ETHERNET,
     GPE_IPV4, GPE_IPV6, GRE_OTHER, GRE_SEQUENCE, GTP_U_PORT, Pseudowire, TRANSPARENT_ETHERNET,
-    VXLAN_GPE_PORT, VXLAN_PORTS, gtp_user_packet, is_tunnel_port, pseudowire,
+    VXLAN_GPE_PORT, gtp_user_packet, is_tunnel_port, pseudowire,
 };
 
 /// Follows the headers one by one.
 #[inline(never)]
-pub(crate) fn dissect_layers(link: LinkType, data: &[u8]) -> Dissected {
-    let mut walk = Walk::new(link, data);
+pub(crate) fn dissect_layers(vxlan: &VxlanPorts, link: LinkType, data: &[u8]) -> Dissected {
+    let mut walk = Walk::new(vxlan, link, data);
     let mut next = match link {
         LinkType::ETHERNET => Next::Ethernet,
         LinkType::RAW => Next::IpAny,
@@ -108,6 +108,7 @@ struct PairAt {
 }
 
 struct Walk<'a> {
+    vxlan: &'a VxlanPorts,
     data: &'a [u8],
     /// Where the next header starts; may lie behind the captured bytes.
     at: usize,
@@ -122,10 +123,11 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     #[inline(always)]
-    fn new(link: LinkType, data: &'a [u8]) -> Self {
+    fn new(vxlan: &'a VxlanPorts, link: LinkType, data: &'a [u8]) -> Self {
         let mut writer = KeyWriter::new();
         writer.put(u128::from(link.0), 2);
         Self {
+            vxlan,
             data,
             at: 0,
             writer,
@@ -332,7 +334,7 @@ impl<'a> Walk<'a> {
     fn udp(&mut self) -> Next {
         let Some(head) = self.head::<4>() else { return self.cut(4) };
         let port = half(head, 2);
-        if is_tunnel_port(port) {
+        if is_tunnel_port(port, self.vxlan) {
             return self.tunnel(port);
         }
         self.push(Layer::Udp, Next::End)
@@ -364,7 +366,7 @@ impl<'a> Walk<'a> {
                     None => self.push(Layer::Udp, Next::End),
                 }
             }
-            _ if VXLAN_PORTS.contains(&port) && head[8] & 0x08 != 0 => {
+            _ if self.vxlan.contains(port) && head[8] & 0x08 != 0 => {
                 self.push(Layer::Vxlan { port, vni }, Next::Ethernet)
             }
             _ => self.push(Layer::Udp, Next::End),

@@ -5,8 +5,8 @@ mod common;
 
 use common::{LINKS, Random, cases, frames};
 use proptest::prelude::*;
-use wirevault_format::LinkType;
 use wirevault_format::pcapng::{OPTION_EPB_OUTER, options};
+use wirevault_format::{LinkType, VxlanPorts};
 use wirevault_packet::decap::HEAD_BYTES_MAX;
 use wirevault_packet::shape::{Layer, Layers};
 use wirevault_packet::{
@@ -15,7 +15,7 @@ use wirevault_packet::{
 };
 
 fn all() -> Decap {
-    Decap::new(&Tunnel::ALL, &[4789, 8472])
+    Decap::new(&Tunnel::ALL, VxlanPorts::USUAL)
 }
 
 fn layers(link: LinkType, data: &[u8]) -> Vec<(usize, Layer)> {
@@ -73,7 +73,8 @@ proptest! {
         let link = *random.pick(&LINKS);
         let frame = frames::frame(&mut random, link);
         let some: Vec<_> = Tunnel::ALL.into_iter().filter(|_| !random.one_in(3)).collect();
-        let decap = if random.one_in(2) { all() } else { Decap::new(&some, &[4789]) };
+        let some = Decap::new(&some, VxlanPorts::new(&[4789]));
+        let decap = if random.one_in(2) { all() } else { some };
         let tag = random.one_in(4).then_some([0x81, 0, 0x20, 9]);
         for len in 0..=frame.len() {
             check(&decap, link, &frame[..len], tag);
@@ -197,13 +198,19 @@ fn fragments_stay_and_are_told() {
 fn what_is_not_asked_for_stays() {
     let mut outer = OuterHeaders::default();
     let frame = mirrored(7, &plain(80));
-    assert_eq!(strip(&Decap::new(&[Tunnel::Geneve], &[4789]), &frame, &mut outer), Stripped::Kept);
-    assert_eq!(strip(&Decap::new(&Tunnel::ALL, &[8472]), &frame, &mut outer), Stripped::Kept);
+    assert_eq!(
+        strip(&Decap::new(&[Tunnel::Geneve], VxlanPorts::USUAL), &frame, &mut outer),
+        Stripped::Kept
+    );
+    assert_eq!(
+        strip(&Decap::new(&Tunnel::ALL, VxlanPorts::new(&[8472])), &frame, &mut outer),
+        Stripped::Kept
+    );
     // A tag outside goes with the tunnel; one inside stays where tags are to stay.
     let tagged = ethernet(0x8100, &[&[0, 5, 8, 0][..], &plain(60)[14..]].concat());
     let nested = mirrored(7, &tagged);
     let nested = ethernet(0x8100, &[&[0, 9, 8, 0][..], &nested[14..]].concat());
-    let decap = Decap::new(&[Tunnel::Vxlan], &[4789]);
+    let decap = Decap::new(&[Tunnel::Vxlan], VxlanPorts::USUAL);
     assert_eq!(stored(&inner(&decap, &nested, &mut outer)), tagged);
     let ids: Vec<_> = tunnel_ids(outer.records()).collect();
     assert_eq!(ids, [TunnelId::Vlan(9), TunnelId::Vni(7)]);
@@ -217,7 +224,8 @@ fn labels_go_and_tags_stay_where_only_labels_are_asked_for() {
     let ip = &plain(60)[14..];
     let labelled = [&[0, 0, 0x70, 64, 0, 0, 0x91, 64][..], ip].concat();
     let frame = ethernet(0x8100, &[&[0x20, 5, 0x88, 0x47][..], &labelled].concat());
-    let (decap, mut outer) = (Decap::new(&[Tunnel::Mpls], &[]), OuterHeaders::default());
+    let (decap, mut outer) =
+        (Decap::new(&[Tunnel::Mpls], VxlanPorts::USUAL), OuterHeaders::default());
     let found = inner(&decap, &frame, &mut outer);
     assert_eq!(stored(&found), ethernet(0x8100, &[&[0x20, 5, 8, 0][..], ip].concat()));
     assert_eq!(found.wire_len as usize, stored(&found).len());
@@ -244,7 +252,7 @@ fn a_tag_that_the_kernel_took_out_needs_no_copy() {
     };
     assert_eq!((found.head(), found.data, found.wire_len), (&[][..], &frame[..], length));
     assert_eq!(OuterText(outer.records()).to_string(), "vlan 5");
-    let decap = Decap::new(&[Tunnel::Vxlan], &[4789]);
+    let decap = Decap::new(&[Tunnel::Vxlan], VxlanPorts::USUAL);
     let kept = decap.strip(LinkType::ETHERNET, &frame, length, tag, &mut outer);
     assert_eq!((kept, outer.is_empty()), (Stripped::Kept, true));
 }

@@ -66,22 +66,30 @@ impl Stripper {
         result.0
     }
 
-    /// Makes the counters visible.
-    pub(crate) fn publish(&self, shared: &DecapCounters) {
-        let places = [&shared.stripped, &shared.kept_fragments, &shared.truncated_mirror];
-        for (place, count) in places.into_iter().zip(self.counts) {
-            place.store(count, Ordering::Relaxed);
-        }
+    /// Packets stripped, fragments kept, and packets that the mirror had cut.
+    pub(crate) fn counts(&self) -> [u64; 3] {
+        self.counts
     }
 }
 
-/// What a lane's decapsulation did, for those who look at it. All stay 0 without one.
+/// What a lane's decapsulation did, for those who look at it.
 #[derive(Debug, Default)]
 pub struct DecapCounters {
     /// Packets stored without outer headers.
     pub stripped: AtomicU64,
     /// Packets stored as they came because they are fragments of a tunnel's packets.
     pub kept_fragments: AtomicU64,
-    /// Packets, of those stripped, that the mirror had cut.
+    /// Packets that the mirror had cut, of those stripped here or in the source.
     pub truncated_mirror: AtomicU64,
+}
+
+impl DecapCounters {
+    /// Makes the lane's counts visible, and the packets that were cut before its source removed
+    /// their outer headers.
+    pub(crate) fn publish(&self, counts: [u64; 3], truncated_at_source: u64) {
+        let [stripped, fragments, truncated] = counts;
+        self.stripped.store(stripped, Ordering::Relaxed);
+        self.kept_fragments.store(fragments, Ordering::Relaxed);
+        self.truncated_mirror.store(truncated + truncated_at_source, Ordering::Relaxed);
+    }
 }

@@ -17,9 +17,9 @@ use crossbeam_channel::Sender;
 use wirevault_buffer::Pool;
 use wirevault_capture::{GapInfo, Packet, PacketSink, Polled, Source, SourceState, VlanTag};
 use wirevault_format::chunk::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
-use wirevault_format::limits::SEGMENT_INTERFACES_MAX;
+use wirevault_format::limits::{SEGMENT_INTERFACES_MAX, SNAPLEN_MAX};
 use wirevault_format::pcapng::write::{EpbParts, FLAGS_OPTION_BYTES, put_epb_with};
-use wirevault_format::{Cause, Gap, Interface, LinkType, pcapng};
+use wirevault_format::{Cause, Gap, Interface, LinkType, VxlanPorts, pcapng};
 use wirevault_packet::Decap;
 use wirevault_packet::bpf::Program;
 use wirevault_telemetry::books::{LaneCounts, LaneSide};
@@ -57,8 +57,25 @@ pub struct LaneSpec {
     /// What is removed from packets before the filter looks at them; `None` stores them as they
     /// come.
     pub decap: Option<Decap>,
+    /// What is taken for VXLAN when packets are indexed. The usual ports leave what an interface of
+    /// the source says itself.
+    pub vxlan_ports: VxlanPorts,
     /// Core to run on.
     pub cpu: Option<usize>,
+}
+
+impl LaneSpec {
+    /// All packets, whole, as they come, on any core.
+    pub fn new(source: Box<dyn Source>) -> Self {
+        Self {
+            source,
+            snaplen_bytes: SNAPLEN_MAX,
+            filter: None,
+            decap: None,
+            vxlan_ports: VxlanPorts::USUAL,
+            cpu: None,
+        }
+    }
 }
 
 /// A compiled capture filter: one program for each link type that the source can show.
@@ -78,6 +95,7 @@ pub(crate) struct Fill {
     pub hand: Hand,
     pub snaplen_bytes: u32,
     pub filter: Option<Filter>,
+    pub vxlan_ports: VxlanPorts,
     pub clock: Arc<dyn Clock>,
     pub pen: LaneSide,
     pub shared: Arc<LaneShared>,
@@ -186,9 +204,8 @@ impl Lane {
         fill.counts.unreadable = counters.unreadable;
         fill.shared.count(&counters);
         fill.pen.publish(&fill.counts);
-        if let Some(stripper) = &fill.stripper {
-            stripper.publish(&fill.shared.decap);
-        }
+        let stripped = fill.stripper.as_ref().map_or([0; 3], |stripper| stripper.counts());
+        fill.shared.decap.publish(stripped, counters.truncated_mirror);
         let state = self.source.state();
         let (new, absent_since_ns) = match state {
             SourceState::InterfaceDown { since_ns } => (LaneState::InterfaceDown, Some(since_ns)),
@@ -297,7 +314,11 @@ impl Fill {
     /// Sorts the source's interfaces into streams.
     fn learn(&mut self, interfaces: &[Interface]) {
         for interface in &interfaces[self.places.len()..] {
-            let own = self.describe(interface);
+            let mut interface = interface.clone();
+            if self.vxlan_ports != VxlanPorts::USUAL {
+                interface.vxlan_ports = self.vxlan_ports;
+            }
+            let own = self.describe(&interface);
             let mut places = Places { own, ethernet: own, raw: own };
             if self.stripper.is_some() {
                 let carried =

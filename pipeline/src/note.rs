@@ -1,11 +1,11 @@
 //! What a chunk adds to the index: its place, its gaps, and the flows of its packets.
 
-use wirevault_format::LinkType;
 use wirevault_format::chunk::ChunkHeader;
 use wirevault_format::footer::ChunkEntry;
+use wirevault_format::{Interface, LinkType, VxlanPorts};
 use wirevault_index::flow_table::{FlowTable, PacketNote};
 use wirevault_index::{ChunkDelta, prefetch};
-use wirevault_packet::dissect;
+use wirevault_packet::dissect_with;
 
 use crate::job::Job;
 
@@ -33,15 +33,24 @@ pub(crate) fn fill_delta(delta: &mut ChunkDelta, header: &ChunkHeader, offset: u
     delta.dropped = job.dropped;
 }
 
+/// The packets of a chunk.
+pub(crate) struct Packets<'a> {
+    pub(crate) link_type: LinkType,
+    /// What they came from, by the numbers that they carry.
+    pub(crate) from: &'a [Interface],
+    pub(crate) chunk: &'a [u8],
+    /// Where their blocks stand.
+    pub(crate) at: &'a [u32],
+}
+
 /// Enters every packet of a chunk into the flow table and gives the number of packets that no
 /// parser understood.
 pub(crate) fn note_flows(
     table: &mut FlowTable,
     delta: &mut ChunkDelta,
-    link_type: LinkType,
-    chunk: &[u8],
-    epb_at: &[u32],
+    packets: &Packets<'_>,
 ) -> u64 {
+    let Packets { link_type, from, chunk, at: epb_at } = *packets;
     table.begin_chunk(delta);
     let mut unparsed = 0;
     let mut notes: [PacketNote; NOTES] = std::array::from_fn(|_| PacketNote::default());
@@ -63,7 +72,10 @@ pub(crate) fn note_flows(
             };
             let captured_len = word(20);
             let data = &block[EPB_DATA_AT..EPB_DATA_AT + captured_len as usize];
-            let dissected = dissect(link_type, data);
+            // The lane numbers its packets' interfaces by the same list.
+            let from = from.get(word(8) as usize);
+            let vxlan = from.map_or(&VxlanPorts::USUAL, |interface| &interface.vxlan_ports);
+            let dissected = dissect_with(vxlan, link_type, data);
             table.prefetch(dissected.hash);
             unparsed += u64::from(!dissected.parsed);
             *note = PacketNote {

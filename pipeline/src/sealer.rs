@@ -32,7 +32,7 @@ use crate::ack::{LaneAcks, Span};
 use crate::closer::ToCloser;
 use crate::job::{Job, Jobs};
 use crate::live::{LiveSegment, Registry};
-use crate::note::{fill_delta, note_flows};
+use crate::note::{Packets, fill_delta, note_flows};
 use crate::opener::{Opened, ToOpener};
 use crate::reseal::{Mending, Returned};
 use crate::status::{BufferTimes, LaneShared, note_since};
@@ -323,7 +323,9 @@ impl Sealer {
         fill_delta(&mut delta, &header, current.at, job);
         let buf = job.buf.as_mut().expect("the chunk was there above");
         if indexed {
-            unparsed = note_flows(table, &mut delta, stream.link_type, buf, &job.epb_at);
+            let (link_type, from) = (stream.link_type, &job.interfaces[..]);
+            let packets = Packets { link_type, from, chunk: buf, at: &job.epb_at };
+            unparsed = note_flows(table, &mut delta, &packets);
         } else {
             delta.unindexed = true;
         }

@@ -441,6 +441,7 @@ impl LaneParts<'_> {
             hand,
             snaplen_bytes: spec.snaplen_bytes,
             filter: spec.filter,
+            vxlan_ports: spec.vxlan_ports,
             clock: Arc::clone(self.clock),
             pen,
             shared: Arc::clone(&view.shared),

@@ -104,8 +104,7 @@ impl Rig {
         let allowed = Arc::new(AtomicU64::new(0));
         let interfaces = links.iter().map(|link| Interface::unnamed(*link)).collect();
         let source = Box::new(Paced { interfaces, order, given: 0, allowed: Arc::clone(&allowed) });
-        let (snaplen_bytes, filter, decap, cpu) = (262_144, None, None, None);
-        let lane = LaneSpec { source, snaplen_bytes, filter, decap, cpu };
+        let lane = LaneSpec::new(source);
         let arena = ArenaOptions { bytes: 4 << 20, hugepages: Hugepages::Off, numa_node: None };
         let pool = Pool::new(Arena::new(arena).unwrap());
         let options = PipelineOptions {

@@ -218,13 +218,7 @@ fn start(topology: Topology) -> Rig {
         allowed: Arc::clone(&allowed),
         ended: Arc::clone(&ended),
     };
-    let lane = LaneSpec {
-        source: Box::new(source),
-        snaplen_bytes: 262_144,
-        filter: None,
-        decap: None,
-        cpu: None,
-    };
+    let lane = LaneSpec::new(Box::new(source));
     let arena = ArenaOptions { bytes: 16 << 20, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("16 MiB"));
     let options = PipelineOptions {

@@ -339,7 +339,7 @@ fn record_from(
     let (store, _) = Store::open(media, &rig.key, Arc::clone(&rig.clock)).expect("it opens");
     let lanes = (0..LANES).map(|lane| {
         let source = source(lane);
-        LaneSpec { source, snaplen_bytes: 262_144, filter: None, decap: None, cpu: None }
+        LaneSpec::new(source)
     });
     let arena = ArenaOptions { bytes: 4 << 20, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("4 MiB"));

@@ -157,7 +157,7 @@ fn record(rig: &Rig, seed: u64) -> u64 {
     let input = Box::new(Cursor::new(pcap()));
     let source = ReplaySource::from_reader("cut.pcap".to_owned(), input, Speed::Full);
     let source = Box::new(source.expect("a pcap file"));
-    let lane = LaneSpec { source, snaplen_bytes: 262_144, filter: None, decap: None, cpu: None };
+    let lane = LaneSpec::new(source);
     let arena = ArenaOptions { bytes: 2 << 20, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("2 MiB"));
     let (books, acknowledged) = (Arc::new(OnceLock::new()), Arc::new(AtomicU64::new(0)));

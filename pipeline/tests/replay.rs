@@ -70,7 +70,7 @@ fn lane(bytes: Vec<u8>) -> LaneSpec {
     let input = Box::new(Cursor::new(bytes));
     let source = ReplaySource::from_reader("test.pcap".to_owned(), input, Speed::Full);
     let source = Box::new(source.expect("a pcap file"));
-    LaneSpec { source, snaplen_bytes: 262_144, filter: None, decap: None, cpu: None }
+    LaneSpec::new(source)
 }
 
 fn count(catalog: &Catalog, filter: &str) -> Summary {

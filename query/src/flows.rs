@@ -12,12 +12,12 @@ use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
-use wirevault_format::LinkType;
 use wirevault_format::pcapng::Epb;
+use wirevault_format::{LinkType, VxlanPorts};
 use wirevault_index::Flows;
 use wirevault_index::delta::FlowStats;
 use wirevault_packet::bpf::{AnyAddress, Program, Verdict};
-use wirevault_packet::{Direction, FlowKey, TunnelId, dissect};
+use wirevault_packet::{Direction, FlowKey, TunnelId, dissect_with};
 
 use crate::completeness::Window;
 use crate::error::QueryError;
@@ -266,8 +266,9 @@ fn read_flows<'a, S: Source>(
     let mut flows: HashMap<FlowKey, FlowStats> = HashMap::new();
     let mut cursor = StreamCursor::new(id, demand, vec![member]).starting_at(from);
     while cursor.key().is_some() {
-        if let Some((packet, _)) = cursor.item().filter(|_| cursor.is_ready()) {
-            let (key, stats) = stats_of(id.link_type, &packet);
+        if let Some((packet, interfaces)) = cursor.item().filter(|_| cursor.is_ready()) {
+            let vxlan = interfaces.vxlan_ports(&packet);
+            let (key, stats) = stats_of(&vxlan, id.link_type, &packet);
             if wanted.is_none_or(|wanted| wanted.contains(&key)) {
                 flows.entry(key).and_modify(|sum| sum.add(&stats)).or_insert(stats);
             }
@@ -278,8 +279,12 @@ fn read_flows<'a, S: Source>(
 }
 
 /// A flow of one packet.
-pub(crate) fn stats_of(link_type: LinkType, packet: &Epb<'_>) -> (FlowKey, FlowStats) {
-    let dissected = dissect(link_type, packet.data);
+pub(crate) fn stats_of(
+    vxlan: &VxlanPorts,
+    link_type: LinkType,
+    packet: &Epb<'_>,
+) -> (FlowKey, FlowStats) {
+    let dissected = dissect_with(vxlan, link_type, packet.data);
     let captured_len = packet.data.len() as u32;
     let stats = FlowStats {
         times_ns: (packet.ts_ns, packet.ts_ns),

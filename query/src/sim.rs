@@ -8,7 +8,7 @@ use wirevault_format::chunk::ChunkHeader;
 use wirevault_format::footer::ChunkEntry;
 use wirevault_format::pcapng::{Blocks, Epb, EpbParts, put_epb};
 use wirevault_format::table::{SegmentEntry, SegmentState};
-use wirevault_format::{Cause, Gap, Interface, LifeId, LinkType, RunId};
+use wirevault_format::{Cause, Gap, Interface, LifeId, LinkType, RunId, VxlanPorts};
 use wirevault_index::Flows;
 use wirevault_index::delta::FlowStats;
 use wirevault_packet::FlowKey;
@@ -189,7 +189,11 @@ impl Reader for Rc<SimSegment> {
         let mut flows: Vec<(FlowKey, FlowStats, Vec<u32>)> = Vec::new();
         for (number, chunk) in (0u32..).zip(&self.chunks) {
             for block in Blocks::new(&chunk.payload).map(Result::unwrap) {
-                let (key, stats) = stats_of(self.entry.link_type, &Epb::parse(&block).unwrap());
+                let (key, stats) = stats_of(
+                    &VxlanPorts::USUAL,
+                    self.entry.link_type,
+                    &Epb::parse(&block).unwrap(),
+                );
                 match flows.iter_mut().find(|flow| flow.0 == key) {
                     Some((_, sum, chunks)) => {
                         sum.add(&stats);

@@ -20,7 +20,7 @@ use std::rc::Rc;
 
 use wirevault_format::footer::ChunkEntry;
 use wirevault_format::pcapng::{BLOCK_EPB, Blocks, Epb, OPTION_EPB_OUTER, options};
-use wirevault_format::{Cause, Interface, LinkType, RunId};
+use wirevault_format::{Cause, Interface, LinkType, RunId, VxlanPorts};
 use wirevault_packet::bpf::Program;
 use wirevault_packet::{TunnelId, is_in_tunnel};
 
@@ -108,6 +108,14 @@ struct OpenedMember<R> {
 pub(crate) struct Interfaces {
     pub(crate) list: Vec<Interface>,
     pub(crate) ids: Vec<Cell<Option<u32>>>,
+}
+
+impl Interfaces {
+    /// What was taken for VXLAN when the packet was indexed.
+    pub(crate) fn vxlan_ports(&self, packet: &Epb<'_>) -> VxlanPorts {
+        let interface = self.list.get(packet.interface_id as usize);
+        interface.map_or(VxlanPorts::USUAL, |interface| interface.vxlan_ports)
+    }
 }
 
 struct Planned {
@@ -356,7 +364,9 @@ impl<'a, S: Source> StreamCursor<'a, S> {
                 continue;
             }
             let in_tunnel = |id| {
-                is_in_tunnel(id, self.id.link_type, packet.data, outer_records(packet.options))
+                let (vxlan, records) =
+                    (member.interfaces.vxlan_ports(&packet), outer_records(packet.options));
+                is_in_tunnel(id, &vxlan, self.id.link_type, packet.data, records)
             };
             if !self.demand.tunnel.is_none_or(in_tunnel) {
                 continue;

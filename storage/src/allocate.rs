@@ -90,6 +90,7 @@ impl Store {
             file,
             keys,
             entry,
+            interfaces: request.interfaces.into(),
             data_offset: region.len() as u64,
             data_end: segment_bytes - index_reserve_bytes(segment_bytes),
             segment_bytes,

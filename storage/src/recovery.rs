@@ -166,6 +166,7 @@ impl Store {
             file,
             keys: volume.keys(&segment.entry),
             entry: segment.entry.clone(),
+            interfaces: reader.interfaces().into(),
             data_offset,
             data_end: segment_bytes - index_reserve_bytes(segment_bytes),
             segment_bytes,

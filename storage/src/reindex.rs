@@ -6,12 +6,12 @@ use wirevault_format::gap::CAUSES;
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_format::pcapng::read::{Blocks, Epb};
 use wirevault_format::pcapng::{BLOCK_EPB, PcapngError};
-use wirevault_format::{FormatError, Gap, LifeId, LinkType};
+use wirevault_format::{FormatError, Gap, Interface, LifeId, LinkType, VxlanPorts};
 use wirevault_index::flow_table::{BATCH, FlowOptions};
 use wirevault_index::reader::gaps_in;
 use wirevault_index::{ChunkDelta, FlowTable, PacketNote, SegmentIndex, recover};
 use wirevault_media::MediaFile;
-use wirevault_packet::dissect;
+use wirevault_packet::dissect_with;
 use wirevault_seal::chain::Chain;
 use wirevault_seal::{DataOpener, SegmentKeys};
 
@@ -83,6 +83,7 @@ pub(crate) struct Chunks<'a> {
     file: &'a dyn MediaFile,
     life: LifeId,
     link_type: LinkType,
+    interfaces: &'a [Interface],
     opener: Option<DataOpener>,
     volume: &'a str,
 }
@@ -93,6 +94,7 @@ impl<'a> Chunks<'a> {
             file: &*open.file,
             life: open.entry.life,
             link_type: open.entry.link_type,
+            interfaces: &open.interfaces,
             opener,
             volume: &open.name,
         }
@@ -133,7 +135,7 @@ impl<'a> Chunks<'a> {
                     out.received = header.received.max(out.received);
                     out.shed = header.shed.max(out.shed);
                     let payload = &buf[payload];
-                    match note_packets(&mut table, &mut delta, self.link_type, payload) {
+                    match self.note_packets(&mut table, &mut delta, payload) {
                         Ok(captured_bytes) => out.captured_bytes += captured_bytes,
                         Err(_) => delta.unindexed = true,
                     }
@@ -185,6 +187,45 @@ impl<'a> Chunks<'a> {
         };
         Ok(whole.then_some(header))
     }
+
+    /// Enters every packet of a payload into the flow table and gives their captured bytes.
+    fn note_packets(
+        &self,
+        table: &mut FlowTable,
+        delta: &mut ChunkDelta,
+        payload: &[u8],
+    ) -> Result<u64, FormatError> {
+        let mut notes: [PacketNote; BATCH] = std::array::from_fn(|_| PacketNote::default());
+        let (mut filled, mut captured_bytes) = (0, 0);
+        for block in Blocks::new(payload) {
+            let block = block?;
+            if block.kind != BLOCK_EPB {
+                continue;
+            }
+            let packet =
+                Epb::parse(&block).map_err(|error: PcapngError| FormatError::from(error))?;
+            let from = self.interfaces.get(packet.interface_id as usize);
+            let vxlan = from.map_or(VxlanPorts::USUAL, |interface| interface.vxlan_ports);
+            let dissected = dissect_with(&vxlan, self.link_type, packet.data);
+            notes[filled] = PacketNote {
+                key: dissected.key,
+                hash: dissected.hash,
+                direction: dissected.direction,
+                ts_ns: packet.ts_ns,
+                wire_len: packet.orig_len,
+                captured_len: packet.data.len() as u32,
+                tcp_flags: dissected.tcp_flags,
+            };
+            captured_bytes += packet.data.len() as u64;
+            filled += 1;
+            if filled == BATCH {
+                table.upsert(&notes, delta);
+                filled = 0;
+            }
+        }
+        table.upsert(&notes[..filled], delta);
+        Ok(captured_bytes)
+    }
 }
 
 impl Rebuilt {
@@ -199,40 +240,4 @@ impl Rebuilt {
     pub(crate) fn add_gap(&mut self, gap: Gap) {
         self.index.add_gap(gap);
     }
-}
-
-/// Enters every packet of a payload into the flow table and gives their captured bytes.
-fn note_packets(
-    table: &mut FlowTable,
-    delta: &mut ChunkDelta,
-    link_type: LinkType,
-    payload: &[u8],
-) -> Result<u64, FormatError> {
-    let mut notes: [PacketNote; BATCH] = std::array::from_fn(|_| PacketNote::default());
-    let (mut filled, mut captured_bytes) = (0, 0);
-    for block in Blocks::new(payload) {
-        let block = block?;
-        if block.kind != BLOCK_EPB {
-            continue;
-        }
-        let packet = Epb::parse(&block).map_err(|error: PcapngError| FormatError::from(error))?;
-        let dissected = dissect(link_type, packet.data);
-        notes[filled] = PacketNote {
-            key: dissected.key,
-            hash: dissected.hash,
-            direction: dissected.direction,
-            ts_ns: packet.ts_ns,
-            wire_len: packet.orig_len,
-            captured_len: packet.data.len() as u32,
-            tcp_flags: dissected.tcp_flags,
-        };
-        captured_bytes += packet.data.len() as u64;
-        filled += 1;
-        if filled == BATCH {
-            table.upsert(&notes, delta);
-            filled = 0;
-        }
-    }
-    table.upsert(&notes[..filled], delta);
-    Ok(captured_bytes)
 }

@@ -73,6 +73,8 @@ pub struct OpenSegment {
     pub keys: Option<SegmentKeys>,
     /// Entry of the segment table.
     pub entry: SegmentEntry,
+    /// What its packets came from, as its header region says.
+    pub interfaces: Arc<[Interface]>,
     /// Offset of the first chunk.
     pub data_offset: u64,
     /// Offset that no chunk may pass: what is behind it belongs to the index.

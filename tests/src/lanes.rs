@@ -11,7 +11,6 @@ use wirevault_capture::{
     SourceReport, SourceState, Speed,
 };
 use wirevault_format::Interface;
-use wirevault_format::limits::SNAPLEN_MAX;
 use wirevault_index::{Catalog, KeySource};
 use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
 use wirevault_storage::Store;
@@ -95,14 +94,7 @@ pub fn start(
         Store::open_dir(store, &KeySource::Recorded, Arc::clone(&clock)).expect("the store opens");
     let arena = ArenaOptions { bytes: 32 << 20, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("an arena"));
-    let lane = |source| LaneSpec {
-        source,
-        snaplen_bytes: SNAPLEN_MAX,
-        filter: None,
-        decap: None,
-        cpu: None,
-    };
-    let lanes = sources.into_iter().map(lane).collect();
+    let lanes = sources.into_iter().map(LaneSpec::new).collect();
     let options = PipelineOptions { import, ..PipelineOptions::default() };
     Pipeline::start(store, pool, lanes, &options, clock).expect("the pipeline starts")
 }

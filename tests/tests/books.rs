@@ -8,10 +8,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use wirevault_buffer::{Arena, ArenaOptions, ChunkBuf, Hugepages, Pool};
-use wirevault_capture::{PacketMmapOptions, Source, open_lanes};
+use wirevault_capture::{PacketMmapOptions, open_lanes};
 use wirevault_format::Gap;
 use wirevault_format::gap::Cause;
-use wirevault_format::limits::{CHUNK_BYTES, SNAPLEN_MAX};
+use wirevault_format::limits::CHUNK_BYTES;
 use wirevault_format::pcapng::{Blocks, Epb};
 use wirevault_index::reader::gaps_in;
 use wirevault_index::{Catalog, KeySource, open_store};
@@ -233,13 +233,7 @@ fn start(store: Store) -> Pipeline {
         ..PacketMmapOptions::new("va")
     };
     let sources = open_lanes(&ring, LANES).expect("lanes");
-    let lane = |source| LaneSpec {
-        source: Box::new(source) as Box<dyn Source>,
-        snaplen_bytes: SNAPLEN_MAX,
-        filter: None,
-        decap: None,
-        cpu: None,
-    };
+    let lane = |source| LaneSpec::new(Box::new(source));
     let arena = ArenaOptions { bytes: 8 * CHUNK_BYTES, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("memory"));
     let options = PipelineOptions {

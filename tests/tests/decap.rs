@@ -284,10 +284,83 @@ fn a_mirror_target_stores_what_was_mirrored() {
         (Some("udp_target"), Some("running"))
     );
     assert_eq!((target["shed"].as_u64(), target["unreadable"].as_u64()), (Some(1), Some(1)));
+    let truncated = [1, 2].map(|lane| status["lanes"][lane]["truncated_mirror"].as_u64());
+    assert_eq!(truncated, [Some(1), Some(0)]);
     let found = query(&recorder, &site.file("answer.pcapng"), &[]);
     assert_eq!(found.len(), expected.len());
     for packet in found {
         assert_eq!(Some(&packet), expected.get(&packet.data));
     }
     assert!(recorder.terminate().success());
+}
+
+#[test]
+fn an_import_removes_outer_headers_as_a_lane_does() {
+    let site = Site::new("512MiB", 1);
+    let Some(made) = frames(&site) else { return };
+    let all = "vlan,mpls,vxlan,geneve,gre,erspan,gtp_u,ip_in_ip";
+    let pcap = site.file("outer.pcap");
+    let flags = ["--strip", "--decap-tunnels", all, "--json", path(&pcap)];
+    let report = site.offline("import", &flags);
+    assert_eq!(report.status.code(), Some(0), "{report:?}");
+    let report: serde_json::Value = serde_json::from_slice(&report.stdout).expect("a report");
+    let removed = made.inner.iter().filter(|inner| !inner.outer.is_empty()).count() as u64;
+    let counts = ["stripped", "kept_fragments", "truncated_mirror"].map(|it| report[it].as_u64());
+    assert_eq!(counts, [Some(removed), Some(2), Some(1)]);
+    let file = site.file("answer.pcapng");
+    let output = site.offline("query", &["-w", path(&file)]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(answer(&file), made.inner);
+
+    for wrong in [&["--decap-tunnels", "vxlan"][..], &["--vxlan-ports", "0"], &["--strip=x"]] {
+        let refused = site.offline("import", &[wrong, &[path(&pcap)]].concat());
+        assert_eq!(refused.status.code(), Some(2), "{refused:?}");
+    }
+}
+
+/// Whoever reads a record finds the same flows in it: while it is written, from its files, after a
+/// crash, and from an answer that was imported again.
+#[test]
+fn a_port_of_vxlan_is_known_to_whoever_reads_the_record() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::new("512MiB", 1);
+    let Some(made) = frames(&site) else { return };
+    let at = made.names.iter().position(|name| name == "vxlan").expect("a frame of that name");
+    let mut frame = made.frames[at].clone();
+    frame[36..38].copy_from_slice(&9999u16.to_be_bytes());
+    let inside = |flows: std::process::Output| -> bool {
+        let text = String::from_utf8_lossy(&flows.stdout).into_owned();
+        assert!(text.contains("10.0.0.1") || text.contains("192.168"), "{flows:?}");
+        text.contains("VXLAN vni 5")
+    };
+    let tunnel = ["--tunnel", "vni=5", "--json"];
+
+    let recorder = site.record("va", &format!("    vxlan_ports: [4789, 9999]\n{OPTIONS}"));
+    Sender::on("vb").send(&frame);
+    wait_until_stored(&recorder, 1);
+    assert!(inside(recorder.ask("flows", &["--json"])));
+    assert_eq!(recorder.ask("flows", &tunnel).status.code(), Some(0));
+    recorder.kill();
+    assert!(inside(site.offline("flows", &["--json"])), "from chunks without an index");
+
+    let recorder = site.record("va", OPTIONS);
+    assert!(inside(recorder.ask("flows", &["--json"])), "from the index made anew");
+    let file = site.file("answer.pcapng");
+    assert_eq!(query(&recorder, &file, &["--tunnel", "vni=5"]).len(), 1);
+    assert!(recorder.terminate().success());
+
+    let again = Site::new("512MiB", 1);
+    assert_eq!(again.offline("import", &[path(&file)]).status.code(), Some(0));
+    assert!(inside(again.offline("flows", &["--json"])), "the answer says what the record knew");
+
+    let unknowing = Site::new("512MiB", 1);
+    let pcap = unknowing.file("answer.pcap");
+    let classic = again.offline("query", &["--format", "pcap", "-w", path(&pcap)]);
+    assert_eq!(classic.status.code(), Some(0), "{classic:?}");
+    assert_eq!(unknowing.offline("import", &[path(&pcap)]).status.code(), Some(0));
+    assert!(!inside(unknowing.offline("flows", &["--json"])), "a pcap file says nothing of ports");
+    let told = ["--vxlan-ports", "4789,9999", path(&pcap)];
+    assert_eq!(unknowing.offline("import", &told).status.code(), Some(0));
+    assert!(inside(unknowing.offline("flows", &["--json"])));
 }

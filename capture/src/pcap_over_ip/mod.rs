@@ -367,6 +367,7 @@ fn sum(a: &SourceCounters, b: &SourceCounters) -> SourceCounters {
         options_cut: a.options_cut + b.options_cut,
         cut_to_snaplen: a.cut_to_snaplen + b.cut_to_snaplen,
         times_carried: a.times_carried + b.times_carried,
+        truncated_mirror: a.truncated_mirror + b.truncated_mirror,
         skipped_blocks,
     }
 }

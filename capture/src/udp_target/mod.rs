@@ -22,7 +22,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use wirevault_format::{Cause, Interface, LinkType};
+use wirevault_format::{Cause, Interface, LinkType, VxlanPorts};
 use wirevault_packet::{Decap, OuterHeaders, OuterKind, Stripped, Tunnel};
 
 use crate::error::CaptureError;
@@ -96,6 +96,7 @@ pub struct UdpTargetSource {
     handed: u64,
     dropped: u64,
     unreadable: u64,
+    truncated: u64,
     /// The kernel's count of drops at the last reading, and when that was.
     drops_read: u32,
     read_ns: u64,
@@ -134,7 +135,7 @@ impl UdpTargetSource {
             socket,
             batch: Batch::new(),
             next: 0,
-            decap: Decap::new(tunnels, &[VXLAN_PORT]),
+            decap: Decap::new(tunnels, VxlanPorts::new(&[VXLAN_PORT])),
             port,
             local: options.listen.ip(),
             outer: OuterHeaders::default(),
@@ -145,6 +146,7 @@ impl UdpTargetSource {
             handed: 0,
             dropped: 0,
             unreadable: 0,
+            truncated: 0,
             drops_read,
             read_ns: sys::now_ns(),
             gap: None,
@@ -206,6 +208,7 @@ impl UdpTargetSource {
             }
             self.next += 1;
             handed += 1;
+            self.truncated += u64::from(inner.truncated);
         }
         self.handed += handed;
         handed
@@ -273,6 +276,7 @@ impl Source for UdpTargetSource {
             dropped_ring: self.dropped,
             in_ring: self.received - self.handed - self.dropped,
             unreadable: self.unreadable,
+            truncated_mirror: self.truncated,
             ..SourceCounters::default()
         }
     }

@@ -1,6 +1,6 @@
 //! `wirevault import`: capture files into a store.
 
-use wirevault_daemon::import::{self, FileReport, ImportOptions, ImportReport, Progress};
+use wirevault_daemon::import::{self, FileReport, ImportOptions, ImportReport, Progress, Tunnel};
 
 use crate::args::ImportArgs;
 use crate::error::CliError;
@@ -13,6 +13,11 @@ pub(crate) fn import(args: &ImportArgs) -> Result<Outcome, CliError> {
     let options = ImportOptions {
         key: place::key_source(args.key.as_deref()),
         cancel: interrupt::watch()?,
+        decap: args.strip.then(|| match &args.decap_tunnels {
+            Some(tunnels) => tunnels.clone(),
+            None => Tunnel::USUAL.to_vec(),
+        }),
+        vxlan_ports: args.vxlan_ports,
         ..ImportOptions::new(args.store.clone(), args.files.clone())
     };
     let bar = progress::counter("importing");
@@ -55,6 +60,14 @@ fn text(report: &ImportReport, paint: Paint) -> String {
         (report.cut, "cut, because they are longer than a chunk"),
     ];
     for (count, what) in lost.into_iter().filter(|(count, _)| *count > 0) {
+        text += &format!("  {}: {what}\n", count_text(count, "packet"));
+    }
+    let unwrapped = [
+        (report.stripped, "stored without their outer headers"),
+        (report.kept_fragments, "fragments of a tunnel's packets, stored as they are"),
+        (report.truncated_mirror, "cut by the mirror"),
+    ];
+    for (count, what) in unwrapped.into_iter().filter(|(count, _)| *count > 0) {
         text += &format!("  {}: {what}\n", count_text(count, "packet"));
     }
     if report.cancelled {

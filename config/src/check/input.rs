@@ -2,11 +2,11 @@
 
 use std::net::SocketAddr;
 
+use wirevault_format::VxlanPorts;
+
 use super::choice;
 use crate::fault::{Fault, Mark};
-use crate::input::{
-    Capture, Decap, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender,
-};
+use crate::input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 use crate::section::{Faults, Item, Section, Value};
 use crate::settings::{DecapMode, MirrorTunnel, SourceKind, Speed, Tunnel};
 
@@ -79,14 +79,15 @@ fn live(root: &Section<'_>, faults: &Faults) -> Vec<Live> {
 }
 
 /// The keys that every live source has.
-fn with_common(section: &Section<'_>, decap: Option<Decap>, source: LiveSource) -> Live {
+fn with_common(section: &Section<'_>, source: LiveSource) -> Live {
     Live {
         path: section.path.clone(),
         // The table keeps both far below the limits of their types.
         lanes: section.number("lanes").try_into().unwrap_or(u16::MAX),
         snaplen_bytes: section.number("snaplen").try_into().unwrap_or(u32::MAX),
         filter: section.text("filter"),
-        decap,
+        decap: None,
+        vxlan_ports: VxlanPorts::USUAL.iter().collect(),
         source,
     }
 }
@@ -123,7 +124,9 @@ fn capture(section: &Section<'_>, seen: &mut Seen<'_>) -> Option<Live> {
         promiscuous: section.switch("promiscuous"),
         ring_bytes: section.number("ring"),
     };
-    let live = with_common(section, decap, LiveSource::Capture(capture));
+    let source = LiveSource::Capture(capture);
+    let vxlan_ports = vxlan_ports(section);
+    let live = Live { decap, vxlan_ports, ..with_common(section, source) };
     interface.map(|_| live)
 }
 
@@ -152,7 +155,7 @@ fn sender(section: &Section<'_>, seen: &mut Seen<'_>) -> Option<Live> {
     // Every key is looked at, whether or not somebody sends.
     let sender_or = sender.clone().unwrap_or(Sender::Connect(String::new()));
     let source = PcapOverIp { sender: sender_or, interface: section.text("interface") };
-    let live = with_common(section, None, LiveSource::PcapOverIp(source));
+    let live = with_common(section, LiveSource::PcapOverIp(source));
     if connects && live.lanes > 1 {
         let problem = format!("{} lanes would each connect and get everything", live.lanes);
         section.fault("lanes", problem, "remove the key".to_owned());
@@ -172,7 +175,7 @@ fn mirror_target(section: &Section<'_>, seen: &mut Seen<'_>) -> Option<Live> {
         buffer_bytes: section.number("buffer"),
     };
     // The source itself removes what the mirror added.
-    let live = with_common(section, None, LiveSource::MirrorTarget(target));
+    let live = with_common(section, LiveSource::MirrorTarget(target));
     listen.map(|_| live)
 }
 
@@ -181,26 +184,27 @@ fn replay(section: &Section<'_>) -> Option<Replay> {
     let speed = choice(section, "speed", Speed::from_name, Speed::Full);
     let interface = section.text("interface");
     let decap = decap(section);
-    Some(Replay { file: file?, speed, interface, decap })
+    let vxlan_ports = vxlan_ports(section);
+    Some(Replay { file: file?, speed, interface, decap, vxlan_ports })
 }
 
 /// What `strip` removes; the keys are the same wherever they stand.
-fn decap(section: &Section<'_>) -> Option<Decap> {
+fn decap(section: &Section<'_>) -> Option<Vec<Tunnel>> {
     let mode = choice(section, "decap", DecapMode::from_name, DecapMode::Keep);
     let tunnels = section.list("decap_tunnels").into_iter().filter_map(|item| match item.value {
         Value::Text(name) => Tunnel::from_name(&name),
         _ => None,
     });
-    let mut decap =
-        Decap { tunnels: tunnels.collect(), vxlan_ports: ports(section, "vxlan_ports") };
-    let by_default = Decap::default();
+    let mut tunnels: Vec<_> = tunnels.collect();
     if !section.has("decap_tunnels") {
-        decap.tunnels = by_default.tunnels;
+        tunnels = Tunnel::USUAL.to_vec();
     }
-    if !section.has("vxlan_ports") {
-        decap.vxlan_ports = by_default.vxlan_ports;
-    }
-    (mode == DecapMode::Strip).then_some(decap)
+    (mode == DecapMode::Strip).then_some(tunnels)
+}
+
+fn vxlan_ports(section: &Section<'_>) -> Vec<u16> {
+    let given = ports(section, "vxlan_ports");
+    if section.has("vxlan_ports") { given } else { VxlanPorts::USUAL.iter().collect() }
 }
 
 fn ports(section: &Section<'_>, name: &str) -> Vec<u16> {
@@ -227,6 +231,7 @@ mod tests {
             snaplen_bytes: 262_144,
             filter: None,
             decap: None,
+            vxlan_ports: vec![4789, 8472],
             source: LiveSource::PcapOverIp(PcapOverIp {
                 sender,
                 interface: interface.map(str::to_owned),
@@ -260,12 +265,14 @@ mod tests {
     fn outer_headers_are_kept_unless_they_are_to_be_removed() {
         let text = "store: /a\ncapture:\n  - {interface: eth0, decap: strip}\n  - {interface: \
                     eth1, decap: strip, decap_tunnels: [vlan, gtp_u], vxlan_ports: 4790}\n  \
-                    - {interface: eth2, decap_tunnels: [vlan]}\n";
+                    - {interface: eth2, decap_tunnels: [vlan], vxlan_ports: 4791}\n";
         let config = read(text);
-        let by_default = Decap::default();
-        let chosen = Decap { tunnels: vec![Tunnel::Vlan, Tunnel::GtpU], vxlan_ports: vec![4790] };
-        let decaps: Vec<_> = live_of(&config).iter().map(|one| one.decap.clone()).collect();
-        assert_eq!(decaps, [Some(by_default.clone()), Some(chosen), None]);
+        let by_default = (Some(Tunnel::USUAL.to_vec()), vec![4789, 8472]);
+        let chosen = (Some(vec![Tunnel::Vlan, Tunnel::GtpU]), vec![4790]);
+        let kept = (None, vec![4791]);
+        let of = |one: &Live| (one.decap.clone(), one.vxlan_ports.clone());
+        let found: Vec<_> = live_of(&config).iter().map(of).collect();
+        assert_eq!(found, [by_default.clone(), chosen, kept]);
         // What the table says is written out for an absent key gives the same.
         let (list, ports) = ("decap_tunnels", "vxlan_ports");
         let shown = |name| {
@@ -278,7 +285,7 @@ mod tests {
             shown(ports)
         );
         let Input::Replay(replay) = read(&text).input else { panic!() };
-        assert_eq!(replay.decap, Some(by_default));
+        assert_eq!((replay.decap, replay.vxlan_ports), by_default);
         let fault = one_fault("store: /a\ncapture: [{interface: e, decap_tunnels: [vxlann]}]\n");
         assert!(fault.contains("did you mean `vxlan`?"), "{fault}");
     }
@@ -296,6 +303,7 @@ mod tests {
             snaplen_bytes: 262_144,
             filter: None,
             decap: None,
+            vxlan_ports: vec![4789, 8472],
             source: LiveSource::MirrorTarget(MirrorTarget {
                 listen: listen.parse().unwrap(),
                 tunnel,
@@ -373,6 +381,7 @@ mod tests {
             speed: Speed::RealTime,
             interface: Some("a".into()),
             decap: None,
+            vxlan_ports: vec![4789, 8472],
         };
         assert_eq!(config.input, Input::Replay(expected));
         assert_eq!(config.lanes(), 1);

@@ -219,6 +219,7 @@ mod tests {
             snaplen_bytes: 262_144,
             filter: None,
             decap: None,
+            vxlan_ports: vec![4789, 8472],
             source: LiveSource::Capture(capture),
         };
         assert_eq!(config.input, Input::Live(vec![expected]));
@@ -260,6 +261,7 @@ mod tests {
             snaplen_bytes: 128,
             filter: Some("tcp port 80".into()),
             decap: None,
+            vxlan_ports: vec![4789, 8472],
             source: LiveSource::Capture(capture),
         };
         let inputs = live(&config);

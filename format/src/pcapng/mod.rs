@@ -70,6 +70,9 @@ pub const OPTION_IF_HARDWARE: u16 = 15;
 pub const OPTION_IF_OWN_SNAPLEN: u16 = 0x8001;
 /// Ours, local use: what stamped the packets, UTF-8.
 pub const OPTION_IF_CLOCK: u16 = 0x8002;
+/// Ours, local use: the UDP ports that were taken for VXLAN's, `u16` each; absent for the usual
+/// ones.
+pub const OPTION_IF_VXLAN_PORTS: u16 = 0x8003;
 /// Ours, local use: what outer headers said that were removed from the packet before it was stored.
 /// Records of kind `u8`, length `u8` and the header's bytes, from the outside in. The codes from
 /// 0x8001 on are taken by Apple's tools: scapy refused files that had another length in 0x8003.

@@ -7,9 +7,10 @@ use super::write::cut_text;
 use super::{
     BLOCK_EPB, BLOCK_FRAME_BYTES, BLOCK_IDB, OPTION_END, OPTION_EPB_FLAGS, OPTION_IF_CLOCK,
     OPTION_IF_DESCRIPTION, OPTION_IF_FILTER, OPTION_IF_HARDWARE, OPTION_IF_NAME, OPTION_IF_OS,
-    OPTION_IF_OWN_SNAPLEN, OPTION_IF_TSOFFSET, OPTION_IF_TSRESOL, Order, PcapngError, padded,
+    OPTION_IF_OWN_SNAPLEN, OPTION_IF_TSOFFSET, OPTION_IF_TSRESOL, OPTION_IF_VXLAN_PORTS, Order,
+    PcapngError, padded,
 };
-use crate::{Interface, LinkType};
+use crate::{Interface, LinkType, VxlanPorts};
 
 /// One block of a little-endian slice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -289,6 +290,15 @@ pub(crate) fn describe(
             OPTION_IF_OWN_SNAPLEN if value.len() == 4 => {
                 interface.snaplen_bytes = order.u32(value, 0).unwrap_or_default();
             }
+            OPTION_IF_VXLAN_PORTS
+                if value.len() <= 2 * VxlanPorts::MAX && value.len().is_multiple_of(2) =>
+            {
+                let mut ports = [0; VxlanPorts::MAX];
+                for (at, port) in ports.iter_mut().enumerate() {
+                    *port = order.u16(value, 2 * at).unwrap_or(0);
+                }
+                interface.vxlan_ports = VxlanPorts::new(&ports);
+            }
             _ => {}
         }
     }
@@ -311,12 +321,15 @@ mod tests {
 
     pub(crate) fn interfaces() -> impl Strategy<Value = Interface> {
         let text = || proptest::option::of("[a-z0-9\u{e9} ]{0,20}");
-        (text(), text(), any::<u16>(), any::<u32>(), text(), text(), text(), text()).prop_map(
-            |(name, description, link, snaplen_bytes, filter, hardware, os, clock)| Interface {
+        let ports = proptest::collection::vec(any::<u16>(), 0..9);
+        let numbers = (any::<u16>(), any::<u32>(), ports);
+        (text(), text(), numbers, text(), text(), text(), text()).prop_map(
+            |(name, description, numbers, filter, hardware, os, clock)| Interface {
                 name,
                 description,
-                link_type: LinkType(link),
-                snaplen_bytes,
+                link_type: LinkType(numbers.0),
+                snaplen_bytes: numbers.1,
+                vxlan_ports: VxlanPorts::new(&numbers.2),
                 filter,
                 hardware,
                 os,

@@ -7,9 +7,10 @@ use super::{
     BLOCK_EPB, BLOCK_FRAME_BYTES, BLOCK_IDB, BLOCK_ISB, BLOCK_SHB, BYTE_ORDER_MAGIC,
     EPB_FIXED_BYTES, OPTION_COMMENT, OPTION_END, OPTION_EPB_FLAGS, OPTION_IF_CLOCK,
     OPTION_IF_DESCRIPTION, OPTION_IF_FILTER, OPTION_IF_HARDWARE, OPTION_IF_NAME, OPTION_IF_OS,
-    OPTION_IF_OWN_SNAPLEN, OPTION_IF_TSRESOL, OPTION_SHB_USERAPPL, TEXT_BYTES_MAX, padded,
+    OPTION_IF_OWN_SNAPLEN, OPTION_IF_TSRESOL, OPTION_IF_VXLAN_PORTS, OPTION_SHB_USERAPPL,
+    TEXT_BYTES_MAX, padded,
 };
-use crate::Interface;
+use crate::{Interface, VxlanPorts};
 
 /// Bytes that `epb_flags` takes as an option.
 pub const FLAGS_OPTION_BYTES: usize = 8;
@@ -194,6 +195,10 @@ pub fn put_idb(out: &mut Vec<u8>, interface: &Interface, snaplen_on_disk: u32) {
         }
         put_option(body, OPTION_IF_TSRESOL, &[9]);
         put_option(body, OPTION_IF_OWN_SNAPLEN, &interface.snaplen_bytes.to_le_bytes());
+        if interface.vxlan_ports != VxlanPorts::USUAL {
+            let ports: Vec<_> = interface.vxlan_ports.iter().flat_map(u16::to_le_bytes).collect();
+            put_option(body, OPTION_IF_VXLAN_PORTS, &ports);
+        }
         put_option(body, OPTION_END, &[]);
     });
 }

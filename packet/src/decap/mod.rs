@@ -17,7 +17,7 @@
 mod ip;
 mod link;
 
-use wirevault_format::LinkType;
+use wirevault_format::{LinkType, VxlanPorts};
 
 use crate::outer::{OuterHeaders, OuterKind};
 
@@ -25,8 +25,6 @@ use crate::outer::{OuterHeaders, OuterKind};
 pub const DECAP_LAYERS_MAX: usize = 8;
 /// VLAN tags of one frame at most; real frames have two.
 const TAGS_MAX: usize = 4;
-/// UDP ports that can be taken for VXLAN's.
-pub const DECAP_VXLAN_PORTS_MAX: usize = 8;
 /// Bytes of [`Inner::head`] at most: addresses, tags that stay, type.
 pub const HEAD_BYTES_MAX: usize = ADDRESSES_BYTES + 4 * TAGS_MAX + 2;
 /// The two addresses of an Ethernet frame.
@@ -72,7 +70,7 @@ impl Tunnel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decap {
     tunnels: u16,
-    vxlan_ports: [u16; DECAP_VXLAN_PORTS_MAX],
+    vxlan_ports: VxlanPorts,
 }
 
 /// What became of a frame.
@@ -112,17 +110,10 @@ impl Inner<'_> {
 }
 
 impl Decap {
-    /// Removes `tunnels`; VXLAN is what goes to one of `vxlan_ports`, of which the first
-    /// [`DECAP_VXLAN_PORTS_MAX`] count.
-    pub fn new(tunnels: &[Tunnel], vxlan_ports: &[u16]) -> Self {
-        let mut decap = Self { tunnels: 0, vxlan_ports: [0; DECAP_VXLAN_PORTS_MAX] };
-        for tunnel in tunnels {
-            decap.tunnels |= 1 << *tunnel as u16;
-        }
-        for (place, port) in decap.vxlan_ports.iter_mut().zip(vxlan_ports) {
-            *place = *port;
-        }
-        decap
+    /// Removes `tunnels`; VXLAN is what goes to one of `vxlan_ports`.
+    pub fn new(tunnels: &[Tunnel], vxlan_ports: VxlanPorts) -> Self {
+        let tunnels = tunnels.iter().fold(0, |all, tunnel| all | 1 << *tunnel as u16);
+        Self { tunnels, vxlan_ports }
     }
 
     /// Removes the outer headers of a frame; `outer` then holds what they said.
@@ -167,8 +158,7 @@ impl Decap {
 
     #[inline]
     fn is_vxlan_port(&self, port: u16) -> bool {
-        // Unused places hold 0, which no datagram is sent to.
-        port != 0 && self.vxlan_ports.contains(&port) && self.has(Tunnel::Vxlan)
+        self.vxlan_ports.contains(port) && self.has(Tunnel::Vxlan)
     }
 }
 

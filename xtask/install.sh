@@ -6,7 +6,8 @@
 # and what the demonstration shows.
 DEBIAN_PACKAGES=(
     build-essential ca-certificates cmake curl e2fsprogs ethtool git gzip iproute2 jq kmod
-    libpcap-dev lz4 openssl pkg-config procps python3 python3-venv tcpdump tshark zstd
+    libpcap-dev lz4 openssl pkg-config procps python3 python3-venv tcpdump tshark valgrind
+    zstd
 )
 # 2 MiB pages, enough for the arenas of the tests.
 HUGEPAGES_MIN=64

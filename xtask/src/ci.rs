@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{everything, layers, licences, report, root, tidy, workspace};
+use crate::{counts, everything, layers, licences, report, root, tidy, workspace};
 
 type Stage = (&'static str, fn(&mut Tests) -> Result<bool>);
 
@@ -25,6 +25,7 @@ const STAGES: &[Stage] = &[
         cargo("doc", &["--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])
     }),
     ("loom", loom),
+    ("counts", |_| counts::run(false)),
     ("doctest", |tests| {
         counted(tests, "test", &["--workspace", "--doc", "--quiet", "--no-fail-fast"], &[])
     }),

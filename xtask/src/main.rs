@@ -3,11 +3,13 @@
 //! - [`layers`]: crates depend downward only, and some never reach some others.
 //! - [`tidy`]: what no compiler checks in the tracked files.
 //! - [`licences`]: what other people's crates may be.
+//! - [`counts`]: instructions that the small jobs of the packet path take.
 //! - [`ci`]: every check, in one command, the same here and on a server.
 
 #![forbid(unsafe_code)]
 
 mod ci;
+mod counts;
 mod layers;
 mod licences;
 mod reach;
@@ -26,6 +28,7 @@ usage: cargo xtask COMMAND
   tidy            line lengths, banned words, big or unreachable files, links of the documents
   licences        licences, sources and bans of all dependencies
   loom            model checks of the lock-free parts
+  counts [--note] instructions of codecs, dissecting, flow table and sealing, against those noted
 ";
 
 fn main() -> ExitCode {
@@ -34,6 +37,8 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["ci", stages @ ..] => ci::run(stages),
         ["loom"] => ci::run(&["loom"]),
+        ["counts"] => counts::run(false),
+        ["counts", "--note"] => counts::run(true),
         ["layers"] => workspace().and_then(|metadata| report(&layers::check(&metadata)?)),
         ["tidy"] => workspace().and_then(|metadata| report(&tidy::check(&metadata)?)),
         ["licences"] => everything().and_then(|metadata| report(&licences::check(&metadata)?)),

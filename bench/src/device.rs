@@ -30,6 +30,8 @@ const PACKET_BYTES: usize = PAYLOAD_BYTES_MAX - (8 << 10);
 const FIO_BLOCK: &str = "1M";
 const FIO_DEPTH: &str = "8";
 const FIO_FILE: &str = "fio.stream";
+/// Share of fio's rate that is promised.
+const OF_FIO: f64 = 0.95;
 /// Nothing takes longer, however slow the disk.
 const TIME_MAX: Duration = Duration::from_secs(600);
 const PAUSE: Duration = Duration::from_millis(1);
@@ -110,6 +112,12 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
         report.rows.push(row);
     }
     output.say(format!("Written by {}, O_DIRECT {}.", report.backend, report.o_direct));
+    for row in &report.rows {
+        if let Some(ratio) = row.ratio {
+            let what = format!("{} lanes to the device, of fio's one stream", row.lanes);
+            output.at_least(&what, "", OF_FIO, ratio);
+        }
+    }
     output.finish(&report)?;
     Ok(report.fio.is_some())
 }

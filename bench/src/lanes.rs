@@ -23,6 +23,9 @@ use crate::threads::StageTimes;
 /// Distinct packets, which all lanes read.
 const MEMORY_BYTES: usize = 256 << 20;
 
+/// What still counts as no growth: more threads than cores share their caches.
+const GROWTH_MAX: f64 = 1.25;
+
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Numbers of lanes, onto one volume.
@@ -46,6 +49,12 @@ pub(crate) struct Options {
     size: Size,
     #[command(flatten)]
     site: SiteOptions,
+}
+
+impl Options {
+    fn lanes_max(&self) -> u16 {
+        self.lanes.iter().copied().max().unwrap_or(0)
+    }
 }
 
 /// One number of lanes and volumes; the run in the middle by CPU time.
@@ -97,6 +106,17 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
         let middle = runs.swap_remove(runs.len() / 2);
         middle.show(rows.first().unwrap_or(&middle), &mut output);
         rows.push(middle);
+    }
+    let one = rows.first().map_or(0.0, |row| row.cpu_ns);
+    let worst =
+        |rows: &mut dyn Iterator<Item = &Row>| rows.map(|row| row.cpu_ns / one).fold(0.0, f64::max);
+    let mut one_volume = rows.iter().filter(|row| row.volumes == 1);
+    let what = format!("CPU per packet, up to {} lanes, of one lane", options.lanes_max());
+    output.at_most(&what, "", GROWTH_MAX, worst(&mut one_volume));
+    let mut several = rows.iter().filter(|row| row.volumes > 1).peekable();
+    if let Some(most) = several.peek().and(options.volumes.iter().max()) {
+        let what = format!("CPU per packet, up to {most} volumes, of one lane on one volume");
+        output.at_most(&what, "", GROWTH_MAX, worst(&mut several));
     }
     output.finish(&rows)?;
     Ok(true)

@@ -1,5 +1,5 @@
-//! What a measurement says: lines and tables for people as they come, everything as JSON at the
-//! end, and a file of the run beside the code.
+//! What a measurement says: lines, tables and promises for people as they come, everything as JSON
+//! at the end, and a file of the run beside the code.
 
 use std::path::{Path, PathBuf};
 
@@ -42,6 +42,23 @@ pub(crate) struct Run {
 pub(crate) enum Part {
     Text(String),
     Table { columns: Vec<String>, rows: Vec<Vec<String>> },
+    Promise(Promise),
+}
+
+/// A number that the project promises, and what this run came to.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Promise {
+    pub(crate) what: String,
+    pub(crate) promised: String,
+    pub(crate) reached: String,
+    pub(crate) kept: bool,
+}
+
+impl Promise {
+    /// The last word on it.
+    pub(crate) fn verdict(&self) -> &'static str {
+        if self.kept { "kept" } else { "**not reached**" }
+    }
 }
 
 /// Where a measurement puts what it has to say.
@@ -101,6 +118,40 @@ impl Output {
         }
     }
 
+    /// At least so much is promised.
+    pub(crate) fn at_least(&mut self, what: &str, unit: &str, promised: f64, reached: f64) {
+        self.promise(
+            what,
+            format!("at least {promised}{unit}"),
+            unit,
+            reached,
+            reached >= promised,
+        );
+    }
+
+    /// At most so much is promised.
+    pub(crate) fn at_most(&mut self, what: &str, unit: &str, promised: f64, reached: f64) {
+        self.promise(what, format!("at most {promised}{unit}"), unit, reached, reached <= promised);
+    }
+
+    /// What is promised, in words; what was reached, and whether that is enough.
+    pub(crate) fn promise(
+        &mut self,
+        what: &str,
+        promised: String,
+        unit: &str,
+        reached: f64,
+        kept: bool,
+    ) {
+        let reached = format!("{}{unit}", three_digits(reached));
+        let promise = Promise { what: what.to_owned(), promised, reached, kept };
+        if !self.json {
+            let Promise { what, promised, reached, .. } = &promise;
+            println!("{what}: promised {promised}, reached {reached}: {}", promise.verdict());
+        }
+        self.run.parts.push(Part::Promise(promise));
+    }
+
     /// Ends the run with all that was measured.
     pub(crate) fn finish(mut self, figures: &impl Serialize) -> Result<()> {
         self.run.figures = serde_json::to_value(figures)?;
@@ -142,6 +193,12 @@ fn run_path(name: &str) -> Result<PathBuf> {
     Ok(folder.join(format!("{name}.json")))
 }
 
+/// Rounded to three digits that count, as far as they stand behind the point.
+fn three_digits(value: f64) -> String {
+    let before_point = value.abs().max(1e-9).log10().floor() as i32;
+    format!("{value:.*}", (2 - before_point).clamp(0, 5) as usize)
+}
+
 /// The values in order: smallest, middle, largest.
 pub(crate) fn spread(values: impl IntoIterator<Item = f64>) -> Option<[f64; 3]> {
     let mut values: Vec<f64> = values.into_iter().collect();
@@ -156,6 +213,12 @@ mod tests {
     #[test]
     fn a_name_stays_within_the_folder() {
         assert!(run_path("../x").is_err() && run_path("a/b").is_err() && run_path("a.b").is_err());
+    }
+
+    #[test]
+    fn numbers_keep_three_digits() {
+        let shown = [1234.5, 99.96, 12.34, 1.0, 0.01234].map(three_digits);
+        assert_eq!(shown, ["1234", "100.0", "12.3", "1.00", "0.0123"]);
     }
 
     #[test]

@@ -29,6 +29,13 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// The last chunk is not full; the default would add a quarter of a second for it.
 const FLUSH_AGE: Duration = Duration::from_millis(5);
 
+/// 30 Gbit/s.
+const TARGET_GB_S: f64 = 3.75;
+/// Share of the bound that is promised.
+const BOUND_PERCENT: f64 = 85.0;
+/// 99.9 % of the operations on buffers are promised to be quicker.
+const BUFFER_MAX_US: f64 = 10.0;
+
 /// Where chunks go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Device {
@@ -174,6 +181,7 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     }
     say_where_time_goes(&rows, &mut output);
     say_buffers(&rows, &mut output);
+    promise(&rows, &mut output);
     output.finish(&Report { flows: FLOWS, limits, rows })?;
     Ok(true)
 }
@@ -260,13 +268,17 @@ impl Row {
         hands * self.bytes as f64 / self.packets as f64 / self.bound.sum_ns()
     }
 
+    /// GB a second, from the slowest to the quickest run.
+    fn gb_s(&self) -> [f64; 3] {
+        spread(self.runs.iter().map(|run| run.gb_s)).unwrap_or_default()
+    }
+
     fn names(&self) -> Vec<String> {
         [self.size.name(), self.source, self.device].map(str::to_owned).into()
     }
 
     fn show(&self, output: &mut Output) {
-        let [slowest, middle, quickest] =
-            spread(self.runs.iter().map(|run| run.gb_s)).unwrap_or_default();
+        let [slowest, middle, quickest] = self.gb_s();
         let bound_gb_s = self.bound_gb_s();
         let mut cells = self.names();
         cells.extend([middle, slowest, quickest].map(|gb_s| format!("{gb_s:.2}")));
@@ -341,4 +353,27 @@ fn say_buffers(rows: &[Row], output: &mut Output) {
         cells.push(worst(|run| run.unindexed_chunks).to_string());
         output.row(cells);
     }
+}
+
+/// The numbers that are promised, where the runs can show them.
+fn promise(rows: &[Row], output: &mut Output) {
+    let into_nothing =
+        |row: &&Row| row.device == "null" && matches!(row.size, Size::Mix | Size::Large);
+    for row in rows.iter().filter(into_nothing) {
+        let (size, source, [_, gb_s, _]) = (row.size.name(), row.source, row.gb_s());
+        if row.source == "hot" {
+            let what = format!("{size} B from memory into nothing, sealed and indexed, two cores");
+            output.at_least(&what, " GB/s", TARGET_GB_S, gb_s);
+        }
+        let what = format!("{size} B, {source}: share of copy, upsert and AES alone");
+        output.at_least(&what, " %", BOUND_PERCENT, 100.0 * gb_s / row.bound_gb_s());
+    }
+    // The run in the middle of the worst kind of packets.
+    let mut quick = |what: &str, of: fn(&Run) -> u64| {
+        let worst = rows.iter().map(|row| of(row.middle())).max().unwrap_or(0);
+        output.at_most(&format!("{what}, p99.9"), " µs", BUFFER_MAX_US, worst as f64 / 1000.0);
+    };
+    quick("take a chunk", |run| run.take_p999_ns);
+    quick("hand a chunk over", |run| run.hand_over_p999_ns);
+    quick("recycle a chunk", |run| run.recycle_p999_ns);
 }

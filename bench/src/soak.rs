@@ -23,6 +23,10 @@ const PAGE_BYTES: u64 = 4096;
 const PASSES: u64 = 1 << 40;
 /// Rows in which tables and caches fill.
 const WARM_ROWS: usize = 2;
+/// What still counts as no drift, no growth and no step on a machine that others may use.
+const DRIFT_MAX: f64 = 1.03;
+const GROWTH_MAX_MIB: f64 = 16.0;
+const STEP_MAX: f64 = 1.25;
 /// Time between two looks at the lane.
 const LOOK: Duration = Duration::from_micros(200);
 /// Stretches of time that are compared: with the change of a segment, and without.
@@ -121,6 +125,13 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     let books = &pipeline.join()?[0];
     let report = Report::new(rows, pauses);
     report.say(&mut output);
+    let what = format!("{} s at full rate: CPU per packet, last third of the first", options.secs);
+    output.at_most(&what, "", DRIFT_MAX, report.cpu_drift);
+    let what = format!("{} s at full rate: growth of memory", options.secs);
+    output.at_most(&what, " MiB", GROWTH_MAX_MIB, report.memory_growth_mib as f64);
+    let [[_, at, _], [_, elsewhere, _]] = [report.pause_at_change_ms, report.pause_elsewhere_ms];
+    let what = "longest pause of the lane in 50 ms where a segment begins, of that elsewhere";
+    output.at_most(what, "", STEP_MAX, at / elsewhere);
     output.finish(&report)?;
     Ok(books.dropped_packets() == 0)
 }

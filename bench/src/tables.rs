@@ -2,8 +2,9 @@
 //!
 //! A document has a region for each: `<!-- bench: NAME -->` to `<!-- /bench -->`. Everything
 //! between is replaced by what bench/runs/NAME.json says: the command, the machine, lines and
-//! tables. With a number behind the name it is that table only, counted from 1. So no figure is
-//! typed by hand, and a test finds those that were.
+//! tables. With a number behind the name it is that table only, counted from 1. `promises` with the
+//! names of runs is a table of what these promise and reached. So no figure is typed by hand, and a
+//! test finds those that were.
 
 use std::fmt::Write;
 use std::fs;
@@ -15,6 +16,7 @@ use crate::output::{Part, Run, runs_folder};
 
 const OPEN: &str = "<!-- bench: ";
 const OPEN_END: &str = " -->";
+const PROMISES: &str = "promises ";
 const CLOSE: &str = "<!-- /bench -->";
 /// Documents with regions, from the root of the repository.
 const DOCUMENTS: [&str; 2] = ["README.md", "docs/SPEC.md"];
@@ -66,19 +68,50 @@ fn filled(text: &str, kept: &dyn Fn(&str) -> Result<Option<Run>>) -> Result<Stri
         ensure!(!rest[body..end].contains(OPEN), "{name} has no end before the next region");
         out += &rest[..body];
         out += "\n\n";
-        let (run, only) = match name.split_once(' ') {
-            Some((run, table)) => (run, Some(table.parse::<usize>().context("number of a table")?)),
-            None => (name, None),
+        out += &match name.strip_prefix(PROMISES) {
+            Some(runs) => promises(runs, kept)?,
+            None => one(name, kept).with_context(|| name.to_owned())?,
         };
-        match kept(run)? {
-            Some(run) => out += &region(&run, only).with_context(|| name.to_owned())?,
-            None => out += "Not measured yet.\n",
-        }
         out += "\n";
         out += CLOSE;
         rest = &rest[end + CLOSE.len()..];
     }
     Ok(out + rest)
+}
+
+/// One run, or one of its tables.
+fn one(name: &str, kept: &dyn Fn(&str) -> Result<Option<Run>>) -> Result<String> {
+    let (name, only) = match name.split_once(' ') {
+        Some((name, table)) => (name, Some(table.parse().context("number of a table")?)),
+        None => (name, None),
+    };
+    match kept(name)? {
+        Some(run) => region(&run, only),
+        None => Ok("Not measured yet.\n".to_owned()),
+    }
+}
+
+/// What the runs of these names promise and reached.
+fn promises(names: &str, kept: &dyn Fn(&str) -> Result<Option<Run>>) -> Result<String> {
+    let columns = ["promise", "number", "reached", "", "run"].map(str::to_owned);
+    let mut rows = Vec::new();
+    for name in names.split(' ') {
+        let Some(run) = kept(name)? else {
+            let row = ["all of this run", "-", "not measured yet", "", name];
+            rows.push(row.map(str::to_owned).into());
+            continue;
+        };
+        for part in run.parts {
+            if let Part::Promise(promise) = part {
+                let verdict = promise.verdict().to_owned();
+                let cells = [promise.what, promise.promised, promise.reached, verdict];
+                rows.push(cells.into_iter().chain([name.to_owned()]).collect());
+            }
+        }
+    }
+    let mut out = String::new();
+    table(&mut out, &columns, &rows)?;
+    Ok(out.trim_start().to_owned())
 }
 
 fn region(run: &Run, only: Option<usize>) -> Result<String> {
@@ -92,13 +125,15 @@ fn region(run: &Run, only: Option<usize>) -> Result<String> {
                     // Lines of one paragraph would run together.
                     Part::Text(line) => write!(out, "\n{}\n", line.trim())?,
                     Part::Table { columns, rows } => table(&mut out, columns, rows)?,
+                    // They stand together elsewhere.
+                    Part::Promise(_) => {}
                 }
             }
         }
         Some(number) => {
             let mut tables = run.parts.iter().filter_map(|part| match part {
                 Part::Table { columns, rows } => Some((columns, rows)),
-                Part::Text(_) => None,
+                Part::Text(_) | Part::Promise(_) => None,
             });
             let before = number.checked_sub(1).context("tables are counted from 1")?;
             let (columns, rows) = tables.nth(before).context("no such table")?;
@@ -138,7 +173,8 @@ mod tests {
             "parts": [
                 { "text": "What this is." },
                 { "table": { "columns": ["size", "GB/s"], "rows": [["64", "1.0"]] } },
-                { "table": { "columns": ["who"], "rows": [["me"], ["you"]] } }
+                { "table": { "columns": ["who"], "rows": [["me"], ["you"]] } },
+                { "promise": { "what": "w", "promised": "p", "reached": "r", "kept": false } }
             ],
             "figures": null
         });
@@ -168,6 +204,13 @@ mod tests {
         let new = filled("<!-- bench: one 2 --><!-- /bench -->", &example).unwrap();
         assert!(new.contains("| who |") && !new.contains("| size |"), "{new}");
         assert!(filled("<!-- bench: one 3 --><!-- /bench -->", &example).is_err());
+    }
+
+    #[test]
+    fn promises_of_several_runs_stand_in_one_table() {
+        let new = filled("<!-- bench: promises one none --><!-- /bench -->", &example).unwrap();
+        assert!(new.contains("\n| w | p | r | **not reached** | one |\n"), "{new}");
+        assert!(new.contains("\n| all of this run | - | not measured yet |  | none |\n"), "{new}");
     }
 
     #[test]

@@ -82,6 +82,11 @@ impl Recorder {
         matches!(self, Self::Sealed | Self::Plaintext)
     }
 
+    /// A recorder of others that keeps packets.
+    pub(super) const fn is_peer(self) -> bool {
+        !self.is_ours() && !matches!(self, Self::Reader)
+    }
+
     /// The program's path.
     pub(super) fn find(self) -> Result<PathBuf> {
         let program = match self {

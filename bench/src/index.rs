@@ -164,8 +164,8 @@ fn promise(report: &Report, output: &mut Output) {
         output.at_most(&what, " ns", UPSERT_MAX_NS, worst);
     }
     for row in &report.segments {
-        let what = format!("index of a segment of {} B packets", row.traffic);
-        output.at_most(&what, " % of what is stored", INDEX_MAX_PERCENT, row.index_percent);
+        let what = format!("index, of the bytes stored, traffic: {}", row.traffic);
+        output.at_most(&what, " %", INDEX_MAX_PERCENT, row.index_percent);
     }
     let encode = report.segments.iter().map(|row| row.encode_us_per_flow);
     if let Some(worst) = encode.max_by(f64::total_cmp) {

@@ -3,8 +3,14 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
+
+/// Of `/proc`, on every architecture.
+pub(crate) const TICKS_PER_S: u64 = 100;
 
 /// Facts without which a figure says nothing. What cannot be found out is empty.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,8 +26,44 @@ pub(crate) struct Machine {
     pub(crate) hugepages: u64,
     /// File system of the folder for temporary files.
     pub(crate) file_system: String,
-    /// Programs that wanted a core in the minute before, other than this one.
-    pub(crate) load: f64,
+    /// Cores' worth of time that other programs had during the run. Interrupts are not counted.
+    pub(crate) others: f64,
+}
+
+/// CPU time of all programs at a moment, and of this one with its children.
+pub(crate) struct Busy {
+    at: Instant,
+    all: Duration,
+    own: Duration,
+}
+
+impl Busy {
+    pub(crate) fn now() -> Self {
+        // `man 5 proc_stat`: user, nice, system in ticks, from the second word on.
+        let stat = text("/proc/stat");
+        let ticks = stat.split_whitespace().skip(1).take(3).filter_map(|it| it.parse::<u64>().ok());
+        let own = [UsageWho::RUSAGE_SELF, UsageWho::RUSAGE_CHILDREN].map(|who| {
+            let usage = getrusage(who).ok()?;
+            Some(duration(usage.user_time()) + duration(usage.system_time()))
+        });
+        Self {
+            at: Instant::now(),
+            all: Duration::from_millis(ticks.sum::<u64>() * 1000 / TICKS_PER_S),
+            own: own.into_iter().flatten().sum(),
+        }
+    }
+
+    /// Cores' worth of time that others had since.
+    pub(crate) fn others_since(&self) -> f64 {
+        let now = Self::now();
+        let (all, own) = (now.all.saturating_sub(self.all), now.own.saturating_sub(self.own));
+        all.saturating_sub(own).as_secs_f64() / (now.at - self.at).as_secs_f64().max(0.01)
+    }
+}
+
+/// What a process used, as the kernel tells it.
+pub(crate) fn duration(time: TimeVal) -> Duration {
+    Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()) as u64)
 }
 
 impl Machine {
@@ -29,8 +71,7 @@ impl Machine {
         let processors = text("/proc/cpuinfo");
         let memory_kib = number_behind(&text("/proc/meminfo"), "MemTotal:");
         let hugepages = number_behind(&text("/proc/meminfo"), "HugePages_Total:");
-        let load = text("/proc/loadavg").split(' ').next().and_then(|it| it.parse().ok());
-        let folder = std::env::temp_dir();
+        let file_system = said("df", &["--output=fstype", &std::env::temp_dir().to_string_lossy()]);
         Self {
             date: said("date", &["-u", "+%Y-%m-%d"]),
             commit: commit(),
@@ -39,17 +80,17 @@ impl Machine {
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
             memory_gib: memory_kib >> 20,
             hugepages,
-            file_system: said("stat", &["--file-system", "--format=%T", &folder.to_string_lossy()]),
-            load: load.unwrap_or(0.0),
+            file_system: file_system.lines().last().unwrap_or_default().trim().to_owned(),
+            others: 0.0,
         }
     }
 
     /// In one line.
     pub(crate) fn line(&self) -> String {
-        let Self { cpu, cores, kernel, memory_gib, file_system, load, date, commit, .. } = self;
+        let Self { cpu, cores, kernel, memory_gib, file_system, others, date, commit, .. } = self;
         format!(
             "{date}, commit {commit}: {cpu}, {cores} cores, {memory_gib} GiB, Linux {kernel}, \
-             {file_system}, load before it {load:.1}"
+             {file_system}, others used {others:.2} cores"
         )
     }
 }
@@ -98,6 +139,14 @@ mod tests {
                     model name\t: Intel(R)  Xeon(R) Processor\n";
         assert_eq!(processor(text), "Intel(R) Xeon(R) Processor (6/207)");
         assert_eq!(processor(""), "");
+    }
+
+    #[test]
+    fn others_have_at_most_all_cores() {
+        let busy = Busy::now();
+        while Busy::now().own - busy.own < Duration::from_millis(20) {}
+        let cores = std::thread::available_parallelism().unwrap().get() as f64;
+        assert!((0.0..=cores + 0.5).contains(&busy.others_since()));
     }
 
     #[test]

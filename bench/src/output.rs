@@ -8,7 +8,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::machine::Machine;
+use crate::machine::{Busy, Machine};
 
 /// Space between two columns.
 const GAP: &str = "  ";
@@ -66,6 +66,7 @@ pub(crate) struct Output {
     json: bool,
     keep_as: Option<PathBuf>,
     widths: Vec<usize>,
+    began: Busy,
     run: Run,
 }
 
@@ -86,7 +87,8 @@ impl Output {
             parts: Vec::new(),
             figures: Value::Null,
         };
-        Ok(Self { json: options.json, keep_as, widths: Vec::new(), run })
+        let (json, widths) = (options.json, Vec::new());
+        Ok(Self { json, keep_as, widths, began: Busy::now(), run })
     }
 
     /// A line.
@@ -155,6 +157,7 @@ impl Output {
     /// Ends the run with all that was measured.
     pub(crate) fn finish(mut self, figures: &impl Serialize) -> Result<()> {
         self.run.figures = serde_json::to_value(figures)?;
+        self.run.machine.others = self.began.others_since();
         if self.json {
             println!("{}", serde_json::to_string_pretty(&self.run.figures)?);
         }
@@ -195,6 +198,9 @@ fn run_path(name: &str) -> Result<PathBuf> {
 
 /// Rounded to three digits that count, as far as they stand behind the point.
 fn three_digits(value: f64) -> String {
+    if value == 0.0 {
+        return "0".to_owned();
+    }
     let before_point = value.abs().max(1e-9).log10().floor() as i32;
     format!("{value:.*}", (2 - before_point).clamp(0, 5) as usize)
 }
@@ -217,8 +223,8 @@ mod tests {
 
     #[test]
     fn numbers_keep_three_digits() {
-        let shown = [1234.5, 99.96, 12.34, 1.0, 0.01234].map(three_digits);
-        assert_eq!(shown, ["1234", "100.0", "12.3", "1.00", "0.0123"]);
+        let shown = [1234.5, 99.96, -12.34, 1.0, 0.01234, 0.0].map(three_digits);
+        assert_eq!(shown, ["1234", "100.0", "-12.3", "1.00", "0.0123", "0"]);
     }
 
     #[test]

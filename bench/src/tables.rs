@@ -168,7 +168,7 @@ mod tests {
             "command": "wirevault-bench one",
             "machine": {
                 "date": "2026-11-21", "commit": "abc", "cpu": "C", "cores": 2, "kernel": "6.1",
-                "memory_gib": 4, "hugepages": 0, "file_system": "ext4", "load": 0.25
+                "memory_gib": 4, "hugepages": 0, "file_system": "ext4", "others": 0.25
             },
             "parts": [
                 { "text": "What this is." },
@@ -186,8 +186,8 @@ mod tests {
         let text =
             "a\n<!-- bench: one -->old<!-- /bench -->\nb <!-- bench: none --><!-- /bench -->";
         let new = filled(text, &example).unwrap();
-        let machine = "2026-11-21, commit abc: C, 2 cores, 4 GiB, Linux 6.1, ext4, load before it \
-                       0.2";
+        let machine = "2026-11-21, commit abc: C, 2 cores, 4 GiB, Linux 6.1, ext4, others used \
+                       0.25 cores";
         assert_eq!(
             new,
             format!(

@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use crate::machine::{TICKS_PER_S, duration};
 use crate::sender::RECEIVER;
 
 /// Memory for packets not taken yet, the same for everyone who can be told.
@@ -261,14 +262,11 @@ impl Started {
 /// CPU time of all children that have ended.
 fn children_cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    let micros =
-        |time: nix::sys::time::TimeVal| (time.tv_sec() * 1_000_000 + time.tv_usec()) as u64;
-    Ok(Duration::from_micros(micros(usage.user_time()) + micros(usage.system_time())))
+    Ok(duration(usage.user_time()) + duration(usage.system_time()))
 }
 
 /// CPU time of a process that runs, to 10 ms.
 fn process_cpu(pid: u32) -> Result<Duration> {
-    const TICKS_PER_S: u64 = 100;
     let status = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in brackets, may hold anything; user and system time are fields 14 and 15.
     let fields = status.rsplit_once(") ").context("no name in /proc/PID/stat")?.1;

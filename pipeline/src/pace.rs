@@ -12,6 +12,9 @@ pub(crate) const GATHER: Duration = Duration::from_millis(5);
 /// A chunk of 256 KiB fills in no less: 5 GB/s, what a core copies. Free chunks last at least so
 /// long each.
 const CHUNK_FILLS: Duration = Duration::from_micros(50);
+/// Looks while free chunks last: a chunk is submitted by one, found written by another, flushed, and
+/// only then free.
+const LOOKS: u32 = 4;
 /// Sleeping for less gains nothing over waiting for the device.
 const REST_MIN: Duration = Duration::from_micros(200);
 /// Looks that found nothing after which the next chunk wakes the writer.
@@ -39,7 +42,8 @@ impl Pace {
     /// How long to sleep before the next look; nothing if chunks run short or none come.
     pub(crate) fn rest(&self, free_chunks: usize) -> Option<Duration> {
         let lasts = CHUNK_FILLS.saturating_mul(u32::try_from(free_chunks).unwrap_or(u32::MAX));
-        (self.vain_looks < VAIN_LOOKS && lasts >= REST_MIN).then_some(lasts.min(GATHER))
+        let rest = (lasts / LOOKS).min(GATHER);
+        (self.vain_looks < VAIN_LOOKS && rest >= REST_MIN).then_some(rest)
     }
 }
 
@@ -53,8 +57,8 @@ mod tests {
         assert_eq!(pace.rest(1000), None, "the first chunk wakes it");
         pace.arrived(1);
         assert_eq!(pace.rest(1000), Some(GATHER));
-        assert_eq!(pace.rest(20), Some(Duration::from_millis(1)));
-        assert_eq!(pace.rest(3), None, "everything goes at once");
+        assert_eq!(pace.rest(80), Some(Duration::from_millis(1)));
+        assert_eq!(pace.rest(15), None, "everything goes at once");
         pace.arrived(0);
         assert_eq!(pace.rest(1000), Some(GATHER));
         pace.arrived(0);

@@ -49,10 +49,21 @@ pub struct ArenaReport {
     /// Bytes backed by hugepages: all of reserved ones; of ordinary memory what was transparent at
     /// the start.
     pub huge_bytes: usize,
+    /// Its parts, in order of their chunks: one, or one for each node.
+    pub parts: Vec<ArenaPart>,
     /// Whether the memory cannot be swapped out. Reserved hugepages never are.
     pub locked: bool,
     /// What was wanted and is not so, each with the way out. Empty when everything is as wanted.
     pub why_not: Vec<String>,
+}
+
+/// The chunks of an arena that lie on one node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArenaPart {
+    /// NUMA node that was asked for; `None` leaves it to the kernel.
+    pub node: Option<u32>,
+    /// Chunks; they follow those of the parts before.
+    pub chunks: usize,
 }
 
 /// Names an arena within the process.
@@ -91,6 +102,15 @@ impl Arena {
     ///
     /// Errors: impossible sizes, or no memory at all.
     pub fn new(options: ArenaOptions) -> Result<Self, BufferError> {
+        let nodes: Vec<_> = options.numa_node.iter().map(|node| (*node, 1)).collect();
+        Self::over_nodes(options, &nodes)
+    }
+
+    /// As [`Arena::new`], with a part on each of these NUMA nodes, in the proportion of the numbers
+    /// beside them. It is one mapping: registered once, every part may go to every device.
+    ///
+    /// Errors: as there.
+    pub fn over_nodes(options: ArenaOptions, nodes: &[(u32, usize)]) -> Result<Self, BufferError> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
         let bytes = options.bytes;
@@ -101,7 +121,7 @@ impl Arena {
             return Err(BufferError::TooLarge { bytes, bytes_max: ARENA_BYTES_MAX });
         }
         let mut why_not = Vec::new();
-        let (mapping, pages) = map_best(&options, &mut why_not)?;
+        let (mapping, pages) = map_best(&options, nodes, &mut why_not)?;
         let locked = pages != PageKind::Ordinary || mapping.lock(&mut why_not);
         mapping.hide(&mut why_not);
         let bytes = mapping.bytes;
@@ -119,7 +139,8 @@ impl Arena {
             .step_by(REGION_BYTES_MAX)
             .map(|at| Region { address: start + at, bytes: REGION_BYTES_MAX.min(bytes - at) })
             .collect();
-        let report = ArenaReport { bytes, chunks, pages, huge_bytes, locked, why_not };
+        let parts = parts(bytes, pages, nodes);
+        let report = ArenaReport { bytes, chunks, pages, huge_bytes, parts, locked, why_not };
         let id = ArenaId(NEXT_ID.fetch_add(1, Ordering::Relaxed));
         let frames = Mutex::new(frames);
         Ok(Self { inner: Arc::new(Inner { id, _mapping: mapping, report, regions, frames }) })
@@ -143,6 +164,16 @@ impl Arena {
     /// Pieces to register with the kernel, in order, without gaps.
     pub fn regions(&self) -> &[Region] {
         &self.inner.regions
+    }
+
+    /// Number of the part that holds a chunk.
+    pub(crate) fn part_of(&self, chunk_index: u32) -> usize {
+        let mut end = 0;
+        let ends = self.inner.report.parts.iter().map(|part| {
+            end += part.chunks;
+            end
+        });
+        ends.take_while(|end| *end <= chunk_index as usize).count()
     }
 
     pub(crate) fn region_of(&self, chunk_index: u32) -> u16 {
@@ -206,8 +237,32 @@ unsafe impl Send for Mapping {}
 // SAFETY: as for Send; the methods of a shared mapping only read its fields or advise the kernel.
 unsafe impl Sync for Mapping {}
 
+/// Shares an arena out over nodes, in whole pages; nodes whose share is none have no part.
+fn parts(bytes: usize, pages: PageKind, nodes: &[(u32, usize)]) -> Vec<ArenaPart> {
+    let chunks = bytes / CHUNK_BYTES;
+    let page_chunks = pages.bytes() / CHUNK_BYTES;
+    let all: usize = nodes.iter().map(|(_, weight)| weight).sum();
+    let (mut parts, mut given, mut weighed) = (Vec::new(), 0, 0);
+    for (node, weight) in nodes {
+        weighed += weight;
+        let end = match weighed == all {
+            true => chunks,
+            false => chunks * weighed / all / page_chunks * page_chunks,
+        };
+        if end > given {
+            parts.push(ArenaPart { node: Some(*node), chunks: end - given });
+        }
+        given = end;
+    }
+    match parts.is_empty() {
+        true => vec![ArenaPart { node: None, chunks }],
+        false => parts,
+    }
+}
+
 fn map_best(
     options: &ArenaOptions,
+    nodes: &[(u32, usize)],
     why_not: &mut Vec<String>,
 ) -> Result<(Mapping, PageKind), BufferError> {
     let kinds: &[PageKind] = match options.hugepages {
@@ -219,7 +274,7 @@ fn map_best(
         Hugepages::Off => &[],
     };
     for &kind in kinds {
-        match Mapping::reserved(kind, options.bytes, options.numa_node, why_not) {
+        match Mapping::reserved(kind, options.bytes, nodes, why_not) {
             Ok(mapping) => {
                 // 1 GiB pages are a bonus in Auto: their absence needs no remark when 2 MiB pages
                 // are there.
@@ -231,10 +286,9 @@ fn map_best(
             Err(text) => why_not.push(text),
         }
     }
-    let mapping =
-        Mapping::ordinary(options.bytes, options.numa_node, why_not).map_err(|source| {
-            BufferError::Map { bytes: options.bytes, reasons: why_not.join("; "), source }
-        })?;
+    let mapping = Mapping::ordinary(options.bytes, nodes, why_not).map_err(|source| {
+        BufferError::Map { bytes: options.bytes, reasons: why_not.join("; "), source }
+    })?;
     Ok((mapping, PageKind::Ordinary))
 }
 
@@ -243,9 +297,11 @@ impl Mapping {
     fn reserved(
         kind: PageKind,
         bytes: usize,
-        numa_node: Option<u32>,
+        nodes: &[(u32, usize)],
         why_not: &mut Vec<String>,
     ) -> Result<Self, String> {
+        // Of several nodes each may have some; what is missing is then told by the whole.
+        let numa_node = if let [(node, _)] = nodes { Some(*node) } else { None };
         let bytes = bytes.next_multiple_of(kind.bytes());
         let wanted = (bytes / kind.bytes()) as u64;
         if kind.free(numa_node).is_none_or(|free| free < wanted) {
@@ -258,7 +314,7 @@ impl Mapping {
         let start = mmap(bytes, libc::MAP_HUGETLB | size_flag)
             .map_err(|e| format!("{}: {e}", kind.shortage(wanted, numa_node)))?;
         let mapping = Self { start, bytes, whole: start, whole_bytes: bytes };
-        mapping.prefer_node(numa_node, why_not);
+        mapping.prefer_nodes(&parts(bytes, kind, nodes), why_not);
         mapping.touch().map_err(|e| format!("{kind} hugepages were taken away meanwhile: {e}"))?;
         Ok(mapping)
     }
@@ -266,7 +322,7 @@ impl Mapping {
     /// Ordinary memory, aligned so that transparent hugepages can back all of it.
     fn ordinary(
         bytes: usize,
-        numa_node: Option<u32>,
+        nodes: &[(u32, usize)],
         why_not: &mut Vec<String>,
     ) -> io::Result<Self> {
         let align = PageKind::Ordinary.bytes();
@@ -285,7 +341,7 @@ impl Mapping {
                 }
             }
         }
-        mapping.prefer_node(numa_node, why_not);
+        mapping.prefer_nodes(&parts(bytes, PageKind::Ordinary, nodes), why_not);
         mapping.touch()?;
         Ok(mapping)
     }
@@ -294,11 +350,21 @@ impl Mapping {
         self.start.as_ptr() as usize
     }
 
+    fn prefer_nodes(&self, parts: &[ArenaPart], why_not: &mut Vec<String>) {
+        let mut at = 0;
+        for part in parts {
+            let bytes = part.chunks * CHUNK_BYTES;
+            if let Some(node) = part.node {
+                self.prefer_node(at, bytes, node, why_not);
+            }
+            at += bytes;
+        }
+    }
+
     /// Prefers (not binds): a bound mapping whose node runs dry after the reservation is killed
-    /// with SIGBUS.
-    fn prefer_node(&self, numa_node: Option<u32>, why_not: &mut Vec<String>) {
+    /// with SIGBUS. The range is within the mapping.
+    fn prefer_node(&self, at: usize, bytes: usize, node: u32, why_not: &mut Vec<String>) {
         const MASK_BITS: usize = 1024;
-        let Some(node) = numa_node else { return };
         let mut mask = [0u64; MASK_BITS / 64];
         let Some(word) = mask.get_mut(node as usize / 64) else {
             why_not.push(format!("NUMA node {node} does not exist"));
@@ -306,12 +372,13 @@ impl Mapping {
         };
         *word |= 1 << (node % 64);
         // SAFETY: mbind reads `MASK_BITS` bits of `mask`, which lives through the call, and changes
-        // only the policy of a range that this mapping owns.
+        // only the policy of a range that this mapping owns: `parts` shares out its bytes and no
+        // more.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_mbind,
-                self.start.as_ptr(),
-                self.bytes,
+                self.start.as_ptr().wrapping_add(at),
+                bytes,
                 libc::MPOL_PREFERRED,
                 mask.as_ptr(),
                 MASK_BITS,
@@ -476,6 +543,29 @@ mod tests {
         }
         let arena = arena(CHUNK_BYTES, Hugepages::Off, Some(0));
         assert!(!arena.report().why_not.join("\n").contains("NUMA"), "{:?}", arena.report());
+    }
+
+    #[test]
+    fn an_arena_is_shared_out_over_nodes_in_whole_pages() {
+        let shares = |chunks, pages, nodes: &[(u32, usize)]| -> Vec<_> {
+            let parts = parts(chunks * CHUNK_BYTES, pages, nodes);
+            parts.iter().map(|part| (part.node, part.chunks)).collect()
+        };
+        use PageKind::{OneGiB, TwoMiB};
+        assert_eq!(shares(17, TwoMiB, &[]), [(None, 17)]);
+        assert_eq!(shares(17, TwoMiB, &[(3, 1)]), [(Some(3), 17)]);
+        assert_eq!(shares(32, TwoMiB, &[(0, 1), (1, 3)]), [(Some(0), 8), (Some(1), 24)]);
+        assert_eq!(shares(20, TwoMiB, &[(0, 1), (1, 1)]), [(Some(0), 8), (Some(1), 12)]);
+        assert_eq!(shares(4096, OneGiB, &[(0, 1), (1, 1)]), [(Some(1), 4096)], "one page");
+
+        let options = ArenaOptions { bytes: 8 << 20, hugepages: Hugepages::Off, numa_node: None };
+        // There is a node 0 everywhere; that the other one may not exist is told, not refused.
+        let arena = Arena::over_nodes(options, &[(0, 1), (900, 1)]).unwrap();
+        let report = arena.report();
+        assert!(report.why_not.join("\n").contains("NUMA node 900"), "{report:?}");
+        assert_eq!(report.parts.iter().map(|part| part.chunks).sum::<usize>(), 32);
+        let of = [0, 15, 16, 31].map(|chunk| arena.part_of(chunk));
+        assert_eq!(of, [0, 0, 1, 1]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Memory for chunks: one hugepage arena per NUMA node, cut into chunk buffers, handed out by a
-//! bounded pool.
+//! Memory for chunks: a hugepage arena with a part on every NUMA node that has lanes, cut into
+//! chunk buffers, handed out by a bounded pool.
 //!
 //! ```text
 //!  Arena::new ──► Pool::new ──► Pool::take ──► ChunkBuf ──► lane, sealer, queue
@@ -28,7 +28,7 @@ pub mod error;
 pub mod hugepages;
 pub mod pool;
 
-pub use arena::{Arena, ArenaId, ArenaOptions, ArenaReport, Region};
+pub use arena::{Arena, ArenaId, ArenaOptions, ArenaPart, ArenaReport, Region};
 pub use error::BufferError;
 pub use hugepages::{Hugepages, PageKind};
 pub use pool::{ChunkBuf, Pool};

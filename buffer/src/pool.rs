@@ -1,4 +1,4 @@
-//! The bounded free list of chunks.
+//! The bounded free lists of chunks, one for each part of the arena.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -17,7 +17,8 @@ pub struct Pool {
 
 struct Shared {
     arena: Arena,
-    free: ArrayQueue<Frame>,
+    /// By part.
+    free: Vec<ArrayQueue<Frame>>,
 }
 
 /// A chunk in somebody's hands: `CHUNK_BYTES` of memory, aligned to the chunk size, returned to its
@@ -34,18 +35,26 @@ impl Pool {
     /// Takes all chunks of an arena whose chunks nobody took yet. A second pool over one arena has
     /// no chunks.
     pub fn new(arena: Arena) -> Self {
-        let frames = arena.take_frames();
-        let free = ArrayQueue::new(frames.len().max(1));
-        for frame in frames {
-            // The queue has as many places as there are frames, so nothing is refused.
-            let _ = free.push(frame);
+        let places = arena.report().parts.iter().map(|part| part.chunks.max(1));
+        let free: Vec<_> = places.map(ArrayQueue::new).collect();
+        for frame in arena.take_frames() {
+            // A queue has as many places as its part has frames, so nothing is refused.
+            let _ = free[arena.part_of(frame.index())].push(frame);
         }
         Self { shared: Arc::new(Shared { arena, free }) }
     }
 
     /// A free chunk, or `None`: all are in flight, which is pressure and not an error.
     pub fn take(&self) -> Option<ChunkBuf> {
-        let frame = self.shared.free.pop()?;
+        self.take_near(0)
+    }
+
+    /// As [`Pool::take`], of this part as long as it has one, else of any other: memory that is far
+    /// away is better than none. Parts are numbered as in the arena's report.
+    pub fn take_near(&self, part: usize) -> Option<ChunkBuf> {
+        let free = &self.shared.free;
+        let near = free.get(part).and_then(ArrayQueue::pop);
+        let frame = near.or_else(|| free.iter().find_map(ArrayQueue::pop))?;
         Some(ChunkBuf { frame: Some(frame), home: Arc::clone(&self.shared) })
     }
 
@@ -56,7 +65,13 @@ impl Pool {
 
     /// Chunks in somebody's hands. Every test ends with 0 here: this is the leak counter.
     pub fn in_flight(&self) -> usize {
-        self.capacity().saturating_sub(self.shared.free.len())
+        self.capacity().saturating_sub(self.shared.free.iter().map(ArrayQueue::len).sum())
+    }
+
+    /// Chunks of a part in somebody's hands.
+    pub fn in_flight_of(&self, part: usize) -> usize {
+        let has = self.shared.arena.report().parts.get(part).map_or(0, |part| part.chunks);
+        has.saturating_sub(self.shared.free.get(part).map_or(0, ArrayQueue::len))
     }
 
     /// Chunks there are.
@@ -122,8 +137,9 @@ impl DerefMut for ChunkBuf {
 impl Drop for ChunkBuf {
     fn drop(&mut self) {
         if let Some(frame) = self.frame.take() {
-            // The queue has a place for every frame of the arena, so nothing is refused.
-            let _ = self.home.free.push(frame);
+            // The queue has a place for every frame of its part, so nothing is refused.
+            let part = self.home.arena.part_of(frame.index());
+            let _ = self.home.free[part].push(frame);
         }
     }
 }
@@ -173,6 +189,24 @@ mod tests {
         assert_eq!(pool.in_flight(), 7);
         drop(bufs);
         assert_eq!((pool.in_flight(), pool.pressure()), (0, 0.0));
+    }
+
+    #[test]
+    fn chunks_of_a_part_come_first_and_go_back_there() {
+        let options = ArenaOptions { bytes: 8 << 20, hugepages: Hugepages::Off, numa_node: None };
+        let pool = Pool::new(Arena::over_nodes(options, &[(0, 1), (1, 1)]).unwrap());
+        let far = |buf: &ChunkBuf| buf.index() >= 16;
+        let mut bufs: Vec<_> = (0..16).map(|_| pool.take_near(1).unwrap()).collect();
+        assert!(bufs.iter().all(far));
+        assert_eq!([0, 1, 2].map(|part| pool.in_flight_of(part)), [0, 16, 0]);
+        bufs.push(pool.take_near(1).unwrap());
+        assert!(!far(&bufs[16]), "the other part helps out");
+        bufs.truncate(16);
+        assert_eq!([0, 1].map(|part| pool.in_flight_of(part)), [0, 16]);
+        bufs.extend(std::iter::from_fn(|| pool.take()));
+        assert_eq!((bufs.len(), pool.in_flight()), (32, 32));
+        drop(bufs);
+        assert_eq!((pool.in_flight(), pool.in_flight_of(1)), (0, 0));
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use wirevault_format::limits::{CHUNK_BYTES, SNAPLEN_MAX};
 
-use crate::settings::{DecapMode, Hugepages, LogLevel, MirrorTunnel, SourceKind, Speed, Tunnel};
+use crate::settings::{
+    DecapMode, Hugepages, LogLevel, MirrorTunnel, SourceKind, Speed, Topology, Tunnel,
+};
 use crate::units::{duration_text, size_text};
 
 /// Volumes of a store at most.
@@ -556,7 +558,17 @@ pub static TABLE: &[Key] = &[
         Kind::List(&CPUS, CPU_MAX as usize),
         Nothing,
         "[2, 3-5]",
-        "CPUs for the lanes, in the order of the interfaces: at least one for each lane.",
+        "CPUs for the lanes, in the order of the interfaces: at least one for each lane. Other \
+         threads are kept off them, and get CPUs of their own while there are some.",
+    )),
+    hidden(key(
+        "cpus.topology",
+        Kind::Choice(Topology::NAMES),
+        Value("auto"),
+        "auto",
+        "Threads: `split` has one for each lane and one that seals for it; with \
+         `run_to_completion` lanes seal themselves; `auto` takes `split` if each of its threads \
+         can have a CPU.",
     )),
     key(
         "log",

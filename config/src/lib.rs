@@ -35,7 +35,7 @@ pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 pub use settings::{
     Api, Buffer, Config, DecapMode, Hugepages, LogLevel, MirrorTunnel, Principal, SourceKind,
-    Speed, Tunnel,
+    Speed, Topology, Tunnel,
 };
 pub use units::size_text;
 

@@ -121,6 +121,18 @@ choice! {
 }
 
 choice! {
+    /// Which threads share the work between a lane's source and the volumes.
+    Topology {
+        /// Decided by the cores that there are.
+        Auto = "auto",
+        /// Lanes seal and index their own chunks.
+        RunToCompletion = "run_to_completion",
+        /// A thread of its own does it for each lane.
+        Split = "split",
+    }
+}
+
+choice! {
     /// The least important messages that are logged.
     LogLevel {
         /// What needs a person.
@@ -160,6 +172,8 @@ pub struct Config {
     /// CPUs for the lanes, in order, no two alike: none (no pinning), or at least one for each
     /// lane.
     pub lane_cpus: Vec<u16>,
+    /// Which threads there are.
+    pub topology: Topology,
     /// What is logged.
     pub log: LogLevel,
 }

@@ -160,6 +160,8 @@ pub struct StatusReport {
     pub missing_volumes: Vec<String>,
     /// The packet buffer; nothing offline.
     pub buffer: Option<BufferStatus>,
+    /// Threads, and where they and the buffer are; nothing offline.
+    pub layout: Option<LayoutStatus>,
     /// Segments, open ones included.
     pub segments: u64,
     /// What the last start had to repair; nothing offline.
@@ -314,6 +316,45 @@ pub struct BufferStatus {
     pub p999_ns: BTreeMap<String, u64>,
     /// What was wanted and is not so, with the way out.
     pub why_not: Vec<String>,
+}
+
+/// Which threads there are between sources and volumes, and where they run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutStatus {
+    /// `split` or `run_to_completion`.
+    pub topology: String,
+    /// Why that one.
+    pub why: String,
+    /// Threads, lanes first.
+    pub threads: Vec<ThreadStatus>,
+    /// CPUs that everything else runs on; empty for any.
+    pub others: Vec<usize>,
+    /// Parts of the packet buffer: one for each NUMA node that has lanes, or one for all.
+    pub memory: Vec<MemoryStatus>,
+}
+
+/// A thread and where it runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadStatus {
+    /// Name, as the system shows it.
+    pub name: String,
+    /// CPUs that it may use; empty for any.
+    pub cpus: Vec<usize>,
+    /// NUMA node of these, if they are of one.
+    pub node: Option<u32>,
+    /// Why it is not where it was told to be.
+    pub why_not: Option<String>,
+}
+
+/// A part of the packet buffer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// NUMA node that it was asked for; nothing if that is left to the kernel.
+    pub node: Option<u32>,
+    /// Chunks.
+    pub chunks: u64,
+    /// Chunks in use.
+    pub in_flight: u64,
 }
 
 /// What a start had to repair after a crash.

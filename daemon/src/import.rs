@@ -12,7 +12,7 @@ pub use wirevault_config::Tunnel;
 use wirevault_format::VxlanPorts;
 use wirevault_index::KeySource;
 use wirevault_pipeline::decap::DecapCounters;
-use wirevault_pipeline::{Pipeline, PipelineOptions};
+use wirevault_pipeline::{Pipeline, PipelineOptions, Topology};
 use wirevault_storage::Store;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -152,7 +152,9 @@ pub fn run(
         ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
     let pool = Pool::new(Arena::new(arena)?);
     let lane = sources::import_lane(source, options.decap.as_deref(), options.vxlan_ports);
-    let pipeline_options = PipelineOptions { import: true, ..PipelineOptions::default() };
+    // A file waits, so what counts is how many cores share the work, not what each packet costs.
+    let topology = Topology::Split;
+    let pipeline_options = PipelineOptions { import: true, topology, ..PipelineOptions::default() };
     let pipeline = Pipeline::start(store, pool, vec![lane], &pipeline_options, clock)?;
     let mut cancelled = false;
     loop {

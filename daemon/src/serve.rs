@@ -17,7 +17,7 @@ use wirevault_buffer::{Arena, ArenaOptions, ArenaReport, Pool};
 use wirevault_config::{Config, Input};
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::Event;
-use wirevault_pipeline::{Pipeline, PipelineOptions};
+use wirevault_pipeline::{Layout, Machine, Pipeline, PipelineOptions, affinity};
 use wirevault_storage::{RecoveryReport, Store};
 use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -70,13 +70,19 @@ fn record(
     let recovery = recovery_status(&recovery);
     log_recovery(&recovery);
     let audit = audited(config, &mut store, &clock)?;
-    let arena = Arena::new(ArenaOptions {
+    let machine = Machine::here();
+    let topology = sources::topology(config.topology);
+    let volumes = store.status().volumes.len();
+    let layout = Layout::plan(&machine, &sources::wishes(config), volumes, topology);
+    let sizes = ArenaOptions {
         bytes: usize::try_from(config.buffer.size_bytes).unwrap_or(usize::MAX),
         hugepages: sources::hugepages(config.buffer.hugepages),
         numa_node: None,
-    })?;
+    };
+    let arena = Arena::over_nodes(sizes, &layout.lanes_of_nodes())?;
     log_arena(arena.report());
-    let lanes = sources::open(config)?;
+    let near: Vec<_> = layout.lane_nodes.iter().map(|node| machine.cores_of(*node)).collect();
+    let lanes = sources::open(config, &near)?;
     for lane in &lanes {
         let report = lane.source.report();
         let notes = report.notes.join("; ");
@@ -89,10 +95,12 @@ fn record(
         segment_age: config.segment_age,
         // The times of a file's packets say nothing about when this process recorded.
         import: !live,
+        topology,
         ..PipelineOptions::default()
     };
     let pipeline = Pipeline::start(store, Pool::new(arena), lanes, &options, clock)?;
     log_queues(&pipeline);
+    log_layout(pipeline.layout());
     let mending = Mending::start(pipeline.catalog());
     let app = App::new(pipeline, Facts { started_ns, recovery, notes }, Arc::clone(&audit));
     let watched = serve(&app, access, listener, live);
@@ -306,6 +314,16 @@ fn log_queues(pipeline: &Pipeline) {
         for why in &report.why_not {
             tracing::warn!(volume = number, "{why}");
         }
+    }
+}
+
+/// Says which threads there are, and leaves their cores to them: answers and their threads come
+/// from this one.
+fn log_layout(layout: &Layout) {
+    let (topology, why) = (layout.topology.name(), &layout.why);
+    tracing::info!(topology, why, "the threads are running");
+    if let Err(error) = affinity::pin(&layout.others) {
+        tracing::warn!("answers may run on a lane's core: {error}");
     }
 }
 

@@ -13,23 +13,50 @@ use wirevault_config::{
 };
 use wirevault_format::{LinkType, VxlanPorts};
 use wirevault_packet::{Decap, Tunnel};
-use wirevault_pipeline::{Filter, LaneSpec};
+use wirevault_pipeline::{Filter, LaneSpec, LaneWish, Topology, affinity};
 use wirevault_query::filter;
 
 use crate::DaemonError;
 use crate::chain::ChainSource;
 
-/// Opens every source; the lanes come in the order of the configuration.
+/// What is known of each lane before its source is open, in the order of the configuration.
+pub(crate) fn wishes(config: &Config) -> Vec<LaneWish> {
+    let mut wishes = Vec::new();
+    match &config.input {
+        Input::Live(inputs) => {
+            for live in inputs {
+                let interface = match &live.source {
+                    LiveSource::Capture(capture) => Some(capture.interface.clone()),
+                    LiveSource::PcapOverIp(_) | LiveSource::MirrorTarget(_) => None,
+                };
+                let wish = LaneWish { cpu: None, interface };
+                wishes.resize(wishes.len() + usize::from(live.lanes), wish);
+            }
+        }
+        Input::Replay(_) => wishes.push(LaneWish::default()),
+    }
+    for (wish, cpu) in wishes.iter_mut().zip(&config.lane_cpus) {
+        wish.cpu = Some(usize::from(*cpu));
+    }
+    wishes
+}
+
+/// Opens every source; the lanes come in the order of the configuration. `near` has for each lane
+/// the cores on its node: the kernel places a ring near the thread that asks for it.
 ///
 /// # Errors
 /// A filter that does not compile, an interface or file that cannot be opened. Filters are compiled
 /// for the link types that are there now.
-pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
+pub(crate) fn open(config: &Config, near: &[Vec<usize>]) -> Result<Vec<LaneSpec>, DaemonError> {
+    let anywhere = affinity::allowed();
     let mut lanes = Vec::new();
     match &config.input {
         Input::Live(inputs) => {
             for live in inputs {
-                lanes.extend(open_live(live)?);
+                move_to(near.get(lanes.len()).map_or(&[], Vec::as_slice));
+                let opened = open_live(live);
+                move_to(&anywhere);
+                lanes.extend(opened?);
             }
         }
         Input::Replay(replay) => lanes.push(open_replay(replay)?),
@@ -38,6 +65,12 @@ pub(crate) fn open(config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
         lane.cpu = Some(usize::from(*cpu));
     }
     Ok(lanes)
+}
+
+fn move_to(cpus: &[usize]) {
+    if let Err(error) = affinity::pin(cpus) {
+        tracing::warn!(?cpus, "a ring may be far from its lane: {error}");
+    }
 }
 
 fn open_live(live: &Live) -> Result<Vec<LaneSpec>, DaemonError> {
@@ -207,6 +240,15 @@ fn compile(text: &str, path: &str, present: &[LinkType]) -> Result<Filter, Daemo
     }))
 }
 
+/// Which threads are asked for.
+pub(crate) fn topology(configured: wirevault_config::Topology) -> Topology {
+    match configured {
+        wirevault_config::Topology::Auto => Topology::Auto,
+        wirevault_config::Topology::RunToCompletion => Topology::RunToCompletion,
+        wirevault_config::Topology::Split => Topology::Split,
+    }
+}
+
 /// The buffer's word for the configuration's.
 pub(crate) fn hugepages(wanted: wirevault_config::Hugepages) -> Hugepages {
     use wirevault_config::Hugepages as Wanted;
@@ -237,11 +279,11 @@ mod tests {
             "store: /s\ncpus:\n  lanes: [0]\nreplay:\n  file: {}\n  interface: eth9\n",
             path.display()
         );
-        let lanes = open(&config(&text)).unwrap_or_else(|error| panic!("{error}"));
+        let lanes = open(&config(&text), &[]).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!((lanes.len(), lanes[0].cpu), (1, Some(0)));
         assert_eq!(lanes[0].source.interfaces()[0].name.as_deref(), Some("eth9"));
         std::fs::remove_file(&path).unwrap();
-        let error = open(&config(&text)).err().expect("the file is gone");
+        let error = open(&config(&text), &[]).err().expect("the file is gone");
         assert_eq!(error.exit(), Exit::Usage);
     }
 

@@ -8,11 +8,14 @@ use wirevault_format::gap::CAUSES;
 use wirevault_format::table::SegmentState;
 use wirevault_format::{Cause, RunId};
 use wirevault_index::{Catalog, Segment, StoreReader};
-use wirevault_pipeline::{LaneState, LaneView, Pipeline, VolumeView};
+use wirevault_pipeline::{LaneState, LaneView, Pipeline, ThreadPlace, VolumeView};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
 
-use crate::api::{BufferStatus, LaneStatus, SegmentRow, State, StatusReport, VolumeStatus};
+use crate::api::{
+    BufferStatus, LaneStatus, LayoutStatus, MemoryStatus, SegmentRow, State, StatusReport,
+    ThreadStatus, VolumeStatus,
+};
 use crate::server::App;
 
 /// Release of this program.
@@ -60,6 +63,7 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
         volumes,
         missing_volumes: Vec::new(),
         buffer: Some(buffer_status(&pipeline)),
+        layout: Some(layout_status(&pipeline)),
         recovery: Some(app.facts().recovery.clone()),
     })
 }
@@ -83,6 +87,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         volumes,
         missing_volumes: missing,
         buffer: None,
+        layout: None,
         segments: catalog.segments.len() as u64,
         recovery: None,
     }
@@ -204,6 +209,29 @@ fn buffer_status(pipeline: &Pipeline) -> BufferStatus {
         pressure_permille: (pool.pressure() * 1000.0) as u64,
         p999_ns: p999_ns.collect(),
         why_not: report.why_not.clone(),
+    }
+}
+
+fn layout_status(pipeline: &Pipeline) -> LayoutStatus {
+    let (layout, pool) = (pipeline.layout(), pipeline.pool());
+    let thread = |thread: &ThreadPlace| ThreadStatus {
+        name: thread.name.clone(),
+        cpus: thread.cpus.clone(),
+        node: thread.node,
+        why_not: thread.why_not.clone(),
+    };
+    let parts = pool.arena().report().parts.iter().enumerate();
+    let memory = parts.map(|(number, part)| MemoryStatus {
+        node: part.node,
+        chunks: part.chunks as u64,
+        in_flight: pool.in_flight_of(number) as u64,
+    });
+    LayoutStatus {
+        topology: layout.topology.name().to_owned(),
+        why: layout.why.clone(),
+        threads: layout.threads.iter().map(thread).collect(),
+        others: layout.others.clone(),
+        memory: memory.collect(),
     }
 }
 

@@ -91,6 +91,8 @@ pub(crate) struct Lane {
 /// The part of a lane that the source hands packets to.
 pub(crate) struct Fill {
     pub pool: Pool,
+    /// Part of the pool on the lane's node.
+    pub near: usize,
     pub jobs: Jobs,
     pub hand: Hand,
     pub snaplen_bytes: u32,
@@ -408,7 +410,7 @@ impl Fill {
 
     fn begin(&mut self, at: usize) -> bool {
         let begin = Instant::now();
-        let job = self.pool.take().and_then(|buf| self.jobs.take(buf));
+        let job = self.pool.take_near(self.near).and_then(|buf| self.jobs.take(buf));
         let Some(mut job) = job else { return false };
         note_since(&self.times.take, begin);
         let stream = &mut self.streams[at];

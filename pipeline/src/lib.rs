@@ -38,7 +38,7 @@ mod writer;
 
 pub use error::PipelineError;
 pub use lane::{Filter, LaneSpec};
-pub use layout::{Layout, ThreadPlace};
+pub use layout::{LaneWish, Layout, ThreadPlace};
 pub use machine::Machine;
 pub use options::{PipelineOptions, QueueMaker, Topology};
 pub use start::{LaneView, Pipeline, VolumeView};

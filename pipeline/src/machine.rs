@@ -45,6 +45,12 @@ impl Machine {
         self.cores.iter().find(|core| core.0 == cpu).and_then(|core| core.1)
     }
 
+    /// Cores of a node that this process may use, in order; none for `None`.
+    pub fn cores_of(&self, node: Option<u32>) -> Vec<usize> {
+        let near = self.cores.iter().filter(|core| node.is_some() && core.1 == node);
+        near.map(|core| core.0).collect()
+    }
+
     /// Node of the card behind an interface; `None` for one without a card, and where the machine
     /// does not say.
     pub fn node_of_interface(&self, name: &str) -> Option<u32> {

@@ -20,7 +20,7 @@ use crate::closer::Closer;
 use crate::decap::Stripper;
 use crate::job::Jobs;
 use crate::lane::{Fill, Hand, Lane, LaneSpec};
-use crate::layout::Layout;
+use crate::layout::{LaneWish, Layout};
 use crate::live::Registry;
 use crate::machine::Machine;
 use crate::opener;
@@ -109,10 +109,11 @@ impl Pipeline {
         let run = store.begin_run(options.import, lanes.len() as u16)?;
         let store_status = store.status();
         let (volumes, flows_max) = (store_status.volumes.len(), store.flows_max());
-        let layout = Layout::plan(&Machine::here(), &lanes, volumes, options.topology);
+        let wishes: Vec<_> = lanes.iter().map(LaneWish::of).collect();
+        let layout = Layout::plan(&Machine::here(), &wishes, volumes, options.topology);
         let (topology, why) = (layout.topology.name(), &layout.why);
         tracing::debug!(topology, "threads: {why}");
-        let mut starter = Starter { layout, threads: Vec::new() };
+        let mut starter = Starter { layout: layout.clone(), threads: Vec::new() };
         let catalog = store.shared_catalog();
         let store = Arc::new(Mutex::new(store));
         let registry = Arc::new(Registry::default());
@@ -146,6 +147,7 @@ impl Pipeline {
             clock: &clock,
             stop: &stop,
             times: &times,
+            layout: &layout,
             options,
         };
         let mut views = Vec::new();
@@ -186,7 +188,7 @@ impl Pipeline {
                 paused_until: None,
                 unsent: Vec::new(),
             };
-            let hand = if starter.layout.topology == Topology::RunToCompletion {
+            let hand = if layout.topology == Topology::RunToCompletion {
                 Hand::Own(Box::new(sealer))
             } else {
                 let (to_sealer, from_lane) = bounded(have + 1);
@@ -228,7 +230,7 @@ impl Pipeline {
             lanes: views,
             acks: lane_acks,
             volumes: volume_views,
-            layout: starter.layout,
+            layout,
             threads: starter.threads,
             lane_threads,
         })
@@ -422,6 +424,7 @@ struct LaneParts<'a> {
     clock: &'a Arc<dyn Clock>,
     stop: &'a Arc<AtomicBool>,
     times: &'a Arc<BufferTimes>,
+    layout: &'a Layout,
     options: &'a PipelineOptions,
 }
 
@@ -434,9 +437,17 @@ impl LaneParts<'_> {
         (lane_pen, acks, LaneView { shared, books, live: spec.source.is_live() })
     }
 
+    /// The part of the buffer on a lane's node.
+    fn near(&self, lane: u16) -> usize {
+        let node = self.layout.lane_nodes.get(usize::from(lane)).copied().flatten();
+        let parts = &self.pool.arena().report().parts;
+        parts.iter().position(|part| part.node.is_some() && part.node == node).unwrap_or(0)
+    }
+
     fn lane(&self, spec: LaneSpec, hand: Hand, pen: LaneSide, view: &LaneView) -> Lane {
         let fill = Fill {
             pool: self.pool.clone(),
+            near: self.near(view.shared.lane),
             jobs: self.jobs.clone(),
             hand,
             snaplen_bytes: spec.snaplen_bytes,

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use wirevault_daemon::api::{self, BufferStatus, LaneStatus, State, StatusReport, VolumeStatus};
+use wirevault_daemon::api::{
+    self, BufferStatus, LaneStatus, LayoutStatus, State, StatusReport, VolumeStatus,
+};
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -40,6 +42,9 @@ fn page(report: &StatusReport, paint: Paint) -> String {
     volumes(&mut page, &report.volumes, paint);
     if let Some(buffer) = &report.buffer {
         buffer_section(&mut page, buffer, paint);
+    }
+    if let Some(layout) = &report.layout {
+        layout_section(&mut page, layout, paint);
     }
     if let Some(recovery) = report.recovery.as_ref().filter(|recovery| !recovery.is_clean()) {
         line(&mut page, &format!("\n{}", paint.strong("repaired at the last start")));
@@ -198,6 +203,42 @@ fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
     }
 }
 
+fn layout_section(page: &mut String, layout: &LayoutStatus, paint: Paint) {
+    line(page, &format!("\n{}", paint.strong("threads")));
+    line(page, &format!("  {}: {}", layout.topology, layout.why));
+    let node = |node: Option<u32>| node.map_or(String::new(), |node| format!(", node {node}"));
+    for thread in &layout.threads {
+        let (name, cpus) = (&thread.name, cpu_list(&thread.cpus));
+        line(page, &format!("  {name}: {cpus}{}", node(thread.node)));
+        if let Some(why) = &thread.why_not {
+            line(page, &paint.warn(&format!("  {name}: {why}")));
+        }
+    }
+    if !layout.others.is_empty() {
+        line(page, &format!("  everything else: {}", cpu_list(&layout.others)));
+    }
+    for part in &layout.memory {
+        let (used, chunks) = (part.in_flight, part.chunks);
+        if let Some(node) = part.node {
+            line(page, &format!("  buffer on node {node}: {used} of {chunks} chunks in use"));
+        }
+    }
+}
+
+/// `cpus 2-4,7`.
+fn cpu_list(cpus: &[usize]) -> String {
+    let ranges = cpus.chunk_by(|a, b| a + 1 == *b);
+    let range = |range: &[usize]| match range {
+        [first, .., last] => format!("{first}-{last}"),
+        _ => range.iter().map(usize::to_string).collect(),
+    };
+    match cpus {
+        [] => "any cpu".to_owned(),
+        [cpu] => format!("cpu {cpu}"),
+        _ => format!("cpus {}", ranges.map(range).collect::<Vec<_>>().join(",")),
+    }
+}
+
 fn buffer_section(page: &mut String, buffer: &BufferStatus, paint: Paint) {
     line(page, &format!("\n{}", paint.strong("buffer")));
     let locked = if buffer.locked { "locked" } else { "NOT locked" };
@@ -243,7 +284,13 @@ fn duration(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use wirevault_daemon::api::{MemoryStatus, ThreadStatus};
+
     use super::*;
+
+    fn thread(name: &str, cpus: &[usize], node: Option<u32>) -> ThreadStatus {
+        ThreadStatus { name: name.to_owned(), cpus: cpus.to_vec(), node, why_not: None }
+    }
 
     fn report() -> StatusReport {
         let mut lane = LaneStatus {
@@ -282,6 +329,16 @@ mod tests {
             volumes: vec![volume],
             missing_volumes: Vec::new(),
             buffer: Some(BufferStatus { pressure_permille: 123, ..BufferStatus::default() }),
+            layout: Some(LayoutStatus {
+                topology: "run_to_completion".to_owned(),
+                why: "2 cores; split wants 3".to_owned(),
+                threads: vec![
+                    thread("lane-0", &[4, 5, 6, 9], Some(1)),
+                    thread("closer", &[], None),
+                ],
+                memory: vec![MemoryStatus { node: Some(1), chunks: 64, in_flight: 3 }],
+                others: Vec::new(),
+            }),
             segments: 1,
             recovery: None,
         }
@@ -303,6 +360,10 @@ mod tests {
             "O_DIRECT NO; registered buffers NO; registered files yes",
             "not in use: O_DIRECT: the file system refuses it",
             "pressure 12.3 %",
+            "run_to_completion: 2 cores; split wants 3",
+            "lane-0: cpus 4-6,9, node 1",
+            "closer: any cpu",
+            "buffer on node 1: 3 of 64 chunks in use",
         ] {
             assert!(page.contains(wanted), "{wanted} is not in\n{page}");
         }
@@ -314,7 +375,7 @@ mod tests {
     fn an_offline_page_has_no_machine_facts() {
         let mut report = report();
         report.state = State::Offline;
-        (report.started, report.buffer) = (None, None);
+        (report.started, report.buffer, report.layout) = (None, None, None);
         report.volumes[0].backend.clear();
         let page = page(&report, Paint::stderr());
         assert!(page.contains("offline") && !page.contains("O_DIRECT"), "{page}");

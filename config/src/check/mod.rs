@@ -10,7 +10,7 @@ use wirevault_format::limits::CHUNK_BYTES;
 use crate::fault::Fault;
 use crate::input::Input;
 use crate::section::{Faults, Item, Section, Value};
-use crate::settings::{Api, Buffer, Config, Hugepages, LogLevel, Principal};
+use crate::settings::{Api, Buffer, Config, Hugepages, LogLevel, Principal, Topology};
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
 use crate::{Given, LANE_CHUNKS_MIN, LANES_MAX};
@@ -34,6 +34,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
         // What is missing in a text that is no mapping is of no interest.
         return None;
     }
+    let cpu_keys = root.section("cpus");
     let config = Config {
         stores: stores(&root, given, faults),
         key_file: root.path("key_file"),
@@ -44,7 +45,8 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
         commit_interval: root.duration("commit_interval"),
         segment_age: root.duration("segment_age"),
         api: api(&root.section("api")),
-        lane_cpus: cpus(&root.section("cpus").list("lanes"), faults),
+        lane_cpus: cpus(&cpu_keys.list("lanes"), faults),
+        topology: choice(&cpu_keys, "topology", Topology::from_name, Topology::Auto),
         log: choice(&root, "log", LogLevel::from_name, LogLevel::Info),
     };
     lanes_fit(&config, &root);
@@ -127,7 +129,7 @@ fn lanes_fit(config: &Config, root: &Section<'_>) {
     let cpus = config.lane_cpus.len();
     if cpus != 0 && cpus < lanes {
         let problem = format!("{cpus} CPUs are named for {lanes} lanes");
-        let way_out = "name a CPU for every lane, or remove `cpus`".to_owned();
+        let way_out = "name a CPU for every lane, or remove `cpus.lanes`".to_owned();
         root.section_quiet("cpus").fault("lanes", problem, way_out);
     }
 }
@@ -230,6 +232,7 @@ mod tests {
         assert_eq!(config.api.socket, Path::new("/run/wirevault/wirevault.sock"));
         assert!(config.api.users.is_empty() && config.api.groups.is_empty());
         assert!(config.key_file.is_none() && config.lane_cpus.is_empty());
+        assert_eq!(config.topology, Topology::Auto);
         assert_eq!((config.log, config.lanes()), (LogLevel::Info, 1));
     }
 
@@ -242,7 +245,8 @@ mod tests {
              - {interface: lo, hardware_time: true}\nbuffer: {size: 128MiB, \
              hugepages: 1GiB}\nflush_age: 10ms\n\
              commit_interval: 1s\nsegment_age: 2h\napi: {socket: /s, users: [ops, 1000], \
-             groups: wheel}\ncpus: {lanes: [4, 6-8]}\nlog: debug\n",
+             groups: wheel}\ncpus: {topology: split, \
+             lanes: [4, 6-8]}\nlog: debug\n",
         );
         assert_eq!(config.stores, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(config.key_file.as_deref(), Some(Path::new("/k")));
@@ -277,6 +281,7 @@ mod tests {
         assert_eq!(config.api.users, [Principal::Name("ops".into()), Principal::Id(1000)]);
         assert_eq!(config.api.groups, [Principal::Name("wheel".into())]);
         assert_eq!(config.lane_cpus, [4, 6, 7, 8]);
+        assert_eq!(config.topology, Topology::Split);
         assert_eq!(config.log, LogLevel::Debug);
     }
 

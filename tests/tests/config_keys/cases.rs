@@ -337,6 +337,16 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(runs.short.status["lanes"][0]["cpu"], runs.cpu);
         assert_eq!(runs.short.lane_cpus, runs.cpu.to_string());
     }),
+    case("cpus.topology", "as the cores allow, or one thread for a lane, or two", |runs| {
+        let why = |seen: &Seen| seen.status["layout"]["why"].to_string();
+        assert!(why(&runs.plain).contains("split wants"), "{}", why(&runs.plain));
+        for (seen, topology) in [(&runs.short, "split"), (&runs.changed, "run_to_completion")] {
+            assert_eq!(seen.status["layout"]["topology"], topology);
+            assert!(why(seen).contains("as configured"), "{}", why(seen));
+            assert_eq!(seen.threads.contains("seal-0"), topology == "split", "{:?}", seen.threads);
+            assert!(seen.threads.contains("lane-0"), "{:?}", seen.threads);
+        }
+    }),
     case("log", "what changes is logged, or less, or more with each level", |runs| {
         assert!(runs.plain.log.contains(" INFO "), "{}", runs.plain.log);
         // Once these two logged what the default does.

@@ -65,6 +65,8 @@ pub(crate) struct Seen {
     pub(crate) to_member: String,
     /// CPUs that the first lane's thread may use, as /proc writes them.
     pub(crate) lane_cpus: String,
+    /// Names of its threads.
+    pub(crate) threads: BTreeSet<String>,
     pub(crate) socket: PathBuf,
     pub(crate) socket_mode: Option<u32>,
 }
@@ -147,7 +149,8 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
     let site_short = site(1);
     let socket = site_short.file("socket");
     let config = format!(
-        "store: {}\nlog: debug\nflush_age: 1ms\nsegment_age: 10s\ncpus:\n  lanes: [{cpu}]\n\
+        "store: {}\nlog: debug\nflush_age: 1ms\nsegment_age: 10s\ncpus:\n  lanes: [{cpu}]\n  \
+         topology: split\n\
          api:\n  socket: {}\n  groups: [{GROUP}]\ncapture:\n  - interface: vg\n",
         site_short.store().display(),
         socket.display()
@@ -176,7 +179,7 @@ fn changed_config(site: &Site, more: &str) -> (String, PathBuf) {
     let socket = site.file("folder/other.sock");
     let config = format!(
         "store: [{}, {}]\n{more}flush_age: 10s\nlog: error\n\
-         buffer:\n  size: 8MiB\n  hugepages: off\n\
+         buffer:\n  size: 8MiB\n  hugepages: off\ncpus:\n  topology: run_to_completion\n\
          api:\n  socket: {}\n  users: [{USER}]\n\
          capture:\n  - interface: va\n    lanes: 2\n    snaplen: 200\n    promiscuous: false\n    \
          ring: 4MiB\n  - interface: vc\n    filter: udp dst port {}\n",
@@ -281,6 +284,7 @@ pub(crate) fn look(ns: &Namespace, site: Site, recorder: Recorder, elapsed: Dura
         to_user: status_for(&socket, USER, 64_000),
         to_member: status_for(&socket, 64_000, GROUP),
         lane_cpus: lane_cpus(recorder.pid()),
+        threads: threads(recorder.pid()),
         socket_mode: facts.map(|facts| facts.mode() & 0o777),
         socket,
         log: recorder.log(),
@@ -322,6 +326,13 @@ fn status_for(socket: &Path, user: u32, group: u32) -> String {
     curl.args(["-s", "--unix-socket"]).arg(socket).arg("http://localhost/v1/status");
     let output = curl.uid(user).gid(group).output().expect("curl");
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn threads(pid: Pid) -> BTreeSet<String> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("threads");
+    let names =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.map(|name| name.trim_end().to_owned()).collect()
 }
 
 fn lane_cpus(pid: Pid) -> String {

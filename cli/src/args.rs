@@ -160,21 +160,22 @@ pub(crate) struct Question {
 
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
-    /// Directory of the store: its first volume. It is made if it is missing.
+    /// Directory or block device of the store: its first volume. A directory is made if it is
+    /// missing; a device must be empty, see `wirevault volume`.
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
     /// Store packets unencrypted: tshark and tcpdump then open segments as they are.
     #[arg(long, conflicts_with = "key")]
     pub(crate) plaintext: bool,
     /// Bytes that all volumes together may take, `500GiB` for example [default: half of what is
-    /// free].
+    /// free in directories, and all of devices].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) quota: Option<u64>,
     /// Key file. It is used if it is there, else made. It must lie outside the store
     /// [default: /etc/wirevault/keys/ID.key, or in the user's configuration directory].
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
-    /// A further volume: a directory on another device. May be given several times.
+    /// A further volume: a directory on another device, or a device. May be given several times.
     #[arg(long = "volume", value_name = "DIR")]
     pub(crate) volumes: Vec<PathBuf>,
     /// Lanes that will record at the same time; it decides the size of segments.

@@ -339,6 +339,6 @@ fn open_volume(path: &Path, key: &KeySource) -> Result<Volume, IndexError> {
         IndexError::NotAStore { path, why }
     };
     let media =
-        wirevault_media::DirMedia::open(path).map_err(|error| not_a_store(error.to_string()))?;
-    Volume::read(Arc::new(media), key)
+        wirevault_media::open_volume(path).map_err(|error| not_a_store(error.to_string()))?;
+    Volume::read(media, key)
 }

@@ -221,7 +221,7 @@ struct FileError {
     source: io::Error,
 }
 
-fn in_words(source: io::Error, action: &'static str, path: &Path) -> io::Error {
+pub(crate) fn in_words(source: io::Error, action: &'static str, path: &Path) -> io::Error {
     io::Error::new(source.kind(), FileError { action, path: path.to_owned(), source })
 }
 
@@ -230,7 +230,7 @@ fn in_words(source: io::Error, action: &'static str, path: &Path) -> io::Error {
 /// Lines read `1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`: pid, then device (major:minor,
 /// hex) and inode. On file systems with anonymous devices (btrfs) the numbers differ from `stat`
 /// and nobody is found.
-fn lock_holder(file: &File) -> Option<u32> {
+pub(crate) fn lock_holder(file: &File) -> Option<u32> {
     let metadata = file.metadata().ok()?;
     let dev = metadata.dev();
     let place =

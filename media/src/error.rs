@@ -19,8 +19,17 @@ pub enum MediaError {
         /// namespaces).
         holder: Option<u32>,
     },
-    /// The path exists and is no directory.
-    #[error("{volume} is not a directory; a volume is a directory of segment files")]
+    /// The kernel says that a device is used otherwise.
+    #[error(
+        "{volume} is in use: it, or a part of it, is mounted or belongs to another device; \
+         unmount it, or name another device"
+    )]
+    InUse {
+        /// The device.
+        volume: String,
+    },
+    /// The path exists and is neither directory nor device.
+    #[error("{volume} is not a directory; a volume is a directory, or a block device")]
     NotADirectory {
         /// The path.
         volume: String,

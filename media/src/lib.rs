@@ -3,9 +3,9 @@
 //! ```text
 //!  storage, query, nvme ──► Media ──► MediaFile
 //!                             │
-//!             ┌───────────────┴───────────────┐
-//!          DirMedia                        SimMedia
-//!    a directory, std::fs         a disk in memory with faults
+//!             ┌───────────────┼───────────────┐
+//!          DirMedia       BlockMedia        SimMedia
+//!        a directory   a block device   a disk in memory with faults
 //! ```
 //!
 //! Everything here blocks: tables, headers and recovery go through these calls. Chunks go through
@@ -18,11 +18,12 @@
 //! failed sync nothing written before it may be trusted, whatever later syncs say (that is how
 //! Linux behaves); callers must abandon the file.
 //!
-//! - [`dir`]: [`DirMedia`]. [`sim`]: [`SimMedia`], its fault model and the seeded generator.
+//! - [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`]. [`sim`]: [`SimMedia`], its fault model and the seeded generator.
 //!   [`error`]: [`MediaError`].
 
 #![forbid(unsafe_code)]
 
+pub mod block;
 pub mod dir;
 pub mod error;
 pub mod sim;
@@ -31,9 +32,10 @@ use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use block::BlockMedia;
 pub use dir::DirMedia;
 pub use error::MediaError;
 pub use sim::{Fault, SimFile, SimMedia, Survival, Trigger};
@@ -87,6 +89,46 @@ pub trait Media: Send + Sync {
 
     /// A number that volumes have in common whose bytes are free on the same file system.
     fn file_system(&self) -> io::Result<u64>;
+
+    /// Whether the volume is a whole device, cut into places of one size: all its bytes are for the
+    /// volume, and a file never takes less than its place.
+    fn is_device(&self) -> bool {
+        false
+    }
+
+    /// What stands there that is no volume's and would be lost, in words. Only devices can hold such
+    /// things: in a directory other files are left alone.
+    fn foreign(&self) -> io::Result<Option<&'static str>> {
+        Ok(None)
+    }
+
+    /// Makes room for a new volume of that shape, whose file is then there and empty. A directory
+    /// needs nothing. The caller holds the lock.
+    fn lay_out(&self, _shape: &Shape) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sizes of a new volume. See [`Media::lay_out`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes of [`VOLUME_FILE`].
+    pub volume_bytes: u64,
+    /// Bytes of a full segment.
+    pub place_bytes: u64,
+    /// Segments that the volume has places for.
+    pub places: u32,
+}
+
+/// Takes the volume at a path: a directory, a block device, or a plain file standing for one.
+///
+/// # Errors
+/// As [`DirMedia::open`] and [`BlockMedia::open`].
+pub fn open_volume(path: &Path) -> Result<Arc<dyn Media>, MediaError> {
+    match path.is_dir() || !path.exists() {
+        true => Ok(Arc::new(DirMedia::open(path)?)),
+        false => Ok(Arc::new(BlockMedia::open(path)?)),
+    }
 }
 
 /// One open file of a volume. Calls may come from several threads.

@@ -16,6 +16,31 @@ pub(crate) struct Target {
     direct: Option<File>,
     /// The volume's file: used when there is no own descriptor, and kept open in any case.
     media: Arc<dyn MediaFile>,
+    /// Where the file lies behind the descriptor: a part of a device has that of the device.
+    part: Part,
+}
+
+/// Bytes of a descriptor that belong to a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    start: u64,
+    bytes: u64,
+}
+
+impl Part {
+    fn of(media: &dyn MediaFile) -> Self {
+        let whole = Self { start: 0, bytes: u64::MAX };
+        media.extent().map_or(whole, |it| Self { start: it.start, bytes: it.bytes })
+    }
+
+    /// Offset behind the descriptor. What lies behind the part belongs to another file.
+    pub(crate) fn place(self, offset: u64, len_bytes: usize) -> Result<u64, NvmeError> {
+        let end = offset.checked_add(len_bytes as u64);
+        match end.is_some_and(|end| end <= self.bytes) {
+            true => Ok(self.start + offset),
+            false => Err(NvmeError::Offset { offset }),
+        }
+    }
 }
 
 impl Target {
@@ -27,7 +52,8 @@ impl Target {
         want_direct: bool,
         mut why_not: impl FnMut(String),
     ) -> Result<Self, NvmeError> {
-        let buffered = Self { direct: None, media: Arc::clone(media) };
+        let part = Part::of(&**media);
+        let buffered = Self { direct: None, media: Arc::clone(media), part };
         if !want_direct {
             return Ok(buffered);
         }
@@ -39,7 +65,7 @@ impl Target {
         match OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&path) {
             Ok(file) => {
                 same_file(&file, media.raw_fd()).map_err(failed)?;
-                Ok(Self { direct: Some(file), media: Arc::clone(media) })
+                Ok(Self { direct: Some(file), media: Arc::clone(media), part })
             }
             Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
                 let folder = path.parent().unwrap_or(Path::new("/")).display();
@@ -61,9 +87,16 @@ impl Target {
         self.direct.as_ref().map(AsRawFd::as_raw_fd).or_else(|| self.media.raw_fd())
     }
 
+    pub(crate) fn part(&self) -> Part {
+        self.part
+    }
+
     pub(crate) fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
         match &self.direct {
-            Some(file) => file.write_all_at(data, offset),
+            Some(file) => {
+                let place = self.part.place(offset, data.len()).map_err(io::Error::other)?;
+                file.write_all_at(data, place)
+            }
             None => self.media.write_at(data, offset),
         }
     }

@@ -46,7 +46,7 @@ pub struct UringQueue {
 struct Attached {
     file: RingFile,
     /// Keeps the descriptor open.
-    _target: Target,
+    target: Target,
 }
 
 impl UringQueue {
@@ -187,7 +187,7 @@ impl Queue for UringQueue {
         })?;
         self.all_direct &= target.is_direct();
         report.o_direct = self.all_direct;
-        Ok(self.slots.put(place, file.name(), Attached { file: ring_file, _target: target }))
+        Ok(self.slots.put(place, file.name(), Attached { file: ring_file, target }))
     }
 
     fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
@@ -207,12 +207,17 @@ impl Queue for UringQueue {
         len_bytes: usize,
         token: u64,
     ) -> Result<(), Refused> {
-        let file = self
+        let started = self
             .usable()
             .and_then(|()| check_write(offset, len_bytes))
-            .and_then(|()| self.slots.start(slot).map(|attached| attached.file));
-        let file = match file {
-            Ok(file) => file,
+            .and_then(|()| self.slots.start(slot).map(|it| (it.file, it.target.part())));
+        let place = started.and_then(|(file, part)| {
+            let place = part.place(offset, len_bytes).map(|offset| (file, offset));
+            // Nothing was submitted, so the count goes back without a verdict on the file.
+            place.inspect_err(|_| _ = self.slots.finish(slot, Ok(())))
+        });
+        let (file, offset) = match place {
+            Ok(place) => place,
             Err(error) => return Err(Refused { error, buf }),
         };
         let chunk = RunChunk { buf, len_bytes, token };

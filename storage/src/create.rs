@@ -9,12 +9,12 @@ use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
 use wirevault_format::table::{Entry, RunEntry, SegmentEntry, encode_page};
 use wirevault_format::{FormatError, StoreId};
-use wirevault_media::{Lock, Media, MediaFile, OpenMode, VOLUME_FILE};
+use wirevault_media::{Lock, Media, MediaFile, OpenMode, Shape, VOLUME_FILE};
 use wirevault_seal::{KeyProvider, KeyRing, random};
 
 use crate::StorageError;
 use crate::options::CreateOptions;
-use crate::plan::{Layout, Plan, plan};
+use crate::plan::{Layout, Plan, Space, plan};
 use crate::volume::{device, key_error, place_of};
 
 /// Makes a store on `volumes` (each with its absolute path) with sizes by rule.
@@ -36,11 +36,11 @@ pub fn create(
         let free_bytes = media.free_bytes();
         let free_bytes =
             free_bytes.map_err(|source| device(path, "ask for its free space", source))?;
-        Ok::<_, StorageError>(free_bytes / sharers)
+        Ok::<_, StorageError>(Space { bytes: free_bytes / sharers, device: media.is_device() })
     };
-    let free_bytes: Vec<u64> =
+    let spaces: Vec<Space> =
         volumes.iter().zip(&file_systems).map(free).collect::<Result<_, _>>()?;
-    let plan = plan(options.quota_bytes, options.lanes, &free_bytes)?;
+    let plan = plan(options.quota_bytes, options.lanes, &spaces)?;
     create_planned(volumes, store, options, &plan)
 }
 
@@ -124,6 +124,12 @@ impl<'a> NewVolume<'a> {
         };
         let encoded = superblock.encode();
         let superblock = encoded.map_err(|source| encode_error(path, source))?;
+        let shape = Shape {
+            volume_bytes: layout.end,
+            place_bytes: plan.segment_bytes,
+            places: sizes.places,
+        };
+        media.lay_out(&shape).map_err(failed("lay it out"))?;
         let file = media.open(VOLUME_FILE, OpenMode::Create).map_err(failed("make volume.wv"))?;
         // What an interrupted making left must not show through.
         file.set_len(0).map_err(failed("empty volume.wv"))?;
@@ -180,10 +186,17 @@ pub(crate) fn encode_error(volume: &str, source: FormatError) -> StorageError {
     StorageError::Encode { volume: volume.to_owned(), source }
 }
 
-/// Refuses a directory with a volume in it, whole or damaged, or with files named like segments:
-/// opening the new store would take those for leftovers and remove them.
+/// Refuses a place with a volume in it, whole or damaged; a device with anything on it; and a
+/// directory with files named like segments: opening the new store would take those for leftovers
+/// and remove them.
 fn refuse_if_used(media: &dyn Media, path: &str) -> Result<(), StorageError> {
     let used = |why: String| Err(StorageError::InUse { path: path.to_owned(), why });
+    let foreign = media.foreign().map_err(|source| device(path, "look at it", source))?;
+    if let Some(what) = foreign {
+        return used(format!(
+            "it holds {what}; `wirevault volume format {path} --force` erases it"
+        ));
+    }
     let names = media.list().map_err(|source| device(path, "list it", source))?;
     let segment = || match names.iter().find(|name| place_of(name).is_some()) {
         Some(name) => used(format!("it holds {name}, which is named like a segment")),

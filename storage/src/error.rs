@@ -12,8 +12,8 @@ use wirevault_seal::SealError;
 #[non_exhaustive]
 pub enum StorageError {
     // Misuse: the caller asked for something that cannot be.
-    /// The directory is in use already.
-    #[error("{path} cannot become a volume: {why}; name an empty directory")]
+    /// The directory or device is in use already.
+    #[error("{path} cannot become a volume: {why}; name an empty directory or device")]
     InUse {
         /// The volume.
         path: String,

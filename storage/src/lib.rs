@@ -45,7 +45,7 @@ pub use digests::{Mended, mend_digests};
 pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};
 pub use options::CreateOptions;
-pub use plan::{Plan, VolumePlan, plan, volume_file_bytes};
+pub use plan::{Plan, Space, VolumePlan, plan, volume_file_bytes};
 pub use recovery::{RecoveredSegment, RecoveryReport};
 pub use reindex::rebuild_index;
 pub use store::{OpenRequest, OpenSegment, Store, Witness};

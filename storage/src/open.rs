@@ -16,7 +16,7 @@ use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, RunState, SegmentState};
 use wirevault_format::{FormatError, RunId};
 use wirevault_index::{IndexError, KeySource, SharedCatalog, Volume};
-use wirevault_media::{DirMedia, Media};
+use wirevault_media::{Media, open_volume};
 use wirevault_telemetry::clock::Clock;
 
 use crate::StorageError;
@@ -71,7 +71,7 @@ impl Store {
         Ok((store, report))
     }
 
-    /// Opens the store whose first volume, or any other, is the directory `any`.
+    /// Opens the store whose first volume, or any other, is the directory or device `any`.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -80,7 +80,7 @@ impl Store {
         key: &KeySource,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, RecoveryReport), StorageError> {
-        let media: Arc<dyn Media> = Arc::new(DirMedia::open(any)?);
+        let media = open_volume(any)?;
         let named = Volume::read(Arc::clone(&media), key)?.superblock;
         let mut volumes = Vec::new();
         for (number, path) in named.volume_paths.iter().enumerate() {
@@ -91,8 +91,8 @@ impl Store {
             }
             let missing =
                 |why: String| StorageError::MissingVolume { number, path: path.clone(), why };
-            let other = DirMedia::open(path).map_err(|error| missing(error.to_string()))?;
-            volumes.push(Arc::new(other));
+            let other = open_volume(Path::new(path)).map_err(|error| missing(error.to_string()))?;
+            volumes.push(other);
         }
         Self::open(volumes, key, clock)
     }

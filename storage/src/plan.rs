@@ -4,6 +4,7 @@ use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_format::segment::REGION_BYTES_MAX;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock, VOLUMES_MAX};
 use wirevault_format::table::PAGE_ENTRIES;
+use wirevault_media::block::label::places_offset;
 use wirevault_seal::ring::{self, WRAPPED_ROOT_BYTES_MAX};
 
 use crate::StorageError;
@@ -58,19 +59,32 @@ pub struct VolumePlan {
     pub spares: usize,
 }
 
-/// Plans a store: `quota_bytes` over all volumes, shared in proportion to the bytes that are free
-/// on each. Without a quota it is half of what is free.
+/// Room that a volume may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that are free, or those of the whole device.
+    pub bytes: u64,
+    /// It is a device that nothing else is on. Segments have fixed places there.
+    pub device: bool,
+}
+
+impl Space {
+    /// What a volume takes if nobody says how much: others need room on a file system.
+    fn default_bytes(self) -> u64 {
+        if self.device { self.bytes } else { self.bytes / 2 }
+    }
+}
+
+/// Plans a store: `quota_bytes` over all volumes, shared in proportion to the room on each. Without
+/// a quota it is whole devices, and half of what is free elsewhere.
 ///
 /// # Errors
 /// `Volumes`; `Quota` with the arithmetic if even the smallest segments do not fit.
-pub fn plan(
-    quota_bytes: Option<u64>,
-    lanes: u16,
-    free_bytes: &[u64],
-) -> Result<Plan, StorageError> {
-    check_volumes(free_bytes.len())?;
-    let free: u128 = free_bytes.iter().map(|bytes| u128::from(*bytes)).sum();
-    let quota = quota_bytes.map_or(free / 2, u128::from);
+pub fn plan(quota_bytes: Option<u64>, lanes: u16, spaces: &[Space]) -> Result<Plan, StorageError> {
+    check_volumes(spaces.len())?;
+    let free: u128 = spaces.iter().map(|space| u128::from(space.bytes)).sum();
+    let default = || spaces.iter().map(|space| u128::from(space.default_bytes())).sum();
+    let quota = quota_bytes.map_or_else(default, u128::from);
     let lanes = u64::from(lanes.max(1));
     let refuse = |arithmetic: String| Err(StorageError::Quota { arithmetic });
     if quota > free {
@@ -85,8 +99,11 @@ pub fn plan(
         ));
     }
     // With nothing free everywhere the quota was refused above, so the divisor is not 0.
-    let share = |free_here: u64| (quota * u128::from(free_here) / free) as u64;
-    let shares: Vec<u64> = free_bytes.iter().map(|free_here| share(*free_here)).collect();
+    let share = |space: &Space| match quota_bytes {
+        Some(_) => (quota * u128::from(space.bytes) / free) as u64,
+        None => space.default_bytes(),
+    };
+    let shares: Vec<u64> = spaces.iter().map(share).collect();
     let smallest = shares.iter().copied().min().unwrap_or(0);
     let fits = |segment_bytes: u64| {
         quota >= u128::from(SEGMENTS_PER_LANE * lanes * segment_bytes)
@@ -103,16 +120,28 @@ pub fn plan(
              segments x {SEGMENT_BYTES_MIN} bytes and its tables need {need} bytes"
         ));
     }
-    let places = |quota_bytes: u64| {
-        let wanted = (quota_bytes / segment_bytes).saturating_mul(PLACES_PER_SEGMENT);
-        wanted.clamp(PLACES_MIN, PLACES_MAX) as u32
+    let spares = spares_wanted(lanes as u16);
+    let volume = |(number, quota_bytes): (usize, u64)| {
+        let segments = quota_bytes / segment_bytes;
+        let places = match spaces[number].device {
+            true => fixed_places(number, quota_bytes, segment_bytes, spares),
+            false => segments.saturating_mul(PLACES_PER_SEGMENT).clamp(PLACES_MIN, PLACES_MAX),
+        };
+        VolumePlan { quota_bytes, places: places as u32, spares }
     };
-    let volume = |quota_bytes: &u64| VolumePlan {
-        quota_bytes: *quota_bytes,
-        places: places(*quota_bytes),
-        spares: spares_wanted(lanes as u16),
+    Ok(Plan { segment_bytes, volumes: shares.into_iter().enumerate().map(volume).collect() })
+}
+
+/// Places that lie one behind the other in so many bytes of a device, behind label and tables.
+fn fixed_places(number: usize, bytes: u64, segment_bytes: u64, spares: usize) -> u64 {
+    let fits = |places: &u64| {
+        let volume = VolumePlan { quota_bytes: bytes, places: *places as u32, spares };
+        let tables_bytes = Layout::new(&volume, number == 0, true).end;
+        places_offset(tables_bytes) + places * segment_bytes <= bytes
     };
-    Ok(Plan { segment_bytes, volumes: shares.iter().map(volume).collect() })
+    // The tables of the most places that there can be take a small part of a segment each, so a
+    // few steps down from what would fit without them are enough.
+    (0..=(bytes / segment_bytes).min(PLACES_MAX)).rev().find(fits).unwrap_or(0)
 }
 
 impl Plan {
@@ -238,9 +267,14 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
+    fn free(bytes: u64) -> Space {
+        Space { bytes, device: false }
+    }
+
     #[test]
     fn the_rule_gives_the_largest_segments_that_fit() {
-        let bytes = |quota, lanes| plan(Some(quota), lanes, &[u64::MAX]).map(|it| it.segment_bytes);
+        let bytes =
+            |quota, lanes| plan(Some(quota), lanes, &[free(u64::MAX)]).map(|it| it.segment_bytes);
         assert_eq!(bytes(16 * GIB, 1).unwrap(), GIB);
         assert_eq!(bytes(16 * GIB - 1, 1).unwrap(), GIB / 2);
         assert_eq!(bytes(16 * GIB, 4).unwrap(), GIB / 4);
@@ -250,21 +284,39 @@ mod tests {
 
     #[test]
     fn a_small_quota_is_refused_with_the_arithmetic() {
-        let text = plan(Some(1 << 20), 2, &[GIB]).unwrap_err().to_string();
+        let text = plan(Some(1 << 20), 2, &[free(GIB)]).unwrap_err().to_string();
         assert!(text.contains("1048576") && text.contains("536870912"), "{text}");
-        let text = plan(Some(2 * GIB), 1, &[GIB]).unwrap_err().to_string();
+        let text = plan(Some(2 * GIB), 1, &[free(GIB)]).unwrap_err().to_string();
         assert!(text.contains("1073741824 bytes free"), "{text}");
-        let text = plan(Some(GIB), 1, &[GIB, 1 << 20]).unwrap_err().to_string();
+        let text = plan(Some(GIB), 1, &[free(GIB), free(1 << 20)]).unwrap_err().to_string();
         assert!(text.contains("smallest volume"), "{text}");
         assert!(matches!(plan(None, 1, &[]), Err(StorageError::Volumes { .. })));
     }
 
     #[test]
     fn half_of_what_is_free_is_shared_in_proportion() {
-        let plan = plan(None, 1, &[96 * GIB, 32 * GIB]).unwrap();
+        let plan = plan(None, 1, &[free(96 * GIB), free(32 * GIB)]).unwrap();
         let quotas: Vec<u64> = plan.volumes.iter().map(|it| it.quota_bytes).collect();
         assert_eq!((quotas, plan.segment_bytes), (vec![48 * GIB, 16 * GIB], GIB));
         assert_eq!((plan.volumes[0].places, plan.volumes[1].places), (384, 128));
+    }
+
+    #[test]
+    fn a_device_is_filled_with_places() {
+        for (bytes, lanes) in [(GIB, 1), (300 << 20, 1), (7_500_000_000_000, 8), (900 * GIB, 64)] {
+            let spaces = [Space { bytes, device: true }, Space { bytes, device: true }];
+            let plan = plan(None, lanes, &spaces).unwrap();
+            for (number, volume) in plan.volumes.iter().enumerate() {
+                let at = places_offset(Layout::new(volume, number == 0, true).end);
+                let end = at + u64::from(volume.places) * plan.segment_bytes;
+                assert!(end <= bytes && bytes - end < 2 * plan.segment_bytes, "{bytes}: {plan:?}");
+                assert!(volume.quota_bytes == bytes);
+            }
+        }
+        let mixed = [Space { bytes: 64 * GIB, device: true }, free(64 * GIB)];
+        let quotas: Vec<u64> =
+            plan(None, 1, &mixed).unwrap().volumes.iter().map(|it| it.quota_bytes).collect();
+        assert_eq!(quotas, [64 * GIB, 32 * GIB]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use wirevault_format::StoreId;
 use wirevault_index::{KeySource, open_store};
-use wirevault_media::{DirMedia, Media};
+use wirevault_media::{BlockMedia, DirMedia, Media};
 use wirevault_seal::{FileProvider, KeyProvider, default_key_path, random};
 use wirevault_storage::{CreateOptions, create};
 use wirevault_telemetry::clock::SystemClock;
@@ -24,16 +24,12 @@ pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
     let mut volumes: Vec<(Arc<dyn Media>, String)> = Vec::new();
     let mut paths: Vec<PathBuf> = Vec::new();
     for dir in dirs {
-        if !dir.exists() {
-            made.dirs.push(dir.to_owned());
-        }
-        let media = DirMedia::create(dir)?;
-        let path = media.path().to_owned();
+        let (media, path) = volume(dir, &mut made)?;
         if let Some(other) = paths.iter().find(|other| **other == path) {
             let path = other.display();
             return Err(CliError::Usage(format!("{path} was named twice; a volume is one place")));
         }
-        volumes.push((Arc::new(media), text(&path)?));
+        volumes.push((media, text(&path)?));
         paths.push(path);
     }
     let store = random::store_id()?;
@@ -54,6 +50,21 @@ pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
     tell_store(&paths[0], store)?;
     tell_key(key.as_deref(), made_key)?;
     Ok(Outcome::Found)
+}
+
+/// The place of a volume and its absolute path. What is neither directory nor missing is a device.
+fn volume(dir: &Path, made: &mut Made) -> Result<(Arc<dyn Media>, PathBuf), CliError> {
+    let missing = !dir.exists();
+    if !missing && !dir.is_dir() {
+        let path = std::path::absolute(dir).map_err(CliError::file(dir))?;
+        return Ok((Arc::new(BlockMedia::open(&path)?), path));
+    }
+    if missing {
+        made.dirs.push(dir.to_owned());
+    }
+    let media = DirMedia::create(dir)?;
+    let path = media.path().to_owned();
+    Ok((Arc::new(media), path))
 }
 
 /// Opens the key file that was named if it exists, else makes one.

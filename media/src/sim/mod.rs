@@ -166,6 +166,16 @@ impl SimMedia {
         })
     }
 
+    /// Takes the disk's one lock.
+    pub(crate) fn hold(&self, volume: String) -> Result<Lock, MediaError> {
+        let mut state = self.state();
+        if state.locked {
+            return Err(MediaError::Locked { volume, holder: None });
+        }
+        state.locked = true;
+        Ok(Lock::new(SimLock { state: Arc::clone(&self.state) }))
+    }
+
     fn from_state(state: State) -> Self {
         Self { state: Arc::new(Mutex::new(state)) }
     }
@@ -326,14 +336,8 @@ impl Media for SimMedia {
             action: "open volume.wv to lock it",
             source,
         })?;
-        let mut state = self.state();
-        if state.locked {
-            drop(state);
-            return Err(MediaError::Locked { volume: self.describe(), holder: None });
-        }
-        state.locked = true;
-        drop(state);
-        Ok(Lock::new(SimLock { state: Arc::clone(&self.state), _file: file }))
+        let lock = self.hold(self.describe())?;
+        Ok(Lock::new((lock, file)))
     }
 
     fn describe(&self) -> String {
@@ -353,7 +357,6 @@ impl Media for SimMedia {
 
 struct SimLock {
     state: Arc<Mutex<State>>,
-    _file: Arc<dyn MediaFile>,
 }
 
 impl Drop for SimLock {

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use wirevault_buffer::{Arena, Pool};
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
-use wirevault_media::{DirMedia, Fault, Media, MediaFile, OpenMode, SimMedia, Trigger};
+use wirevault_media::{
+    BlockMedia, DirMedia, Fault, Media, MediaFile, OpenMode, Shape, SimMedia, Trigger,
+};
 use wirevault_nvme::passthrough::sim::SimCommands;
 use wirevault_nvme::passthrough::{PassthroughQueue, TRIES_MAX, Target};
 use wirevault_nvme::spec::Status;
@@ -57,6 +59,14 @@ fn storing() -> Vec<Bench> {
     on_dir("uring unregistered", &|_| uring(true, None));
     on_dir("thread direct", &|_| Some(Box::new(ThreadQueue::new(&options(true)).unwrap())));
     on_dir("thread buffered", &|_| Some(Box::new(ThreadQueue::new(&options(false)).unwrap())));
+    for (label, direct) in [("uring on a device", true), ("uring on a device, buffered", false)] {
+        let pool = pool(DEPTH + 4);
+        if let Some(queue) = uring(direct, Some(pool.arena())) {
+            benches.push(on_device(label, queue, pool));
+        }
+    }
+    let thread = Box::new(ThreadQueue::new(&options(true)).unwrap());
+    benches.push(on_device("thread on a device", thread, pool(DEPTH + 4)));
     let thread = Box::new(ThreadQueue::new(&options(true)).unwrap());
     benches.push(simulated("thread over sim", thread, SimMedia::new()));
     for seed in 0..4 {
@@ -74,6 +84,17 @@ fn storing() -> Vec<Bench> {
         }
     }
     benches
+}
+
+/// Over a volume whose files are parts of one device.
+fn on_device(label: &'static str, queue: Box<dyn Queue>, pool: Pool) -> Bench {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("device");
+    File::create(&path).unwrap().set_len(150 << 20).unwrap();
+    let media = BlockMedia::open(&path).unwrap();
+    let shape = Shape { volume_bytes: 1 << 20, place_bytes: suite::FILE_BYTES, places: 8 };
+    media.lay_out(&shape).unwrap();
+    Bench { label, queue, media: Box::new(media), pool, _dir: Some(dir) }
 }
 
 fn namespace() -> Target {
@@ -354,7 +375,11 @@ fn the_report_tells_what_is_in_use() {
         bench.file("a");
         let report = bench.queue.report();
         match bench.label {
-            "uring buffered" | "thread buffered" | "thread over sim" | "sim" => {
+            "uring buffered"
+            | "uring on a device, buffered"
+            | "thread buffered"
+            | "thread over sim"
+            | "sim" => {
                 assert!(!report.o_direct, "{}", bench.label);
             }
             _ => assert!(report.o_direct || !report.why_not.is_empty(), "{}", bench.label),

@@ -66,9 +66,16 @@ pub(crate) fn options(direct: bool) -> QueueOptions {
 
 impl Bench {
     pub(crate) fn file(&mut self, name: &str) -> (Slot, Arc<dyn MediaFile>) {
-        let file = self.media.open(name, OpenMode::Create).unwrap();
-        file.allocate(FILE_BYTES).unwrap();
+        let file = self.open(name);
         (self.queue.attach(&file).unwrap(), file)
+    }
+
+    /// Files are named like segments: a device has no others.
+    pub(crate) fn open(&self, name: &str) -> Arc<dyn MediaFile> {
+        let place = name.bytes().next().unwrap_or(b'a') - b'a';
+        let file = self.media.open(&format!("{place:06}.pcapng"), OpenMode::Create).unwrap();
+        file.allocate(FILE_BYTES).unwrap();
+        file
     }
 
     pub(crate) fn buf(&self, fill: u8) -> ChunkBuf {
@@ -246,7 +253,7 @@ pub(crate) fn misuse_is_refused_by_name(mut bench: Bench) {
 
 pub(crate) fn slots_are_limited_and_reused(mut bench: Bench) {
     let slots: Vec<_> = ["a", "b", "c"].iter().map(|n| bench.file(n).0).collect();
-    let extra = bench.media.open("d", OpenMode::Create).unwrap();
+    let extra = bench.open("d");
     assert!(matches!(bench.queue.attach(&extra), Err(NvmeError::SlotsFull { slots: SLOTS })));
     bench.queue.detach(slots[1]).unwrap();
     let slot = bench.queue.attach(&extra).unwrap();

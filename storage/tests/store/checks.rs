@@ -120,7 +120,7 @@ pub(crate) fn disk_bytes(media: &SimMedia) -> Result<u64, String> {
 
 /// The catalog as a reader without the lock sees it.
 pub(crate) fn offline_catalog(media: &SimMedia) -> Result<Catalog, String> {
-    let volume = Volume::read(Arc::new(media.clone()), &key_source());
+    let volume = Volume::read(volume_of(media), &key_source());
     let volume = volume.map_err(|error| error.to_string())?;
     let reader = StoreReader { store: STORE, volumes: vec![volume], missing: Vec::new() };
     Ok(reader.catalog(START_NS))
@@ -129,7 +129,8 @@ pub(crate) fn offline_catalog(media: &SimMedia) -> Result<Catalog, String> {
 pub(crate) fn check_quota(media: &SimMedia, store: &Store) -> Result<(), String> {
     let status = store.status();
     let volume = &status.volumes[0];
-    let on_disk = disk_bytes(media)?;
+    // A device has the bytes that it has.
+    let on_disk = if is_device(media) { volume.used_bytes } else { disk_bytes(media)? };
     if volume.used_bytes > volume.quota_bytes || on_disk > volume.quota_bytes {
         return Err(format!("{on_disk} bytes on disk, {volume:?}: over quota"));
     }

@@ -1,4 +1,4 @@
-//! Stores in real directories.
+//! Stores in real directories, and on plain files that stand for devices.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use wirevault_format::footer::CloseReason;
 use wirevault_index::{KeySource, open_store};
-use wirevault_media::{DirMedia, Media};
+use wirevault_media::{DirMedia, Media, open_volume};
 use wirevault_seal::FileProvider;
 use wirevault_storage::{CreateOptions, StorageError, Store, create};
 use wirevault_telemetry::clock::SystemClock;
@@ -86,6 +86,38 @@ fn a_sealed_store_in_a_directory() {
     std::fs::remove_file(&key).unwrap();
     let missing = Store::open_dir(&moved, &KeySource::Recorded, Arc::new(SystemClock));
     assert!(missing.err().unwrap().to_string().contains("does not exist"));
+}
+
+#[test]
+fn a_sealed_store_on_a_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let (device, key) = (dir.path().join("device"), dir.path().join("the.key"));
+    std::fs::File::create(&device).unwrap().set_len(300 << 20).unwrap();
+    FileProvider::create(&key).unwrap();
+    let options = CreateOptions {
+        quota_bytes: None,
+        lanes: 1,
+        key: Some(Arc::new(FileProvider::open(&key).unwrap())),
+        key_path: key.display().to_string(),
+        clock: Arc::new(SystemClock),
+    };
+    let volume = || (open_volume(&device).unwrap(), device.display().to_string());
+    create(&[volume()], STORE, &options).unwrap();
+    let again = create(&[volume()], STORE, &options).unwrap_err();
+    assert!(again.to_string().contains("belongs to store 07070707"), "{again}");
+    let ledger = record(&device);
+    assert_eq!(std::fs::metadata(&device).unwrap().len(), 300 << 20);
+
+    let reader = open_store(&device, &KeySource::Recorded).unwrap();
+    let catalog = reader.catalog(START_NS);
+    assert_eq!(catalog.segments.len(), 2);
+    check_held(&read_all(&catalog, true).unwrap(), &ledger, 0).unwrap();
+    let (store, report) =
+        Store::open_dir(&device, &KeySource::Recorded, Arc::new(SystemClock)).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!(store.status().volumes[0].quota_bytes, 300 << 20);
+    let locked = Store::open_dir(&device, &KeySource::Recorded, Arc::new(SystemClock));
+    assert!(locked.err().unwrap().is_locked());
 }
 
 #[test]

@@ -13,7 +13,8 @@ use wirevault_format::superblock::Superblock;
 use wirevault_format::{Cause, Gap, Interface, LifeId, LinkType, RunId, StoreId};
 use wirevault_index::flow_table::FlowOptions;
 use wirevault_index::{ChunkDelta, FlowTable, KeySource, PacketNote, SegmentIndex, Volume};
-use wirevault_media::{Media, SimMedia};
+use wirevault_media::block::sim::{DEVICE_FILE, SimDevice};
+use wirevault_media::{BlockMedia, Media, OpenMode, SimMedia, Survival};
 use wirevault_packet::dissect;
 use wirevault_seal::chain::Chain;
 use wirevault_seal::locked::LockedBytes;
@@ -47,6 +48,31 @@ pub(crate) fn clock() -> Arc<ManualClock> {
     Arc::new(ManualClock::new(START_NS))
 }
 
+/// What stands on a simulated disk: a device of `bytes` bytes, or files of a directory.
+pub(crate) fn disk_for(device_bytes: Option<u64>) -> SimMedia {
+    let media = SimMedia::new();
+    if let Some(bytes) = device_bytes {
+        let device = media.open(DEVICE_FILE, OpenMode::Create).unwrap();
+        device.allocate(bytes).unwrap();
+        device.sync().unwrap();
+        media.sync_dir().unwrap();
+    }
+    media.crash_as(Survival::Nothing, 0)
+}
+
+/// A disk without power is told by whoever uses it.
+pub(crate) fn is_device(media: &SimMedia) -> bool {
+    media.list().is_ok_and(|names| names.iter().any(|name| name == DEVICE_FILE))
+}
+
+/// The volume on a simulated disk.
+pub(crate) fn volume_of(media: &SimMedia) -> Arc<dyn Media> {
+    match is_device(media) {
+        true => Arc::new(BlockMedia::over(Arc::new(SimDevice::on(media))).unwrap()),
+        false => Arc::new(media.clone()),
+    }
+}
+
 /// Makes a store on one simulated disk.
 pub(crate) fn make(
     media: &SimMedia,
@@ -54,7 +80,7 @@ pub(crate) fn make(
     quota_bytes: u64,
     places: u32,
 ) -> Result<(), StorageError> {
-    let volumes: Vec<(Arc<dyn Media>, String)> = vec![(Arc::new(media.clone()), "/sim".into())];
+    let volumes: Vec<(Arc<dyn Media>, String)> = vec![(volume_of(media), "/sim".into())];
     let plan = Plan::exact(SEGMENT_BYTES, &[(quota_bytes, places)], 1)?;
     create_planned(&volumes, STORE, &options(sealed), &plan).map(drop)
 }
@@ -73,7 +99,7 @@ pub(crate) fn open(
     media: &SimMedia,
     clock: Arc<ManualClock>,
 ) -> Result<(Store, RecoveryReport), StorageError> {
-    open_through(Arc::new(media.clone()), clock)
+    open_through(volume_of(media), clock)
 }
 
 pub(crate) fn open_through(
@@ -398,7 +424,7 @@ pub(crate) fn frame(stream: Stream, sequence: u64, bytes: usize) -> Vec<u8> {
 
 /// The superblock of a simulated disk.
 pub(crate) fn superblock(media: &SimMedia) -> Superblock {
-    Volume::read(Arc::new(media.clone()), &key_source()).unwrap().superblock
+    Volume::read(volume_of(media), &key_source()).unwrap().superblock
 }
 
 /// A key service that can be out of reach.

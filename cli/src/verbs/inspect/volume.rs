@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 use wirevault_format::LifeId;
 use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_index::Volume;
 use wirevault_index::error::chain;
-use wirevault_media::DirMedia;
+use wirevault_media::open_volume;
 use wirevault_query::summary::Instant;
 use wirevault_seal::KeyRing;
 
@@ -21,8 +20,8 @@ use crate::place::key_source;
 
 /// Shows a volume.
 pub(super) fn show(args: &InspectVolumeArgs) -> Result<Outcome, CliError> {
-    let media = DirMedia::open(&args.dir)?;
-    let volume = Volume::read(Arc::new(media), &key_source(args.key.as_deref()))?;
+    let media = open_volume(&args.dir)?;
+    let volume = Volume::read(media, &key_source(args.key.as_deref()))?;
     match args.json {
         true => put_json(&json(&volume))?,
         false => put(&text(&volume))?,

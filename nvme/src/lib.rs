@@ -15,7 +15,7 @@
 //! - [`SimQueue`]: a simulated disk with late and reordered completions;
 //! - [`NullQueue`]: completes everything and writes nothing, for measuring what comes before it.
 //!
-//! [`open_best`] picks between the first two and says why.
+//! [`open_best`] picks between the first three and says why.
 //!
 //! # Rules
 //! - **Ordering.** Operations in flight may be carried out in any order. A sync makes durable the
@@ -43,6 +43,7 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+mod age;
 pub mod device;
 pub mod error;
 pub mod health;
@@ -63,7 +64,7 @@ pub mod vfio;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wirevault_buffer::ChunkBuf;
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
@@ -130,6 +131,13 @@ pub trait Queue: Send {
 
     /// Operations submitted and not yet returned by [`Queue::poll`].
     fn in_flight(&self) -> usize;
+
+    /// When the oldest operation in flight was submitted, if the queue keeps track (what
+    /// [`open_best`] gives does). A device that hangs shows here: its operations neither end nor
+    /// fail, and polling goes on without them.
+    fn oldest(&self) -> Option<Instant> {
+        None
+    }
 }
 
 /// The end of one operation.

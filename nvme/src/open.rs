@@ -1,69 +1,232 @@
 //! The best back end that works here.
 
-use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use wirevault_buffer::Arena;
+use wirevault_buffer::{Arena, ChunkBuf};
+use wirevault_media::MediaFile;
 
-use crate::Queue;
-use crate::error::NvmeError;
-use crate::options::{Backend, QueueOptions};
+use crate::age::Ages;
+use crate::device::{Roots, of_path};
+use crate::error::{NvmeError, Refused};
+use crate::options::{Backend, QueueOptions, QueueReport};
+use crate::passthrough::PassthroughQueue;
+use crate::slot::Slot;
 use crate::thread::ThreadQueue;
 use crate::uring::UringQueue;
+use crate::{Completion, Queue};
 
 /// Opens the back end that the options ask for. With [`Backend::Auto`] that is io_uring, or the
-/// thread where io_uring cannot be had; the report's `why_not` then begins with the reason.
+/// thread where io_uring cannot be had; if the first file that is attached lies on an NVMe device
+/// without a file system between, the queue goes over to NVMe commands. The report's `why_not`
+/// begins with the reason for what was not taken. The queue keeps track of
+/// [ages](Queue::oldest).
 ///
 /// Errors: options beyond limits, or the back end that was asked for by name cannot be had.
 pub fn open_best(options: &QueueOptions, arena: &Arena) -> Result<Box<dyn Queue>, NvmeError> {
     options.check()?;
-    match options.backend {
-        Backend::Passthrough => Err(NvmeError::Setup {
-            backend: "passthrough",
-            reason: "it needs a device, and this volume is a folder",
-            source: io::ErrorKind::Unsupported.into(),
-        }),
-        Backend::Uring => Ok(Box::new(UringQueue::new(options, Some(arena))?)),
+    let mut why_not = None;
+    let inner: Box<dyn Queue> = match options.backend {
+        Backend::Uring => Box::new(UringQueue::new(options, Some(arena))?),
         Backend::Thread => {
-            let mut queue = ThreadQueue::new(options)?;
-            queue.because("the thread queue was asked for by name".to_owned());
-            Ok(Box::new(queue))
+            why_not = Some("the thread queue was asked for by name".to_owned());
+            Box::new(ThreadQueue::new(options)?)
         }
         Backend::Auto => match UringQueue::new(options, Some(arena)) {
-            Ok(queue) => Ok(Box::new(queue)),
-            Err(error) => fall_back(options, &error),
+            Ok(queue) => Box::new(queue),
+            Err(error) => Box::new(fall_back(options, &error, &mut why_not)?),
         },
+    };
+    let may_go_over = options.backend == Backend::Auto;
+    Ok(Box::new(BestQueue::new(inner, *options, arena, may_go_over, why_not)))
+}
+
+fn fall_back(
+    options: &QueueOptions,
+    error: &NvmeError,
+    why_not: &mut Option<String>,
+) -> Result<ThreadQueue, NvmeError> {
+    *why_not = Some(error.to_string());
+    ThreadQueue::new(options)
+}
+
+/// A back end, and the better one that it may give way to.
+struct BestQueue {
+    inner: Box<dyn Queue>,
+    options: QueueOptions,
+    arena: Arena,
+    /// No file was attached so far, so that another back end can still be taken.
+    may_go_over: bool,
+    why_not: Option<String>,
+    ages: Ages,
+}
+
+impl BestQueue {
+    fn new(
+        inner: Box<dyn Queue>,
+        options: QueueOptions,
+        arena: &Arena,
+        may_go_over: bool,
+        why_not: Option<String>,
+    ) -> Self {
+        let ages = Ages::new(inner.depth());
+        Self { inner, options, arena: arena.clone(), may_go_over, why_not, ages }
+    }
+
+    /// Takes a queue of NVMe commands if that is possible.
+    fn go_over(&mut self, node: &Path) {
+        let device = of_path(&Roots::default(), node);
+        let commands = device
+            .and_then(|device| PassthroughQueue::open(&self.options, Some(&self.arena), &device));
+        match commands {
+            Ok(queue) => {
+                self.inner = Box::new(queue);
+                self.why_not = None;
+            }
+            Err(error) => self.why_not = Some(format!("no NVMe commands: {error}")),
+        }
     }
 }
 
-fn fall_back(options: &QueueOptions, error: &NvmeError) -> Result<Box<dyn Queue>, NvmeError> {
-    let mut queue = ThreadQueue::new(options)?;
-    queue.because(error.to_string());
-    Ok(Box::new(queue))
+impl Queue for BestQueue {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn report(&self) -> QueueReport {
+        let mut report = self.inner.report();
+        report.why_not.splice(0..0, self.why_not.clone());
+        report
+    }
+
+    fn depth(&self) -> usize {
+        self.inner.depth()
+    }
+
+    fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
+        if std::mem::take(&mut self.may_go_over)
+            && let Some(extent) = file.extent()
+        {
+            self.go_over(&extent.device);
+        }
+        self.inner.attach(file)
+    }
+
+    fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
+        self.inner.detach(slot)
+    }
+
+    fn write(
+        &mut self,
+        slot: Slot,
+        offset: u64,
+        buf: ChunkBuf,
+        len_bytes: usize,
+        token: u64,
+    ) -> Result<(), Refused> {
+        self.inner.write(slot, offset, buf, len_bytes, token)?;
+        self.ages.begin(token, Instant::now());
+        Ok(())
+    }
+
+    fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
+        self.inner.sync(slot, token)?;
+        self.ages.begin(token, Instant::now());
+        Ok(())
+    }
+
+    fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
+        let before = out.len();
+        let polled = self.inner.poll(wait, out);
+        out[before..].iter().for_each(|end| self.ages.end(end.token()));
+        polled
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight()
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.ages.oldest()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use wirevault_buffer::{ArenaOptions, Hugepages};
+    use std::fs::File;
+
+    use wirevault_buffer::{ArenaOptions, Hugepages, Pool};
+    use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
+    use wirevault_media::{DirMedia, Media, OpenMode};
 
     use super::*;
 
+    fn arena() -> Arena {
+        let bytes = 4 * CHUNK_BYTES;
+        let options = ArenaOptions { bytes, hugepages: Hugepages::Off, numa_node: None };
+        Arena::new(options).unwrap()
+    }
+
     #[test]
     fn the_reason_for_a_lesser_back_end_is_told() {
+        let options = QueueOptions { backend: Backend::Thread, ..QueueOptions::default() };
+        let queue = open_best(&options, &arena()).unwrap();
+        assert_eq!(queue.name(), "thread");
+        assert!(queue.report().why_not[0].contains("by name"), "{:?}", queue.report());
         let error = NvmeError::Setup {
             backend: "io_uring",
             reason: "io_uring is forbidden here",
-            source: io::Error::from_raw_os_error(libc::EPERM),
+            source: std::io::Error::from_raw_os_error(libc::EPERM),
         };
-        let queue = fall_back(&QueueOptions::default(), &error).unwrap();
-        assert_eq!(queue.name(), "thread");
+        let mut why_not = None;
+        let inner = Box::new(fall_back(&options, &error, &mut why_not).unwrap());
+        let queue = BestQueue::new(inner, options, &arena(), false, why_not);
         assert!(queue.report().why_not[0].contains("forbidden"), "{:?}", queue.report());
     }
 
     #[test]
+    fn what_is_no_nvme_device_keeps_its_back_end_and_says_why() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("device");
+        File::create(&path).unwrap();
+        let options = QueueOptions { backend: Backend::Thread, ..QueueOptions::default() };
+        let inner = Box::new(ThreadQueue::new(&options).unwrap());
+        let mut queue = BestQueue::new(inner, options, &arena(), true, None);
+        queue.go_over(&path);
+        assert_eq!(queue.name(), "thread");
+        let report = queue.report();
+        assert!(report.why_not[0].contains("no block device"), "{report:?}");
+    }
+
+    #[test]
+    fn ages_begin_with_submissions_and_end_with_completions() {
+        let arena = arena();
+        let dir = tempfile::tempdir().unwrap();
+        let media = DirMedia::open(dir.path()).unwrap();
+        let file = media.open("a", OpenMode::Create).unwrap();
+        let mut queue = open_best(&QueueOptions::default(), &arena).unwrap();
+        let slot = queue.attach(&file).unwrap();
+        assert_eq!(queue.oldest(), None);
+        let begin = Instant::now();
+        let pool = Pool::new(arena);
+        queue.write(slot, 0, pool.take().unwrap(), LBA_BYTES, 1).unwrap();
+        let oldest = queue.oldest().unwrap();
+        assert!(oldest >= begin);
+        queue.write(slot, 8192, pool.take().unwrap(), LBA_BYTES, 2).unwrap();
+        assert_eq!(queue.oldest(), Some(oldest));
+        let mut out = Vec::new();
+        while queue.in_flight() > 0 {
+            queue.poll(Duration::from_secs(1), &mut out).unwrap();
+        }
+        assert_eq!(queue.oldest(), None);
+        queue.sync(slot, 3).unwrap();
+        assert!(queue.oldest().is_some());
+    }
+
+    #[test]
     fn names_and_limits_are_obeyed() {
-        let arena =
-            Arena::new(ArenaOptions { bytes: 1 << 20, hugepages: Hugepages::Off, numa_node: None })
-                .unwrap();
+        let arena = arena();
         let named = QueueOptions { backend: Backend::Thread, ..QueueOptions::default() };
         assert_eq!(open_best(&named, &arena).unwrap().name(), "thread");
         for bad in [

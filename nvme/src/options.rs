@@ -16,8 +16,6 @@ pub enum Backend {
     /// io_uring cannot be had.
     #[default]
     Auto,
-    /// NVMe passthrough or an error.
-    Passthrough,
     /// io_uring or an error.
     Uring,
     /// The thread.

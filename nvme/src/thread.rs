@@ -83,11 +83,6 @@ impl ThreadQueue {
         })
     }
 
-    /// Adds why a better back end was not taken.
-    pub(crate) fn because(&mut self, reason: String) {
-        self.report.because(reason);
-    }
-
     fn submit(&mut self, job: Job) -> Result<(), Job> {
         let Some(lines) = &self.lines else { return Err(job) };
         let line = if job.write.is_some() { &lines.writes } else { &lines.syncs };

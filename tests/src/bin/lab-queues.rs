@@ -15,9 +15,12 @@ mod suite;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use wirevault_media::{Media, OpenMode};
 use wirevault_nvme::admin::AdminNode;
 use wirevault_nvme::device::{Roots, discover};
-use wirevault_nvme::{Completion, Device, Health, PassthroughQueue, QueueOptions};
+use wirevault_nvme::{
+    Completion, Device, Health, PassthroughQueue, Queue, QueueOptions, open_best,
+};
 
 use extents::ExtentMedia;
 use suite::{Bench, DEPTH, EVERY, STORING, options, pool};
@@ -102,6 +105,18 @@ fn run_suite(device: &Device) {
             check(bench(device, label, polling, registered));
         }
     }
+    for (name, check) in STORING {
+        println!("{name}: the best");
+        let pool = pool(DEPTH + 4);
+        let mut queue = open_best(&options(true), pool.arena()).unwrap_or_else(|e| panic!("{e}"));
+        let media = Box::new(ExtentMedia::open(&device.node));
+        let first = media.open("first", OpenMode::Create).expect("file");
+        let slot = queue.attach(&first).unwrap_or_else(|error| panic!("{error}"));
+        let report = queue.report();
+        assert_eq!(report.backend, "passthrough", "{report:?}");
+        queue.detach(slot).unwrap_or_else(|error| panic!("{error}"));
+        check(Bench { label: "the best", queue, media, pool, _dir: None });
+    }
     println!("all checks passed");
 }
 
@@ -111,7 +126,7 @@ fn bench(device: &Device, label: &'static str, polling: bool, registered: bool) 
     let arena = registered.then(|| pool.arena());
     let queue = PassthroughQueue::open(&options, arena, device)
         .unwrap_or_else(|error| panic!("{label}: {error}"));
-    let report = wirevault_nvme::Queue::report(&queue);
+    let report = queue.report();
     assert_eq!(report.registered_buffers, registered, "{label}: {report:?}");
     assert_eq!(report.polled, polling && device.polled_queues, "{label}: {report:?}");
     assert!(report.registered_files && report.flushes, "{label}: {report:?}");
@@ -121,7 +136,7 @@ fn bench(device: &Device, label: &'static str, polling: bool, registered: bool) 
 
 fn write(device: &Device) {
     let mut bench = bench(device, "write", false, true);
-    let file = bench.media.open("a", wirevault_media::OpenMode::Create).expect("file");
+    let file = bench.media.open("a", OpenMode::Create).expect("file");
     let slot = bench.queue.attach(&file).unwrap_or_else(|error| panic!("{error}"));
     let tell = |ends: Vec<Completion>| {
         for end in ends {

@@ -1,10 +1,11 @@
 //! Discovery over made-up trees of /sys, /proc and /dev, laid out as Linux 6.12 lays them out.
 
 use std::fs;
+use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use wirevault_nvme::device::{DeviceKind, Roots, Use, discover};
+use wirevault_nvme::device::{DeviceKind, Roots, Use, below, discover};
 use wirevault_nvme::{Device, NvmeError};
 
 const MIB: u64 = 1 << 20;
@@ -234,6 +235,21 @@ fn what_can_hold_nothing_is_left_out() {
     assert_eq!((vda.kind, vda.serial.as_str()), (DeviceKind::Block, "disk-7"));
     assert_eq!((vda.model.as_str(), vda.nvme), ("", None));
     assert_eq!(vda.numa_node, None);
+}
+
+/// A folder's device is the one below its file system, a partition's the whole one.
+#[test]
+fn the_device_below_a_folder_is_found() {
+    let machine = Machine::new();
+    machine.namespace(0, LOCAL, "AWS1");
+    let folder = machine.dir.path();
+    let refused = below(&machine.roots(), folder).unwrap_err();
+    assert!(refused.to_string().contains("no single device"), "{refused}");
+    let number = fs::metadata(folder).unwrap().st_dev();
+    let number = format!("{}:{}", libc::major(number), libc::minor(number));
+    machine.put("sys/block/nvme0n1/nvme0n1p1/partition", "1\n");
+    machine.link(&format!("sys/dev/block/{number}"), "../../block/nvme0n1/nvme0n1p1");
+    assert_eq!(below(&machine.roots(), folder).unwrap().serial, "AWS1");
 }
 
 #[test]

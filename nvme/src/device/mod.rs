@@ -220,6 +220,26 @@ pub fn of_path(roots: &Roots, path: &Path) -> Result<Device, NvmeError> {
     })
 }
 
+/// The device that holds a path: the one it names, or the one below its file system.
+///
+/// Errors: the path cannot be read, or its file system lies on no single device that we know
+/// (memory, several devices, the device mapper).
+pub fn below(roots: &Roots, path: &Path) -> Result<Device, NvmeError> {
+    use std::os::unix::fs::FileTypeExt;
+    let failed = |source| NvmeError::Discover { path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if metadata.file_type().is_block_device() {
+        return of_path(roots, path);
+    }
+    let (major, minor) = (libc::major(metadata.st_dev()), libc::minor(metadata.st_dev()));
+    let name = sysfs::device_of(roots, (major, minor));
+    let devices = discover(roots)?;
+    devices.into_iter().find(|device| Some(&device.name) == name.as_ref()).ok_or_else(|| {
+        let text = format!("its file system ({major}:{minor}) lies on no single device");
+        failed(io::Error::new(io::ErrorKind::NotFound, text))
+    })
+}
+
 /// Major and minor number behind a path. Errors: it cannot be read, or is no block device.
 pub(crate) fn block_number(path: &Path) -> io::Result<(u32, u32)> {
     use std::os::unix::fs::FileTypeExt;

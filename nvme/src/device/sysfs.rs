@@ -24,6 +24,14 @@ pub(super) fn devices(roots: &Roots) -> Result<Vec<Device>, NvmeError> {
         .collect())
 }
 
+/// Name of the device that has this number, or a partition of this number.
+pub(super) fn device_of(roots: &Roots, (major, minor): (u32, u32)) -> Option<String> {
+    let link = roots.sys.join("dev/block").join(format!("{major}:{minor}"));
+    let dir = fs::canonicalize(link).ok()?;
+    let dir = if dir.join("partition").exists() { dir.parent()? } else { &dir };
+    Some(dir.file_name()?.to_str()?.to_owned())
+}
+
 /// One device; nothing if it is none of ours, or goes away while we look.
 fn device(roots: &Roots, users: &Users, dir: &Path, name: String) -> Option<Device> {
     let bytes = number::<u64>(&dir.join("size"))? * SECTOR_BYTES;

@@ -265,9 +265,10 @@ pub struct VolumeStatus {
     /// Bytes of one segment.
     pub segment_bytes: u64,
     /// How it is: `ok`; `suspect` with the reason (a segment failed here, others are opened here
-    /// only if no other volume takes them); `failed` with the reason (it takes no more).
+    /// only if no other volume takes them); `stalled` (its device does not answer at the moment,
+    /// and segments that wait for it were given up); `failed` with the reason (it takes no more).
     pub state: String,
-    /// Back end of its queue: `io_uring`, `thread`; empty offline.
+    /// Back end of its queue: `passthrough`, `io_uring`, `thread`; empty offline.
     pub backend: String,
     /// Whether writes go past the page cache.
     pub o_direct: bool,

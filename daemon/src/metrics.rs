@@ -53,6 +53,8 @@ pub(crate) fn page(app: &App) -> Option<String> {
         let syncs = shared.sync_latency.snapshot();
         page.counter(Counter::NvmeWrittenBytes, &labels, written);
         page.counter(Counter::NvmeSyncsCount, &labels, syncs.count());
+        let stalled = f64::from(u8::from(shared.stalled.load(Ordering::Relaxed)));
+        page.gauge(Gauge::NvmeStalledState, &labels, stalled);
         page.counter(Counter::NvmeFailuresCount, &labels, failed);
         let lost = shared.lost_deltas.load(Ordering::Relaxed);
         page.counter(Counter::IndexLostDeltas, &labels, lost);

@@ -171,6 +171,9 @@ fn volume_status(
         ..VolumeStatus::default()
     };
     let Some(view) = view else { return status };
+    if view.shared.stalled.load(Ordering::Relaxed) && volume.failed.is_none() {
+        status.state = "stalled: the device does not answer".to_owned();
+    }
     let report = view.shared.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(report) = report {
         status.backend = report.backend.to_owned();

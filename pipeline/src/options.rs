@@ -22,6 +22,10 @@ pub enum Topology {
     Split,
 }
 
+/// Time after which a device counts as stalled. Disks that clean up, or flush behind a page cache,
+/// take seconds; drivers give up after 30 s, on EC2's local disks after 90 s.
+const STALL: Duration = Duration::from_secs(10);
+
 /// How a pipeline runs.
 #[derive(Clone)]
 pub struct PipelineOptions {
@@ -29,6 +33,9 @@ pub struct PipelineOptions {
     pub flush_age: Duration,
     /// Time over which flushes of a file are grouped.
     pub commit_interval: Duration,
+    /// Time that a write or flush may take before its segment is given up and the lane goes on
+    /// elsewhere.
+    pub stall: Duration,
     /// Age after which a segment is closed although it is not full.
     pub segment_age: Duration,
     /// Written by an import rather than from live interfaces.
@@ -44,6 +51,7 @@ impl Default for PipelineOptions {
         Self {
             flush_age: Duration::from_millis(250),
             commit_interval: Duration::from_millis(100),
+            stall: STALL,
             segment_age: Duration::from_secs(3600),
             import: false,
             topology: Topology::Auto,
@@ -57,6 +65,7 @@ impl fmt::Debug for PipelineOptions {
         f.debug_struct("PipelineOptions")
             .field("flush_age", &self.flush_age)
             .field("commit_interval", &self.commit_interval)
+            .field("stall", &self.stall)
             .field("segment_age", &self.segment_age)
             .field("import", &self.import)
             .field("topology", &self.topology)

@@ -393,7 +393,8 @@ impl Starter {
         let shared = Arc::new(WriterShared::default());
         let (report_to, report) = bounded(1);
         let (pool, queue_maker) = (pool.clone(), options.queue.clone());
-        let (commit_interval, thread_shared) = (options.commit_interval, Arc::clone(&shared));
+        let bounds = (options.commit_interval, options.stall);
+        let thread_shared = Arc::clone(&shared);
         let name = format!("write-{volume}");
         self.spawn(name.clone(), move || {
             let queue = match queue_maker(volume, pool.arena()) {
@@ -405,7 +406,7 @@ impl Starter {
             };
             *lock(&thread_shared.report) = Some(queue.report());
             let _ = report_to.send(Ok(()));
-            let writer = Writer::new(queue, channels, pool, commit_interval, thread_shared, times);
+            let writer = Writer::new(queue, channels, pool, bounds, thread_shared, times);
             writer.run();
             drop(sign);
         })?;

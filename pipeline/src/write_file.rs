@@ -189,6 +189,12 @@ impl WriteFile {
         Some(since.elapsed())
     }
 
+    /// When the oldest write or flush under way was submitted.
+    pub(crate) fn oldest_under_way(&self) -> Option<Instant> {
+        let writing = self.chunks.iter().filter(|held| held.state == State::Writing);
+        writing.map(|held| held.since).chain(self.syncing_since).min()
+    }
+
     /// Something was written that no successful flush covers yet.
     pub(crate) fn has_unflushed(&self) -> bool {
         self.written_since.is_some() || self.syncing_since.is_some()

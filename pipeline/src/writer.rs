@@ -17,7 +17,7 @@
 //! chunks: the device may have dropped the others' bytes with those that it told of.
 
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -67,6 +67,10 @@ pub struct WriterShared {
     pub failed_chunks: std::sync::atomic::AtomicU64,
     /// Index deltas that found no room on their way.
     pub lost_deltas: std::sync::atomic::AtomicU64,
+    /// The device has not answered for longer than it may. See [`PipelineOptions::stall`].
+    ///
+    /// [`PipelineOptions::stall`]: crate::PipelineOptions::stall
+    pub stalled: AtomicBool,
     /// The last write or flush that failed.
     pub error: Mutex<Option<String>>,
 }
@@ -84,6 +88,7 @@ pub(crate) struct Writer {
     channels: WriterChannels,
     pool: Pool,
     commit_interval: Duration,
+    stall: Duration,
     shared: Arc<WriterShared>,
     times: Arc<BufferTimes>,
     files: Vec<WriteFile>,
@@ -106,7 +111,7 @@ impl Writer {
         queue: Box<dyn Queue>,
         channels: WriterChannels,
         pool: Pool,
-        commit_interval: Duration,
+        (commit_interval, stall): (Duration, Duration),
         shared: Arc<WriterShared>,
         times: Arc<BufferTimes>,
     ) -> Self {
@@ -115,6 +120,7 @@ impl Writer {
             queue,
             channels,
             commit_interval,
+            stall,
             shared,
             times,
             files: Vec::with_capacity(FILES),
@@ -152,6 +158,7 @@ impl Writer {
             for completion in completions.drain(..) {
                 self.complete(completion);
             }
+            self.watch();
             self.settle();
             self.forget_done(!open);
         }
@@ -298,6 +305,25 @@ impl Writer {
                 if let Some(took) = self.files[at].synced() {
                     self.shared.sync_latency.record_ns(took.as_nanos() as u64);
                 }
+            }
+        }
+    }
+
+    /// Gives segments up whose device hangs, so that their lanes go on elsewhere. What the device
+    /// has stays with it until it answers.
+    fn watch(&mut self) {
+        let stalled = self.queue.oldest().is_some_and(|since| since.elapsed() > self.stall);
+        self.shared.stalled.store(stalled, Ordering::Relaxed);
+        if !stalled {
+            return;
+        }
+        for at in 0..self.files.len() {
+            let file = &self.files[at];
+            // One by one: a segment that was opened since has its own time.
+            if file.segment.failure().is_none()
+                && file.oldest_under_way().is_some_and(|since| since.elapsed() > self.stall)
+            {
+                self.fail(at, &format!("the device has not answered for {:?}", self.stall));
             }
         }
     }

@@ -7,7 +7,7 @@ use std::io::{self, Cursor};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wirevault_buffer::{Arena, ArenaOptions, ChunkBuf, Hugepages, Pool};
 use wirevault_capture::{
@@ -48,6 +48,8 @@ enum Refusal {
     Nothing,
     Write(i32),
     Sync(i32),
+    /// Nothing ends, until the volume was seen suspect.
+    Hang,
 }
 
 /// Every (life, chunk number) that was submitted, with what identified it: one pair must never be
@@ -60,6 +62,8 @@ struct FailingQueue {
     plan: Arc<Plan>,
     sealed: Sealed,
     disks: Vec<SimMedia>,
+    submitted: u64,
+    hanging_since: Option<Instant>,
 }
 
 struct Plan {
@@ -68,6 +72,8 @@ struct Plan {
     after: u64,
     times: u64,
     seen: std::sync::atomic::AtomicU64,
+    /// Set when the volume was seen suspect.
+    was_suspect: AtomicBool,
     /// Set when a lane was seen blocked; a device that is to fail until then works again.
     was_blocked: AtomicBool,
     until_blocked: bool,
@@ -75,8 +81,9 @@ struct Plan {
 
 impl Plan {
     fn new(refusal: Refusal, after: u64, times: u64) -> Arc<Self> {
-        let (seen, was_blocked) = (0.into(), false.into());
-        Arc::new(Self { refusal, after, times, seen, was_blocked, until_blocked: false })
+        let (seen, was_suspect, was_blocked) = (0.into(), false.into(), false.into());
+        let until_blocked = false;
+        Arc::new(Self { refusal, after, times, seen, was_suspect, was_blocked, until_blocked })
     }
 
     /// As a plan that fails for good, until a lane was seen blocked.
@@ -88,6 +95,13 @@ impl Plan {
     /// Whether an operation has failed.
     fn has_struck(&self) -> bool {
         self.seen.load(Ordering::Relaxed) > self.after
+    }
+
+    /// Whether the device hangs at the moment, after this many operations were submitted to it.
+    fn hangs(&self, submitted: u64) -> bool {
+        self.refusal == Refusal::Hang
+            && submitted > self.after
+            && !self.was_suspect.load(Ordering::Relaxed)
     }
 
     fn strikes(&self) -> bool {
@@ -138,6 +152,7 @@ impl Queue for FailingQueue {
         let pair = (header.life, header.number);
         let before = self.sealed.lock().unwrap().insert(pair, mark.clone());
         assert!(before.is_none_or(|before| before == mark), "{pair:?} was sealed twice");
+        self.submitted += 1;
         self.inner.write(slot, offset, buf, len_bytes, token)
     }
 
@@ -146,6 +161,12 @@ impl Queue for FailingQueue {
     }
 
     fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
+        if self.plan.hangs(self.submitted) {
+            self.hanging_since.get_or_insert_with(Instant::now);
+            std::thread::sleep(wait.min(Duration::from_millis(1)));
+            return Ok(());
+        }
+        self.hanging_since = None;
         let from = out.len();
         self.inner.poll(wait, out)?;
         for completion in &mut out[from..] {
@@ -164,6 +185,10 @@ impl Queue for FailingQueue {
 
     fn in_flight(&self) -> usize {
         self.inner.in_flight()
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        self.hanging_since
     }
 }
 
@@ -347,12 +372,20 @@ fn record_from(
     let device_plans = plans.to_vec();
     let options = PipelineOptions {
         commit_interval: Duration::from_millis(2),
+        stall: Duration::from_millis(20),
         import: true,
         topology: rig.topology,
         queue: Arc::new(move |volume, _| {
             let inner = SimQueue::new(SimOptions { seed, ..SimOptions::default() });
             let (plan, sealed) = (Arc::clone(&device_plans[volume]), Arc::clone(&sealed));
-            Ok(Box::new(FailingQueue { inner, plan, sealed, disks: disks.clone() }))
+            Ok(Box::new(FailingQueue {
+                inner,
+                plan,
+                sealed,
+                disks: disks.clone(),
+                submitted: 0,
+                hanging_since: None,
+            }))
         }),
         ..PipelineOptions::default()
     };
@@ -364,7 +397,7 @@ fn record_from(
     let mut acknowledged = vec![0; views.len()];
     let mut suspect = vec![false; rig.disks.len()];
     let (mut live, mut blocked, mut dropped) = (None, false, false);
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     loop {
         let cut = rig.disks.iter().any(SimMedia::power_is_cut);
         for (lane, view) in views.iter().enumerate() {
@@ -381,6 +414,9 @@ fn record_from(
         plans.iter().for_each(|plan| plan.was_blocked.store(blocked, Ordering::Relaxed));
         for (noted, volume) in suspect.iter_mut().zip(&pipeline.store_status().volumes) {
             *noted |= volume.suspect.is_some();
+        }
+        for (plan, suspect) in plans.iter().zip(&suspect) {
+            plan.was_suspect.store(*suspect, Ordering::Relaxed);
         }
         if live.is_none() && volumes.iter().any(|it| it.shared.error.lock().unwrap().is_some()) {
             live = Some(ask(&pipeline.catalog()));
@@ -489,6 +525,21 @@ fn one_bad_place_costs_no_packet_on_the_only_volume() {
             let recorded = record(&rig, &[Plan::new(refusal, after, times)], n as u64);
             check_whole(&rig, &recorded, what);
         }
+    }
+}
+
+/// A device that neither ends nor fails what it has: its segments are given up while it hangs, and
+/// what it had is sealed again for the other volume when it answers.
+#[test]
+fn a_device_that_hangs_is_left_and_costs_no_packet() {
+    for (seed, topology) in (0..4).flat_map(both) {
+        let rig = rig(2, topology);
+        let hanging = Plan::new(Refusal::Hang, seed, 0);
+        let recorded = record(&rig, &[well(), hanging], seed);
+        check_whole(&rig, &recorded, "hanging");
+        assert_eq!(recorded.suspect, [false, true]);
+        let error = recorded.volume_errors[1].as_deref().expect("it is told");
+        assert!(error.contains("has not answered"), "{error}");
     }
 }
 

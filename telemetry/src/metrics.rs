@@ -102,6 +102,8 @@ names! {
         BufferFreeChunks = "buffer_free_chunks", "Chunks that can be taken.";
         BufferPressureRatio = "buffer_pressure_ratio",
             "Share of the chunks that is in use, 0 to 1.";
+        NvmeStalledState = "nvme_stalled_state",
+            "1 while a device has not answered for longer than it may.";
         StorageUsedBytes = "storage_used_bytes", "Bytes of segments on a volume.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";

@@ -227,7 +227,8 @@ impl Vm {
     }
 
     fn add_programs(&mut self) {
-        let programs = ["wirevaultd", "wirevault", "lab-guest", "lab-queues"].map(program);
+        let programs =
+            ["wirevaultd", "wirevault", "lab-guest", "lab-queues", "lab-vfio"].map(program);
         let disk = programs_disk(&programs);
         let file = json!({"driver": "file", "filename": disk, "read-only": true});
         let node = json!({"driver": "raw", "node-name": "programs", "read-only": true,

@@ -2,3 +2,4 @@
 
 mod laboratory;
 mod queues;
+mod vfio;

@@ -21,7 +21,10 @@ use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{Media, OpenMode};
+use wirevault_nvme::admin::Admin;
+use wirevault_nvme::health::Health;
 use wirevault_nvme::spec::Status;
+use wirevault_nvme::spec::command::Command;
 use wirevault_nvme::vfio::model::{ModelBus, ModelOptions, Trouble};
 use wirevault_nvme::vfio::{Controller, ControllerOptions, VfioDisk};
 use wirevault_nvme::{Completion, NvmeError, Queue, QueueOptions, Slot, VfioQueue, is_poisoned};
@@ -405,15 +408,20 @@ fn devices_that_cannot_be_used_say_why() {
 }
 
 #[test]
-fn a_controller_says_what_it_is_and_reads_log_pages() {
+fn a_controller_says_what_it_is_and_how_it_is() {
     let bench = bench(ModelOptions::default());
     let facts = bench.controller.facts();
     assert_eq!((facts.controller.serial.as_str(), facts.namespace_id), ("MODEL", 1));
     assert_eq!((facts.bytes(), facts.transfer_bytes_max, facts.pairs), (64 << 20, 128 << 10, 4));
-    let mut page = [0; 512];
-    bench.controller.log_page(2, &mut page).unwrap();
-    assert!(page.iter().all(|b| *b == 0x5a));
-    assert!(bench.controller.log_page(2, &mut [0; 3]).is_err());
+    // The model fills every log page with 5Ah.
+    let health = Health::read(bench.controller.as_ref(), facts.namespace_id).unwrap();
+    assert_eq!(health.controller.serial, "MODEL");
+    assert_eq!(health.namespace.unwrap().lba_bytes, Some(512));
+    assert_eq!(health.smart.unwrap().spare_percent, 0x5a);
+    assert_eq!(health.why_not, Vec::<String>::new());
+    let long = Command::log_page(2, 1, 8192);
+    let refused = bench.controller.read(&long, &mut vec![0; 8192]).unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::InvalidInput, "{refused}");
     bench.check();
 }
 

@@ -2,7 +2,7 @@
 //! 3.3.3, 5 and 7; NVM Command Set Specification 1.0, section 3).
 
 use crate::spec::Status;
-use crate::spec::command::{admin, io};
+use crate::spec::command::{self as spec, admin, io};
 
 /// Dwords of a command.
 pub(super) const COMMAND_DWORDS: usize = 16;
@@ -36,19 +36,11 @@ impl Command {
         self
     }
 
-    /// `cns`: 0 a namespace, 1 the controller, 2 the list of active namespaces.
-    pub(super) fn identify(cns: u8, namespace: u32, page: u64) -> Self {
-        let mut command = Self::new(admin::IDENTIFY, namespace).data((page, 0));
-        command.0[10] = u32::from(cns);
-        command
-    }
-
-    /// A log page of whole dwords, at most one page of memory.
-    pub(super) fn log_page(page_id: u8, namespace: u32, page: u64, bytes: usize) -> Self {
-        let mut command = Self::new(admin::GET_LOG_PAGE, namespace).data((page, 0));
-        let dwords_less_one = (bytes / 4).max(1) as u32 - 1;
-        command.0[10] = u32::from(page_id) | dwords_less_one << 16;
-        command
+    /// A command that answers with data, to a page of ours.
+    pub(super) fn reading(command: &spec::Command, page: u64) -> Self {
+        let mut ours = Self::new(command.opcode, command.namespace).data((page, 0));
+        ours.0[10..].copy_from_slice(&command.dwords);
+        ours
     }
 
     /// Asks for this many I/O queue pairs.
@@ -156,7 +148,10 @@ mod tests {
         let sq = Command::create_sq(3, 64, 0x6000).0;
         assert_eq!((sq[0], sq[10], sq[11]), (1, 63 << 16 | 3, 3 << 16 | 1));
         assert_eq!(Command::abort(2, 9).0[10], 9 << 16 | 2);
-        assert_eq!(Command::log_page(2, u32::MAX, 0x1000, 512).0[10], 127 << 16 | 2);
+        let smart = spec::Command::log_page(spec::log::SMART, spec::ALL_NAMESPACES, 512);
+        let smart = Command::reading(&smart, 0x7000).0;
+        assert_eq!((smart[0], smart[1], smart[6]), (2, u32::MAX, 0x7000));
+        assert_eq!((smart[10], smart[11]), (127 << 16 | 1 << 15 | 2, 0));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::registers::{
 };
 use super::ring::Ring;
 use crate::error::NvmeError;
-use crate::spec::command::admin;
+use crate::spec::command::{self as spec, admin};
 use crate::spec::identify::IDENTIFY_BYTES;
 use crate::spec::{IdentifyController, IdentifyNamespace};
 
@@ -167,18 +167,6 @@ impl<B: Bus> Controller<B> {
     /// How often the controller was reset because commands did not end.
     pub fn resets(&self) -> u32 {
         self.epoch().saturating_sub(1)
-    }
-
-    /// Reads a log page into `data`: whole dwords, at most 4096 bytes. Errors: the device's.
-    pub fn log_page(&self, page_id: u8, data: &mut [u8]) -> io::Result<()> {
-        if data.is_empty() || data.len() > PAGE_BYTES || !data.len().is_multiple_of(4) {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut admin = self.lock();
-        let page = admin.start + admin.data_at() as u64;
-        self.run(&mut admin, Command::log_page(page_id, u32::MAX, page, data.len()))?;
-        admin.memory.copy_out(admin.data_at(), data);
-        Ok(())
     }
 
     /// The device's address of a chunk, if it belongs to the mapped arena.
@@ -428,12 +416,37 @@ impl<B: Bus> Controller<B> {
         cns: u8,
         namespace: u32,
     ) -> io::Result<Box<[u8; IDENTIFY_BYTES]>> {
-        let page = admin.start + admin.data_at() as u64;
-        admin.memory.clear(admin.data_at(), IDENTIFY_BYTES);
-        self.run(admin, Command::identify(cns, namespace, page))?;
         let mut data = Box::new([0; IDENTIFY_BYTES]);
-        admin.memory.copy_out(admin.data_at(), &mut data[..]);
+        self.answer(admin, &spec::Command::identify(cns, namespace), &mut data[..])?;
         Ok(data)
+    }
+
+    /// Runs an admin command that answers with data, at most a page.
+    fn answer(
+        &self,
+        admin: &mut Admin,
+        command: &spec::Command,
+        data: &mut [u8],
+    ) -> io::Result<()> {
+        if data.len() != command.data_bytes as usize || data.len() > PAGE_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the answer has another size"));
+        }
+        admin.memory.clear(admin.data_at(), PAGE_BYTES);
+        let page = admin.start + admin.data_at() as u64;
+        self.run(admin, Command::reading(command, page))?;
+        admin.memory.copy_out(admin.data_at(), data);
+        Ok(())
+    }
+}
+
+impl<B: Bus> crate::admin::Admin for Controller<B> {
+    /// At most 4096 bytes.
+    fn read(&self, command: &spec::Command, data: &mut [u8]) -> io::Result<()> {
+        self.answer(&mut self.lock(), command, data)
+    }
+
+    fn describe(&self) -> String {
+        self.bus.describe()
     }
 }
 

@@ -6,6 +6,7 @@
 //!  live:     sender ──► veth ═══ veth ──► lane ─► seal ─► write ──► files
 //!  peers:    sender ──► veth ═══ veth ──► wirevaultd, or another recorder
 //!  scale:    tables of 100,000 segments ──► open ─► catalog ─► plan
+//!  needle:   digests and indexes of 10,000 segments ──► one host
 //!  lanes:    the pipeline with 1 to 32 lanes, onto 1 to 8 volumes
 //!  records:  the work of a message log: appending, reading, looking up
 //!  device:   packets as large as chunks, 1 to 8 lanes ──► seal ─► write ──► files, beside fio
@@ -32,6 +33,7 @@ mod lanes;
 mod limits;
 mod live;
 mod machine;
+mod needle;
 mod output;
 mod packets;
 mod peers;
@@ -88,6 +90,9 @@ enum What {
     /// A store of very many segments: opening it, its catalog, planning.
     #[command(after_help = "Example: cargo run --release -p wirevault-bench -- scale")]
     Scale(scale::Options),
+    /// One host among the segments of 10 TB, with caches and without. Needs root, and 3 GB of disk.
+    #[command(after_help = "Example: cargo run --release -p wirevault-bench -- needle")]
+    Needle(needle::Options),
     /// To a directory's disk from 1, 2, 4 and 8 lanes, beside one sequential stream of fio.
     #[command(
         after_help = "Example: cargo run --release -p wirevault-bench -- device --folder /var/tmp"
@@ -133,6 +138,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<bool> {
         What::Live(options) => live::run(options, output("live")?),
         What::Peers(options) => peers::run(options, output("peers")?),
         What::Scale(options) => scale::run(options, output("scale")?),
+        What::Needle(options) => needle::run(options, output("needle")?),
         What::Device(options) => device::run(options, output("device")?),
         What::Index(options) => index::run(options, output("index")?),
         What::Lanes(options) => lanes::run(options, output("lanes")?),

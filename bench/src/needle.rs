@@ -1,7 +1,7 @@
 //! One host among 10 TB: how long it takes to find the one segment that holds its packets.
 //!
-//! Every segment goes the way that the recorder's go: a place, a key, a header, a chunk, index,
-//! digest, footer, table entry. What is not there: of its 3,839 chunks only the first holds packets,
+//! Every segment goes the way of a recorder's: a place, a key, a header, a chunk, index, digest,
+//! footer, table entry. What is not there: of its 3,839 chunks only the first holds packets,
 //! and the others are a hole in the file. What is whole: sizes, number of segments and places,
 //! digests, and indexes over as many hosts as asked for.
 

@@ -3,7 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /v1/status` | [`StatusReport`] |
-//! | `GET /v1/segments` | list of [`SegmentRow`], oldest first |
+//! | `GET /v1/segments` | list of [`SegmentRow`], oldest first, sent as it is made |
 //! | `GET /v1/metrics` | OpenMetrics text |
 //! | `POST /v1/query` with a [`QueryBody`] | pcapng; the last block's comment holds the summary |
 //! | `POST /v1/flows` with a [`QueryBody`] | one JSON object a line, last `{"summary":...}` |
@@ -12,6 +12,9 @@
 //! An error before the first byte of an answer is a status of 4xx or 5xx with an [`ErrorBody`]. An
 //! error later breaks the connection off: an answer without its last chunk, and so without a
 //! summary, is not whole.
+//!
+//! A connection ends that asks nothing for a minute, or takes 10 s over a request; an answer may take
+//! any time.
 //!
 //! ```text
 //! $ curl --unix-socket /run/wirevault/wirevault.sock http://localhost/v1/query \
@@ -47,6 +50,8 @@ pub const FLOWS: &str = "/v1/flows";
 pub const TAIL: &str = "/v1/tail";
 /// Content type of pcapng answers.
 pub const PCAPNG_TYPE: &str = "application/x-pcapng";
+/// Content type of JSON that is made while it is sent.
+pub(crate) const JSON_TYPE: &str = "application/json";
 /// Content type of answers of one JSON object a line.
 pub const JSON_LINES_TYPE: &str = "application/x-ndjson";
 

@@ -77,7 +77,7 @@ impl Audit {
     }
 
     /// Somebody was turned away.
-    pub(crate) fn denied(&self, peer: Peer, method: &Method, uri: &Uri, why: &str) {
+    pub(crate) fn denied(&self, peer: &Peer, method: &Method, uri: &Uri, why: &str) {
         let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
         if denials.last.is_some_and(|last| last.elapsed() < DENIAL_PAUSE) {
             denials.others += 1;
@@ -93,7 +93,7 @@ impl Audit {
     /// Makes an answer between its two entries.
     pub(crate) fn answer(
         &self,
-        peer: Peer,
+        peer: &Peer,
         (verb, question): (&str, &impl Serialize),
         pipe: &mut Pipe,
         work: impl FnOnce(&mut Pipe) -> Result<Answered, Failure>,
@@ -139,6 +139,6 @@ impl Audit {
     }
 }
 
-fn who(peer: Peer) -> Who {
+fn who(peer: &Peer) -> Who {
     peer.ids.map_or(Who::Unknown, |(uid, gid)| Who::User { uid, gid })
 }

@@ -1,23 +1,35 @@
 //! Connections to the API's socket, so many at a time and so many of one user.
 //!
 //! Each holds a file descriptor, and so does each open segment: nobody who may connect, which is
-//! everybody, can use up those that recording needs.
+//! everybody, can use up those that recording needs. For the same reason a connection ends when it
+//! asks nothing for a while, or takes too long over a request. An answer may take any time.
 
 use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
+use axum::body::{Body, Bytes, HttpBody};
+use axum::response::Response;
 use axum::serve::Listener;
+use http_body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, Sleep};
 
 /// Connections at a time.
 pub(crate) const CONNECTIONS_MAX: usize = 256;
 /// Connections of one user at a time, so that nobody keeps the others out alone.
 pub(crate) const CONNECTIONS_OF_USER_MAX: usize = 128;
+
+/// How long a connection may wait before its first request, and between two.
+pub(crate) const IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long a request may take from its first byte to the end of its body. It has 2 MiB at most and
+/// comes from the same machine.
+pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(10);
 
 /// Takes connections; those beyond the limits are told so and closed.
 pub(crate) struct Door {
@@ -25,6 +37,8 @@ pub(crate) struct Door {
     open: Arc<Mutex<Open>>,
     all_max: usize,
     user_max: usize,
+    idle_max: Duration,
+    request_max: Duration,
 }
 
 /// Open connections by user, `None` where the kernel does not tell.
@@ -33,7 +47,8 @@ type Open = HashMap<Option<u32>, usize>;
 impl Door {
     pub(crate) fn new(listener: UnixListener) -> Self {
         let (all_max, user_max) = (CONNECTIONS_MAX, CONNECTIONS_OF_USER_MAX);
-        Self { listener, open: Arc::default(), all_max, user_max }
+        let (idle_max, request_max) = (IDLE_MAX, REQUEST_MAX);
+        Self { listener, open: Arc::default(), all_max, user_max, idle_max, request_max }
     }
 
     fn place(&self, uid: Option<u32>) -> Result<Place, String> {
@@ -59,7 +74,7 @@ impl Listener for Door {
             let (stream, address) = Listener::accept(&mut self.listener).await;
             let ids = stream.peer_cred().ok().map(|peer| (peer.uid(), peer.gid()));
             match self.place(ids.map(|(uid, _)| uid)) {
-                Ok(place) => return (Connection { stream, ids, _place: place }, address),
+                Ok(place) => return (Connection::new(stream, ids, place, self), address),
                 Err(why) => {
                     // Whether it gets there or not, this connection ends here.
                     let _ = stream.try_write(refusal(&why).as_bytes());
@@ -87,7 +102,124 @@ pub(crate) struct Connection {
     stream: UnixStream,
     /// User and group at the other end, as the kernel attests them.
     pub(crate) ids: Option<(u32, u32)>,
+    /// The answers that are on their way to it.
+    pub(crate) answering: Answering,
+    /// When it ends unless something happens.
+    deadline: Pin<Box<Sleep>>,
+    phase: Phase,
+    idle_max: Duration,
+    request_max: Duration,
     _place: Place,
+}
+
+/// What a connection is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The first byte of a request.
+    Idle,
+    /// The rest of it.
+    Asking,
+    /// Nothing: it is being answered.
+    Answered,
+}
+
+impl Connection {
+    fn new(stream: UnixStream, ids: Option<(u32, u32)>, place: Place, door: &Door) -> Self {
+        Self {
+            stream,
+            ids,
+            answering: Answering::default(),
+            deadline: Box::pin(tokio::time::sleep(door.idle_max)),
+            phase: Phase::Idle,
+            idle_max: door.idle_max,
+            request_max: door.request_max,
+            _place: place,
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, limit: Duration) {
+        self.phase = phase;
+        self.deadline.as_mut().reset(Instant::now() + limit);
+    }
+}
+
+/// Counts the answers that a connection is being given. Clones are handles.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answering(Arc<Mutex<Answers>>);
+
+#[derive(Debug, Default)]
+struct Answers {
+    count: usize,
+    /// Woken when the last of them ends.
+    reader: Option<Waker>,
+}
+
+impl Answering {
+    /// An answer begins; it ends when what is given back is dropped.
+    pub(crate) fn begin(&self) -> AnswerGuard {
+        self.lock().count += 1;
+        AnswerGuard(self.clone())
+    }
+
+    /// Whether there is one; `reader` is told when there is none any more.
+    fn is_going_on(&self, reader: &Waker) -> bool {
+        let mut answers = self.lock();
+        let going_on = answers.count > 0;
+        answers.reader = going_on.then(|| reader.clone());
+        going_on
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Answers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An answer that is on its way.
+pub(crate) struct AnswerGuard(Answering);
+
+impl AnswerGuard {
+    /// Ties the end of the answer to that of the response.
+    pub(crate) fn until_the_end_of(self, response: Response) -> Response {
+        response.map(|body| Body::new(Guarded { body, _guard: self }))
+    }
+}
+
+impl Drop for AnswerGuard {
+    fn drop(&mut self) {
+        let reader = {
+            let mut answers = self.0.lock();
+            answers.count -= 1;
+            let is_last = answers.count == 0;
+            answers.reader.take_if(|_| is_last)
+        };
+        reader.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// The body of a response, which is an answer until it is dropped.
+struct Guarded {
+    body: Body,
+    _guard: AnswerGuard,
+}
+
+impl HttpBody for Guarded {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Given back when the connection ends.
@@ -118,7 +250,25 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buf)
+        if self.answering.is_going_on(context.waker()) {
+            self.phase = Phase::Answered;
+            return Pin::new(&mut self.stream).poll_read(context, buf);
+        }
+        if self.phase == Phase::Answered {
+            let limit = self.idle_max;
+            self.enter(Phase::Idle, limit);
+        }
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buf);
+        if read.is_pending() {
+            let ended = self.deadline.as_mut().poll(context);
+            return ended.map(|()| Err(io::ErrorKind::TimedOut.into()));
+        }
+        if buf.filled().len() > before && self.phase == Phase::Idle {
+            let limit = self.request_max;
+            self.enter(Phase::Asking, limit);
+        }
+        read
     }
 }
 
@@ -154,9 +304,13 @@ impl AsyncWrite for Connection {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
+
+    use axum::Router;
+    use axum::routing::get;
 
     use super::*;
+    use crate::server::{Peer, answered};
 
     #[tokio::test]
     async fn connections_beyond_the_limits_are_told_so() {
@@ -186,5 +340,69 @@ mod tests {
         assert!(more[1].as_ref().is_err_and(|why| why.contains("3 connections are open")));
         drop((clients, second, other, more));
         assert!(lock(&door.open).is_empty());
+    }
+
+    /// Answers on a socket with limits of 0.1 s; `/slow` takes five times that.
+    async fn serving(dir: &tempfile::TempDir) -> std::path::PathBuf {
+        let path = dir.path().join("s.sock");
+        let mut door = Door::new(UnixListener::bind(&path).unwrap());
+        (door.idle_max, door.request_max) =
+            (Duration::from_millis(100), Duration::from_millis(100));
+        let slow = || async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            "slow"
+        };
+        let router = Router::new()
+            .route("/slow", get(slow).post(slow))
+            .layer(axum::middleware::from_fn(answered));
+        let service = router.into_make_service_with_connect_info::<Peer>();
+        tokio::spawn(axum::serve(door, service).into_future());
+        path
+    }
+
+    /// What a client hears that sends these pieces, one each 20 ms, until its connection ends.
+    async fn heard(path: &std::path::Path, pieces: Vec<String>) -> String {
+        let path = path.to_owned();
+        let client = move || {
+            let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+            let mut writing = stream.try_clone().unwrap();
+            let writer = std::thread::spawn(move || {
+                for piece in pieces {
+                    if writing.write_all(piece.as_bytes()).is_err() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            });
+            let mut heard = Vec::new();
+            // A connection that ends with bytes unread is reset.
+            let _ = stream.read_to_end(&mut heard);
+            writer.join().unwrap();
+            String::from_utf8(heard).unwrap()
+        };
+        tokio::task::spawn_blocking(client).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_asks_nothing_or_never_ends_asking_loses_the_connection() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = serving(&dir).await;
+        assert_eq!(heard(&path, vec![]).await, "");
+        let mut endless = vec!["GET /slow HTTP/1.1\r\n".to_owned()];
+        endless.extend((0..500).map(|n| format!("x-{n}: y\r\n")));
+        assert_eq!(heard(&path, endless).await, "");
+        let head = "POST /slow HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n".to_owned();
+        let body = (0..500).map(|_| "y".to_owned());
+        let heard = heard(&path, [head].into_iter().chain(body).collect()).await;
+        assert!(heard.starts_with("HTTP/1.1 400 ") && heard.contains("take 10 s"), "{heard}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_may_take_longer_than_a_request() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = serving(&dir).await;
+        let request = "GET /slow HTTP/1.1\r\nhost: x\r\n\r\n".to_owned();
+        let heard = heard(&path, vec![request]).await;
+        assert!(heard.starts_with("HTTP/1.1 200 ") && heard.ends_with("slow"), "{heard}");
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use axum::body::Body;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{StatusCode, header};
@@ -23,12 +24,15 @@ use wirevault_telemetry::histogram::Latency;
 use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus};
 use crate::audit::Audit;
-use crate::connections::Door;
+use crate::connections::{Answering, Door, REQUEST_MAX};
 use crate::{DaemonError, metrics, status, tail};
 
 /// Looks at the pipeline at a time (status, segments, metrics): each takes a thread. More wait
 /// for their turn.
 const LOOKS_MAX: usize = 4;
+
+/// Bytes of a question at most, as libpcap's longest filters need.
+const REQUEST_BYTES_MAX: usize = 2 << 20;
 
 /// Mode of the socket: everybody may connect, and is told why if he may not ask.
 const SOCKET_MODE: u32 = 0o666;
@@ -211,14 +215,16 @@ fn groups_of(uid: u32) -> Vec<u32> {
 }
 
 /// User and group at the other end, as the kernel attests them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) ids: Option<(u32, u32)>,
+    answering: Answering,
 }
 
 impl Connected<IncomingStream<'_, Door>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        Self { ids: stream.io().ids }
+        let connection = stream.io();
+        Self { ids: connection.ids, answering: connection.answering.clone() }
     }
 }
 
@@ -226,7 +232,7 @@ impl Connected<IncomingStream<'_, Door>> for Peer {
 pub(crate) fn router(app: App, access: Access) -> Router {
     Router::new()
         .route(api::STATUS, get(show_status))
-        .route(api::SEGMENTS, get(show_segments))
+        .route(api::SEGMENTS, get(answers::segments))
         .route(api::METRICS, get(show_metrics))
         .route(api::QUERY, post(answers::query))
         .route(api::FLOWS, post(answers::flow_rows))
@@ -234,7 +240,32 @@ pub(crate) fn router(app: App, access: Access) -> Router {
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state((app.clone(), Arc::new(access)), admit))
+        .layer(middleware::from_fn(answered))
         .with_state(app)
+}
+
+/// Takes the whole request first, which has its limit of time, and then notes for as long as the
+/// answer takes that the connection is not idle.
+pub(crate) async fn answered(
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (head, body) = request.into_parts();
+    let body = match axum::body::to_bytes(body, REQUEST_BYTES_MAX).await {
+        Ok(body) => body,
+        Err(failed) => {
+            let text = format!(
+                "the request cannot be read: {failed}; it may have {REQUEST_BYTES_MAX} bytes and \
+                 take {} s",
+                REQUEST_MAX.as_secs()
+            );
+            return answers::error(StatusCode::BAD_REQUEST, text);
+        }
+    };
+    let answer = peer.answering.begin();
+    let response = next.run(Request::from_parts(head, Body::from(body))).await;
+    answer.until_the_end_of(response)
 }
 
 async fn admit(
@@ -252,7 +283,7 @@ async fn admit(
         }
         let who = peer.ids.map_or("an unknown user".to_owned(), |(uid, _)| format!("user {uid}"));
         let why = format!("{who} may not ask this recorder");
-        app.audit().denied(peer, &method, &uri, &why);
+        app.audit().denied(&peer, &method, &uri, &why);
         Some(why)
     });
     let why = match refused.await {
@@ -271,14 +302,6 @@ async fn admit(
 
 async fn show_status(State(app): State<App>) -> Response {
     look(app, |app| status::live(&app).map(|report| Json(report).into_response())).await
-}
-
-async fn show_segments(State(app): State<App>) -> Response {
-    look(app, |app| {
-        let catalog = app.pipeline()?.catalog();
-        Some(Json(status::segments(&catalog)).into_response())
-    })
-    .await
 }
 
 async fn show_metrics(State(app): State<App>) -> Response {
@@ -365,7 +388,7 @@ mod tests {
     }
 
     fn peer(uid: u32, gid: u32) -> Peer {
-        Peer { ids: Some((uid, gid)) }
+        Peer { ids: Some((uid, gid)), answering: Answering::default() }
     }
 
     #[test]
@@ -374,7 +397,7 @@ mod tests {
         nobody_else.own_uid = 500;
         assert!(nobody_else.allows(&peer(0, 0)) && nobody_else.allows(&peer(500, 7)));
         assert!(!nobody_else.allows(&peer(501, 0)));
-        assert!(!nobody_else.allows(&Peer { ids: None }));
+        assert!(!nobody_else.allows(&Peer { ids: None, answering: Answering::default() }));
         let named = access(vec![Principal::Id(77)], vec![Principal::Id(88)]).unwrap();
         assert!(named.allows(&peer(77, 1)) && named.allows(&peer(78, 88)));
         assert!(!named.allows(&peer(78, 77)));

@@ -347,7 +347,7 @@ fn add_segments<'a>(
     lane.in_flight = lane.received - lane.stored - lane.shed - lane.dropped;
 }
 
-fn segment_row(segment: &Segment) -> SegmentRow {
+pub(crate) fn segment_row(segment: &Segment) -> SegmentRow {
     let entry = &segment.entry;
     let closed = entry.state == SegmentState::Closed;
     let state = match (segment.is_live(), closed) {

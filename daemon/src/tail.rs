@@ -54,7 +54,7 @@ pub(crate) async fn watch(
         let question = Parameters { filter: filter.clone() };
         watched
             .audit()
-            .answer(peer, ("tail", &question), pipe, |pipe| follow(&watched, filter, pipe, cancel))
+            .answer(&peer, ("tail", &question), pipe, |pipe| follow(&watched, filter, pipe, cancel))
     };
     answers::stream(&app, app.tails(), PCAPNG_TYPE, follow).await
 }

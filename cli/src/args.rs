@@ -156,6 +156,9 @@ pub(crate) struct Question {
     /// mpls=100, gre_key=9, session=3 (ERSPAN) or teid=4 (GTP-U).
     #[arg(long, value_name = "ID")]
     pub(crate) tunnel: Option<TunnelId>,
+    /// Leave out packets that are marked as second copies (`duplicates: mark`).
+    #[arg(long)]
+    pub(crate) without_duplicates: bool,
 }
 
 #[derive(Debug, Args)]

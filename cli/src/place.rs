@@ -64,6 +64,7 @@ pub(crate) fn request(question: &Question) -> Result<Request, CliError> {
         until_ns: time("until", &question.until)?,
         skip_link_types: question.skip_linktype,
         tunnel: question.tunnel,
+        without_duplicates: question.without_duplicates,
         ..Request::default()
     })
 }
@@ -79,6 +80,7 @@ mod tests {
             until: None,
             skip_linktype: true,
             tunnel: None,
+            without_duplicates: false,
         }
     }
 

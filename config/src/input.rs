@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::keys::{CAPTURE_RING_STEP_BYTES, INTERFACE_NAME_BYTES_MAX, LANES_PER_INTERFACE_MAX};
 use crate::settings::{MirrorTunnel, SourceKind, Speed, Tunnel};
@@ -35,6 +36,8 @@ pub struct Live {
     pub decap: Option<Vec<Tunnel>>,
     /// UDP ports that are taken for VXLAN's, when it is removed and when packets are indexed.
     pub vxlan_ports: Vec<u16>,
+    /// Second copies of packets are marked that come within this time; `None` marks none.
+    pub duplicates_window: Option<Duration>,
     /// What it is, and what only its kind has.
     pub source: LiveSource,
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use wirevault_format::limits::{CHUNK_BYTES, SNAPLEN_MAX};
 
 use crate::settings::{
-    DecapMode, Hugepages, LogLevel, MirrorTunnel, SourceKind, Speed, Topology, Tunnel,
+    DecapMode, Duplicates, Hugepages, LogLevel, MirrorTunnel, SourceKind, Speed, Topology, Tunnel,
 };
 use crate::units::{duration_text, size_text};
 
@@ -197,6 +197,14 @@ const TUNNELS_DEFAULT: &str = "[mpls, vxlan, geneve, gre, erspan, gtp_u, ip_in_i
 /// The assigned port, and Linux's older default.
 const VXLAN_PORTS_DEFAULT: &str = "[4789, 8472]";
 
+const DUPLICATES: &str = "`mark` tells second copies of a packet, as overlapping mirrors send \
+     them, by a mark beside the packet. They are stored and found like all others, unless `query` \
+     is asked to leave them out. Copies are equal from the IP header on, except for the hop limit; \
+     other packets must be equal in every byte.";
+const DUPLICATES_WINDOW: &str = "Longest time between two copies. A sender that repeats a packet \
+     byte for byte sooner than this is taken for a mirror. The last 131,072 packets at most are \
+     remembered, in 2 MiB.";
+
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -333,6 +341,20 @@ pub static TABLE: &[Key] = &[
          and tunnel ids are found in it wherever it is read.",
     ),
     hidden(key(
+        "capture[].duplicates",
+        Kind::Choice(Duplicates::NAMES),
+        Value("keep"),
+        "keep",
+        DUPLICATES,
+    )),
+    hidden(key(
+        "capture[].duplicates_window",
+        millis(1, 10 * SECOND_MS),
+        Value("10ms"),
+        "10ms",
+        DUPLICATES_WINDOW,
+    )),
+    hidden(key(
         "pcap_over_ip",
         Kind::Sections(INTERFACES_MAX),
         Nothing,
@@ -435,6 +457,20 @@ pub static TABLE: &[Key] = &[
         "64MiB",
         "Kernel memory of each lane for packets not taken yet. Above net.core.rmem_max it needs \
          CAP_NET_ADMIN.",
+    )),
+    hidden(key(
+        "mirror_targets[].duplicates",
+        Kind::Choice(Duplicates::NAMES),
+        Value("keep"),
+        "keep",
+        DUPLICATES,
+    )),
+    hidden(key(
+        "mirror_targets[].duplicates_window",
+        millis(1, 10 * SECOND_MS),
+        Value("10ms"),
+        "10ms",
+        DUPLICATES_WINDOW,
     )),
     hidden(key(
         "replay",

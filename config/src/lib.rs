@@ -34,8 +34,8 @@ use std::path::{Path, PathBuf};
 pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 pub use settings::{
-    Api, Buffer, Config, DecapMode, Hugepages, LogLevel, MirrorTunnel, Principal, SourceKind,
-    Speed, Topology, Tunnel,
+    Api, Buffer, Config, DecapMode, Duplicates, Hugepages, LogLevel, MirrorTunnel, Principal,
+    SourceKind, Speed, Topology, Tunnel,
 };
 pub use units::size_text;
 

@@ -111,6 +111,16 @@ choice! {
 }
 
 choice! {
+    /// What becomes of second copies of packets.
+    Duplicates {
+        /// They are stored like any other packet.
+        Keep = "keep",
+        /// They are stored with a mark.
+        Mark = "mark",
+    }
+}
+
+choice! {
     /// What mirrored packets are wrapped in when they are sent to a target.
     MirrorTunnel {
         /// VXLAN, as VPC Traffic Mirroring sends it.

@@ -84,6 +84,8 @@ pub struct QueryBody {
     /// `session=3` or `teid=4`.
     #[serde(with = "tunnel_text")]
     pub tunnel: Option<TunnelId>,
+    /// Leave out packets that are marked as second copies of others.
+    pub without_duplicates: bool,
 }
 
 /// A tunnel as text.
@@ -111,16 +113,36 @@ mod tunnel_text {
 impl From<QueryBody> for Request {
     fn from(body: QueryBody) -> Self {
         let QueryBody { filter, since_ns, until_ns, limit, sort, skip_link_types, .. } = body;
-        let QueryBody { count_only, tunnel, .. } = body;
-        Self { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only, tunnel }
+        let QueryBody { count_only, tunnel, without_duplicates, .. } = body;
+        Self {
+            filter,
+            since_ns,
+            until_ns,
+            limit,
+            sort,
+            skip_link_types,
+            count_only,
+            tunnel,
+            without_duplicates,
+        }
     }
 }
 
 impl From<Request> for QueryBody {
     fn from(request: Request) -> Self {
         let Request { filter, since_ns, until_ns, limit, sort, skip_link_types, .. } = request;
-        let Request { count_only, tunnel, .. } = request;
-        Self { filter, since_ns, until_ns, limit, sort, skip_link_types, count_only, tunnel }
+        let Request { count_only, tunnel, without_duplicates, .. } = request;
+        Self {
+            filter,
+            since_ns,
+            until_ns,
+            limit,
+            sort,
+            skip_link_types,
+            count_only,
+            tunnel,
+            without_duplicates,
+        }
     }
 }
 
@@ -232,6 +254,8 @@ pub struct LaneStatus {
     pub kept_fragments: u64,
     /// Packets that the mirror had cut, of those stripped by the lane or by a mirror target.
     pub truncated_mirror: u64,
+    /// Packets marked as second copies of others that the input's lanes stored.
+    pub duplicates: u64,
     /// Chunks with more flows than the index follows: filters over addresses and ports cover them.
     pub filtered_chunks: u64,
     /// Flows of the open segment so far; 0 offline.

@@ -30,6 +30,7 @@ pub(crate) fn page(app: &App) -> Option<String> {
             (Counter::DecapStrippedPackets, &decap.stripped),
             (Counter::DecapFragmentPackets, &decap.kept_fragments),
             (Counter::DecapTruncatedPackets, &decap.truncated_mirror),
+            (Counter::LaneDuplicatePackets, &lane.shared.duplicates),
         ] {
             page.counter(name, &labels, count.load(Ordering::Relaxed));
         }

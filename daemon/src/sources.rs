@@ -13,6 +13,7 @@ use wirevault_config::{
 };
 use wirevault_format::{LinkType, VxlanPorts};
 use wirevault_packet::{Decap, Tunnel};
+use wirevault_pipeline::duplicates::Seen;
 use wirevault_pipeline::{Filter, LaneSpec, LaneWish, Topology, affinity};
 use wirevault_query::filter;
 
@@ -83,7 +84,10 @@ fn open_live(live: &Live) -> Result<Vec<LaneSpec>, DaemonError> {
     let filter = filter.map(|text| compile(&text, &path, &present(&sources))).transpose()?;
     let vxlan_ports = VxlanPorts::new(&live.vxlan_ports);
     let decap = live.decap.as_ref().map(|tunnels| removed(tunnels, vxlan_ports));
+    // One for all its lanes: the copies of a packet may reach different ones.
+    let duplicates = live.duplicates_window.map(|window| Arc::new(Seen::new(window)));
     let lane = |source| LaneSpec {
+        duplicates: duplicates.clone(),
         snaplen_bytes: live.snaplen_bytes,
         filter: filter.clone(),
         decap,

@@ -133,6 +133,7 @@ fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
         stripped: lane.shared.decap.stripped.load(Ordering::Relaxed),
         kept_fragments: lane.shared.decap.kept_fragments.load(Ordering::Relaxed),
         truncated_mirror: lane.shared.decap.truncated_mirror.load(Ordering::Relaxed),
+        duplicates: lane.shared.duplicates.load(Ordering::Relaxed),
         filtered_chunks: lane.shared.filtered_chunks.load(Ordering::Relaxed),
         flows: lane.shared.flows.load(Ordering::Relaxed),
         flows_max: lane.shared.flows_max.load(Ordering::Relaxed),

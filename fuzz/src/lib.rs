@@ -23,7 +23,8 @@ use wirevault_index::decode;
 use wirevault_nvme::spec;
 use wirevault_packet::bpf::{AnyAddress, Insn, Oracle, Program};
 use wirevault_packet::{
-    Decap, FlowKey, OuterHeaders, OuterText, Stripped, Tunnel, dissect, outer_headers, summary,
+    Decap, FlowKey, OuterHeaders, OuterText, Stripped, Tunnel, dissect, fingerprint, outer_headers,
+    summary,
 };
 
 /// A target and its name.
@@ -188,6 +189,7 @@ pub fn decap(bytes: &[u8]) {
     let stripped = decap.strip(link, frame, wire_len, tag, &mut outer);
     check_inner(frame, stripped, &mut outer);
     outer.clear();
+    let _ = fingerprint(link, &[], frame, wire_len, 1);
     let stripped = decap.strip_datagram(port, frame, wire_len, &mut outer);
     check_inner(frame, stripped, &mut outer);
     let _ = OuterText(frame).to_string();

@@ -27,6 +27,7 @@
 //! - [`template`]: key or shape to the packet of partly known bits.
 //! - [`describe`]: a key in words. [`summary`]: a packet in one line.
 //! - [`bpf`]: the interpreter, concrete and abstract.
+//! - [`fingerprint()`]: what two copies of a packet share.
 //! - [`decap`]: removes outer headers before a frame is stored; [`outer`]: what they said.
 
 #![forbid(unsafe_code)]
@@ -36,6 +37,7 @@ pub mod decap;
 pub mod describe;
 pub mod dissect;
 pub mod error;
+mod fingerprint;
 pub mod key;
 pub mod outer;
 pub mod shape;
@@ -48,6 +50,7 @@ pub use decap::{Decap, Inner, Stripped, Tunnel};
 pub use describe::FlowText;
 pub use dissect::{Dissected, dissect, dissect_with};
 pub use error::PacketError;
+pub use fingerprint::fingerprint;
 pub use key::{Direction, FlowKey, MAX_KEY_BYTES};
 pub use outer::{
     OuterHeaders, OuterKind, OuterText, TunnelId, is_in_tunnel, outer_headers, tunnel_ids,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use wirevault_capture::{Packet, VlanTag};
 use wirevault_format::LinkType;
-use wirevault_format::pcapng::Removed;
+use wirevault_format::pcapng::Beside;
 use wirevault_packet::{Decap, OuterHeaders, Stripped};
 
 /// What is stored of a packet: all of it, or what is inside.
@@ -14,16 +14,16 @@ pub(crate) struct Piece<'a> {
     pub data: &'a [u8],
     pub wire_len: u32,
     pub vlan: Option<VlanTag>,
-    pub removed: Removed<'a>,
+    pub beside: Beside<'a>,
 }
 
 impl<'a> Piece<'a> {
     /// The whole packet.
     #[inline]
     pub(crate) fn whole(packet: &Packet<'a>) -> Self {
-        let removed = Removed::default();
+        let beside = Beside::default();
         let Packet { data, wire_len, vlan, .. } = *packet;
-        Self { link: None, data, wire_len, vlan, removed }
+        Self { link: None, data, wire_len, vlan, beside }
     }
 }
 
@@ -54,9 +54,10 @@ impl Stripper {
             Stripped::Kept => (store(&Piece::whole(packet)), [0; 3]),
             Stripped::KeptFragment => (store(&Piece::whole(packet)), [0, 1, 0]),
             Stripped::Inner(inner) => {
-                let removed = Removed { head: inner.head(), option: self.outer.option() };
+                let outer = self.outer.option();
+                let beside = Beside { head: inner.head(), outer, duplicate_ns: None };
                 let (data, wire_len) = (inner.data, inner.wire_len);
-                let piece = Piece { link: Some(inner.link), data, wire_len, vlan: None, removed };
+                let piece = Piece { link: Some(inner.link), data, wire_len, vlan: None, beside };
                 (store(&piece), [1, 0, u64::from(inner.truncated)])
             }
         };

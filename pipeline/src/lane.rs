@@ -26,6 +26,7 @@ use wirevault_telemetry::books::{LaneCounts, LaneSide};
 use wirevault_telemetry::clock::Clock;
 
 use crate::decap::{Piece, Stripper};
+use crate::duplicates::Seen;
 use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
 use crate::sealer::Sealer;
 use crate::status::{BufferTimes, LaneShared, LaneState, note_since};
@@ -60,6 +61,8 @@ pub struct LaneSpec {
     /// What is taken for VXLAN when packets are indexed. The usual ports leave what an interface of
     /// the source says itself.
     pub vxlan_ports: VxlanPorts,
+    /// Marks second copies of packets that it, or a lane with the same value, stored before.
+    pub duplicates: Option<Arc<Seen>>,
     /// Core to run on.
     pub cpu: Option<usize>,
 }
@@ -73,6 +76,7 @@ impl LaneSpec {
             filter: None,
             decap: None,
             vxlan_ports: VxlanPorts::USUAL,
+            duplicates: None,
             cpu: None,
         }
     }
@@ -98,6 +102,8 @@ pub(crate) struct Fill {
     pub snaplen_bytes: u32,
     pub filter: Option<Filter>,
     pub vxlan_ports: VxlanPorts,
+    pub duplicates: Option<Arc<Seen>>,
+    pub duplicates_marked: u64,
     pub clock: Arc<dyn Clock>,
     pub pen: LaneSide,
     pub shared: Arc<LaneShared>,
@@ -207,6 +213,7 @@ impl Lane {
         fill.shared.count(&counters);
         fill.pen.publish(&fill.counts);
         let stripped = fill.stripper.as_ref().map_or([0; 3], |stripper| stripper.counts());
+        fill.shared.duplicates.store(fill.duplicates_marked, Ordering::Relaxed);
         fill.shared.decap.publish(stripped, counters.truncated_mirror);
         let state = self.source.state();
         let (new, absent_since_ns) = match state {
@@ -261,11 +268,17 @@ impl Fill {
         };
         // The reader of files bounds options to a small part of a chunk, so data always has room
         // beside them.
-        let removed = &piece.removed;
-        let beside_bytes = BLOCK_BESIDE_BYTES + packet.options.len() + removed.option.len();
+        let mut beside = piece.beside;
+        let fingerprint = self.duplicates.as_deref().map(|seen| {
+            let link = self.streams[stream].link_type;
+            let hash = seen.fingerprint(link, beside.head, piece.data, piece.wire_len);
+            beside.duplicate_ns = seen.distance_ns(hash, packet.ts_ns);
+            hash
+        });
+        let beside_bytes = BLOCK_BESIDE_BYTES + packet.options.len() + beside.options_bytes();
         let room_bytes = (PACKETS_END - HEADER_BYTES).saturating_sub(beside_bytes) & !3;
         let tag_bytes = if piece.vlan.is_some() { 4 } else { 0 };
-        let before_bytes = tag_bytes + removed.head.len();
+        let before_bytes = tag_bytes + beside.head.len();
         let keep = (self.snaplen_bytes as usize).min(room_bytes).saturating_sub(before_bytes);
         let data = &piece.data[..piece.data.len().min(keep)];
         let parts = EpbParts {
@@ -277,17 +290,17 @@ impl Fill {
             flags: packet.flags,
             raw_options: packet.options,
         };
-        if !self.room(stream, parts.block_bytes_with(removed)) {
+        if !self.room(stream, parts.block_bytes_with(&beside)) {
             self.starved = true;
             return ControlFlow::Break(());
         }
         let stream = &mut self.streams[stream];
         let Some((job, _)) = stream.current.as_mut() else { return ControlFlow::Break(()) };
         let Some(buf) = job.buf.as_mut() else { return ControlFlow::Break(()) };
-        let Some(bytes) = put_epb_with(&mut buf[..PACKETS_END], job.end, &parts, removed) else {
+        let Some(bytes) = put_epb_with(&mut buf[..PACKETS_END], job.end, &parts, &beside) else {
             return ControlFlow::Break(());
         };
-        let captured_bytes = removed.head.len() + parts.captured_bytes();
+        let captured_bytes = beside.head.len() + parts.captured_bytes();
         if let Some(program) = &stream.program {
             let from = job.end + EPB_DATA_AT;
             let stored = &buf[from..from + captured_bytes];
@@ -305,6 +318,12 @@ impl Fill {
         stream.sequence += 1;
         self.counts.appended += 1;
         self.counts.cut += u64::from(data.len() < piece.data.len());
+        // Only now: a packet that was refused comes again, and is no copy of itself.
+        match (&self.duplicates, fingerprint) {
+            (Some(_), _) if beside.duplicate_ns.is_some() => self.duplicates_marked += 1,
+            (Some(seen), Some(hash)) => seen.note(hash, packet.ts_ns),
+            _ => {}
+        }
         ControlFlow::Continue(())
     }
 }

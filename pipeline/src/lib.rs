@@ -16,6 +16,7 @@ pub mod ack;
 pub mod affinity;
 mod closer;
 pub mod decap;
+pub mod duplicates;
 pub mod error;
 pub mod job;
 pub mod lane;

@@ -454,6 +454,8 @@ impl LaneParts<'_> {
             snaplen_bytes: spec.snaplen_bytes,
             filter: spec.filter,
             vxlan_ports: spec.vxlan_ports,
+            duplicates: spec.duplicates,
+            duplicates_marked: 0,
             clock: Arc::clone(self.clock),
             pen,
             shared: Arc::clone(&view.shared),

@@ -71,6 +71,8 @@ pub struct LaneShared {
     pub(crate) shown: Shown,
     /// What its decapsulation did.
     pub decap: DecapCounters,
+    /// Packets marked as second copies of others.
+    pub duplicates: AtomicU64,
     state: AtomicU8,
     blocked: AtomicU8,
     error: Mutex<Option<String>>,
@@ -102,6 +104,7 @@ impl LaneShared {
             durable_ns: AtomicU64::new(0),
             shown: Shown::default(),
             decap: DecapCounters::default(),
+            duplicates: AtomicU64::new(0),
             state: AtomicU8::new(LaneState::Running as u8),
             blocked: AtomicU8::new(0),
             error: Mutex::new(None),

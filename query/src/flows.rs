@@ -17,7 +17,7 @@ use wirevault_format::{LinkType, VxlanPorts};
 use wirevault_index::Flows;
 use wirevault_index::delta::FlowStats;
 use wirevault_packet::bpf::{AnyAddress, Program, Verdict};
-use wirevault_packet::{Direction, FlowKey, TunnelId, dissect_with};
+use wirevault_packet::{Direction, FlowKey, dissect_with};
 
 use crate::completeness::Window;
 use crate::error::QueryError;
@@ -97,7 +97,8 @@ pub(crate) fn list<'a, S: Source>(
     let mut members = Vec::new();
     for (id, (program, segments)) in std::mem::take(&mut plan.streams) {
         let (since_ns, until_ns, sort) = (plan.since_ns, plan.until_ns, false);
-        let demand = Demand { program, since_ns, until_ns, sort, tunnel: request.tunnel };
+        let (tunnel, without_duplicates) = (request.tunnel, request.without_duplicates);
+        let demand = Demand { program, since_ns, until_ns, sort, tunnel, without_duplicates };
         members
             .extend(with_starts(segments).map(|(from, member)| (id, demand.clone(), from, member)));
     }
@@ -195,7 +196,7 @@ fn flows_of<'a, S: Source>(
     let (mut counted, unsure) = reader.with_flows(*since_ns, *until_ns, |flows| match flows {
         // The index counts copies as well.
         Some(flows) if from == 0 => {
-            let (certain, unsure) = sort_out(flows, &question, demand.tunnel);
+            let (certain, unsure) = sort_out(flows, &question, demand.is_of_packets());
             (certain, Some(unsure))
         }
         _ => (Vec::new(), None),
@@ -216,13 +217,9 @@ fn flows_of<'a, S: Source>(
 /// Flows with the chunks that hold packets of them.
 type Unsure = Vec<(FlowKey, Vec<u32>)>;
 
-/// Flows whose index entry is the answer, and flows whose packets decide: all where a tunnel
-/// is asked for, because what was removed from a packet is not in its flow.
-fn sort_out(
-    flows: &Flows<'_>,
-    question: &Question<'_>,
-    tunnel: Option<TunnelId>,
-) -> (Counted, Unsure) {
+/// Flows whose index entry is the answer, and flows whose packets decide: all of them `of_packets`,
+/// where packets of one flow are told apart.
+fn sort_out(flows: &Flows<'_>, question: &Question<'_>, of_packets: bool) -> (Counted, Unsure) {
     let (mut certain, mut unsure) = (Vec::new(), Vec::new());
     for flow in flows.iter() {
         let (first_ns, last_ns) = flow.stats.times_ns;
@@ -232,7 +229,7 @@ fn sort_out(
         let inside = first_ns >= question.since_ns && last_ns < question.until_ns;
         match decide(&flow.key, &flow.stats, question.program) {
             Verdict::No => {}
-            Verdict::Yes if inside && tunnel.is_none() => certain.push((flow.key, flow.stats)),
+            Verdict::Yes if inside && !of_packets => certain.push((flow.key, flow.stats)),
             _ => unsure.push((flow.key, flow.chunks.to_vec())),
         }
     }

@@ -46,6 +46,8 @@ pub struct Request {
     pub count_only: bool,
     /// Only packets that came in this tunnel, be its headers stored or removed.
     pub tunnel: Option<TunnelId>,
+    /// Leave out packets that are marked as second copies of others.
+    pub without_duplicates: bool,
 }
 
 /// What a query looks at: a catalog, or a test's idea of one.
@@ -100,7 +102,8 @@ pub(crate) fn execute<'a, S: Source>(
     let mut plan = plan(store, request, &mut reading)?;
     let cursors = std::mem::take(&mut plan.streams).into_iter().map(|(id, (program, members))| {
         let (since_ns, until_ns, sort) = (plan.since_ns, plan.until_ns, request.sort);
-        let demand = Demand { program, since_ns, until_ns, sort, tunnel: request.tunnel };
+        let (tunnel, without_duplicates) = (request.tunnel, request.without_duplicates);
+        let demand = Demand { program, since_ns, until_ns, sort, tunnel, without_duplicates };
         StreamCursor::new(id, demand, members)
     });
     let mut merge = Merge::new(cursors.collect());

@@ -19,7 +19,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use wirevault_format::footer::ChunkEntry;
-use wirevault_format::pcapng::{BLOCK_EPB, Blocks, Epb, OPTION_EPB_OUTER, options};
+use wirevault_format::pcapng::{
+    BLOCK_EPB, Blocks, Epb, OPTION_EPB_DUPLICATE, OPTION_EPB_OUTER, options,
+};
 use wirevault_format::{Cause, Interface, LinkType, RunId, VxlanPorts};
 use wirevault_packet::bpf::Program;
 use wirevault_packet::{TunnelId, is_in_tunnel};
@@ -68,9 +70,16 @@ pub(crate) struct Demand {
     pub(crate) until_ns: u64,
     pub(crate) sort: bool,
     pub(crate) tunnel: Option<TunnelId>,
+    pub(crate) without_duplicates: bool,
 }
 
 impl Demand {
+    /// Whether packets are told apart by what their flow does not say: what was removed from them,
+    /// and marks.
+    pub(crate) fn is_of_packets(&self) -> bool {
+        self.tunnel.is_some() || self.without_duplicates
+    }
+
     /// Whether packets of these times may lie in the window.
     pub(crate) fn wants(&self, (min_ns, max_ns): (u64, u64)) -> bool {
         min_ns < self.until_ns && max_ns >= self.since_ns
@@ -363,6 +372,9 @@ impl<'a, S: Source> StreamCursor<'a, S> {
             if !in_window || self.demand.program.run(packet.data, packet.orig_len) == 0 {
                 continue;
             }
+            if self.demand.without_duplicates && is_duplicate(packet.options) {
+                continue;
+            }
             let in_tunnel = |id| {
                 let (vxlan, records) =
                     (member.interfaces.vxlan_ports(&packet), outer_records(packet.options));
@@ -433,6 +445,12 @@ impl<'a, S: Source> StreamCursor<'a, S> {
         };
         Some(Key { time_ns, stream: self.id, sequence: first_sequence.max(self.watermark) })
     }
+}
+
+/// Whether a packet is marked as a second copy.
+pub(crate) fn is_duplicate(packet_options: &[u8]) -> bool {
+    let mut read = options(packet_options).map_while(Result::ok);
+    read.any(|option| option.code == OPTION_EPB_DUPLICATE)
 }
 
 /// What was removed from a packet, as its options say.

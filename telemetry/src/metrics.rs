@@ -77,6 +77,8 @@ names! {
             "Packets stored without their outer headers.";
         DecapFragmentPackets = "decap_fragment_packets",
             "Fragments of tunnels' packets, stored as they came.";
+        LaneDuplicatePackets = "lane_duplicate_packets",
+            "Packets marked as second copies of others.";
         DecapTruncatedPackets = "decap_truncated_packets",
             "Packets without outer headers that the mirror had cut.";
         NvmeWrittenBytes = "nvme_written_bytes", "Bytes that a device accepted.";

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::BufReader;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 
 use wirevault_format::LinkType;
@@ -11,6 +11,7 @@ use wirevault_format::pcapng::{Event, OPTION_EPB_OUTER, Reader, options};
 use wirevault_packet::OuterText;
 use wirevault_testkit::net::{Namespace, Sender, wait_for};
 use wirevault_tests::captures::parse_pcap;
+use wirevault_tests::frames::{Fragment, ethernet, ipv4, udp, vxlan};
 use wirevault_tests::readers::{Reader as Oracle, python, start};
 use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
 
@@ -363,4 +364,79 @@ fn a_port_of_vxlan_is_known_to_whoever_reads_the_record() {
     let told = ["--vxlan-ports", "4789,9999", path(&pcap)];
     assert_eq!(unknowing.offline("import", &told).status.code(), Some(0));
     assert!(inside(unknowing.offline("flows", &["--json"])));
+}
+
+/// One packet is mirrored where it leaves and where it arrives: two tunnels, other addresses of the
+/// link, one hop less.
+#[test]
+fn copies_of_overlapping_mirrors_are_marked_and_can_be_left_out() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.ip(&["link", "set", "lo", "up"]);
+    let site = Site::new("512MiB", 1);
+    let input = "mirror_targets: [{listen: '127.0.0.1:4789', lanes: 2, duplicates: mark, \
+                 duplicates_window: 10s}]\nbuffer: {size: 16MiB}\n";
+    let recorder = site.record_from(input);
+    let copies = |number: u8, link: u32, hops: u8| {
+        let payload = [&[number; 40][..], b"the same at both ends"].concat();
+        let (from, to) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2));
+        let mut packet = ipv4(from, to, 17, &[], Fragment::Whole, &udp(7, 9, &payload));
+        packet[8] = hops;
+        vxlan(0, link, &ethernet(link, link + 1, 0x0800, &packet))[8..].to_vec()
+    };
+    // Some of many sockets reach the one lane, some the other.
+    const PACKETS: u8 = 40;
+    for number in 0..PACKETS {
+        for (link, hops) in [(1, 64), (5, 63)] {
+            let sender = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+            sender.send_to(&copies(number, link, hops), "127.0.0.1:4789").expect("loopback");
+        }
+    }
+    let sum = |status: &serde_json::Value, field: &str| -> u64 {
+        let lanes = status["lanes"].as_array().expect("lanes").iter();
+        lanes.filter_map(|lane| lane[field].as_u64()).sum()
+    };
+    let status = wait_for("everything is stored", PATIENCE, || {
+        Some(recorder.status()).filter(|status| sum(status, "stored") == 2 * u64::from(PACKETS))
+    });
+    // Two lanes that take both copies at once may miss each other's. Of 40 pairs some reach one
+    // lane together, and there none is missed.
+    let marked = sum(&status, "duplicates");
+    assert!((1..=u64::from(PACKETS)).contains(&marked), "{marked}");
+    let count = |args: &[&str]| {
+        let output = recorder.ask("query", &[&["--count"], args].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split_whitespace().find_map(|word| word.parse::<u64>().ok()).expect("a number")
+    };
+    assert_eq!((count(&[]), count(&["udp"])), (2 * u64::from(PACKETS), 2 * u64::from(PACKETS)));
+    assert_eq!(count(&["--without-duplicates"]), 2 * u64::from(PACKETS) - marked);
+    let lines = recorder.ask("query", &[]).stdout;
+    let lines = String::from_utf8_lossy(&lines).into_owned();
+    assert_eq!(
+        lines.matches("[duplicate] [IP 127.0.0.1 > 127.0.0.1, VXLAN").count() as u64,
+        marked
+    );
+    let packets = |args: &[&str]| -> u64 {
+        let flows = recorder.ask("flows", &[&["--json"], args].concat());
+        let flows = String::from_utf8_lossy(&flows.stdout).into_owned();
+        let flows = flows.lines().filter_map(|line| serde_json::from_str(line).ok());
+        flows.filter_map(|flow: serde_json::Value| flow["packets"].as_u64()).sum()
+    };
+    assert_eq!(packets(&[]), 2 * u64::from(PACKETS));
+    assert_eq!(packets(&["--without-duplicates"]), 2 * u64::from(PACKETS) - marked);
+
+    // The mark comes along with an answer, and stays in what is made of it.
+    let file = site.file("answer.pcapng");
+    assert_eq!(recorder.ask("query", &["-w", path(&file)]).status.code(), Some(0));
+    assert!(recorder.terminate().success());
+    let again = Site::new("512MiB", 1);
+    assert_eq!(again.offline("import", &[path(&file)]).status.code(), Some(0));
+    let output = again.offline("query", &["--without-duplicates", "--count"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let left = (2 * u64::from(PACKETS) - marked).to_string();
+    assert!(text.split_whitespace().any(|word| word == left), "{text}");
+    for reader in [Oracle::Tshark, Oracle::Capinfos, Oracle::Scapy] {
+        let counted = reader.count(&file);
+        assert!(counted.is_none_or(|count| count == 2 * u64::from(PACKETS)), "{reader:?}");
+    }
 }

@@ -123,6 +123,7 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
         (lane.stripped, "stored without their outer headers"),
         (lane.kept_fragments, "stored as fragments of tunnels"),
         (lane.truncated_mirror, "cut by the mirror"),
+        (lane.duplicates, "marked as second copies"),
         (lane.unindexed_chunks, "in chunks without index (chunks)"),
         (lane.filtered_chunks, "in chunks with more flows than the index follows (chunks)"),
     ];

@@ -1,6 +1,7 @@
 //! The part of the checks that makes an [`Input`].
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use wirevault_format::VxlanPorts;
 
@@ -8,7 +9,7 @@ use super::choice;
 use crate::fault::{Fault, Mark};
 use crate::input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 use crate::section::{Faults, Item, Section, Value};
-use crate::settings::{DecapMode, MirrorTunnel, SourceKind, Speed, Tunnel};
+use crate::settings::{DecapMode, Duplicates, MirrorTunnel, SourceKind, Speed, Tunnel};
 
 /// Makes the sources of one key's entries. All their faults are noted; `None` stands for an entry
 /// that no source can be made of.
@@ -88,6 +89,7 @@ fn with_common(section: &Section<'_>, source: LiveSource) -> Live {
         filter: section.text("filter"),
         decap: None,
         vxlan_ports: VxlanPorts::USUAL.iter().collect(),
+        duplicates_window: None,
         source,
     }
 }
@@ -126,7 +128,8 @@ fn capture(section: &Section<'_>, seen: &mut Seen<'_>) -> Option<Live> {
     };
     let source = LiveSource::Capture(capture);
     let vxlan_ports = vxlan_ports(section);
-    let live = Live { decap, vxlan_ports, ..with_common(section, source) };
+    let duplicates_window = duplicates_window(section);
+    let live = Live { decap, vxlan_ports, duplicates_window, ..with_common(section, source) };
     interface.map(|_| live)
 }
 
@@ -175,7 +178,9 @@ fn mirror_target(section: &Section<'_>, seen: &mut Seen<'_>) -> Option<Live> {
         buffer_bytes: section.number("buffer"),
     };
     // The source itself removes what the mirror added.
-    let live = with_common(section, LiveSource::MirrorTarget(target));
+    let source = LiveSource::MirrorTarget(target);
+    let duplicates_window = duplicates_window(section);
+    let live = Live { duplicates_window, ..with_common(section, source) };
     listen.map(|_| live)
 }
 
@@ -207,6 +212,13 @@ fn vxlan_ports(section: &Section<'_>) -> Vec<u16> {
     if section.has("vxlan_ports") { given } else { VxlanPorts::USUAL.iter().collect() }
 }
 
+/// The keys are the same wherever they stand.
+fn duplicates_window(section: &Section<'_>) -> Option<Duration> {
+    let wanted = choice(section, "duplicates", Duplicates::from_name, Duplicates::Keep);
+    let window = section.duration("duplicates_window");
+    (wanted == Duplicates::Mark).then_some(window)
+}
+
 fn ports(section: &Section<'_>, name: &str) -> Vec<u16> {
     let port = |item: Item| match item.value {
         Value::Number(port) => u16::try_from(port).ok(),
@@ -232,6 +244,7 @@ mod tests {
             filter: None,
             decap: None,
             vxlan_ports: vec![4789, 8472],
+            duplicates_window: None,
             source: LiveSource::PcapOverIp(PcapOverIp {
                 sender,
                 interface: interface.map(str::to_owned),
@@ -304,6 +317,7 @@ mod tests {
             filter: None,
             decap: None,
             vxlan_ports: vec![4789, 8472],
+            duplicates_window: None,
             source: LiveSource::MirrorTarget(MirrorTarget {
                 listen: listen.parse().unwrap(),
                 tunnel,
@@ -319,6 +333,16 @@ mod tests {
             ..of_target("mirror_targets[1]", "[::]:6081", geneve, 1 << 20)
         };
         assert_eq!(live_of(&config), [first, second]);
+        let marked = |keys: &str| {
+            let text = format!("store: /a\nmirror_targets: [{{listen: '[::]:1'{keys}}}]\n");
+            live_of(&read(&text))[0].duplicates_window
+        };
+        assert_eq!(marked(", duplicates_window: 1s"), None);
+        assert_eq!(marked(", duplicates: mark"), Some(Duration::from_millis(10)));
+        assert_eq!(
+            marked(", duplicates: mark, duplicates_window: 1s").map(|it| it.as_secs()),
+            Some(1)
+        );
         let twice = "store: /a\nmirror_targets: [{listen: '[::]:1'}, {listen: '[::]:1'}]\n";
         assert!(one_fault(twice).contains("mirror_targets[1]: the address is there already"));
         let beside = format!("{MINIMAL}mirror_targets: [{{listen: '1.2.3.4:4789'}}]\n");

@@ -222,6 +222,7 @@ mod tests {
             filter: None,
             decap: None,
             vxlan_ports: vec![4789, 8472],
+            duplicates_window: None,
             source: LiveSource::Capture(capture),
         };
         assert_eq!(config.input, Input::Live(vec![expected]));
@@ -266,6 +267,7 @@ mod tests {
             filter: Some("tcp port 80".into()),
             decap: None,
             vxlan_ports: vec![4789, 8472],
+            duplicates_window: None,
             source: LiveSource::Capture(capture),
         };
         let inputs = live(&config);

@@ -16,7 +16,7 @@ pub mod write;
 pub use read::{Block, Blocks, Epb, RawOption, options};
 pub use stream::{Event, OtherKind, Reader, Record};
 pub use write::{
-    EpbParts, Removed, epb_bytes, put_epb, put_epb_with, put_idb, put_isb_comment, put_option,
+    Beside, EpbParts, epb_bytes, put_epb, put_epb_with, put_idb, put_isb_comment, put_option,
     put_shb,
 };
 
@@ -77,6 +77,9 @@ pub const OPTION_IF_VXLAN_PORTS: u16 = 0x8003;
 /// Records of kind `u8`, length `u8` and the header's bytes, from the outside in. The codes from
 /// 0x8001 on are taken by Apple's tools: scapy refused files that had another length in 0x8003.
 pub const OPTION_EPB_OUTER: u16 = 0x8057;
+/// Ours, local use: the packet is a second copy of one that the same lanes stored; nanoseconds
+/// between the two, `u64`.
+pub const OPTION_EPB_DUPLICATE: u16 = 0x8058;
 /// `epb_flags`; `pack_flags` of the obsolete Packet Block has the same code and meaning.
 pub const OPTION_EPB_FLAGS: u16 = 2;
 /// `epb_dropcount`.

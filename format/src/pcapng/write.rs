@@ -5,15 +5,17 @@
 
 use super::{
     BLOCK_EPB, BLOCK_FRAME_BYTES, BLOCK_IDB, BLOCK_ISB, BLOCK_SHB, BYTE_ORDER_MAGIC,
-    EPB_FIXED_BYTES, OPTION_COMMENT, OPTION_END, OPTION_EPB_FLAGS, OPTION_IF_CLOCK,
-    OPTION_IF_DESCRIPTION, OPTION_IF_FILTER, OPTION_IF_HARDWARE, OPTION_IF_NAME, OPTION_IF_OS,
-    OPTION_IF_OWN_SNAPLEN, OPTION_IF_TSRESOL, OPTION_IF_VXLAN_PORTS, OPTION_SHB_USERAPPL,
-    TEXT_BYTES_MAX, padded,
+    EPB_FIXED_BYTES, OPTION_COMMENT, OPTION_END, OPTION_EPB_DUPLICATE, OPTION_EPB_FLAGS,
+    OPTION_IF_CLOCK, OPTION_IF_DESCRIPTION, OPTION_IF_FILTER, OPTION_IF_HARDWARE, OPTION_IF_NAME,
+    OPTION_IF_OS, OPTION_IF_OWN_SNAPLEN, OPTION_IF_TSRESOL, OPTION_IF_VXLAN_PORTS,
+    OPTION_SHB_USERAPPL, TEXT_BYTES_MAX, padded,
 };
 use crate::{Interface, VxlanPorts};
 
 /// Bytes that `epb_flags` takes as an option.
 pub const FLAGS_OPTION_BYTES: usize = 8;
+/// Bytes that the mark of a duplicate takes as an option.
+pub const DUPLICATE_OPTION_BYTES: usize = 12;
 
 /// One packet, as [`put_epb`] writes it.
 #[derive(Debug, Clone, Copy)]
@@ -49,25 +51,37 @@ impl EpbParts<'_> {
     /// Bytes of the whole block.
     #[inline]
     pub fn block_bytes(&self) -> usize {
-        self.block_bytes_with(&Removed::default())
+        self.block_bytes_with(&Beside::default())
     }
 
     /// As [`Self::block_bytes`], for [`put_epb_with`].
     #[inline]
-    pub fn block_bytes_with(&self, removed: &Removed<'_>) -> usize {
+    pub fn block_bytes_with(&self, beside: &Beside<'_>) -> usize {
         let flags = if self.flags.is_some() { FLAGS_OPTION_BYTES } else { 0 };
-        let options = flags + removed.option.len() + self.raw_options.len();
-        epb_bytes(removed.head.len() + self.captured_bytes(), options)
+        let options = flags + beside.options_bytes() + self.raw_options.len();
+        epb_bytes(beside.head.len() + self.captured_bytes(), options)
     }
 }
 
-/// What is stored of a packet beside its [`EpbParts`] when outer headers were removed from it.
+/// What a lane stores of a packet beside its [`EpbParts`].
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Removed<'a> {
+pub struct Beside<'a> {
     /// Captured bytes before [`EpbParts::data`]; `orig_len` counts them already.
     pub head: &'a [u8],
-    /// The option that says what was removed, encoded and padded; empty if nothing was.
-    pub option: &'a [u8],
+    /// The option that says what outer headers were removed, encoded and padded; empty if none
+    /// were.
+    pub outer: &'a [u8],
+    /// The packet is a second copy: nanoseconds between the two.
+    pub duplicate_ns: Option<u64>,
+}
+
+impl Beside<'_> {
+    /// Bytes of the options.
+    #[inline]
+    pub fn options_bytes(&self) -> usize {
+        let duplicate = if self.duplicate_ns.is_some() { DUPLICATE_OPTION_BYTES } else { 0 };
+        self.outer.len() + duplicate
+    }
 }
 
 /// Bytes of an Enhanced Packet Block with `captured_bytes` of data and `options_bytes` of encoded
@@ -87,21 +101,21 @@ pub const fn epb_bytes(captured_bytes: usize, options_bytes: usize) -> usize {
 /// each), data padded with zeros to 4, options, length.
 #[inline]
 pub fn put_epb(buf: &mut [u8], at: usize, packet: &EpbParts<'_>) -> Option<usize> {
-    put_epb_with(buf, at, packet, &Removed::default())
+    put_epb_with(buf, at, packet, &Beside::default())
 }
 
-/// As [`put_epb`], for a packet from which outer headers were removed: its head stands before the
-/// data, and the option between `epb_flags` and the other options.
+/// As [`put_epb`], with what the lane adds: its head stands before the data, and its options
+/// between `epb_flags` and the others.
 #[inline]
 pub fn put_epb_with(
     buf: &mut [u8],
     at: usize,
     packet: &EpbParts<'_>,
-    removed: &Removed<'_>,
+    beside: &Beside<'_>,
 ) -> Option<usize> {
-    let head_bytes = removed.head.len();
+    let head_bytes = beside.head.len();
     let captured = head_bytes + packet.captured_bytes();
-    let total = packet.block_bytes_with(removed);
+    let total = packet.block_bytes_with(beside);
     let total_field = u32::try_from(total).ok()?;
     let block = buf.get_mut(at..at.checked_add(total)?)?;
     let tag_bytes = if packet.vlan.is_some() { 4 } else { 0 };
@@ -116,7 +130,7 @@ pub fn put_epb_with(
     fixed[20..24].copy_from_slice(&(captured as u32).to_le_bytes());
     fixed[24..28].copy_from_slice(&packet.orig_len.saturating_add(tag_bytes).to_le_bytes());
 
-    rest[..head_bytes].copy_from_slice(removed.head);
+    rest[..head_bytes].copy_from_slice(beside.head);
     let data = &mut rest[head_bytes..captured];
     match packet.vlan {
         Some((at, tag)) if at <= packet.data.len() => {
@@ -135,10 +149,16 @@ pub fn put_epb_with(
         rest[next + 4..next + 8].copy_from_slice(&flags.to_le_bytes());
         next += FLAGS_OPTION_BYTES;
     }
-    if !removed.option.is_empty() {
-        let end = next + removed.option.len();
-        rest[next..end].copy_from_slice(removed.option);
+    if !beside.outer.is_empty() {
+        let end = next + beside.outer.len();
+        rest[next..end].copy_from_slice(beside.outer);
         next = end;
+    }
+    if let Some(ns) = beside.duplicate_ns {
+        rest[next..next + 2].copy_from_slice(&OPTION_EPB_DUPLICATE.to_le_bytes());
+        rest[next + 2..next + 4].copy_from_slice(&8u16.to_le_bytes());
+        rest[next + 4..next + 12].copy_from_slice(&ns.to_le_bytes());
+        next += DUPLICATE_OPTION_BYTES;
     }
     if !packet.raw_options.is_empty() {
         let end = next + packet.raw_options.len();
@@ -146,7 +166,7 @@ pub fn put_epb_with(
         next = end.next_multiple_of(4);
         rest[end..next].fill(0);
     }
-    let options = removed.option.len() + packet.raw_options.len();
+    let options = beside.options_bytes() + packet.raw_options.len();
     if packet.flags.is_some() || options > 0 {
         rest[next..next + 4].fill(0);
         next += 4;
@@ -309,14 +329,21 @@ mod tests {
         let mut packet = parts(&data);
         packet.orig_len = 5;
         packet.raw_options = &[1, 0, 1, 0, b'x', 0, 0, 0];
-        let removed = Removed { head: &[1, 2], option: &[0x57, 0x80, 2, 0, 1, 0, 0, 0] };
+        let outer = &[0x57, 0x80, 2, 0, 1, 0, 0, 0];
+        let beside = Beside { head: &[1, 2], outer, duplicate_ns: None };
         let mut buf = [0xee; 80];
-        let written = put_epb_with(&mut buf, 0, &packet, &removed);
+        let written = put_epb_with(&mut buf, 0, &packet, &beside);
         assert_eq!(written, Some(32 + 8 + 8 + 8 + 4));
-        assert_eq!(written, Some(packet.block_bytes_with(&removed)));
+        assert_eq!(written, Some(packet.block_bytes_with(&beside)));
         assert_eq!(buf[20..28], [5, 0, 0, 0, 5, 0, 0, 0]);
         assert_eq!(buf[28..36], [1, 2, 7, 8, 9, 0, 0, 0]);
-        assert_eq!(buf[36..56], [removed.option, packet.raw_options, &[0; 4]].concat());
+        assert_eq!(buf[36..56], [&outer[..], packet.raw_options, &[0; 4]].concat());
+
+        let beside = Beside { duplicate_ns: Some(0x0102), ..beside };
+        let written = put_epb_with(&mut buf, 0, &packet, &beside);
+        assert_eq!(written, Some(packet.block_bytes_with(&beside)));
+        let mark = [0x58, 0x80, 8, 0, 2, 1, 0, 0, 0, 0, 0, 0];
+        assert_eq!(buf[36..68], [&outer[..], &mark, packet.raw_options, &[0; 4]].concat());
     }
 
     #[test]

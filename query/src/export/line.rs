@@ -8,7 +8,7 @@ use wirevault_format::Interface;
 use wirevault_packet::{OuterText, summary};
 
 use super::{PacketOut, Sink};
-use crate::stream::outer_records;
+use crate::stream::{is_duplicate, outer_records};
 use crate::time::time_of_day;
 
 /// Writes a line for every packet: time of day in a zone, then what the headers say.
@@ -49,9 +49,10 @@ impl<W: Write> Sink for LineSink<W> {
     fn packet(&mut self, packet: &PacketOut<'_>) -> io::Result<ControlFlow<()>> {
         let time = time_of_day(packet.ts_ns, &self.zone);
         let line = summary::line(packet.link_type, packet.data, packet.orig_len);
+        let mark = if is_duplicate(packet.options) { "[duplicate] " } else { "" };
         match outer_records(packet.options) {
-            [] => writeln!(self.writer, "{time} {line}")?,
-            records => writeln!(self.writer, "{time} [{}] {line}", OuterText(records))?,
+            [] => writeln!(self.writer, "{time} {mark}{line}")?,
+            records => writeln!(self.writer, "{time} {mark}[{}] {line}", OuterText(records))?,
         }
         Ok(ControlFlow::Continue(()))
     }

@@ -9,9 +9,9 @@ use wirevault_testkit::net::Stamp;
 
 use crate::runs::{FILE_PACKETS, PACKET_BYTES, PACKETS, Runs, Seen, file_packets, sum};
 use crate::sources::{
-    CONNECT, FLOW_CHOSEN, FLOW_KEPT, FLOW_STRIPPED, FLOWS_MIRRORED, LISTEN_CHANGED, LISTEN_PLAIN,
-    MIRRORS, SNAPLEN_STREAM, SNAPLEN_TARGET, TARGET_CHANGED, TARGET_PLAIN, TUNNELLED, TUNNELS,
-    tunnels_of,
+    CONNECT, COPIES, FLOW_CHOSEN, FLOW_KEPT, FLOW_STRIPPED, FLOWS_MIRRORED, LISTEN_CHANGED,
+    LISTEN_PLAIN, MIRRORS, SNAPLEN_STREAM, SNAPLEN_TARGET, TARGET_CHANGED, TARGET_PLAIN,
+    TARGETS_DOUBLED, TUNNELLED, TUNNELS, tunnels_of,
 };
 
 /// What a key does.
@@ -138,6 +138,16 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(tunnels_of(others, FLOW_STRIPPED)[..2], [STRIPPED, KEPT]);
         assert_eq!(tunnels_of(others, FLOW_CHOSEN)[..2], [KEPT, STRIPPED]);
     }),
+    case("capture[].duplicates", "second copies are marked, or not", |runs| {
+        let marked = |name: &str| lanes(&runs.sources.doubled, name)[0]["duplicates"].as_u64();
+        let [marking, keeping, _] = ["va", "vi", "vk"].map(str::to_owned);
+        assert_eq!([marked(&marking), marked(&keeping)], [Some(COPIES), Some(0)]);
+    }),
+    case("capture[].duplicates_window", "20 ms are too long between copies, or not", |runs| {
+        let marked = |name: &str| lanes(&runs.sources.doubled, name)[0]["duplicates"].as_u64();
+        let [long, _, short] = ["va", "vi", "vk"].map(str::to_owned);
+        assert_eq!([marked(&long), marked(&short)], [Some(COPIES), Some(0)]);
+    }),
     case("pcap_over_ip", "no senders, or three entries beside interfaces", |runs| {
         let of = |seen: &Seen| {
             let lanes = seen.status["lanes"].as_array().expect("lanes").iter();
@@ -239,6 +249,20 @@ pub(crate) const CASES: &[Case] = &[
             }
         }
     }),
+    case("mirror_targets[].duplicates", "second copies are marked, or not", |runs| {
+        let marked = |name: &str| lanes(&runs.sources.doubled, name)[0]["duplicates"].as_u64();
+        let [marking, keeping, _] = TARGETS_DOUBLED.map(|target| format!("udp {target}"));
+        assert_eq!([marked(&marking), marked(&keeping)], [Some(COPIES), Some(0)]);
+    }),
+    case(
+        "mirror_targets[].duplicates_window",
+        "20 ms are too long between copies, or not",
+        |runs| {
+            let marked = |name: &str| lanes(&runs.sources.doubled, name)[0]["duplicates"].as_u64();
+            let [long, _, short] = TARGETS_DOUBLED.map(|target| format!("udp {target}"));
+            assert_eq!([marked(&long), marked(&short)], [Some(COPIES), Some(0)]);
+        },
+    ),
     case("replay.decap", "packets as they came, or what is inside", |runs| {
         let sources = &runs.sources;
         assert_eq!(tunnels_of(&sources.kept, FLOW_KEPT), [KEPT, KEPT, KEPT]);

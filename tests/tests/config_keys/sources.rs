@@ -3,6 +3,7 @@
 //! | run | configuration | traffic |
 //! |---|---|---|
 //! | `others` | an entry with defaults and one with everything else, of each source | each its own |
+//! | `doubled` | interfaces and targets with each `duplicates` | everything twice |
 //! | `kept`, `stripped`, `chosen` | a file of tunnelled packets, with each `decap` | |
 
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Output;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use wirevault_testkit::net::{Namespace, Sender, Stamp, wait_for};
 use wirevault_tests::captures::{Packet, write_pcap};
@@ -42,6 +43,10 @@ pub(crate) const CONNECT: &str = "127.0.0.1:57023";
 /// Where mirrors send to.
 pub(crate) const TARGET_PLAIN: &str = "127.0.0.1:57024";
 pub(crate) const TARGET_CHANGED: &str = "127.0.0.1:57025";
+pub(crate) const TARGETS_DOUBLED: [&str; 3] =
+    ["127.0.0.1:57026", "127.0.0.1:57027", "127.0.0.1:57028"];
+/// Packets that are sent twice.
+pub(crate) const COPIES: u64 = 10;
 /// Sockets that each send a datagram of either tunnel and run: too many for one of two lanes to get
 /// none of them.
 pub(crate) const MIRRORS: u64 = 32;
@@ -52,6 +57,7 @@ pub(crate) const SNAPLEN_TARGET: usize = 300;
 /// What was seen of them, and what was refused.
 pub(crate) struct Sources {
     pub(crate) others: Seen,
+    pub(crate) doubled: Seen,
     pub(crate) kept: Seen,
     pub(crate) stripped: Seen,
     pub(crate) chosen: Seen,
@@ -78,6 +84,7 @@ impl Sources {
         let replayed = |decap: &str| replayed(ns, decap);
         Self {
             others,
+            doubled: doubled(ns),
             kept: replayed(""),
             stripped: replayed("  decap: strip\n"),
             chosen: replayed(&format!(
@@ -175,6 +182,51 @@ fn mirror() {
             }
         }
     }
+}
+
+/// To three interfaces and three targets the same packets twice, with more than the default window
+/// between.
+fn doubled(ns: &Namespace) -> Seen {
+    let site = site(1);
+    let (store, socket) = (site.store(), site.file("socket"));
+    let long = "duplicates_window: 10s";
+    let entries = |key: &str, values: [&str; 3]| {
+        let keys =
+            [format!("duplicates: mark, {long}"), long.to_owned(), "duplicates: mark".into()];
+        let entry = |(keys, value)| format!("  - {{{key}: '{value}', {keys}}}\n");
+        keys.into_iter().zip(values).map(entry).collect::<String>()
+    };
+    let config = format!(
+        "store: {}\napi:\n  socket: {}\ncapture:\n{}mirror_targets:\n{}",
+        store.display(),
+        socket.display(),
+        entries("interface", ["va", "vi", "vk"]),
+        entries("listen", TARGETS_DOUBLED)
+    );
+    let recorder = site.start(&config, &socket);
+    let begin = Instant::now();
+    let mut senders = ["vb", "vj", "vl"].map(Sender::on);
+    let mirror = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    for round in 0..2 {
+        if round > 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for number in 0..COPIES {
+            let (bytes, flow) = (PACKET_BYTES, FLOW_KEPT);
+            let frame = Stamp { run: 1, number, sent_ns: 0, flow, bytes, vlan: 0 }.frame();
+            senders.iter_mut().for_each(|sender| sender.send(&frame));
+            for target in TARGETS_DOUBLED {
+                mirror.send_to(&vxlan(0, 1, &frame)[8..], target).expect("loopback");
+            }
+        }
+    }
+    wait_for("everything is stored", PATIENCE, || {
+        let status = recorder.status();
+        let lanes = status["lanes"].as_array().expect("lanes").iter();
+        (lanes.filter_map(|lane| lane["stored"].as_u64()).sum::<u64>() == 12 * COPIES).then_some(())
+    });
+    let elapsed = begin.elapsed();
+    look(ns, site, recorder, elapsed)
 }
 
 fn replayed(ns: &Namespace, decap: &str) -> Seen {

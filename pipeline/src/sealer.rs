@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, select};
 use crossbeam_queue::ArrayQueue;
+use wirevault_buffer::Pool;
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::CloseReason;
 use wirevault_format::{Cause, Gap, Interface, LinkType, RunId};
@@ -34,6 +35,7 @@ use crate::job::{Job, Jobs};
 use crate::live::{LiveSegment, Registry};
 use crate::note::{Packets, fill_delta, note_flows};
 use crate::opener::{Opened, ToOpener};
+use crate::pace::Pace;
 use crate::reseal::{Mending, Returned};
 use crate::status::{BufferTimes, LaneShared, note_since};
 use crate::tail::TailHub;
@@ -47,6 +49,8 @@ pub(crate) const REPLAY_ATTEMPTS: u32 = 3;
 const IDLE_WAIT: Duration = Duration::from_millis(200);
 /// How often it looks for what it waits for: a segment, or the end of a pause.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
+/// Its longest sleep while chunks come. What it finds then is still in a cache.
+const REST_MAX: Duration = Duration::from_millis(2);
 
 pub(crate) struct Sealer {
     pub run: RunId,
@@ -146,23 +150,32 @@ pub(crate) enum Step {
 }
 
 impl Sealer {
-    /// Drives it on a thread of its own until the lane is gone.
-    pub(crate) fn run(mut self, from_lane: &Receiver<Box<Job>>) {
+    /// Drives it on a thread of its own until the lane is gone. While chunks come it sleeps between
+    /// two looks, so that the lane has nobody to wake: a wake-up for each chunk took the lane's
+    /// core from it a thousand times a second where they share one.
+    pub(crate) fn run(mut self, from_lane: &Receiver<Box<Job>>, pool: &Pool) {
         self.set_table_aside();
+        let mut pace = Pace::new(REST_MAX);
         let mut rest = IDLE_WAIT;
         loop {
-            select! {
-                recv(self.from_writers) -> job => match job {
-                    Ok(job) => self.returned.push(*job),
-                    // Every writer has panicked; the lane's next chunk will say so.
-                    Err(_) => std::thread::sleep(RETRY_PAUSE),
+            let free_chunks = pool.capacity() - pool.in_flight();
+            match pace.rest(free_chunks).filter(|_| from_lane.is_empty()) {
+                Some(nap) => std::thread::sleep(nap.min(rest)),
+                None => select! {
+                    recv(self.from_writers) -> job => match job {
+                        Ok(job) => self.returned.push(*job),
+                        // Every writer has panicked; the lane's next chunk will say so.
+                        Err(_) => std::thread::sleep(RETRY_PAUSE),
+                    },
+                    recv(from_lane) -> job => match job {
+                        Ok(job) => self.push(job),
+                        Err(_) => break,
+                    },
+                    default(rest) => {}
                 },
-                recv(from_lane) -> job => match job {
-                    Ok(job) => self.push(job),
-                    Err(_) => break,
-                },
-                default(rest) => {}
             }
+            from_lane.try_iter().for_each(|job| self.push(job));
+            pace.arrived(self.waiting.len());
             rest = self.advance(usize::MAX);
         }
         self.finish();

@@ -192,7 +192,8 @@ impl Pipeline {
                 Hand::Own(Box::new(sealer))
             } else {
                 let (to_sealer, from_lane) = bounded(have + 1);
-                starter.spawn(format!("seal-{number}"), move || sealer.run(&from_lane))?;
+                let pool = pool.clone();
+                starter.spawn(format!("seal-{number}"), move || sealer.run(&from_lane, &pool))?;
                 Hand::Thread(to_sealer)
             };
             lane_starts.push((number, parts.lane(spec, hand, pen, &view)));

@@ -30,7 +30,7 @@ use wirevault_telemetry::histogram::Latency;
 use crate::ack::Span;
 use crate::closer::ToCloser;
 use crate::live::LiveSegment;
-use crate::pace::{GATHER, Pace};
+use crate::pace::Pace;
 use crate::status::{BufferTimes, lock, note_since};
 use crate::write_file::{Held, WriteFile, WriteJob};
 
@@ -41,6 +41,9 @@ const COMMIT_PRESSURE: f64 = 0.3;
 const BUSY_WAIT: Duration = Duration::from_millis(1);
 /// Wait for chunks when nothing is in flight.
 const IDLE_WAIT: Duration = Duration::from_millis(50);
+/// Chunks that arrive within this time are submitted together. At 30 Gbps 4 MiB arrive in 1 ms; at
+/// 2.4 Gbps it gathers six chunks.
+const GATHER: Duration = Duration::from_millis(5);
 /// Chunks of one file that are submitted in a row before it is another file's turn: 4 MiB.
 const RUN_CHUNKS_MAX: usize = 16;
 /// Tokens of flushes have this bit; tokens of writes do not. Below it stand the file's key and, for
@@ -127,7 +130,7 @@ impl Writer {
             next_key: 0,
             turn: 0,
             full: false,
-            pace: Pace::default(),
+            pace: Pace::new(GATHER),
             durable: Vec::with_capacity(chunks.min(LIST_CHUNKS)),
             spans: Vec::with_capacity(chunks.min(LIST_CHUNKS)),
             lists: Vec::with_capacity(FILES),

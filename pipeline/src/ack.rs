@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use wirevault_format::{Cause, Gap, LinkType};
 use wirevault_telemetry::books::{ByCause, WriterCounts, WriterSide};
+use wirevault_telemetry::shown::Shown;
 
 use crate::job::CHUNK_GAPS_MAX;
-use crate::shown::Shown;
 use crate::status::{LaneShared, lock};
 
 /// Chunks of one stream under way without a list growing: 1 GiB of buffers.

@@ -1,8 +1,8 @@
 //! The thread that keeps the indexes of open segments and closes segments.
 //!
 //! It gets one delta for every durable chunk, in order of their numbers, so a query sees only what
-//! is durable, and `crate::shown` says up to when it sees all of that. Closing itself (encoding and
-//! writing the index) runs on a thread of its own: other lanes' deltas go on.
+//! is durable, and `telemetry::shown` says up to when it sees all of that. Closing itself (encoding
+//! and writing the index) runs on a thread of its own: other lanes' deltas go on.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -30,7 +30,6 @@ mod pace;
 mod reseal;
 mod rolling;
 mod sealer;
-mod shown;
 mod start;
 pub mod status;
 pub mod tail;

@@ -1,5 +1,6 @@
 //! What a lane shows of itself beside its books.
 
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -7,9 +8,10 @@ use std::time::Instant;
 use wirevault_capture::{SourceCounters, SourceReport};
 use wirevault_format::pcapng::OtherKind;
 use wirevault_telemetry::histogram::Latency;
+use wirevault_telemetry::line::{LINES_BYTES, OwnLines};
+use wirevault_telemetry::shown::Shown;
 
 use crate::decap::DecapCounters;
-use crate::shown::Shown;
 
 /// What a lane is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +52,8 @@ impl LaneState {
     }
 }
 
-/// What the threads of one lane share with those who look at it.
+/// What the threads of one lane share with those who look at it. What the lane writes for a batch,
+/// its sealer for a chunk, and its writers, lies on lines of its own.
 pub struct LaneShared {
     /// Number of the lane.
     pub lane: u16,
@@ -63,21 +66,21 @@ pub struct LaneShared {
     /// Flows that it can have.
     pub flows_max: AtomicU64,
     /// Everything that reached the source before this time was taken.
-    pub polled_ns: AtomicU64,
+    pub polled_ns: OwnLines<AtomicU64>,
     /// Largest packet time below the watermark with nothing older under way. Queries may not see
     /// all of it yet.
-    pub durable_ns: AtomicU64,
+    pub durable_ns: OwnLines<AtomicU64>,
     /// How far they do.
     pub(crate) shown: Shown,
     /// What its decapsulation did.
-    pub decap: DecapCounters,
+    pub decap: OwnLines<DecapCounters>,
     /// Packets marked as second copies of others.
-    pub duplicates: AtomicU64,
-    state: AtomicU8,
+    pub duplicates: OwnLines<AtomicU64>,
+    state: OwnLines<AtomicU8>,
     blocked: AtomicU8,
     error: Mutex<Option<String>>,
     report: Mutex<Option<SourceReport>>,
-    figures: SourceFigures,
+    figures: OwnLines<SourceFigures>,
     cpu: Option<usize>,
 }
 
@@ -92,6 +95,24 @@ struct SourceFigures {
     skipped_blocks: [AtomicU64; OtherKind::ALL.len()],
 }
 
+const _: () = {
+    let own = [
+        offset_of!(LaneShared, polled_ns),
+        offset_of!(LaneShared, durable_ns),
+        offset_of!(LaneShared, decap),
+        offset_of!(LaneShared, duplicates),
+        offset_of!(LaneShared, state),
+        offset_of!(LaneShared, figures),
+    ];
+    // What the sealer writes for a chunk is elsewhere.
+    let sealers = offset_of!(LaneShared, flows) / LINES_BYTES;
+    let mut at = 0;
+    while at < own.len() {
+        assert!(own[at].is_multiple_of(LINES_BYTES) && own[at] / LINES_BYTES != sealers);
+        at += 1;
+    }
+};
+
 impl LaneShared {
     pub(crate) fn new(lane: u16, cpu: Option<usize>, report: SourceReport) -> Self {
         Self {
@@ -100,16 +121,16 @@ impl LaneShared {
             filtered_chunks: AtomicU64::new(0),
             flows: AtomicU64::new(0),
             flows_max: AtomicU64::new(0),
-            polled_ns: AtomicU64::new(0),
-            durable_ns: AtomicU64::new(0),
+            polled_ns: OwnLines::default(),
+            durable_ns: OwnLines::default(),
             shown: Shown::default(),
-            decap: DecapCounters::default(),
-            duplicates: AtomicU64::new(0),
-            state: AtomicU8::new(LaneState::Running as u8),
+            decap: OwnLines::default(),
+            duplicates: OwnLines::default(),
+            state: OwnLines(AtomicU8::new(LaneState::Running as u8)),
             blocked: AtomicU8::new(0),
             error: Mutex::new(None),
             report: Mutex::new(Some(report)),
-            figures: SourceFigures::default(),
+            figures: OwnLines::default(),
             cpu,
         }
     }
@@ -186,7 +207,7 @@ impl LaneShared {
     }
 
     pub(crate) fn count(&self, counters: &SourceCounters) {
-        let figures = &self.figures;
+        let figures = &*self.figures;
         figures.times_rounded.store(counters.times_rounded, Ordering::Relaxed);
         figures.cut_to_snaplen.store(counters.cut_to_snaplen, Ordering::Relaxed);
         figures.times_carried.store(counters.times_carried, Ordering::Relaxed);
@@ -202,12 +223,12 @@ impl LaneShared {
 #[derive(Debug, Default)]
 pub struct BufferTimes {
     /// Taking a free chunk. Only those that found one count.
-    pub take: Latency,
+    pub take: OwnLines<Latency>,
     /// Handing a chunk over, from lane to sealer and from sealer to writer; the other thread may
     /// have to be woken.
-    pub hand_over: Latency,
+    pub hand_over: OwnLines<Latency>,
     /// Giving a chunk back to the free list.
-    pub recycle: Latency,
+    pub recycle: OwnLines<Latency>,
 }
 
 impl BufferTimes {

@@ -382,7 +382,7 @@ impl Writer {
         }
         let chunks = durable.len() as u32;
         let acks = Arc::clone(&first.acks);
-        // On their way to the index before anybody is told: see `crate::shown`.
+        // On their way to the index before anybody is told: see `telemetry::shown`.
         acks.shown().send(u64::from(chunks));
         spans.clear();
         for mut job in durable.drain(..) {

@@ -12,8 +12,10 @@
 //!
 //! Neither writer ever waits, allocates or makes a system call: both may publish once a batch.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 
+use crate::line::{LINES_BYTES, OwnLines};
 use crate::seqlock::SeqLock;
 
 /// Causes of drops that the books can tell apart. The meaning of an index is the caller's: it is
@@ -35,7 +37,11 @@ pub type ByCause = [u64; CAUSES_MAX];
 ///
 /// Each of the two writing handles exists once; give [`LaneBooks`] to everyone who only reads.
 pub fn open(lane: u16) -> (LaneSide, WriterSide, LaneBooks) {
-    let shared = Arc::new(Shared { lane, lane_half: SeqLock::new(), writer_half: SeqLock::new() });
+    let shared = Arc::new(Shared {
+        lane,
+        lane_half: OwnLines(SeqLock::new()),
+        writer_half: OwnLines(SeqLock::new()),
+    });
     (
         LaneSide { shared: Arc::clone(&shared), published: LaneCounts::default() },
         WriterSide { shared: Arc::clone(&shared), published: WriterCounts::default() },
@@ -231,9 +237,18 @@ impl Snapshot {
 #[derive(Debug)]
 struct Shared {
     lane: u16,
-    lane_half: SeqLock<LANE_WORDS>,
-    writer_half: SeqLock<WRITER_WORDS>,
+    /// Written by the lane once a batch.
+    lane_half: OwnLines<SeqLock<LANE_WORDS>>,
+    /// Written by the writers once a batch.
+    writer_half: OwnLines<SeqLock<WRITER_WORDS>>,
 }
+
+const _: () = assert!(
+    offset_of!(Shared, lane_half).is_multiple_of(LINES_BYTES)
+        && offset_of!(Shared, writer_half).is_multiple_of(LINES_BYTES)
+        && offset_of!(Shared, lane_half) != offset_of!(Shared, writer_half),
+    "no line is written by both"
+);
 
 impl LaneCounts {
     fn to_words(self) -> [u64; LANE_WORDS] {

@@ -10,6 +10,8 @@
 //! - [`clock`]: the only place that asks the operating system for the time.
 //! - [`histogram`]: latency histograms without locks.
 //! - [`metrics`]: the closed list of metric names, and the page that Prometheus reads.
+//! - [`line`]: values on cache lines of their own.
+//! - [`shown`]: how much of what is durable answers may promise.
 //! - [`log`]: the tracing subscriber of the binaries.
 //!
 //! Nothing here opens a socket: exporters belong to the daemon.
@@ -19,7 +21,9 @@
 pub mod books;
 pub mod clock;
 pub mod histogram;
+pub mod line;
 pub mod log;
 pub mod metrics;
 mod seqlock;
+pub mod shown;
 mod sync;

@@ -90,12 +90,24 @@ pub fn start(
     import: bool,
     clock: Arc<dyn Clock>,
 ) -> Pipeline {
+    start_with(store, sources, PipelineOptions { import, ..PipelineOptions::default() }, clock)
+}
+
+/// As [`start`], with options of one's own. The buffer has 128 chunks.
+///
+/// # Panics
+/// As there.
+pub fn start_with(
+    store: &Path,
+    sources: Vec<Box<dyn Source>>,
+    options: PipelineOptions,
+    clock: Arc<dyn Clock>,
+) -> Pipeline {
     let (store, _) =
         Store::open_dir(store, &KeySource::Recorded, Arc::clone(&clock)).expect("the store opens");
     let arena = ArenaOptions { bytes: 32 << 20, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("an arena"));
     let lanes = sources.into_iter().map(LaneSpec::new).collect();
-    let options = PipelineOptions { import, ..PipelineOptions::default() };
     Pipeline::start(store, pool, lanes, &options, clock).expect("the pipeline starts")
 }
 

@@ -47,10 +47,18 @@ impl TestStore {
     /// # Panics
     /// If `wirevault init` fails.
     pub fn with(sealed: bool, volumes: usize, quota: &str) -> Self {
+        Self::with_lanes(sealed, volumes, volumes, quota)
+    }
+
+    /// As `with`, for so many lanes.
+    ///
+    /// # Panics
+    /// If `wirevault init` fails.
+    pub fn with_lanes(sealed: bool, volumes: usize, lanes: usize, quota: &str) -> Self {
         let store = Self { folder: folder(), sealed };
         let mut args: Vec<String> = vec!["init".to_owned(), text(&store.dir())];
         args.extend(["--quota".to_owned(), quota.to_owned()]);
-        args.extend(["--lanes".to_owned(), volumes.to_string()]);
+        args.extend(["--lanes".to_owned(), lanes.to_string()]);
         for number in 1..volumes {
             args.extend(["--volume".to_owned(), text(&store.volume(number))]);
         }

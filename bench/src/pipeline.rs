@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use wirevault_nvme::{NullQueue, Queue, QueueOptions};
-use wirevault_pipeline::{Pipeline, PipelineOptions};
+use wirevault_pipeline::{Pipeline, PipelineOptions, Topology};
 
 use crate::bound::Bound;
 use crate::limits::Limits;
@@ -48,7 +48,10 @@ pub(crate) enum Device {
 impl Device {
     /// Options of a pipeline onto it.
     pub(crate) fn options(self) -> PipelineOptions {
-        let mut options = PipelineOptions { flush_age: FLUSH_AGE, ..PipelineOptions::default() };
+        // Nobody else needs the second core: there is no kernel that receives packets.
+        let topology = Topology::Split;
+        let mut options =
+            PipelineOptions { flush_age: FLUSH_AGE, topology, ..PipelineOptions::default() };
         if self == Self::Null {
             options.queue = Arc::new(|_, _| {
                 Ok(Box::new(NullQueue::new(&QueueOptions::default())?) as Box<dyn Queue>)
@@ -209,7 +212,7 @@ fn row(
 }
 
 fn measure(options: &Options, site: &Site, device: Device, load: &Load) -> Result<Run> {
-    let how = device.options();
+    let how = options.site.with_threads(device.options());
     let (count, bytes) = (load.count(), load.bytes());
     let quota_bytes = options.site.quota_bytes();
     let from_ns = site.clock.unix_ns();

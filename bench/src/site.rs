@@ -15,6 +15,8 @@ use wirevault_seal::{FileProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
+use crate::threads::Threads;
+
 /// Folder of the volumes.
 const STORE: &str = "store";
 
@@ -27,12 +29,21 @@ pub(crate) struct SiteOptions {
     /// Folder for the store; its disk is what is measured [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
+    /// Threads between sources and device [default: split from memory, else auto].
+    #[arg(long, value_enum)]
+    topology: Option<Threads>,
 }
 
 impl SiteOptions {
     /// A fixed quota: places are used again, as they are in service.
     pub(crate) fn quota_bytes(&self) -> u64 {
         self.quota_gib << 30
+    }
+
+    /// Options of a pipeline with the threads that were asked for.
+    pub(crate) fn with_threads(&self, options: PipelineOptions) -> PipelineOptions {
+        let topology = self.topology.map_or(options.topology, Into::into);
+        PipelineOptions { topology, ..options }
     }
 }
 

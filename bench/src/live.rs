@@ -12,7 +12,7 @@ use wirevault_pipeline::{Pipeline, PipelineOptions};
 
 use crate::limits::Limits;
 use crate::output::{Output, spread};
-use crate::sender::{FRAME_BYTES_MIN, Load, RECEIVER, SENDER, cable, send};
+use crate::sender::{FRAME_BYTES_MIN, Load, Maker, RECEIVER, SENDER, cable, send};
 use crate::site::{Site, SiteOptions};
 use crate::threads::StageTimes;
 
@@ -95,6 +95,9 @@ pub(crate) struct Options {
     /// How packets are taken; each in turn if several are named.
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["packet_mmap"])]
     source: Vec<SourceKind>,
+    /// Who makes the packets.
+    #[arg(long, value_enum, default_value = "socket")]
+    sender: Maker,
     /// MiB of the source's ring. The default holds hundreds of milliseconds of either load.
     #[arg(long, value_name = "N", default_value_t = 256)]
     ring_mib: usize,
@@ -130,7 +133,7 @@ struct Report {
 pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     let site = Site::new(options.site.folder.as_deref())?;
     let limits = Limits::measure(Some(site.path()))?;
-    let namespace = cable()?;
+    let namespace = cable(options.sender)?;
     limits.say(&mut output);
     output.say(format!(
         "Live from a veth pair, one lane, sealed and indexed, {} s a run; CPU in % of one core.",
@@ -213,7 +216,7 @@ fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u3
     let time = Duration::from_secs(options.secs);
     // The kernel's work of receiving happens on the sender's core.
     let cpu = (cpus > 1).then_some(0);
-    let load = Load { frame_bytes, packets_per_s, time, cpu };
+    let load = Load { maker: options.sender, frame_bytes, packets_per_s, time, cpu };
     let sender = std::thread::Builder::new().name("sender".to_owned());
     let sender = sender.spawn(move || send(SENDER, load))?;
     let mut buffer_peak: f64 = 0.0;

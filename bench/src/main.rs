@@ -20,8 +20,8 @@
 //! - [`packets`]: packets in memory, and a source that hands them out. [`site`]: a temporary sealed
 //!   store and its pipeline. [`limits`] and [`bound`]: what the machine can do. [`threads`]: CPU
 //!   time by stage. [`traffic`]: frames with flows as on a link.
-//! - [`sender`]: sequence-stamped packets at a steady rate, and [`ring`], a bare reader of the
-//!   kernel's ring: over [`sys`], the only unsafe code.
+//! - [`sender`]: sequence-stamped packets at a steady rate. [`ring`]: a bare reader of the kernel's
+//!   ring. [`sys`], below both, and [`live_frames`], a quicker sender, hold the only unsafe code.
 //! - [`output`]: how results are printed and kept. [`machine`]: what is known of the machine.
 
 #![deny(unsafe_code)]
@@ -32,6 +32,8 @@ mod index;
 mod lanes;
 mod limits;
 mod live;
+#[expect(unsafe_code, reason = "calls of bpf(2)")]
+mod live_frames;
 mod machine;
 mod needle;
 mod output;

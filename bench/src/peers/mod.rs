@@ -16,7 +16,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::output::Output;
-use crate::sender::{Load, SENDER, Sent, cable, send};
+use crate::sender::{Load, Maker, SENDER, Sent, cable, send};
 
 pub(crate) use recorder::Recorder;
 
@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// Bytes of the packets.
     #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [1500, 512, 64])]
     size: Vec<usize>,
+    /// Who makes the packets.
+    #[arg(long, value_enum, default_value = "socket")]
+    sender: Maker,
     /// Recorders to run.
     #[arg(long, value_enum, value_delimiter = ',')]
     #[arg(default_values_t = Recorder::value_variants().to_vec())]
@@ -113,7 +116,7 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
         None => builder.tempdir(),
     }
     .context("temporary folder")?;
-    let _namespace = cable()?;
+    let _namespace = cable(options.sender)?;
     output.say(format!(
         "One core for each recorder, {} s a run; missing packets, CPU time and memory at {} \
          packets a second, and the quickest run without loss.",
@@ -249,7 +252,7 @@ fn one_run(
     let quota_bytes = options.secs * frame_bytes as u64 * packets_per_s.min(4_000_000);
     let started = recorder.start(&path, quota_bytes)?;
     let time = Duration::from_secs(options.secs);
-    let load = Load { frame_bytes, packets_per_s, time, cpu: Some(0) };
+    let load = Load { maker: options.sender, frame_bytes, packets_per_s, time, cpu: Some(0) };
     let sender = std::thread::Builder::new().name("sender".to_owned());
     let sender = sender.spawn(move || send(SENDER, load))?;
     let Sent { packets: sent, time: sending } =

@@ -135,7 +135,8 @@ fn measure(
         |_| Box::new(MemorySource::new(Arc::clone(packets), passes, from_ns)) as Box<dyn Source>;
     let sources = (0..lanes).map(source).collect();
     let buffer_bytes = (options.buffer_mib << 20) as usize;
-    let (quota_bytes, how) = (options.site.quota_bytes(), Device::Null.options());
+    let (quota_bytes, how) =
+        (options.site.quota_bytes(), Device::Null.options(options.site.topology()));
     let volumes_made = usize::from(volumes);
     let pipeline = site.start_lanes(sources, volumes_made, quota_bytes, buffer_bytes, &how)?;
     let total = packets.count * passes * u64::from(lanes);

@@ -210,7 +210,7 @@ fn measure(options: &Options, site: &Site, kind: SourceKind, case: Case, run: u3
     let source = kind.open(RECEIVER, options.ring_mib << 20)?;
     let quota_bytes = options.site.quota_bytes();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let how = options.site.with_threads(PipelineOptions::default());
+    let how = PipelineOptions { topology: options.site.topology(), ..PipelineOptions::default() };
     let pipeline = site.start(source, quota_bytes, BUFFER_BYTES, &how)?;
     let before = StageTimes::now()?;
     let time = Duration::from_secs(options.secs);

@@ -2,7 +2,7 @@
 //!
 //! The bound is what the cores could do if they did nothing but copy each packet once, enter it in
 //! the flow table and seal it, with each of these at the speed that it has alone ([`Bound`]), and
-//! if the work were spread over lane and sealer to the last nanosecond.
+//! if the work were spread over lanes and sealers to the last nanosecond.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use wirevault_capture::Source;
 use wirevault_nvme::{NullQueue, Queue, QueueOptions};
 use wirevault_pipeline::{Pipeline, PipelineOptions, Topology};
 
@@ -47,11 +48,9 @@ pub(crate) enum Device {
 
 impl Device {
     /// Options of a pipeline onto it.
-    pub(crate) fn options(self) -> PipelineOptions {
-        // Nobody else needs the second core: there is no kernel that receives packets.
-        let topology = Topology::Split;
-        let mut options =
-            PipelineOptions { flush_age: FLUSH_AGE, topology, ..PipelineOptions::default() };
+    pub(crate) fn options(self, topology: Topology) -> PipelineOptions {
+        let default = PipelineOptions::default();
+        let mut options = PipelineOptions { flush_age: FLUSH_AGE, topology, ..default };
         if self == Self::Null {
             options.queue = Arc::new(|_, _| {
                 Ok(Box::new(NullQueue::new(&QueueOptions::default())?) as Box<dyn Queue>)
@@ -66,9 +65,13 @@ pub(crate) struct Options {
     /// MiB of distinct packets in memory.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     mib: u64,
-    /// Passes over them in each run; the hot source gives as many packets in all.
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    /// Passes over them in each run, by each lane; the hot source gives as many packets in all.
+    #[arg(long, value_name = "N", default_value_t = 2)]
     passes: u64,
+    /// Lanes, each with all packets.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=32))]
+    lanes: u16,
     /// Runs of each kind in turn; slowest, middle and quickest are shown.
     #[arg(long, value_name = "N", default_value_t = 3)]
     runs: usize,
@@ -122,20 +125,21 @@ struct Report {
     rows: Vec<Row>,
 }
 
-/// Packets of one source: all of them, so many times.
+/// Packets of one source: all of them, so many times, in each lane.
 struct Load {
     name: &'static str,
     packets: Arc<Packets>,
     passes: u64,
+    lanes: u16,
 }
 
 impl Load {
     fn count(&self) -> u64 {
-        self.packets.count * self.passes
+        self.packets.count * self.passes * u64::from(self.lanes)
     }
 
     fn bytes(&self) -> u64 {
-        self.packets.bytes() * self.passes
+        self.packets.bytes() * self.passes * u64::from(self.lanes)
     }
 }
 
@@ -147,9 +151,9 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     let limits = Limits::measure(to_disk.then(|| site.path()))?;
     limits.say(&mut output);
     output.say(format!(
-        "Packets in memory through the pipeline, {FLOWS} flows, sealed and indexed; cold: {} MiB \
-         of packets, hot: a source that stays in the cache; {} runs each.",
-        options.mib, options.runs
+        "Packets in memory through the pipeline, {FLOWS} flows, sealed and indexed, lanes: {}; \
+         cold: {} MiB of packets, hot: a source that stays in the cache; {} runs each.",
+        options.lanes, options.mib, options.runs
     ));
     output.table(&[
         ("size", 7),
@@ -169,8 +173,8 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
         let hot = Arc::new(Packets::make(*size, HOT_BYTES));
         let hot_passes = (cold.count * options.passes).div_ceil(hot.count);
         let loads = [
-            Load { name: "cold", packets: cold, passes: options.passes },
-            Load { name: "hot", packets: hot, passes: hot_passes },
+            Load { name: "cold", packets: cold, passes: options.passes, lanes: options.lanes },
+            Load { name: "hot", packets: hot, passes: hot_passes, lanes: options.lanes },
         ];
         for load in loads {
             // As many packets as there are in memory: more would not make it more exact.
@@ -212,25 +216,31 @@ fn row(
 }
 
 fn measure(options: &Options, site: &Site, device: Device, load: &Load) -> Result<Run> {
-    let how = options.site.with_threads(device.options());
+    let how = device.options(options.site.topology());
     let (count, bytes) = (load.count(), load.bytes());
     let quota_bytes = options.site.quota_bytes();
     let from_ns = site.clock.unix_ns();
-    let memory = MemorySource::new(Arc::clone(&load.packets), load.passes, from_ns);
+    let source = |_| {
+        let memory = MemorySource::new(Arc::clone(&load.packets), load.passes, from_ns);
+        Box::new(memory) as Box<dyn Source>
+    };
+    let sources = (0..load.lanes).map(source).collect();
     let buffer_bytes = (options.buffer_mib << 20) as usize;
-    let pipeline = site.start(Box::new(memory), quota_bytes, buffer_bytes, &how)?;
+    let pipeline = site.start_lanes(sources, 1, quota_bytes, buffer_bytes, &how)?;
     let started = Instant::now();
     wait_until_stored(&pipeline, count)?;
     let took = started.elapsed();
     let stages = StageTimes::now()?;
-    let unindexed_chunks = pipeline.lanes()[0].shared.unindexed_chunks.load(Ordering::Relaxed);
+    let unindexed = pipeline.lanes().iter().map(|lane| &lane.shared.unindexed_chunks);
+    let unindexed_chunks = unindexed.map(|chunks| chunks.load(Ordering::Relaxed)).sum();
     let [take_p999_ns, hand_over_p999_ns, recycle_p999_ns] = pipeline
         .buffer_times()
         .all()
         .map(|(_, latency)| latency.snapshot().quantile_ns(0.999).unwrap_or(0));
     pipeline.stop();
-    let books = pipeline.join()?;
-    ensure!(books[0].stored == count && books[0].dropped_packets() == 0, "lost: {books:?}");
+    for books in pipeline.join()? {
+        ensure!(books.dropped_packets() == 0, "lost: {books:?}");
+    }
     site.clear()?;
     Ok(Run {
         gb_s: bytes as f64 / took.as_nanos() as f64,
@@ -264,7 +274,7 @@ impl Row {
         &self.runs[self.runs.len() / 2]
     }
 
-    /// GB a second that lane and sealer could reach at most, on as many cores as they can have.
+    /// GB a second that lanes and sealers could reach at most, on as many cores as they can have.
     fn bound_gb_s(&self) -> f64 {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let hands = self.middle().stages.workers.min(cores) as f64;
@@ -297,7 +307,7 @@ fn say_where_time_goes(rows: &[Row], output: &mut Output) {
     output.say(
         "CPU ns a packet. Alone: copying it, entering it in the flow table, sealing it, which make \
          the bound. In the run in the middle: lane (the generator's share, as it is alone, taken \
-         off), sealer (index and seal), writer, and the thread that keeps the live index. Beside \
+         off), sealer (index and seal, unless the lane does that itself), writer, and the thread that keeps the live index. Beside \
          them what passes from one packet to the next, and how much of it lane and sealer were \
          ready and had no core, because others had it; what is left they waited for each other.",
     );
@@ -365,7 +375,7 @@ fn promise(rows: &[Row], output: &mut Output) {
     for row in rows.iter().filter(into_nothing) {
         let (size, source, [_, gb_s, _]) = (row.size.name(), row.source, row.gb_s());
         if row.source == "hot" {
-            let what = format!("{size} B from memory into nothing, sealed and indexed, two cores");
+            let what = format!("{size} B from memory into nothing, sealed and indexed");
             output.at_least(&what, " GB/s", TARGET_GB_S, gb_s);
         }
         let what = format!("{size} B, {source}: share of copy, upsert and AES alone");

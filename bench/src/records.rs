@@ -121,7 +121,7 @@ fn append(
 ) -> Result<()> {
     let from_ns = site.clock.unix_ns();
     let source = Box::new(MemorySource::new(Arc::clone(records), passes, from_ns));
-    let (quota_bytes, how) = (options.site.quota_bytes(), device.options());
+    let (quota_bytes, how) = (options.site.quota_bytes(), device.options(options.site.topology()));
     let pipeline = site.start(source, quota_bytes, BUFFER_BYTES, &how)?;
     let begin = Instant::now();
     wait_until_stored(&pipeline, records.count * passes)?;

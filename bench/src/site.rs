@@ -4,18 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tempfile::TempDir;
 use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_capture::Source;
 use wirevault_index::KeySource;
 use wirevault_media::{DirMedia, Media};
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions, Topology};
 use wirevault_seal::{FileProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
 use wirevault_telemetry::clock::{Clock, SystemClock};
-
-use crate::threads::Threads;
 
 /// Folder of the volumes.
 const STORE: &str = "store";
@@ -29,9 +27,21 @@ pub(crate) struct SiteOptions {
     /// Folder for the store; its disk is what is measured [default: the system's temporary folder].
     #[arg(long, value_name = "DIR")]
     pub(crate) folder: Option<PathBuf>,
-    /// Threads between sources and device [default: split from memory, else auto].
-    #[arg(long, value_enum)]
-    topology: Option<Threads>,
+    /// Which threads share the work.
+    #[arg(long, value_enum, default_value = "auto")]
+    topology: Threads,
+}
+
+/// Which threads share the work.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Threads {
+    /// As the recorder chooses by the number of cores.
+    Auto,
+    /// A lane seals and indexes its own chunks.
+    #[value(name = "run_to_completion")]
+    RunToCompletion,
+    /// A lane has a sealer of its own.
+    Split,
 }
 
 impl SiteOptions {
@@ -40,10 +50,12 @@ impl SiteOptions {
         self.quota_gib << 30
     }
 
-    /// Options of a pipeline with the threads that were asked for.
-    pub(crate) fn with_threads(&self, options: PipelineOptions) -> PipelineOptions {
-        let topology = self.topology.map_or(options.topology, Into::into);
-        PipelineOptions { topology, ..options }
+    pub(crate) fn topology(&self) -> Topology {
+        match self.topology {
+            Threads::Auto => Topology::Auto,
+            Threads::RunToCompletion => Topology::RunToCompletion,
+            Threads::Split => Topology::Split,
+        }
     }
 }
 

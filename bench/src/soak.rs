@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     let packets = Arc::new(Packets::make(options.size, MEMORY_BYTES));
     let packet_bytes = packets.bytes() as f64 / packets.count as f64;
     let memory = Box::new(MemorySource::new(packets, PASSES, site.clock.unix_ns()));
-    let how = options.device.options();
+    let how = options.device.options(options.site.topology());
     let pipeline = site.start(memory, options.site.quota_bytes(), BUFFER_BYTES, &how)?;
     let lane = &pipeline.lanes()[0];
     output.say(format!("{} packets at full rate, sealed and indexed.", options.size.name()));

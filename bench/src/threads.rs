@@ -5,32 +5,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use wirevault_pipeline::Topology;
-
-/// Which threads a pipeline has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Threads {
-    /// As the cores allow.
-    Auto,
-    /// Lanes seal their own chunks.
-    #[value(name = "run_to_completion")]
-    RunToCompletion,
-    /// A lane and a sealer.
-    Split,
-}
-
-impl From<Threads> for Topology {
-    fn from(threads: Threads) -> Self {
-        match threads {
-            Threads::Auto => Self::Auto,
-            Threads::RunToCompletion => Self::RunToCompletion,
-            Threads::Split => Self::Split,
-        }
-    }
-}
 
 /// CPU time in ns since the threads began, all threads of a stage together.
 #[derive(Debug, Clone, Copy, Default, Serialize)]

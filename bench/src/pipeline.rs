@@ -307,8 +307,9 @@ fn say_where_time_goes(rows: &[Row], output: &mut Output) {
     output.say(
         "CPU ns a packet. Alone: copying it, entering it in the flow table, sealing it, which make \
          the bound. In the run in the middle: lane (the generator's share, as it is alone, taken \
-         off), sealer (index and seal, unless the lane does that itself), writer, and the thread that keeps the live index. Beside \
-         them what passes from one packet to the next, and how much of it lane and sealer were \
+         off), sealer (index and seal, unless the lane does that itself), writer, and the thread \
+         that keeps the live index. Beside them what passes from one packet to \
+         the next, and how much of it lane and sealer were \
          ready and had no core, because others had it; what is left they waited for each other.",
     );
     output.table(&[

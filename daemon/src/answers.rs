@@ -122,7 +122,8 @@ pub(crate) async fn flow_rows(
     .await
 }
 
-/// Segments, oldest first, as a JSON list that is made while it is sent: 100,000 of them take 70 MB.
+/// Segments, oldest first, as a JSON list that is made while it is sent: 100,000 of them take about
+/// 70 MB.
 pub(crate) async fn segments(State(app): State<App>) -> Response {
     let asked = app.clone();
     stream(&app, app.answers(), JSON_TYPE, move |pipe, cancel| {

@@ -13,8 +13,8 @@
 //! error later breaks the connection off: an answer without its last chunk, and so without a
 //! summary, is not whole.
 //!
-//! A connection ends that asks nothing for a minute, or takes 10 s over a request; an answer may take
-//! any time.
+//! A connection ends that asks nothing for a minute, or takes 10 s over a request; an answer may
+//! take any time.
 //!
 //! ```text
 //! $ curl --unix-socket /run/wirevault/wirevault.sock http://localhost/v1/query \

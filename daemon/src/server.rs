@@ -27,7 +27,7 @@ use crate::audit::Audit;
 use crate::connections::{Answering, Door, REQUEST_MAX};
 use crate::{DaemonError, metrics, status, tail};
 
-/// Looks at the pipeline at a time (status, segments, metrics): each takes a thread. More wait
+/// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
 /// for their turn.
 const LOOKS_MAX: usize = 4;
 

@@ -124,9 +124,13 @@ impl Walk<'_, '_, '_> {
         let cut = match protocol {
             17 => {
                 let Some(head) = self.head::<8>(at) else { return Carried::Other };
-                let bytes = usize::from(half(head, 4));
+                let (port, bytes) = (half(head, 2), usize::from(half(head, 4)));
+                // A GTP-U message is known by its length, which must be UDP's.
+                if port == GTP_U_PORT && (bytes < 8 || at + bytes > end) {
+                    return Carried::Other;
+                }
                 let end = if bytes < 8 { end } else { end.min(at + bytes) };
-                self.udp_tunnel(half(head, 2), at + 8, end, Some(addresses))
+                self.udp_tunnel(port, at + 8, end, Some(addresses))
             }
             47 => self.gre(at, end, addresses),
             4 | 41 => {

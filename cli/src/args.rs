@@ -8,6 +8,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use wirevault_daemon::api::DEFAULT_SOCKET;
 use wirevault_daemon::import::Tunnel;
+use wirevault_format::StoreId;
 use wirevault_format::VxlanPorts;
 use wirevault_packet::TunnelId;
 
@@ -82,10 +83,48 @@ Examples:
     #[command(after_help = "Example: wirevault audit verify --store /var/lib/wirevault")]
     #[command(subcommand)]
     Audit(AuditVerb),
+    /// Devices without a file system, as volumes.
+    #[command(after_help = "Example: wirevault volume list")]
+    #[command(subcommand)]
+    Volume(VolumeVerb),
     /// Look at the structures of a store. Keys are never shown.
     #[command(after_help = "Example: wirevault inspect volume ./store")]
     #[command(subcommand)]
     Inspect(InspectVerb),
+}
+
+/// What is done with devices.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VolumeVerb {
+    /// List disks: model, serial number, who uses them, what is on them.
+    #[command(after_help = "Example: wirevault volume list --json | jq -r '.devices[].path'")]
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make a device empty, so that `init` takes it. What is mounted is never touched.
+    #[command(after_help = "\
+Example: wirevault volume format /dev/disk/by-id/nvme-Amazon_EC2_NVMe_Instance_Storage_AWS1A4FC2")]
+    Format {
+        /// Device.
+        #[arg(value_name = "DEV")]
+        device: PathBuf,
+        /// Erase partitions, file systems and volumes of other stores that are there.
+        #[arg(long)]
+        force: bool,
+    },
+    /// End a volume: erase its tables and keys, then everything else.
+    #[command(after_help = "\
+Example: wirevault volume retire /dev/nvme1n1 --store 5f0c0a7c9d1e4b0f8a6b2c3d4e5f6071")]
+    Retire {
+        /// Device.
+        #[arg(value_name = "DEV")]
+        device: PathBuf,
+        /// Store that it belongs to: so that no other device is hit.
+        #[arg(long, value_name = "ID")]
+        store: StoreId,
+    },
 }
 
 /// What is done with the audit log.

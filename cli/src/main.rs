@@ -66,6 +66,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
         Verb::Segments(args) => verbs::segments::list(args),
         Verb::Verify(args) => verbs::verify::verify(args),
         Verb::Audit(verb) => verbs::audit::audit(verb),
+        Verb::Volume(verb) => verbs::volume::volume(verb),
         Verb::Inspect(verb) => verbs::inspect::inspect(verb),
     }
 }

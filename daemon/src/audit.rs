@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use axum::http::{Method, Uri};
 use serde::Serialize;
+use wirevault_format::StoreId;
 use wirevault_format::table::SegmentEntry;
 use wirevault_lifecycle::AuditError;
 use wirevault_lifecycle::audit::{self, AuditLog, Event, Outcome, Who};
@@ -53,9 +54,13 @@ impl From<Summary> for Answered {
 }
 
 impl Audit {
-    /// Opens the log in the first volume of the store and tells its head to the system's log.
-    pub(crate) fn open(volume: &Path, clock: Arc<dyn Clock>) -> Result<Arc<Self>, AuditError> {
-        let log = AuditLog::open(&volume.join(audit::FOLDER), clock)?;
+    /// Opens the log of the store, of which `volume` is the first, and tells its head to the system's log.
+    pub(crate) fn open(
+        volume: &Path,
+        store: StoreId,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<Self>, AuditError> {
+        let log = AuditLog::open(&audit::folder_of(volume, &store.to_string()), clock)?;
         Ok(Arc::new(Self { log, denials: Mutex::default(), trouble: Mutex::default() }))
     }
 

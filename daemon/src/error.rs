@@ -10,6 +10,7 @@ use wirevault_config::ConfigError;
 use wirevault_index::IndexError;
 use wirevault_index::error::chain;
 use wirevault_lifecycle::AuditError;
+use wirevault_nvme::NvmeError;
 use wirevault_pipeline::PipelineError;
 use wirevault_query::filter::FilterError;
 use wirevault_storage::StorageError;
@@ -84,6 +85,9 @@ pub enum DaemonError {
     /// The store cannot be read.
     #[error(transparent)]
     Read(#[from] IndexError),
+    /// The devices of this machine cannot be told.
+    #[error(transparent)]
+    Devices(#[from] NvmeError),
     /// A source of packets cannot be opened.
     #[error(transparent)]
     Capture(#[from] CaptureError),
@@ -146,9 +150,11 @@ impl DaemonError {
                 Exit::Usage
             }
             Self::Audit(AuditError::Damaged { .. }) => Exit::Store,
-            Self::Audit(_) | Self::Capture(_) | Self::Buffer(_) | Self::Socket { .. } => {
-                Exit::Machine
-            }
+            Self::Audit(_)
+            | Self::Devices(_)
+            | Self::Capture(_)
+            | Self::Buffer(_)
+            | Self::Socket { .. } => Exit::Machine,
             Self::SocketInUse { .. } => Exit::Busy,
             Self::Pipeline(PipelineError::Store(error)) => store_exit(error),
             Self::Pipeline(PipelineError::TooFewBuffers { .. }) => Exit::Usage,

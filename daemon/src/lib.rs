@@ -10,7 +10,7 @@
 //! ```
 //! - [`api`]: paths and JSON of the API, shared with the command line.
 //! - [`serve`]: what `wirevaultd --config` does. [`probe`]: what `wirevaultd validate` looks at.
-//! - [`import`]: the command line's entry for imports.
+//! - [`import`]: the command line's entry for imports. [`devices`]: disks of this machine.
 //! - [`status`]: the report of a running recorder, and of a store that nobody writes.
 //! - [`error`]: [`DaemonError`] and the exit codes.
 //!
@@ -23,6 +23,7 @@ pub mod api;
 mod audit;
 mod chain;
 mod connections;
+pub mod devices;
 pub mod error;
 pub mod import;
 mod mending;

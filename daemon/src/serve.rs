@@ -123,7 +123,7 @@ fn audited(
     store: &mut Store,
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<Audit>, DaemonError> {
-    let audit = Audit::open(first_volume(config), Arc::clone(clock))?;
+    let audit = Audit::open(first_volume(config), store.id(), Arc::clone(clock))?;
     tracing::info!(head = audit.head(), "the audit log is open");
     audit.note(Event::Started {
         store: store.id().to_string(),

@@ -38,7 +38,7 @@ impl Part {
         let end = offset.checked_add(len_bytes as u64);
         match end.is_some_and(|end| end <= self.bytes) {
             true => Ok(self.start + offset),
-            false => Err(NvmeError::Offset { offset }),
+            false => Err(NvmeError::Beyond { offset, len_bytes, bytes: self.bytes }),
         }
     }
 }

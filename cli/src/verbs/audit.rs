@@ -1,7 +1,8 @@
 //! `wirevault audit`: the log of what was done with a store.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use wirevault_index::{KeySource, open_store};
 use wirevault_lifecycle::audit::{self, Entry, Event, FaultKind, Report, Who};
 use wirevault_query::summary::Instant;
 
@@ -29,7 +30,7 @@ fn verify(store: &Path, head: Option<&str>, json: bool) -> Result<Outcome, CliEr
         return Err(CliError::Usage(what));
     }
     let head = head.map(str::to_ascii_lowercase);
-    let report = audit::verify(&store.join(audit::FOLDER), head.as_deref())?;
+    let report = audit::verify(&folder(store)?, head.as_deref())?;
     match json {
         true => put_json(&report)?,
         false => put(&text(&report, Paint::stdout()))?,
@@ -42,13 +43,24 @@ fn verify(store: &Path, head: Option<&str>, json: bool) -> Result<Outcome, CliEr
 
 fn show(store: &Path, json: bool) -> Result<Outcome, CliError> {
     let mut written = Ok(());
-    let report = audit::read(&store.join(audit::FOLDER), None, &mut |entry| {
+    let report = audit::read(&folder(store)?, None, &mut |entry| {
         if written.is_ok() {
             written = put(&if json { json_line(&entry) } else { line(&entry) });
         }
     })?;
     written?;
     Ok(if report.faults.is_empty() { Outcome::Found } else { Outcome::Incomplete })
+}
+
+/// Where the log is: the id of a store on devices stands in its superblock.
+fn folder(store: &Path) -> Result<PathBuf, CliError> {
+    match store.is_dir() {
+        true => Ok(store.join(audit::FOLDER)),
+        false => {
+            let id = open_store(store, &KeySource::Recorded)?.store;
+            Ok(audit::folder_of(store, &id.to_string()))
+        }
+    }
 }
 
 fn text(report: &Report, paint: Paint) -> String {

@@ -11,3 +11,4 @@ pub(crate) mod status;
 pub(crate) mod tail;
 pub(crate) mod tail_listen;
 pub(crate) mod verify;
+pub(crate) mod volume;

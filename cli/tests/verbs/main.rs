@@ -4,3 +4,4 @@ mod common;
 mod questions;
 mod socket;
 mod store;
+mod volume;

@@ -29,6 +29,8 @@
 //!
 //! Files: [`entry`], [`log`] (the writer), [`verify`] (the reader), `folder` (names and lines).
 
+use std::path::{Path, PathBuf};
+
 pub mod entry;
 mod folder;
 pub mod log;
@@ -40,3 +42,13 @@ pub use verify::{Fault, FaultKind, Report, read, verify};
 
 /// Name of the log's folder within the first volume of a store.
 pub const FOLDER: &str = "audit";
+/// Where the logs of stores are whose first volume is a device, a folder for each store's id.
+pub const DEVICES_FOLDER: &str = "/var/lib/wirevault/audit";
+
+/// Folder of the log of a store: in its first volume if that is a directory.
+pub fn folder_of(first_volume: &Path, store: &str) -> PathBuf {
+    match first_volume.is_dir() {
+        true => first_volume.join(FOLDER),
+        false => Path::new(DEVICES_FOLDER).join(store),
+    }
+}

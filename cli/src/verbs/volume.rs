@@ -1,0 +1,167 @@
+//! `wirevault volume`: devices that are volumes, or could be.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+use wirevault_daemon::devices::{self, Device, Use};
+use wirevault_format::StoreId;
+use wirevault_index::{KeySource, Volume};
+use wirevault_media::{BlockMedia, Media, MediaError};
+
+use crate::args::VolumeVerb;
+use crate::error::CliError;
+use crate::outcome::Outcome;
+use crate::output::{put, put_json, size_text, table, table_text};
+
+/// Carries a verb out.
+pub(crate) fn volume(verb: &VolumeVerb) -> Result<Outcome, CliError> {
+    match verb {
+        VolumeVerb::List { json } => list(*json),
+        VolumeVerb::Format { device, force } => format(device, *force),
+        VolumeVerb::Retire { device, store } => retire(device, *store),
+    }
+}
+
+/// What stands on a device.
+enum Content {
+    Nothing,
+    /// Volume of this number of a store.
+    Volume(StoreId, u16),
+    /// A label without a volume that opens, and why.
+    Broken(String),
+    Foreign(&'static str),
+    /// It cannot be read, and why.
+    Unknown(String),
+}
+
+impl Content {
+    fn of(path: &Path) -> Self {
+        let media = match BlockMedia::open(path) {
+            Ok(media) => media,
+            Err(error) => return Self::Unknown(error.to_string()),
+        };
+        match (media.foreign(), media.label()) {
+            (Err(error), _) => Self::Unknown(error.to_string()),
+            (Ok(Some(what)), _) => Self::Foreign(what),
+            (Ok(None), None) => Self::Nothing,
+            // Whose volume it is stands there in the clear.
+            (Ok(None), Some(_)) => match Volume::read(Arc::new(media), &KeySource::Recorded) {
+                Ok(it) => Self::Volume(it.superblock.store, it.superblock.number),
+                Err(error) => Self::Broken(error.to_string()),
+            },
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Nothing => "empty".to_owned(),
+            Self::Volume(store, number) => format!("volume {number} of store {store}"),
+            Self::Broken(why) => format!("a volume that does not open: {why}"),
+            Self::Foreign(what) => (*what).to_owned(),
+            Self::Unknown(why) => format!("unknown: {why}"),
+        }
+    }
+}
+
+fn list(json: bool) -> Result<Outcome, CliError> {
+    let found = devices::discover()?;
+    let name = |device: &Device| device.by_id.as_ref().unwrap_or(&device.node).clone();
+    let uses = |device: &Device| {
+        let uses: Vec<String> = device.uses.iter().map(Use::to_string).collect();
+        uses.join(", ")
+    };
+    if json {
+        let row = |device: &Device| {
+            json!({
+                "path": name(device), "node": device.node, "kind": device.kind.name(),
+                "model": device.model, "serial": device.serial, "bytes": device.bytes,
+                "uses": device.uses.iter().map(Use::to_string).collect::<Vec<_>>(),
+                "content": Content::of(&device.node).text(),
+            })
+        };
+        put_json(&json!({"devices": found.iter().map(row).collect::<Vec<_>>()}))?;
+    } else {
+        let mut rows =
+            table(&["path", "kind", "model", "serial", "bytes", "used by", "content"], &[4]);
+        for device in &found {
+            rows.add_row([
+                name(device).display().to_string(),
+                device.kind.to_string(),
+                device.model.clone(),
+                device.serial.clone(),
+                size_text(device.bytes),
+                uses(device),
+                Content::of(&device.node).text(),
+            ]);
+        }
+        put(&table_text(&rows, ""))?;
+    }
+    Ok(if found.is_empty() { Outcome::Nothing } else { Outcome::Found })
+}
+
+/// Makes a device empty, so that `wirevault init` takes it.
+fn format(path: &Path, force: bool) -> Result<Outcome, CliError> {
+    let uses = uses(path)?;
+    let in_use = |it: &&Use| !matches!(it, Use::Partition(_));
+    if let Some(it) = uses.iter().find(in_use) {
+        return Err(refused(path, &format!("{it}; end that use first")));
+    }
+    let told = |what: &str| refused(path, &format!("{what}; --force erases it"));
+    if let Some(it) = uses.first().filter(|_| !force) {
+        return Err(told(&it.to_string()));
+    }
+    match Content::of(path) {
+        Content::Unknown(why) => return Err(refused(path, &why)),
+        Content::Nothing => {}
+        content if force => put(&format!("erasing {}\n", content.text()))?,
+        content => return Err(told(&format!("it holds {}", content.text()))),
+    }
+    erase(path)?;
+    put(&format!("{} is empty: `wirevault init {0}` takes it\n", path.display()))?;
+    Ok(Outcome::Found)
+}
+
+/// Ends a volume: its tables and keys go first, then the rest.
+fn retire(path: &Path, store: StoreId) -> Result<Outcome, CliError> {
+    match Content::of(path) {
+        Content::Volume(found, _) if found == store => {}
+        content => {
+            let text = format!("it holds {}, not a volume of store {store}", content.text());
+            return Err(refused(path, &text));
+        }
+    }
+    erase(path)?;
+    put(&format!(
+        "{} is empty. Its tables and its keys were overwritten, the rest was discarded. Store \
+         {store} does not open for writing any more; what its other volumes hold can be asked for\n",
+        path.display()
+    ))?;
+    Ok(Outcome::Found)
+}
+
+/// Errors: a recorder has it, or it is mounted.
+fn erase(path: &Path) -> Result<(), CliError> {
+    let media = BlockMedia::open(path)?;
+    let lock = media.lock()?;
+    let erased = media.erase().map_err(|source| MediaError::Io {
+        volume: path.display().to_string(),
+        action: "erase it",
+        source,
+    });
+    drop(lock);
+    Ok(erased?)
+}
+
+/// Who uses a device. A plain file that stands for one is used by whoever holds its lock.
+fn uses(path: &Path) -> Result<Vec<Use>, CliError> {
+    let metadata = std::fs::metadata(path).map_err(CliError::file(path))?;
+    match metadata.is_file() {
+        true => Ok(Vec::new()),
+        false => Ok(devices::of_path(path)?.uses),
+    }
+}
+
+fn refused(path: &Path, why: &str) -> CliError {
+    CliError::Usage(format!("{} is left alone: {why}", path.display()))
+}

@@ -1,0 +1,53 @@
+//! `wirevault volume`, on plain files that stand for devices.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use crate::common::*;
+
+#[test]
+fn a_device_is_formatted_used_and_retired() {
+    let dir = tempfile::tempdir().unwrap();
+    let device = dir.path().join("device");
+    let file = File::create(&device).unwrap();
+    file.set_len(300 << 20).unwrap();
+    file.write_all_at(b"XFSB", 0).unwrap();
+    let name = device.to_str().unwrap();
+
+    let refused = run(["init", name, "--plaintext"]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.err.contains("an XFS file system"), "{refused:?}");
+    let refused = run(["volume", "format", name]);
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.err.contains("--force erases it"), "{refused:?}");
+    let formatted = run(["volume", "format", name, "--force"]);
+    assert_eq!(formatted.code, Some(0), "{formatted:?}");
+
+    let made = run(["init", name, "--plaintext"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let id = made.out.split_whitespace().nth(1).expect("store's id").to_owned();
+    let refused = run(["volume", "format", name]);
+    assert!(refused.err.contains(&format!("volume 0 of store {id}")), "{refused:?}");
+    let other = "0".repeat(32);
+    let refused = run(["volume", "retire", name, "--store", &other]);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert_eq!(run(["verify", "--store", name]).code, Some(0), "it was left alone");
+
+    let retired = run(["volume", "retire", name, "--store", &id]);
+    assert_eq!(retired.code, Some(0), "{retired:?}");
+    assert!(run(["segments", "--store", name]).err.contains("not a Wirevault store"));
+    let again = run(["volume", "format", name]);
+    assert_eq!(again.code, Some(0), "an empty device needs no force: {again:?}");
+}
+
+#[test]
+fn disks_of_this_machine_are_listed() {
+    let listed = run(["volume", "list", "--json"]);
+    assert!(matches!(listed.code, Some(0 | 1)), "{listed:?}");
+    let found: serde_json::Value = serde_json::from_str(&listed.out).unwrap();
+    for device in found["devices"].as_array().unwrap() {
+        assert!(device["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{device}");
+    }
+    let table = run(["volume", "list"]);
+    assert!(table.out.contains("serial"), "{table:?}");
+}

@@ -54,7 +54,8 @@ impl From<Summary> for Answered {
 }
 
 impl Audit {
-    /// Opens the log of the store, of which `volume` is the first, and tells its head to the system's log.
+    /// Opens the log of the store, of which `volume` is the first, and tells its head to the
+    /// system's log.
     pub(crate) fn open(
         volume: &Path,
         store: StoreId,

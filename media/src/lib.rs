@@ -18,8 +18,8 @@
 //! failed sync nothing written before it may be trusted, whatever later syncs say (that is how
 //! Linux behaves); callers must abandon the file.
 //!
-//! - [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`]. [`sim`]: [`SimMedia`], its fault model and the seeded generator.
-//!   [`error`]: [`MediaError`].
+//! - [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`]. [`sim`]: [`SimMedia`], its fault model and
+//!   the seeded generator. [`error`]: [`MediaError`].
 
 #![forbid(unsafe_code)]
 
@@ -96,8 +96,8 @@ pub trait Media: Send + Sync {
         false
     }
 
-    /// What stands there that is no volume's and would be lost, in words. Only devices can hold such
-    /// things: in a directory other files are left alone.
+    /// What stands there that is no volume's and would be lost, in words. Only devices can hold
+    /// such things: in a directory other files are left alone.
     fn foreign(&self) -> io::Result<Option<&'static str>> {
         Ok(None)
     }

@@ -134,7 +134,7 @@ fn retire(path: &Path, store: StoreId) -> Result<Outcome, CliError> {
     erase(path)?;
     put(&format!(
         "{} is empty. Its tables and its keys were overwritten, the rest was discarded. Store \
-         {store} does not open for writing any more; what its other volumes hold can be asked for\n",
+         {store} does not open for writing any more; its other volumes still answer\n",
         path.display()
     ))?;
     Ok(Outcome::Found)

@@ -273,7 +273,8 @@ mod tests {
         /// Whatever offsets and lengths: the device holds what a plain array would.
         #[test]
         fn unaligned_transfers_touch_nothing_else(
-            writes in prop::collection::vec((0usize..2_600_000, 1usize..1_400_000, any::<u8>()), 1..6)
+            writes in
+                prop::collection::vec((0usize..2_600_000, 1usize..1_400_000, any::<u8>()), 1..6)
         ) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("device");

@@ -7,13 +7,14 @@
 //!
 //! The label says where the parts are ([`label`]); it is written when the volume is laid out and
 //! never again. Files have the length of their part and keep it: cutting one off does nothing, what
-//! lies behind its end is whatever was there. Every place has its segment file at any time; removing
-//! one tells the device that its bytes are no longer wanted.
+//! lies behind its end is whatever was there. Every place has its segment file at any time;
+//! removing one tells the device that its bytes are no longer wanted.
 //!
 //! All reading and writing goes past the page cache: queues write to the device beside it, some of
 //! them without the kernel's block layer, and pages of an earlier use would be read instead.
 //!
-//! `content`: what else may stand on one. [`device`]: the device itself, or a plain file standing for one. [`sim`]: a simulated one.
+//! `content`: what else may stand on one. [`device`]: the device itself, or a plain file standing
+//! for one. [`sim`]: a simulated one.
 
 mod content;
 pub mod device;

@@ -2,4 +2,5 @@
 
 mod laboratory;
 mod queues;
+mod recorder;
 mod vfio;

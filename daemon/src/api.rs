@@ -322,6 +322,42 @@ pub struct VolumeStatus {
     pub failed_chunks: u64,
     /// The last write or flush that failed.
     pub error: Option<String>,
+    /// The device below, once it was asked.
+    #[serde(default)]
+    pub device: Option<DeviceStatus>,
+}
+
+/// The device below a volume, as it says of itself. What it does not tell is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Its node at the moment.
+    pub node: String,
+    /// `instance_store`, `ebs`, `nvme` or `block`.
+    pub kind: String,
+    /// Model.
+    pub model: String,
+    /// Serial number.
+    pub serial: String,
+    /// Firmware.
+    pub firmware: String,
+    /// Temperature.
+    pub celsius: Option<i32>,
+    /// Life used, percent of what the maker expects; may exceed 100.
+    pub used_percent: Option<u8>,
+    /// Spare capacity left, percent.
+    pub spare_percent: Option<u8>,
+    /// Bytes written to it in its life, by whomever.
+    pub life_written_bytes: Option<u64>,
+    /// Times that it could not recover data, in its life.
+    pub media_errors: Option<u64>,
+    /// EC2's devices: time in which more was asked of it than its limits allow, µs.
+    pub throttled_us: Option<u64>,
+    /// EC2's devices: 99 % of the writes took no longer inside the device, µs.
+    pub device_write_p99_us: Option<u64>,
+    /// What it warns of.
+    pub warnings: Vec<String>,
+    /// What could not be had, with the reason.
+    pub why_not: Vec<String>,
 }
 
 /// The packet buffer.

@@ -25,6 +25,7 @@ mod chain;
 mod connections;
 pub mod devices;
 pub mod error;
+mod health;
 pub mod import;
 mod mending;
 mod metrics;

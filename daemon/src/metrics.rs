@@ -45,8 +45,8 @@ pub(crate) fn page(app: &App) -> Option<String> {
         let labels = [("operation", operation)];
         page.histogram(Histogram::BufferOperationSeconds, &labels, latency.snapshot());
     }
-    for (number, view) in pipeline.volumes().iter().enumerate() {
-        let number = number.to_string();
+    for (volume, view) in pipeline.volumes().iter().enumerate() {
+        let number = volume.to_string();
         let labels = [("volume", number.as_str())];
         let shared = &view.shared;
         let failed = shared.failed_chunks.load(Ordering::Relaxed);
@@ -56,6 +56,17 @@ pub(crate) fn page(app: &App) -> Option<String> {
         page.counter(Counter::NvmeSyncsCount, &labels, syncs.count());
         let stalled = f64::from(u8::from(shared.stalled.load(Ordering::Relaxed)));
         page.gauge(Gauge::NvmeStalledState, &labels, stalled);
+        let device = app.devices().of(volume).unwrap_or_default();
+        let percent = |it: Option<u8>| it.map(|percent| f64::from(percent) / 100.0);
+        for (gauge, value) in [
+            (Gauge::NvmeTemperatureCelsius, device.celsius.map(f64::from)),
+            (Gauge::NvmeUsedRatio, percent(device.used_percent)),
+            (Gauge::NvmeSpareRatio, percent(device.spare_percent)),
+            (Gauge::NvmeThrottledSeconds, device.throttled_us.map(|us| us as f64 / 1e6)),
+        ] {
+            // What a device does not tell has no value, not a value of 0.
+            value.into_iter().for_each(|value| page.gauge(gauge, &labels, value));
+        }
         page.counter(Counter::NvmeFailuresCount, &labels, failed);
         let lost = shared.lost_deltas.load(Ordering::Relaxed);
         page.counter(Counter::IndexLostDeltas, &labels, lost);

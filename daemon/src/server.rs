@@ -25,6 +25,7 @@ use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus};
 use crate::audit::Audit;
 use crate::connections::{Answering, Door, REQUEST_MAX};
+use crate::health::Devices;
 use crate::{DaemonError, metrics, status, tail};
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
@@ -47,6 +48,7 @@ struct Inner {
     pipeline: RwLock<Option<Arc<Pipeline>>>,
     facts: Facts,
     audit: Arc<Audit>,
+    devices: Devices,
     answers: Arc<Semaphore>,
     tails: Arc<Semaphore>,
     looks: Arc<Semaphore>,
@@ -80,8 +82,11 @@ pub(crate) struct Questions {
 
 impl App {
     pub(crate) fn new(pipeline: Pipeline, facts: Facts, audit: Arc<Audit>) -> Self {
+        let store = pipeline.store_status();
+        let devices = Devices::watch(store.volumes.iter().map(|it| it.path.clone().into()));
         Self {
             inner: Arc::new(Inner {
+                devices,
                 pipeline: RwLock::new(Some(Arc::new(pipeline))),
                 facts,
                 audit,
@@ -111,6 +116,10 @@ impl App {
 
     pub(crate) fn audit(&self) -> &Audit {
         &self.inner.audit
+    }
+
+    pub(crate) fn devices(&self) -> &Devices {
+        &self.inner.devices
     }
 
     pub(crate) fn questions(&self) -> &Questions {

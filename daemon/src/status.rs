@@ -37,7 +37,10 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
         .volumes
         .iter()
         .enumerate()
-        .map(|(number, volume)| volume_status(volume, pipeline.volumes().get(number)))
+        .map(|(number, volume)| VolumeStatus {
+            device: app.devices().of(number),
+            ..volume_status(volume, pipeline.volumes().get(number))
+        })
         .collect();
     let mut reasons = app.facts().notes.clone();
     reasons.extend(store.key_trouble.clone());

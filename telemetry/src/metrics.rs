@@ -106,6 +106,12 @@ names! {
             "Share of the chunks that is in use, 0 to 1.";
         NvmeStalledState = "nvme_stalled_state",
             "1 while a device has not answered for longer than it may.";
+        NvmeTemperatureCelsius = "nvme_temperature_celsius", "Temperature of a volume's device.";
+        NvmeUsedRatio = "nvme_used_ratio",
+            "Share of a device's life that is used, as it says; may exceed 1.";
+        NvmeSpareRatio = "nvme_spare_ratio", "Share of a device's spare capacity that is left.";
+        NvmeThrottledSeconds = "nvme_throttled_seconds",
+            "Time in which more was asked of an EC2 device than its limits allow.";
         StorageUsedBytes = "storage_used_bytes", "Bytes of segments on a volume.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
@@ -284,7 +290,7 @@ mod tests {
         let histograms = Histogram::ALL.iter().map(|metric| (metric.name(), metric.help()));
         let units = [
             "packets", "bytes", "records", "chunks", "segments", "deltas", "writes", "count",
-            "seconds", "ratio", "state", "level",
+            "seconds", "ratio", "celsius", "state", "level",
         ];
         let mut seen = BTreeSet::new();
         for (name, help) in counters.chain(gauges).chain(histograms) {

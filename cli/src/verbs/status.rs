@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use wirevault_daemon::api::{
-    self, BufferStatus, LaneStatus, LayoutStatus, State, StatusReport, VolumeStatus,
+    self, BufferStatus, DeviceStatus, LaneStatus, LayoutStatus, State, StatusReport, VolumeStatus,
 };
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -170,6 +170,7 @@ fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
             match volume.state.split(':').next() {
                 Some(OK) => OK,
                 Some("suspect") => "SUSPECT",
+                Some("stalled") => "STALLED",
                 _ => "FAILED",
             }
             .to_owned(),
@@ -200,6 +201,9 @@ fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
         if volume.failed_chunks > 0 {
             let chunks = count_text(volume.failed_chunks, "chunk");
             line(page, &paint.bad(&format!("    {chunks} not taken: the device failed")));
+        }
+        if let Some(device) = &volume.device {
+            device_lines(page, device, paint);
         }
     }
 }
@@ -262,6 +266,24 @@ fn buffer_section(page: &mut String, buffer: &BufferStatus, paint: Paint) {
     }
     for why in &buffer.why_not {
         line(page, &paint.warn(&format!("  not in use: {why}")));
+    }
+}
+
+/// What the disk below a volume says of itself; nothing of one that is not known.
+fn device_lines(page: &mut String, device: &DeviceStatus, paint: Paint) {
+    if device.serial.is_empty() {
+        return;
+    }
+    let said = [
+        device.celsius.map(|celsius| format!("{celsius} °C")),
+        device.used_percent.map(|percent| format!("{percent} % of its life used")),
+        device.spare_percent.map(|percent| format!("{percent} % spare")),
+    ];
+    let named = format!("{} {}", device.model, device.serial);
+    let all: Vec<String> = std::iter::once(named).chain(said.into_iter().flatten()).collect();
+    line(page, &format!("    device: {}", all.join(", ")));
+    for warning in &device.warnings {
+        line(page, &paint.bad(&format!("    the device warns: {warning}")));
     }
 }
 

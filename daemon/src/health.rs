@@ -1,0 +1,167 @@
+//! The devices below the volumes: what they are, and how they say they are.
+//!
+//! Each volume has a thread of its own that asks, because a device that hangs holds up whoever asks
+//! it until its driver gives up. Nobody waits for these threads, also not at the end.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use wirevault_nvme::admin::AdminNode;
+use wirevault_nvme::device::{Roots, below};
+use wirevault_nvme::spec::amazon::quantile_us;
+use wirevault_nvme::{Device, Health, NvmeError};
+
+use crate::api::DeviceStatus;
+
+/// Time between two questions. Wear and temperature change slowly; EC2's devices want to be asked
+/// once a second at most.
+const ASK_EVERY: Duration = Duration::from_secs(30);
+
+/// What is known of each volume's device. Dropping it ends the threads when they next wake.
+pub(crate) struct Devices {
+    known: Vec<Arc<Mutex<Option<DeviceStatus>>>>,
+    _alive: Vec<SyncSender<()>>,
+}
+
+impl Devices {
+    /// Begins to ask the devices below these paths. A thread that cannot be had costs its volume
+    /// the report.
+    pub(crate) fn watch(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let watch_one = |(number, path): (usize, PathBuf)| {
+            let known = Arc::new(Mutex::new(None));
+            let (alive, ended) = sync_channel(0);
+            let told = Arc::clone(&known);
+            let spawned = thread::Builder::new()
+                .name(format!("health-{number}"))
+                .spawn(move || ask(&path, &told, &ended));
+            if let Err(error) = spawned {
+                tracing::warn!("the device of volume {number} is not watched: {error}");
+            }
+            (known, alive)
+        };
+        let (known, alive) = paths.into_iter().enumerate().map(watch_one).unzip();
+        Self { known, _alive: alive }
+    }
+
+    /// What a volume's device told last; nothing before its first answer.
+    pub(crate) fn of(&self, volume: usize) -> Option<DeviceStatus> {
+        self.known.get(volume)?.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn ask(path: &Path, told: &Mutex<Option<DeviceStatus>>, ended: &Receiver<()>) {
+    let mut warned = Vec::new();
+    loop {
+        let status = match below(&Roots::default(), path) {
+            Ok(device) => described(&device),
+            Err(error) => {
+                DeviceStatus { why_not: vec![error.to_string()], ..DeviceStatus::default() }
+            }
+        };
+        if status.warnings != warned {
+            let (serial, warnings) = (&status.serial, status.warnings.join("; "));
+            tracing::warn!(serial, warnings, "a device's warnings have changed");
+            warned.clone_from(&status.warnings);
+        }
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+        // Nothing is ever sent: the other end goes when the recorder ends.
+        if ended.recv_timeout(ASK_EVERY) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
+    }
+}
+
+fn described(device: &Device) -> DeviceStatus {
+    let mut status = DeviceStatus {
+        node: device.node.display().to_string(),
+        kind: device.kind.name().to_owned(),
+        model: device.model.clone(),
+        serial: device.serial.clone(),
+        ..DeviceStatus::default()
+    };
+    match health(device) {
+        Some(Ok(health)) => add_health(&mut status, &health),
+        Some(Err(error)) => status.why_not.push(error.to_string()),
+        None => status.why_not.push("it is no NVMe device, and tells nothing of itself".to_owned()),
+    }
+    status
+}
+
+fn health(device: &Device) -> Option<Result<Health, NvmeError>> {
+    let nvme = device.nvme.as_ref()?;
+    let node = &nvme.controllers.first()?.node;
+    Some(AdminNode::open(node).and_then(|admin| Health::read(&admin, nvme.id)))
+}
+
+fn add_health(status: &mut DeviceStatus, health: &Health) {
+    status.firmware.clone_from(&health.controller.firmware);
+    status.warnings = health.warnings();
+    status.why_not.clone_from(&health.why_not);
+    if let Some(smart) = &health.smart {
+        status.celsius = smart.celsius();
+        status.used_percent = Some(smart.used_percent);
+        status.spare_percent = Some(smart.spare_percent);
+        status.life_written_bytes = Some(smart.written_bytes);
+        status.media_errors = Some(smart.media_errors);
+    }
+    if let Some(amazon) = &health.amazon {
+        let over = [
+            amazon.instance_over_iops_us,
+            amazon.instance_over_throughput_us,
+            amazon.volume_over_iops_us,
+            amazon.volume_over_throughput_us,
+        ];
+        status.throttled_us = Some(over.into_iter().fold(0, u64::saturating_add));
+        let latency = amazon.write_latency.as_deref();
+        status.device_write_p99_us = latency.and_then(|bins| quantile_us(bins, 0.99));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wirevault_nvme::spec::smart::SMART_BYTES;
+    use wirevault_nvme::spec::{IdentifyController, SmartLog};
+
+    use super::*;
+
+    #[test]
+    fn what_a_device_tells_is_passed_on_and_nothing_else() {
+        let mut page = [0; SMART_BYTES];
+        page[..6].copy_from_slice(&[1, 0x36, 1, 5, 10, 101]);
+        let controller = IdentifyController::decode(&[0; 4096]);
+        let mut health = Health {
+            controller,
+            namespace: None,
+            smart: Some(SmartLog::decode(&page)),
+            errors: Vec::new(),
+            amazon: None,
+            mapped_name: None,
+            why_not: vec!["EC2's statistics".to_owned()],
+        };
+        let mut status = DeviceStatus::default();
+        add_health(&mut status, &health);
+        assert_eq!((status.celsius, status.used_percent), (Some(37), Some(101)));
+        assert_eq!((status.spare_percent, status.throttled_us), (Some(5), None));
+        assert_eq!((status.warnings.len(), status.why_not.len()), (1, 1));
+        health.smart = None;
+        let mut status = DeviceStatus::default();
+        add_health(&mut status, &health);
+        assert_eq!((status.celsius, status.used_percent, status.media_errors), (None, None, None));
+    }
+
+    #[test]
+    fn a_volume_without_a_known_device_says_why() {
+        let devices = Devices::watch([PathBuf::from("/proc")]);
+        let status = loop {
+            match devices.of(0) {
+                Some(status) => break status,
+                None => thread::sleep(Duration::from_millis(1)),
+            }
+        };
+        assert!(status.why_not[0].contains("/proc"), "{status:?}");
+        assert_eq!(devices.of(1), None);
+    }
+}

@@ -33,8 +33,8 @@
 //! - Polling instead of interrupts (IOPOLL) is for passthrough, where the driver has polled queues:
 //!   without them it burns a core to no gain.
 //!
-//! [`device`] finds the block devices of the machine and tells who uses them; [`health`] asks one how
-//! it is, through [`admin`].
+//! [`device`] finds the block devices of the machine and tells who uses them; [`health`] asks one
+//! how it is, through [`admin`].
 //!
 //! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, `run` (chunks
 //! that are written together), [`open`], [`spec`] (what devices say, and commands), and `sys`,

@@ -271,8 +271,8 @@ impl Drop for Ring {
     }
 }
 
-/// Makes an arena's memory known to the kernel, and gives the handle that keeps it mapped, which the
-/// ring holds for as long as it lives.
+/// Makes an arena's memory known to the kernel, and gives the handle that keeps it mapped, which
+/// the ring holds for as long as it lives.
 pub(crate) fn register_arena(
     submitter: &Submitter<'_>,
     arena: &Arena,

@@ -53,8 +53,8 @@ fn devices() {
         let uses: Vec<_> = device.uses.iter().map(ToString::to_string).collect();
         let generic = nvme.generic_node.is_some();
         println!(
-            "{} model={:?} kind={} bytes={} lba={} transfer={} cache={} polled={} generic={generic} \
-             controllers={} uses={uses:?}",
+            "{} model={:?} kind={} bytes={} lba={} transfer={} cache={} polled={} \
+             generic={generic} controllers={} uses={uses:?}",
             device.serial,
             device.model,
             device.kind,

@@ -5,6 +5,7 @@
 //!  lab-vfio suite SERIAL      every check of the queues' suite, then hands the device back
 //!  lab-vfio write SERIAL      one write and one sync; prints how they ended; hands it back
 //!  lab-vfio speed SERIAL N    N chunks, many in flight, from hugepages; prints the rate
+//!  lab-vfio health SERIAL     what the device says of itself, and its temperature
 //!  lab-vfio hold SERIAL       takes the device and writes until it is killed
 //!  lab-vfio return            hands back what a killed one left
 //! ```
@@ -23,7 +24,7 @@ use wirevault_format::limits::CHUNK_BYTES;
 use wirevault_media::OpenMode;
 use wirevault_nvme::device::{Roots, discover};
 use wirevault_nvme::vfio::{Binder, Controller, ControllerOptions, PciAddress, VfioBus, VfioDisk};
-use wirevault_nvme::{Completion, Queue, VfioQueue};
+use wirevault_nvme::{Completion, Health, Queue, VfioQueue};
 
 use disk::DiskFiles;
 use suite::{Bench, DEPTH, EVERY, FILE_BYTES, STORING, drain, options, pool};
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         ["why-not", serial] => why_not(&binder, address(serial)),
         ["suite", serial] => lent(&binder, address(serial), run_suite),
+        ["health", serial] => lent(&binder, address(serial), health),
         ["write", serial] => lent(&binder, address(serial), write),
         ["speed", serial, chunks] => {
             let chunks = chunks.parse().unwrap_or_else(|error| panic!("{chunks}: {error}"));
@@ -52,7 +54,7 @@ fn main() -> ExitCode {
             }
         }
         _ => {
-            eprintln!("lab-vfio why-not|suite|write|speed|hold SERIAL | return");
+            eprintln!("lab-vfio why-not|suite|health|write|speed|hold SERIAL | return");
             return ExitCode::from(2);
         }
     }
@@ -114,6 +116,16 @@ fn run_suite(binder: &Binder, address: PciAddress) {
         }
     }
     println!("all checks passed");
+}
+
+fn health(binder: &Binder, address: PciAddress) {
+    let controller = start(binder, address, None);
+    let id = controller.facts().namespace_id;
+    let health = Health::read(controller.as_ref(), id).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(health.why_not, Vec::<String>::new());
+    let kelvin = health.smart.map(|smart| smart.kelvin);
+    let lba_bytes = health.namespace.and_then(|namespace| namespace.lba_bytes);
+    println!("{} {} {lba_bytes:?} {kelvin:?}", health.controller.model, health.controller.serial);
 }
 
 fn write(binder: &Binder, address: PciAddress) {

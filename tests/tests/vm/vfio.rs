@@ -48,9 +48,11 @@ fn large_blocks_and_short_commands_keep_the_rules() {
 }
 
 #[test]
-fn errors_come_through_as_the_device_tells_them() {
+fn health_and_errors_come_through_as_the_device_tells_them() {
     let mut vm = Vm::restore(Kind::Iommu);
     let disk = vm.add_nvme(&NvmeOptions::new("FAULTY", BYTES));
+    let health = vm.ok("lab-vfio health FAULTY");
+    assert_eq!(health, "QEMU NVMe Ctrl FAULTY Some(512) Some(323)\n");
     vm.fail(&disk, Fault::Writes);
     let said = vm.ok("lab-vfio write FAULTY");
     let fault = "failed: the device answered write fault (NVMe status 0x280";

@@ -6,7 +6,7 @@
 //!
 //! Full chunks go to the sealer's thread, or the lane has the sealer itself and drives it: a chunk
 //! is sealed when it is full, and after every batch the sealer does what has become possible
-//! meanwhile. See [`crate::sealer`].
+//! meanwhile. See `sealer`.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -10,7 +10,7 @@
 //! - [`clock`]: the only place that asks the operating system for the time.
 //! - [`histogram`]: latency histograms without locks.
 //! - [`metrics`]: the closed list of metric names, and the page that Prometheus reads.
-//! - [`line`]: values on cache lines of their own.
+//! - [`mod@line`]: values on cache lines of their own.
 //! - [`shown`]: how much of what is durable answers may promise.
 //! - [`log`]: the tracing subscriber of the binaries.
 //!

@@ -27,7 +27,7 @@
 //! [`AuditLog::append`] returns when the line is on the disk (`fdatasync`). What a crash leaves of
 //! a line was not answered for, and is cut off at the next opening, which is an entry of its own.
 //!
-//! Files: [`entry`], [`log`] (the writer), [`verify`] (the reader), `folder` (names and lines).
+//! Files: [`entry`], [`log`] (the writer), [`mod@verify`] (the reader), `folder` (names and lines).
 
 use std::path::{Path, PathBuf};
 

@@ -21,8 +21,11 @@ const RING_MIB: usize = 256;
 /// A recorder that has not opened its socket by then has failed.
 const START_MAX: Duration = Duration::from_secs(20);
 const STOP_MAX: Duration = Duration::from_secs(60);
-/// From the socket's being there to the last of what is done before reading from it.
+/// A recorder is ready when it used less than [`START_CPU`] in this time. Its socket is there
+/// before the memory of ring and buffers is cleared, half a second's work that took longer on a
+/// busy machine and was then counted as recording.
 const START_REST: Duration = Duration::from_millis(700);
+const START_CPU: Duration = Duration::from_millis(30);
 /// More than any sender here fills in the usual seconds of a run.
 const QUOTA_BYTES_MAX: u64 = 16 << 30;
 /// One core's worth of a machine with two.
@@ -228,10 +231,16 @@ impl Started {
             // Two lines: a heading, and a socket. Only the recorder has one in this namespace.
             let sockets = fs::read_to_string("/proc/thread-self/net/packet")?;
             if sockets.lines().count() > 1 {
+                let before = process_cpu(self.child.id())?;
                 std::thread::sleep(START_REST);
-                return Ok(());
+                if process_cpu(self.child.id())?.saturating_sub(before) < START_CPU {
+                    return Ok(());
+                }
             }
-            ensure!(begin.elapsed() < START_MAX, "it opened no packet socket");
+            ensure!(
+                begin.elapsed() < START_MAX,
+                "it did not open a packet socket and come to rest"
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }

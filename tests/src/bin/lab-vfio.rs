@@ -107,7 +107,7 @@ fn run_suite(binder: &Binder, address: PciAddress) {
             // Checks read zeros where they did not write.
             let zeros = vec![0; 4 << 20];
             for name in ["a", "b"] {
-                let file = bench.media.open(name, OpenMode::Create).expect("file");
+                let file = bench.open(name);
                 for at in (0..FILE_BYTES).step_by(zeros.len()) {
                     file.write_at(&zeros, at).unwrap_or_else(|error| panic!("{error}"));
                 }

@@ -160,7 +160,7 @@ fn choose(cores: usize, lanes: usize, volumes: usize, wanted: Topology) -> (Topo
     let needed = 2 * lanes + volumes;
     let chosen = if cores < needed { Topology::RunToCompletion } else { Topology::Split };
     let why = format!(
-        "{cores} cores; split wants {needed}: two for a lane ({lanes}), one for a volume ({volumes})"
+        "{cores} cores; split wants {needed}: two a lane ({lanes}), one a volume ({volumes})"
     );
     (chosen, why)
 }

@@ -1,5 +1,5 @@
 //! A program under ptrace(2): it stops at every system call that changes a file, and can be killed
-//! at a chosen one: before it, behind it, or within it.
+//! at a chosen one: before it, behind it, or within it. All calls are counted by thread.
 //!
 //! ```text
 //!  test ── arm(rule) ──► thread `stepper` ── PTRACE_SYSCALL ──► wirevaultd, all its threads
@@ -12,7 +12,7 @@
 //! Invariant: one thread starts, traces and reaps the program; ptrace allows no other. It waits for
 //! its own children only (`__WNOTHREAD`), so programs that other threads started are not touched.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
@@ -115,6 +115,7 @@ pub struct Hit {
 struct Shared {
     pid: Option<Pid>,
     rule: Option<Rule>,
+    calls: BTreeMap<String, u64>,
     hit: Option<Hit>,
     end: Option<ExitStatus>,
 }
@@ -159,6 +160,11 @@ impl Stepper {
     /// From now on every call is put to this rule.
     pub fn arm(&self, rule: Rule) {
         lock(&self.shared).rule = Some(rule);
+    }
+
+    /// System calls so far, by the name that the thread had when it made them.
+    pub fn calls(&self) -> BTreeMap<String, u64> {
+        lock(&self.shared).calls.clone()
     }
 
     /// Where the rule killed it, if it did.
@@ -261,6 +267,9 @@ impl Tracer {
                 None => resume(thread, None),
             }
             return;
+        }
+        if let Ok(name) = std::fs::read_to_string(format!("/proc/{thread}/comm")) {
+            *lock(&self.shared).calls.entry(name.trim_end().to_owned()).or_default() += 1;
         }
         // It may have been killed meanwhile.
         let Ok(mut registers) = ptrace::getregs(thread) else { return };

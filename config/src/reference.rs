@@ -7,7 +7,7 @@ const COLUMNS: usize = 90;
 
 const HEAD: &str = "\
 # Every key of a Wirevault configuration, with its default where it has one. This file is generated
-# from the table in config/src/keys.rs. Lines that start with `#` and no space are keys that are
+# from the table in config/src/keys/. Lines that start with `#` and no space are keys that are
 # not set here: remove the `#` to set them. minimal.yaml, beside this file, is enough to start with.
 ";
 

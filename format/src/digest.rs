@@ -14,7 +14,7 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 8 | magic: `WVDIGST` and one byte `0x01` |
+//! | 0 | 8 | magic: `WVDIGST` and one byte `0x02` |
 //! | 8 | 2 | number of the page |
 //! | 10 | 1 | flags: 1 sealed |
 //! | 11 | 1 | bits a key sets in a page of addresses, else 0 |
@@ -23,11 +23,11 @@
 //! | 32 | 8 | time the segment was closed, ns, as in its table entry |
 //! | 40 | 2 | payload bytes, without the tag |
 //! | 42 | 6 | zero |
-//! | 48 | 16 | salt of the seal, zero in plain stores |
+//! | 48 | 16 | salt of the seal, that of all pages of a digest; zero in plain stores |
 //! | 64 | n | payload, then the 16-byte tag if sealed, then zeros |
 //! | 4092 | 4 | CRC-32C of everything before it |
 //!
-//! The first 48 bytes are the additional data of the seal.
+//! The first 48 bytes are the additional data of the seal, the number of the page its nonce.
 
 use crate::bytes::{all_zero, array_at, put, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use crate::limits::LBA_BYTES;
@@ -56,7 +56,7 @@ pub const SEGMENT_BYTES_MIN: u64 = 64 << 20;
 const HOST_PAGES_PER_GIB: u64 = 32;
 
 const TAG_BYTES: usize = 16;
-const MAGIC: [u8; 8] = *b"WVDIGST\x01";
+const MAGIC: [u8; 8] = *b"WVDIGST\x02";
 const FLAG_SEALED: u8 = 1;
 const STRUCTURE: &str = "digest page";
 const _: () = assert!(

@@ -9,6 +9,8 @@
 //! - **Records** (segment header, index, footer): every writing draws a random 128-bit salt and
 //!   derives a subkey of its own from it; that subkey encrypts once, with nonce 0. So recovery may
 //!   write an index and a footer again.
+//! - **Pages of a digest**: every writing of a digest draws a random 128-bit salt, as a record does;
+//!   the nonce is the page number, and its sealer accepts only increasing ones.
 //! - **Chunks**: the nonce is the chunk number under the data subkey. [`DataSealer`] accepts only
 //!   increasing numbers; [`SegmentKeys`] gives out one sealer ever; and a key that came out of a
 //!   ring gives out none. A data subkey is therefore used by one sealer in the one process that
@@ -19,9 +21,9 @@
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
-//! | 0 | 8 | purpose: `data`, `header`, `index` or `footer`, padded with zero bytes |
+//! | 0 | 8 | purpose: `data`, `header`, `index`, `footer` or `digest`, padded with zero bytes |
 //! | 8 | 16 | life id |
-//! | 24 | 16 | salt of the record; zero for `data` |
+//! | 24 | 16 | salt of the record or digest; zero for `data` |
 
 use std::fmt;
 use std::sync::Arc;
@@ -104,6 +106,27 @@ impl SegmentKeys {
     /// When the cipher library fails.
     pub fn data_opener(&self) -> Result<DataOpener, SealError> {
         let key = Arc::new(self.cipher(b"data\0\0\0\0", &[0; SALT_BYTES])?);
+        Ok(DataOpener { life: self.inner.life, key })
+    }
+
+    /// A sealer of the pages of one digest, by increasing page number, and the salt to open them
+    /// with. Every call draws a salt and so a key of its own.
+    ///
+    /// # Errors
+    /// When the random generator or the cipher library fails.
+    pub fn digest_sealer(&self) -> Result<(Sealed, DataSealer), SealError> {
+        let salt = random::array()?;
+        let opener = self.digest_opener(&salt)?;
+        Ok((Sealed { salt }, DataSealer { opener, last: None }))
+    }
+
+    /// An opener of the pages of the digest with this salt. Costs a key derivation, as
+    /// [`SegmentKeys::data_opener`] does, so a question keeps it for all pages.
+    ///
+    /// # Errors
+    /// When the cipher library fails.
+    pub fn digest_opener(&self, salt: &[u8; SALT_BYTES]) -> Result<DataOpener, SealError> {
+        let key = Arc::new(self.cipher(b"digest\0\0", salt)?);
         Ok(DataOpener { life: self.inner.life, key })
     }
 
@@ -222,8 +245,8 @@ pub struct Sealed {
     pub salt: [u8; SALT_BYTES],
 }
 
-/// Seals the chunks of one life, in order. The hot path: no call allocates, locks or makes a system
-/// call.
+/// Seals the chunks of one life, or the pages of a digest, in order of their numbers. The hot path:
+/// no call allocates, locks or makes a system call.
 pub struct DataSealer {
     opener: DataOpener,
     last: Option<u32>,
@@ -290,7 +313,7 @@ impl fmt::Debug for DataSealer {
     }
 }
 
-/// Opens the chunks of one life, in any order. Clones share the subkey.
+/// Opens the chunks of one life, or the pages of a digest, in any order. Clones share the subkey.
 #[derive(Clone)]
 pub struct DataOpener {
     life: LifeId,
@@ -382,8 +405,13 @@ mod tests {
         assert_eq!(hex(&chunk), "06ff67adc651f220ab1847593066dcf5");
         assert_eq!(hex(&tag), "69a70cfdc65b3c4e385cd65799d6d87f");
 
-        let mut record = b"a footer".to_vec();
         let salt = [0x3c; SALT_BYTES];
+        let opener = known().digest_opener(&salt).unwrap();
+        let mut page = *b"sixteen byte pge";
+        DataSealer { opener, last: None }.seal(7, b"place", &mut page).unwrap();
+        assert_eq!(hex(&page), "23b1873efe44a9564fcff0bb12d990be");
+
+        let mut record = b"a footer".to_vec();
         known().seal_record_with(salt, Purpose::Footer, b"place", &mut record).unwrap();
         assert_eq!(hex(&record), "72477d62a75c124b3e48dc69340d38cbb91273b0bdab2dd3");
     }
@@ -433,6 +461,28 @@ mod tests {
         let shown = format!("{keys:?} {:?} {:?}", keys.data_opener(), keys.data_sealer());
         assert!(shown.contains(&keys.life().to_string()));
         assert!(!shown.contains("000102") && !shown.contains("0, 1, 2"), "{shown}");
+    }
+
+    #[test]
+    fn digests_written_twice_share_nothing_and_open_with_their_salt_only() {
+        let keys = SegmentKeys::generate().unwrap();
+        let read = SegmentKeys::from_ring(keys.life(), copy_of(&keys));
+        let written = || {
+            let (Sealed { salt }, mut sealer) = read.digest_sealer().unwrap();
+            let mut page = [3; 64];
+            let tag = sealer.seal(1, b"aad", &mut page).unwrap();
+            assert!(matches!(sealer.seal(1, b"", &mut [0]), Err(SealError::ChunkOrder { .. })));
+            (salt, page, tag)
+        };
+        let (one, two) = (written(), written());
+        assert!(one.0 != two.0 && one.1 != two.1);
+        let opened = |salt, number, mut page: [u8; 64], tag| {
+            let result = keys.digest_opener(salt).unwrap().open(number, b"aad", &mut page, tag);
+            result.map(|()| page)
+        };
+        assert_eq!(opened(&one.0, 1, one.1, &one.2).unwrap(), [3; 64]);
+        assert!(opened(&two.0, 1, one.1, &one.2).is_err());
+        assert!(opened(&one.0, 2, one.1, &one.2).is_err());
     }
 
     #[test]

@@ -10,12 +10,14 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use wirevault_format::digest::{DIGEST_FILE, FACTS_PAGE, PageHeader, host_pages, page_offset};
+use wirevault_format::digest::{
+    DIGEST_FILE, FACTS_PAGE, PAGE_BYTES, PageHeader, host_pages, page_offset,
+};
 use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_index::digest::PagePayload;
 use wirevault_index::{Catalog, Digest, Segment};
-use wirevault_media::{Media, MediaFile, OpenMode};
-use wirevault_seal::{Purpose, SALT_BYTES, SegmentKeys};
+use wirevault_media::{Media, OpenMode};
+use wirevault_seal::{SALT_BYTES, SegmentKeys};
 
 /// Pause after each digest made anew: a thousand of them take some seconds, and what records has
 /// the device to itself in between.
@@ -86,34 +88,43 @@ struct Of<'a> {
 impl Of<'_> {
     fn write(&self, media: &dyn Media, host_pages: u16, pages: &[PagePayload]) -> io::Result<()> {
         let file = media.open(DIGEST_FILE, OpenMode::Create)?;
+        let put = |(page, bytes): &(u16, [u8; PAGE_BYTES])| {
+            file.write_at(bytes, page_offset(host_pages, self.place, *page))
+        };
+        let pages = self.encode(pages)?;
         let (facts, others): (Vec<_>, Vec<_>) =
-            pages.iter().partition(|payload| payload.page == FACTS_PAGE);
-        others.iter().try_for_each(|payload| self.put(&*file, host_pages, payload))?;
+            pages.into_iter().partition(|(page, _)| *page == FACTS_PAGE);
+        others.iter().try_for_each(put)?;
         if !others.is_empty() {
             file.sync()?;
         }
-        facts.iter().try_for_each(|payload| self.put(&*file, host_pages, payload))
+        facts.iter().try_for_each(put)
     }
 
-    fn put(&self, file: &dyn MediaFile, host_pages: u16, payload: &PagePayload) -> io::Result<()> {
-        let PagePayload { page, probes, ref bytes } = *payload;
-        let header = PageHeader {
-            page,
-            sealed: self.keys.is_some(),
-            probes,
-            place: self.place,
-            life: self.entry.life,
-            closed_ns: self.entry.closed_ns,
-            payload_bytes: bytes.len() as u16,
-        };
-        let mut body = bytes.clone();
-        let salt = match self.keys {
-            None => [0; SALT_BYTES],
-            Some(keys) => {
-                let sealed = keys.seal_record(Purpose::Index, &header.aad(), &mut body);
-                sealed.map_err(io::Error::other)?.salt
+    /// The pages, which come by increasing number, as they stand in the file.
+    fn encode(&self, pages: &[PagePayload]) -> io::Result<Vec<(u16, [u8; PAGE_BYTES])>> {
+        let sealer = self.keys.map(SegmentKeys::digest_sealer).transpose();
+        let mut sealer = sealer.map_err(io::Error::other)?;
+        let mut encoded = Vec::with_capacity(pages.len());
+        for PagePayload { page, probes, bytes } in pages {
+            let header = PageHeader {
+                page: *page,
+                sealed: self.keys.is_some(),
+                probes: *probes,
+                place: self.place,
+                life: self.entry.life,
+                closed_ns: self.entry.closed_ns,
+                payload_bytes: bytes.len() as u16,
+            };
+            let mut body = bytes.clone();
+            let mut salt = [0; SALT_BYTES];
+            if let Some((sealed, sealer)) = &mut sealer {
+                let tag = sealer.seal(u32::from(*page), &header.aad(), &mut body);
+                body.extend_from_slice(&tag.map_err(io::Error::other)?);
+                salt = sealed.salt;
             }
-        };
-        file.write_at(&header.encode(&salt, &body), page_offset(host_pages, self.place, page))
+            encoded.push((*page, header.encode(&salt, &body)));
+        }
+        Ok(encoded)
     }
 }

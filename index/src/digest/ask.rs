@@ -105,12 +105,13 @@ impl Asking<'_> {
         if self.plans.len() > PLANS_MAX {
             self.plans.clear();
         }
-        let facts = digests.load(&**file, FACTS_PAGE, segments, &mut self.buf);
+        let unknown: Vec<_> = segments.iter().map(|segment| (*segment, None)).collect();
+        let loaded = digests.load(&**file, FACTS_PAGE, &unknown, &mut self.buf);
         let mut answers = vec![None; segments.len()];
         // Segments that the addresses and ports decide, and what is asked of these.
         let mut unsure: Vec<(usize, Facts<'_>)> = Vec::new();
-        for (at, loaded) in facts.iter().enumerate() {
-            let read = loaded.as_ref().and_then(|loaded| Facts::read(&loaded.bytes).ok());
+        for (at, page) in loaded.iter().enumerate() {
+            let read = page.as_ref().and_then(|page| Facts::read(&page.bytes).ok());
             let Some((facts, gaps)) = read.and_then(|facts| facts.gaps().map(|it| (facts, it)))
             else {
                 continue;
@@ -125,7 +126,8 @@ impl Asking<'_> {
             }
         }
         if let Some(host_pages) = digests.host_pages() {
-            let of_unsure: Vec<&Segment> = unsure.iter().map(|(at, _)| segments[*at]).collect();
+            let of_unsure: Vec<(&Segment, Option<&Loaded>)> =
+                unsure.iter().map(|(at, _)| (segments[*at], loaded[*at].as_deref())).collect();
             let wanted: BTreeSet<u16> = unsure
                 .iter()
                 .flat_map(|(_, facts)| &facts.shapes)

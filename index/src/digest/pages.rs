@@ -8,14 +8,16 @@ use wirevault_format::digest::{
     DIGEST_FILE, FACTS_PAGE, PAGE_BYTES, decode, host_pages, page_offset,
 };
 use wirevault_media::{Media, MediaFile, OpenMode};
-use wirevault_seal::Purpose;
+use wirevault_seal::{DataOpener, SALT_BYTES, TAG_BYTES};
 
 use super::unpacked;
 use crate::catalog::Segment;
 
 /// Bytes of pages that one volume keeps in memory: twice this, and a little for each page. A page
-/// of 10,000 segments takes 40 MB, their facts a few MB.
-const KEPT_BYTES: usize = 48 << 20;
+/// of 10,000 segments takes 40 MB, their facts and keys 12 MB.
+const KEPT_BYTES: usize = 64 << 20;
+/// Bytes that the prepared key of a digest is counted as: key schedule and tables of AES-GCM.
+const KEY_BYTES: usize = 1 << 10;
 
 /// The digests of one volume.
 pub struct Digests {
@@ -28,6 +30,25 @@ pub struct Digests {
 pub(super) struct Loaded {
     pub(super) probes: u8,
     pub(super) bytes: Box<[u8]>,
+    /// What opened it opens the other pages of the digest: deriving a key takes longer than
+    /// opening a page. Nothing in plain stores.
+    key: Option<Key>,
+}
+
+/// The key of a digest, and the salt that names it.
+#[derive(Clone)]
+struct Key {
+    salt: [u8; SALT_BYTES],
+    opener: DataOpener,
+}
+
+impl Loaded {
+    /// What it counts as among what is kept.
+    fn kept_bytes(&self, page: u16) -> usize {
+        // Pages of a digest share the key of its facts.
+        let key = self.key.as_ref().filter(|_| page == FACTS_PAGE);
+        self.bytes.len() + key.map_or(0, |_| KEY_BYTES)
+    }
 }
 
 /// A page of the life of a segment.
@@ -55,7 +76,8 @@ impl Digests {
     /// last.
     pub(crate) fn has(&self, segment: &Segment) -> bool {
         let load = |file: Arc<dyn MediaFile>| {
-            self.load(&*file, FACTS_PAGE, &[segment], &mut Vec::new()).iter().any(Option::is_some)
+            let facts = self.load(&*file, FACTS_PAGE, &[(segment, None)], &mut Vec::new());
+            facts.iter().any(Option::is_some)
         };
         self.file().is_some_and(load)
     }
@@ -67,20 +89,21 @@ impl Digests {
     }
 
     /// One page of segments of one group of places; `None` for those whose page is not there or not
-    /// whole. `buf` is what is read into.
+    /// whole. Beside a segment stands its page of facts, once it is known. `buf` is what is read
+    /// into.
     pub(super) fn load(
         &self,
         file: &dyn MediaFile,
         page: u16,
-        segments: &[&Segment],
+        segments: &[(&Segment, Option<&Loaded>)],
         buf: &mut Vec<u8>,
     ) -> Vec<Option<Arc<Loaded>>> {
         let mut loaded: Vec<_> = {
             let mut kept = self.kept();
-            segments.iter().map(|segment| kept.get((segment.entry.life, page))).collect()
+            segments.iter().map(|(segment, _)| kept.get((segment.entry.life, page))).collect()
         };
         let absent = || segments.iter().zip(&loaded).filter(|(_, known)| known.is_none());
-        let places = absent().map(|(segment, _)| segment.place);
+        let places = absent().map(|((segment, _), _)| segment.place);
         let (Some(first), Some(last)) = (places.clone().min(), places.max()) else {
             return loaded;
         };
@@ -90,9 +113,11 @@ impl Digests {
         buf.resize((last - first + 1) as usize * PAGE_BYTES, 0);
         read_what_is_there(file, at, buf);
         let mut fresh = Vec::new();
-        for (segment, loaded) in segments.iter().zip(&mut loaded).filter(|(_, it)| it.is_none()) {
+        let absent = segments.iter().zip(&mut loaded).filter(|(_, known)| known.is_none());
+        for ((segment, facts), loaded) in absent {
             let from = (segment.place - first) as usize * PAGE_BYTES;
-            *loaded = checked(segment, page, &buf[from..from + PAGE_BYTES]).map(Arc::new);
+            let key = facts.and_then(|facts| facts.key.as_ref());
+            *loaded = checked(segment, page, key, &buf[from..from + PAGE_BYTES]).map(Arc::new);
             fresh.extend(loaded.iter().map(|it| ((segment.entry.life, page), Arc::clone(it))));
         }
         self.kept().add(fresh);
@@ -104,8 +129,9 @@ impl Digests {
     }
 }
 
-/// The page if it is whole, and of this life and this closing.
-fn checked(segment: &Segment, page: u16, bytes: &[u8]) -> Option<Loaded> {
+/// The page if it is whole, and of this life and this closing. `key` is that of another page of the
+/// segment.
+fn checked(segment: &Segment, page: u16, key: Option<&Key>, bytes: &[u8]) -> Option<Loaded> {
     let found = decode(bytes).ok()?;
     let (header, entry) = (&found.header, &segment.entry);
     let same = header.page == page
@@ -116,12 +142,21 @@ fn checked(segment: &Segment, page: u16, bytes: &[u8]) -> Option<Loaded> {
     if !same {
         return None;
     }
-    let mut body = found.body.to_vec();
-    if let Some(keys) = segment.keys().ok()? {
-        keys.open_record(Purpose::Index, &found.salt, &header.aad(), &mut body).ok()?;
-    }
-    let bytes = if page == FACTS_PAGE { unpacked(&body)? } else { body };
-    Some(Loaded { probes: header.probes, bytes: bytes.into() })
+    let (payload, tag) = found.body.split_at(usize::from(header.payload_bytes));
+    let mut payload: Box<[u8]> = payload.into();
+    let key = match segment.keys().ok()? {
+        None => None,
+        Some(keys) => {
+            let salt = found.salt;
+            let derive = || keys.digest_opener(&salt).ok().map(|opener| Key { salt, opener });
+            let key = key.filter(|key| key.salt == salt).cloned().or_else(derive)?;
+            let tag: &[u8; TAG_BYTES] = tag.first_chunk()?;
+            key.opener.open(u32::from(page), &header.aad(), &mut payload, tag).ok()?;
+            Some(key)
+        }
+    };
+    let bytes = if page == FACTS_PAGE { unpacked(&payload)?.into() } else { payload };
+    Some(Loaded { probes: header.probes, bytes, key })
 }
 
 /// Fills `buf`, with what it held where the file ends or cannot be read.
@@ -149,11 +184,12 @@ impl Kept {
 
     fn add(&mut self, pages: impl IntoIterator<Item = (Name, Arc<Loaded>)>) {
         for (name, page) in pages {
-            if self.young_bytes + page.bytes.len() > KEPT_BYTES {
+            let bytes = page.kept_bytes(name.1);
+            if self.young_bytes + bytes > KEPT_BYTES {
                 self.old = std::mem::take(&mut self.young);
                 self.young_bytes = 0;
             }
-            self.young_bytes += page.bytes.len();
+            self.young_bytes += bytes;
             self.young.insert(name, page);
         }
     }
@@ -167,7 +203,7 @@ mod tests {
     fn what_is_kept_is_bounded_and_what_is_asked_for_stays() {
         let mut kept = Kept::default();
         let name = |n: u32| (LifeId([n as u8; 16]), (n >> 8) as u16);
-        let page = || Arc::new(Loaded { probes: 1, bytes: vec![0; 4000].into() });
+        let page = || Arc::new(Loaded { probes: 1, bytes: vec![0; 4000].into(), key: None });
         for n in 0..40_000 {
             kept.add([(name(n), page())]);
             assert!(n < 1000 || kept.get(name(7)).is_some(), "it is asked for again and again");

@@ -19,6 +19,7 @@ use wirevault_index::delta::FlowStats;
 use wirevault_packet::bpf::{AnyAddress, Program, Verdict};
 use wirevault_packet::{Direction, FlowKey, dissect_with};
 
+use crate::ahead::Ahead;
 use crate::completeness::Window;
 use crate::error::QueryError;
 use crate::held_flows::{Flow, HeldFlows};
@@ -91,6 +92,7 @@ pub(crate) fn list<'a, S: Source>(
         held_bytes_max: 0,
         held_bytes: 0,
         buffers: Vec::new(),
+        ahead: Ahead::default(),
         findings: Findings::default(),
     };
     let mut plan = plan(store, request, &mut reading)?;

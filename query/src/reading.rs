@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wirevault_format::Cause;
 use wirevault_format::table::SegmentEntry;
 
+use crate::ahead::Ahead;
 use crate::completeness::{Lost, Recorded};
 use crate::error::QueryError;
-use crate::source::{Absence, Look, Question, Reader, Source};
+use crate::source::{Absence, Look, Question, Reader, Shown, Source};
 
 /// What all streams of a query share.
 pub(crate) struct Reading<'a> {
@@ -20,6 +21,7 @@ pub(crate) struct Reading<'a> {
     pub(crate) held_bytes_max: usize,
     pub(crate) held_bytes: usize,
     pub(crate) buffers: Vec<Vec<u8>>,
+    pub(crate) ahead: Ahead,
     pub(crate) findings: Findings,
 }
 
@@ -51,41 +53,53 @@ impl Reading<'_> {
         source: &S,
         question: Option<&Question<'_>>,
     ) -> Option<(S::Reader, Look)> {
+        match source.open() {
+            Ok(reader) => {
+                let shown = Shown { look: reader.look(question), holes: reader.damage() };
+                self.note(source, &shown);
+                Some((reader, shown.look))
+            }
+            Err(absence) => {
+                self.note_absence(source, absence);
+                None
+            }
+        }
+    }
+
+    /// Takes note of gaps and damage that opening a segment showed.
+    pub(crate) fn note<S: Source>(&mut self, source: &S, shown: &Shown) {
         let entry = source.entry();
         self.findings.seen.insert(entry.ordinal);
-        let span = span(entry, self.now_ns);
-        let lost = |chunk, packets, cause, (from_ns, until_ns), what| {
-            let (segment, lane) = (source.name(), entry.lane);
-            Lost { segment, chunk, lane, cause, from_ns, until_ns, packets, what }
-        };
-        let reader = match source.open() {
-            Ok(reader) => reader,
-            Err(Absence { cause, what }) => {
-                // The entry of a segment that is not closed does not count its packets yet.
-                let packets = (entry.closed_ns > 0).then_some(entry.packets);
-                // One key opens the whole store, so one line says what is wrong with it.
-                let told = |lost: &Lost| lost.cause == Cause::WrongKey;
-                if cause == Cause::WrongKey && !self.findings.lost.iter().any(told) {
-                    self.findings.warnings.push(what.clone());
-                }
-                self.findings.lost.push(lost(None, packets, cause, span, what));
-                return None;
-            }
-        };
-        let look = reader.look(question);
-        if let Some(why) = &look.index_damage {
+        if let Some(why) = &shown.look.index_damage {
             let warning = format!("segment {}: its index is not used: {why}", source.name());
             self.findings.warnings.push(warning);
         }
         let (run, lane) = (entry.run, entry.lane);
-        let gaps = look.gaps.iter().map(|gap| Recorded { run, lane, gap: *gap });
+        let gaps = shown.look.gaps.iter().map(|gap| Recorded { run, lane, gap: *gap });
         self.findings.recorded.extend(gaps);
-        for hole in reader.damage() {
-            let times = hole.times_ns.unwrap_or(span);
-            let lost = lost(hole.chunk, hole.packets, Cause::Damaged, times, hole.what);
-            self.findings.lost.push(lost);
+        let lost = shown.holes.iter().cloned().map(|hole| {
+            let (from_ns, until_ns) = hole.times_ns.unwrap_or(span(entry, self.now_ns));
+            let (segment, chunk, packets) = (source.name(), hole.chunk, hole.packets);
+            let (cause, what) = (Cause::Damaged, hole.what);
+            Lost { segment, chunk, lane, cause, from_ns, until_ns, packets, what }
+        });
+        self.findings.lost.extend(lost);
+    }
+
+    fn note_absence<S: Source>(&mut self, source: &S, Absence { cause, what }: Absence) {
+        let entry = source.entry();
+        self.findings.seen.insert(entry.ordinal);
+        // One key opens the whole store, so one line says what is wrong with it.
+        let told = |lost: &Lost| lost.cause == Cause::WrongKey;
+        if cause == Cause::WrongKey && !self.findings.lost.iter().any(told) {
+            self.findings.warnings.push(what.clone());
         }
-        Some((reader, look))
+        let (segment, lane, chunk) = (source.name(), entry.lane, None);
+        // The entry of a segment that is not closed does not count its packets yet.
+        let packets = (entry.closed_ns > 0).then_some(entry.packets);
+        let (from_ns, until_ns) = span(entry, self.now_ns);
+        let lost = Lost { segment, chunk, lane, cause, from_ns, until_ns, packets, what };
+        self.findings.lost.push(lost);
     }
 }
 

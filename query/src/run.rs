@@ -12,6 +12,7 @@ use wirevault_format::{Interface, LinkType, RunId};
 use wirevault_packet::TunnelId;
 use wirevault_packet::bpf::Program;
 
+use crate::ahead::Ahead;
 use crate::completeness::{Facts, Part, Window, judge};
 use crate::error::QueryError;
 use crate::export::{PacketOut, Sink};
@@ -97,6 +98,7 @@ pub(crate) fn execute<'a, S: Source>(
         held_bytes_max: store.held_bytes_max,
         held_bytes: 0,
         buffers: Vec::new(),
+        ahead: Ahead::default(),
         findings: Findings::default(),
     };
     let mut plan = plan(store, request, &mut reading)?;

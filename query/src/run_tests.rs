@@ -198,6 +198,45 @@ fn model(streams: &[Drawn], request: &Request) -> Vec<u64> {
     found.into_iter().map(|(_, number)| number).take(limit).collect()
 }
 
+/// Behind a segment that held nothing the next ones are looked into before their turn.
+#[test]
+fn rows_of_segments_without_an_answer_change_nothing_of_it() {
+    const SEGMENTS: u64 = 120;
+    let holds = |n: u64| [0, 40, 41, 119].contains(&n);
+    let segment = |n: u64| {
+        let port = if holds(n) { 53 } else { 80 };
+        let at = 100 * (n + 1);
+        let gap = Gap {
+            cause: Cause::NoBuffer,
+            from_ns: at + 50,
+            until_ns: Some(at + 60),
+            packets: Some(1),
+            cumulative: n + 1,
+            sequence: 2 * n + 2,
+        };
+        let spec = packets(&[(at, port), (at + 1, port)], 2 * n);
+        let mut segment = SimSegment::new(1, 0, LINKS[0], n + 1).chunk(2 * n, &spec);
+        segment.gaps.push(gap);
+        segment.absent = (n == 70).then_some(Cause::MissingSegment);
+        segment
+    };
+    let segments: Vec<_> = (0..SEGMENTS).map(segment).collect();
+    let filter = "udp port 53".to_owned();
+    let (found, summary) =
+        ask(&segments, &Request { filter: filter.clone(), ..Request::default() });
+    assert_eq!(found, [0, 1, 80, 81, 82, 83, 238, 239]);
+    assert_eq!((summary.chunks_considered, summary.chunks_read), (SEGMENTS - 1, 4));
+    let told = |summary: &Summary, cause: &str| {
+        summary.gaps.iter().filter(|gap| gap.cause.name() == cause).count() as u64
+    };
+    assert_eq!(told(&summary, "no_buffer"), SEGMENTS - 1, "{summary}");
+    assert_eq!(told(&summary, "missing_segment"), 1, "{summary}");
+    let first = Request { filter, limit: Some(3), ..Request::default() };
+    let (found, summary) = ask(&segments, &first);
+    assert_eq!((found, summary.packets), (vec![0, 1, 80], 3));
+    assert_eq!(told(&summary, "no_buffer"), 40, "only those before the last packet: {summary}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]

@@ -12,7 +12,7 @@ use wirevault_index::digest::ask::Told;
 use wirevault_packet::bpf::Program;
 
 /// A segment that can be opened.
-pub(crate) trait Source: Sized {
+pub(crate) trait Source: Sized + Sync {
     type Reader: Reader;
 
     /// What is known of closed segments without opening them; `None` where nothing is.
@@ -62,6 +62,12 @@ pub(crate) struct Look {
     pub(crate) considered: usize,
     /// Why the flow index could not be used, if so; the answer is the same, only slower.
     pub(crate) index_damage: Option<String>,
+}
+
+/// All that opening a segment shows but its reader.
+pub(crate) struct Shown {
+    pub(crate) look: Look,
+    pub(crate) holes: Vec<Hole>,
 }
 
 /// A place that should hold packets and does not.

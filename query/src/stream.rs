@@ -26,6 +26,7 @@ use wirevault_format::{Cause, Interface, LinkType, RunId, VxlanPorts};
 use wirevault_packet::bpf::Program;
 use wirevault_packet::{TunnelId, is_in_tunnel};
 
+use crate::ahead::{Glance, glance};
 use crate::completeness::Lost;
 use crate::error::QueryError;
 use crate::merge::Cursor;
@@ -97,6 +98,13 @@ struct Group<'a, S: Source> {
     before_max_ns: u64,
     /// Smallest packet time in this and all later groups.
     rest_min_ns: u64,
+    glance: Glance,
+}
+
+impl<'a, S: Source> Group<'a, S> {
+    fn members(&self) -> impl Iterator<Item = &Member<'a, S>> {
+        std::iter::once(&self.first).chain(&self.more)
+    }
 }
 
 /// A group that is open.
@@ -197,9 +205,15 @@ impl<'a, S: Source> StreamCursor<'a, S> {
                 before_max_ns = times_ns.1.max(before_max_ns);
                 continue;
             }
-            let rest_min_ns = u64::MAX;
-            let group = Group { first, more, times_ns, first_sequence, before_max_ns, rest_min_ns };
-            groups.push_back(group);
+            groups.push_back(Group {
+                first,
+                more,
+                times_ns,
+                first_sequence,
+                before_max_ns,
+                rest_min_ns: u64::MAX,
+                glance: Glance::Unknown,
+            });
             before_max_ns = 0;
         }
         let mut rest_min_ns = u64::MAX;
@@ -261,8 +275,38 @@ impl<'a, S: Source> StreamCursor<'a, S> {
         }
     }
 
+    /// Looks into the next groups, if those before held nothing.
+    fn look_ahead(&mut self, reading: &Reading<'_>) {
+        let is_new = |group: &Group<'a, S>| matches!(group.glance, Glance::Unknown);
+        let count = reading.ahead.groups();
+        if count == 1 || !self.groups.front().is_some_and(is_new) {
+            return;
+        }
+        let Demand { program, since_ns, until_ns, .. } = &self.demand;
+        let question = Question { program, since_ns: *since_ns, until_ns: *until_ns };
+        // What is open already waits for its turn.
+        let is_closed = |group: &&mut Group<'a, S>| group.members().all(|it| it.opened.is_none());
+        let mut next: Vec<_> = self.groups.iter_mut().take(count).take_while(is_closed).collect();
+        let sources: Vec<Vec<&S>> =
+            next.iter().map(|group| group.members().map(|it| it.source).collect()).collect();
+        for (group, glance) in next.iter_mut().zip(glance(&sources, &question)) {
+            group.glance = glance;
+        }
+    }
+
     fn open_group(&mut self, reading: &mut Reading<'_>) {
+        self.look_ahead(reading);
         let Some(group) = self.groups.pop_front() else { return };
+        if let Glance::Nothing(shown) = &group.glance {
+            for (member, shown) in group.members().zip(shown) {
+                reading.note(member.source, shown);
+                reading.findings.chunks_considered += shown.look.considered as u64;
+            }
+            reading.ahead.opened(false);
+            self.running_max_ns = self.running_max_ns.max(group.times_ns.1);
+            self.skip_groups();
+            return;
+        }
         let Demand { program, since_ns, until_ns, .. } = &self.demand;
         let question = Question { program, since_ns: *since_ns, until_ns: *until_ns };
         let (mut members, mut chunks) = (Vec::new(), Vec::new());
@@ -297,6 +341,7 @@ impl<'a, S: Source> StreamCursor<'a, S> {
             rest_min_ns = rest_min_ns.min(min_ns.max(self.demand.since_ns));
             chunk.rest_min_ns = rest_min_ns;
         }
+        reading.ahead.opened(chunks.iter().any(|chunk| chunk.selected));
         self.opened = Some(Opened { members, chunks: chunks.into() });
         self.skip_chunks();
     }

@@ -114,7 +114,8 @@ fn take_from(live: &Live, capture: &Capture) -> Result<Taken, DaemonError> {
         }
         SourceKind::AfXdp => Ok(af_xdp(live, capture, "af_xdp, as configured".to_owned())?),
         SourceKind::Auto if capture.hardware_time => {
-            packet_mmap(live, capture, "packet_mmap, because only it has hardware_time".to_owned())
+            let why = "packet_mmap, because of hardware_time, which most drivers give only it";
+            packet_mmap(live, capture, why.to_owned())
         }
         SourceKind::Auto => {
             let choice = choose(&capture.interface, usize::from(live.lanes))?;
@@ -148,6 +149,7 @@ fn af_xdp(live: &Live, capture: &Capture, chosen: String) -> Result<Taken, Captu
     options.snaplen_bytes = live.snaplen_bytes;
     options.udp_ports = capture.udp_ports.clone();
     options.busy_poll = capture.busy_poll;
+    options.hardware_time = capture.hardware_time;
     options.chosen = Some(chosen);
     let sources = boxed(open_xdp_lanes(&options, usize::from(live.lanes))?);
     Ok((sources, live.filter.clone()))

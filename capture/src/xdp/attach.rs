@@ -1,7 +1,7 @@
 //! Attaching to an interface: at the start, and again after it was away.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use wirevault_format::LinkType;
 
 use super::bpf::{self, Hook};
 use super::facts::Facts;
-use super::program::{Task, assemble};
+use super::load::{Card, Loaded, Wanted};
 use super::sys::{Binding, PAGE_FRAME_BYTES, Queue, SMALL_FRAME_BYTES};
 use super::take::Bound;
-use super::{Attached, XdpHook, XdpOptions, XdpSource};
+use super::{Attached, XdpOptions, XdpSource};
 use crate::error::CaptureError;
 use crate::link::{self, Link};
 use crate::port::{Clock, OnInterface, Port, link_type, socket_error};
@@ -34,6 +34,7 @@ pub(super) struct Hooked {
     _link: OwnedFd,
     pub(super) hook: Hook,
     pub(super) stamps: bool,
+    pub(super) card: Card,
     pub(super) queues: u32,
 }
 
@@ -46,6 +47,7 @@ impl Sharing {
     fn join(
         &self,
         link: Link,
+        facts: &Facts,
         options: &XdpOptions,
         queues: u32,
     ) -> Result<Arc<Hooked>, CaptureError> {
@@ -53,48 +55,38 @@ impl Sharing {
         if let Some(hooked) = known.upgrade().filter(|hooked| hooked.interface == link.index) {
             return Ok(hooked);
         }
-        let hooked = Arc::new(Hooked::new(link, options, queues)?);
+        let hooked = Arc::new(Hooked::new(link, facts, options, queues)?);
         *known = Arc::downgrade(&hooked);
         Ok(hooked)
     }
 }
 
 impl Hooked {
-    fn new(link: Link, options: &XdpOptions, queues: u32) -> Result<Self, CaptureError> {
+    fn new(
+        link: Link,
+        facts: &Facts,
+        options: &XdpOptions,
+        queues: u32,
+    ) -> Result<Self, CaptureError> {
         let name = &options.interface;
-        refuse_occupied(link, name)?;
+        refuse_occupied(facts, name)?;
         let map = bpf::new_map(queues).map_err(|e| bpf_error(name, "making a map", e, ""))?;
-        let raw = std::os::fd::AsRawFd::as_raw_fd(&map);
-        let load = |stamps| {
-            let task = Task { udp_ports: options.udp_ports.clone(), stamps };
-            bpf::load(&assemble(&task, raw))
-        };
-        // Linux before 6.1 has no such clock for programs.
-        let stamping = options.stamps.then(|| load(true)).and_then(Result::ok);
-        let (program, stamps) = match stamping {
-            Some(program) => (program, true),
-            None => match load(false) {
-                Ok(program) => (program, false),
-                Err((error, log)) => {
-                    return Err(bpf_error(name, "loading the program", error, &log));
-                }
-            },
-        };
-        let hooks: &[Hook] = match options.hook {
-            XdpHook::Best => &[Hook::Native, Hook::Generic],
-            XdpHook::Native => &[Hook::Native],
-            XdpHook::Generic => &[Hook::Generic],
-        };
         let mut refused = io::ErrorKind::Unsupported.into();
-        for hook in hooks {
+        for hook in options.hook.places() {
+            let wanted = Wanted { options, link, facts, hook: *hook, map: map.as_raw_fd() };
+            let Loaded { program, stamps, card } = wanted
+                .load()
+                .map_err(|(error, log)| bpf_error(name, "loading the program", error, &log))?;
             match bpf::attach(&program, link.index, *hook) {
                 Ok(link_fd) => {
                     let (interface, hook) = (link.index, *hook);
-                    return Ok(Self { interface, map, _link: link_fd, hook, stamps, queues });
+                    return Ok(Self { interface, map, _link: link_fd, hook, stamps, card, queues });
                 }
                 Err(error) => {
                     if let Some(libc::EBUSY | libc::EEXIST) = error.raw_os_error() {
-                        refuse_occupied(link, name)?;
+                        let now = Facts::ask(link.index)
+                            .map_err(socket_error(name, "asking for its programs"))?;
+                        refuse_occupied(&now, name)?;
                     }
                     refused = error;
                 }
@@ -104,8 +96,7 @@ impl Hooked {
     }
 }
 
-fn refuse_occupied(link: Link, name: &str) -> Result<(), CaptureError> {
-    let facts = Facts::ask(link.index).map_err(socket_error(name, "asking for its programs"))?;
+fn refuse_occupied(facts: &Facts, name: &str) -> Result<(), CaptureError> {
     match facts.program {
         Some(program) => Err(CaptureError::XdpOccupied { interface: name.to_owned(), program }),
         None => Ok(()),
@@ -133,7 +124,11 @@ impl OnInterface for XdpSource {
     }
 
     fn expected_clock(&self) -> Clock {
-        if self.options.stamps { Clock::Xdp } else { Clock::Poll }
+        match &self.options {
+            XdpOptions { hardware_time: true, .. } => Clock::Hardware,
+            XdpOptions { stamps: true, .. } => Clock::Xdp,
+            XdpOptions { stamps: false, .. } => Clock::Poll,
+        }
     }
 
     fn link_type(&self, link: Link) -> Result<LinkType, CaptureError> {
@@ -157,7 +152,12 @@ impl OnInterface for XdpSource {
             return Err(CaptureError::Queues { interface: name, queues, lanes });
         }
         let facts = Facts::ask(link.index).map_err(socket_error(&name, "asking about it"))?;
-        let hooked = self.sharing.join(link, &self.options, queues)?;
+        let hooked = self.sharing.join(link, &facts, &self.options, queues)?;
+        if self.options.hardware_time && !hooked.card.time {
+            let why = hooked.card.why_not.as_deref().unwrap_or("its driver tells no times");
+            let what = format!("the card's time stamps do not reach AF_XDP: {why}");
+            return Err(CaptureError::HardwareTime { interface: name, what });
+        }
         let numbers: Vec<u32> = (self.lane as u32..queues).step_by(self.lanes).collect();
         let frame_bytes = frame_bytes(&facts, hooked.hook);
         let frames = self.options.frames(numbers.len(), frame_bytes);
@@ -301,7 +301,8 @@ mod tests {
     #[test]
     fn frames_are_small_where_the_kernel_copies_short_packets() {
         let bytes = |zero_copy: Option<bool>, mtu, hook| {
-            let driver = zero_copy.map(|zero_copy| Driver { native: true, zero_copy });
+            let driver =
+                zero_copy.map(|zero_copy| Driver { native: true, zero_copy, ..Driver::default() });
             frame_bytes(&Facts { mtu, driver, ..Facts::default() }, hook)
         };
         assert_eq!(bytes(Some(false), 1500, Hook::Native), SMALL_FRAME_BYTES);

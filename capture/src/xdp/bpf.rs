@@ -10,6 +10,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use super::program::LICENCE;
+
 const MAP_CREATE: libc::c_long = 0;
 const MAP_UPDATE: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
@@ -20,6 +22,8 @@ const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
 /// The program can take packets of several buffers. Linux 5.18.
 const PROG_FRAGMENTS: u32 = 1 << 5;
+/// The program is for one interface, whose driver it may ask. Linux 6.3.
+const PROG_BOUND: u32 = 1 << 6;
 const NAME: [u8; 16] = *b"wirevault\0\0\0\0\0\0\0";
 /// Bytes of the verifier's account that an error shows the end of.
 const LOG_BYTES: usize = 64 << 10;
@@ -70,6 +74,8 @@ struct ProgLoad {
     kernel: u32,
     flags: u32,
     name: [u8; 16],
+    interface: u32,
+    attach_kind: u32,
 }
 
 #[repr(C)]
@@ -109,16 +115,27 @@ pub(super) fn put(map: &OwnedFd, queue: u32, socket: &OwnedFd) -> io::Result<()>
     unsafe { bpf(MAP_UPDATE, &mut attributes) }.map(|_| ())
 }
 
+/// What a program is loaded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct For {
+    /// Takes packets of several buffers.
+    pub(super) fragments: bool,
+    /// The only interface that it may be put on, and whose driver it asks.
+    pub(super) interface: Option<i32>,
+}
+
 /// Loads an XDP program. Errors: the kernel's, with the end of the verifier's account if it has
 /// one.
-pub(super) fn load(code: &[u64]) -> Result<OwnedFd, (io::Error, String)> {
-    let licence = c"MIT";
+pub(super) fn load(code: &[u64], aim: For) -> Result<OwnedFd, (io::Error, String)> {
+    let flag = |wanted, flag| if wanted { flag } else { 0 };
     let mut attributes = ProgLoad {
         kind: PROG_TYPE_XDP,
         instructions: code.len() as u32,
         code: code.as_ptr() as u64,
-        licence: licence.as_ptr() as u64,
-        flags: PROG_FRAGMENTS,
+        licence: LICENCE.as_ptr() as u64,
+        flags: flag(aim.fragments, PROG_FRAGMENTS) | flag(aim.interface.is_some(), PROG_BOUND),
+        interface: aim.interface.unwrap_or(0).cast_unsigned(),
+        attach_kind: ATTACH_XDP,
         name: NAME,
         ..ProgLoad::default()
     };

@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     fn port() -> Sight {
-        let driver = Some(Driver { native: true, zero_copy: true });
+        let driver = Some(Driver { native: true, zero_copy: true, ..Driver::default() });
         let facts = Facts { mtu: 1500, driver, ..Facts::default() };
         Sight { ethernet: true, queues: 2, facts, ..Sight::default() }
     }
@@ -133,8 +133,8 @@ mod tests {
             assert!(!choice.af_xdp, "{sight:?}");
             choice.why
         };
-        let silent = Driver { native: false, zero_copy: false };
-        let copying = Driver { native: true, zero_copy: false };
+        let silent = Driver::default();
+        let copying = Driver { native: true, ..Driver::default() };
         assert!(with(&|it| it.ethernet = false).contains("Ethernet"));
         assert!(with(&|it| it.addresses.push("10.0.0.1".into())).contains("10.0.0.1"));
         assert!(with(&|it| it.facts.program = Some(7)).contains("program"));

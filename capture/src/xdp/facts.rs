@@ -25,6 +25,9 @@ const CONTROL_FAMILY_NAME: u16 = 2;
 const NETDEV_DEV_GET: u8 = 1;
 const NETDEV_IFINDEX: u16 = 1;
 const NETDEV_FEATURES: u16 = 3;
+const NETDEV_RX_METADATA: u16 = 5;
+const METADATA_TIME: u64 = 1;
+const METADATA_VLAN: u64 = 4;
 const FEATURES_NATIVE: u64 = 1 | 2;
 const FEATURE_ZERO_COPY: u64 = 8;
 
@@ -42,12 +45,16 @@ pub(super) struct Facts {
 }
 
 /// What a driver says that it can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Driver {
     /// Run XDP programs and redirect packets.
     pub(super) native: bool,
     /// Write packets into a socket's memory.
     pub(super) zero_copy: bool,
+    /// Tell a program when the card took the packet.
+    pub(super) card_time: bool,
+    /// Tell a program which VLAN tag the card took out of the frame.
+    pub(super) card_vlan: bool,
 }
 
 impl Facts {
@@ -82,12 +89,18 @@ impl Driver {
         let mut body = vec![NETDEV_DEV_GET, 1, 0, 0];
         put_attribute(&mut body, NETDEV_IFINDEX, &index.to_ne_bytes());
         let answer = netlink(libc::NETLINK_GENERIC, &message(id, &body)).ok()?;
-        let mut answers = attributes(payload(&answer, GENERIC_BYTES).ok()?);
-        let (_, features) = answers.find(|(kind, _)| *kind == NETDEV_FEATURES)?;
-        let features = u64::from_ne_bytes(*features.first_chunk()?);
+        let answer = payload(&answer, GENERIC_BYTES).ok()?;
+        let flags = |wanted| {
+            let (_, flags) = attributes(answer).find(|(kind, _)| *kind == wanted)?;
+            Some(u64::from_ne_bytes(*flags.first_chunk()?))
+        };
+        let features = flags(NETDEV_FEATURES)?;
+        let metadata = flags(NETDEV_RX_METADATA).unwrap_or(0);
         Some(Self {
             native: features & FEATURES_NATIVE == FEATURES_NATIVE,
             zero_copy: features & FEATURE_ZERO_COPY != 0,
+            card_time: metadata & METADATA_TIME != 0,
+            card_vlan: metadata & METADATA_VLAN != 0,
         })
     }
 }

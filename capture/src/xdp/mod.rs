@@ -15,7 +15,9 @@
 //!
 //! Packets are stamped by the program as the driver hands them over (clock `xdp`). Where it cannot,
 //! they carry the time at which they were taken out of the ring (clock `poll`), up to a few
-//! milliseconds later.
+//! milliseconds later. Where the driver tells the program, VLAN tags that the card took out of a
+//! frame come back beside it, and packets have the card's time if that is asked for (clock
+//! `hardware`).
 //!
 //! An idle lane sleeps until a packet comes. While packets come it wakes about once a millisecond
 //! and takes what is there: being woken for each packet costs many times more than the packet.
@@ -23,8 +25,10 @@
 mod attach;
 #[expect(unsafe_code, reason = "bpf(2); see its invariants")]
 mod bpf;
+mod btf;
 mod choose;
 mod facts;
+mod load;
 mod notes;
 mod options;
 mod program;

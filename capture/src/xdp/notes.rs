@@ -83,10 +83,18 @@ impl XdpSource {
             notes.push(format!("busy polling is {how}"));
         }
         if link::strips_vlan(&self.port.probe, name) == Some(true) {
-            notes.push(format!(
-                "rxvlan is on: VLAN tags that the card takes out of frames are lost (`ethtool -K \
-                 {name} rxvlan off` keeps them)"
-            ));
+            notes.push(match (hooked.card.vlan, &hooked.card.why_not) {
+                (true, _) => {
+                    "VLAN tags that the card takes out of frames are put back in".to_owned()
+                }
+                (false, why) => {
+                    let why = why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+                    format!(
+                        "rxvlan is on: VLAN tags that the card takes out of frames are \
+                         lost{why} (`ethtool -K {name} rxvlan off` keeps them)"
+                    )
+                }
+            });
         }
         if hooked.hook == Hook::Generic {
             notes.extend(offload_notes(&self.port.probe, name));

@@ -1,5 +1,6 @@
 //! Options of live capture over AF_XDP.
 
+use super::bpf::Hook;
 use super::program::UDP_PORTS_MAX;
 use crate::error::CaptureError;
 
@@ -21,6 +22,17 @@ pub enum XdpHook {
     Generic,
 }
 
+impl XdpHook {
+    /// Places to try, the best first.
+    pub(super) fn places(self) -> &'static [Hook] {
+        match self {
+            Self::Best => &[Hook::Native, Hook::Generic],
+            Self::Native => &[Hook::Native],
+            Self::Generic => &[Hook::Generic],
+        }
+    }
+}
+
 /// Options of live capture over AF_XDP.
 #[derive(Debug, Clone)]
 pub struct XdpOptions {
@@ -38,9 +50,12 @@ pub struct XdpOptions {
     pub udp_ports: Vec<u16>,
     /// Where the program runs.
     pub hook: XdpHook,
-    /// Whether the program stamps packets. Otherwise they carry the time of their taking, and cost
-    /// some ten nanoseconds less.
+    /// Whether the program stamps packets. Otherwise they carry the time of their taking, cost some
+    /// ten nanoseconds less, and lack the VLAN tags that the card took out.
     pub stamps: bool,
+    /// Whether the card's own time stamps are asked for. They need a driver that tells a program of
+    /// them, and stamps.
+    pub hardware_time: bool,
     /// Whether the lane's system calls poll the card. It helps where interrupts are deferred
     /// (`napi_defer_hard_irqs`), and costs a core's attention.
     pub busy_poll: bool,
@@ -59,6 +74,7 @@ impl XdpOptions {
             udp_ports: Vec::new(),
             hook: XdpHook::Best,
             stamps: true,
+            hardware_time: false,
             busy_poll: false,
             chosen: None,
         }

@@ -7,33 +7,93 @@
 //!             stamp in front of it ──► socket of its queue; the stack if there is none
 //! ```
 //! The stamp is what [`Stamp`] reads: a mark and the time of CLOCK_TAI, in the packet's metadata
-//! area. A driver without such an area leaves it out, and the packet is taken all the same.
+//! area, and before them what the card knows of the packet, if its driver tells. A driver without
+//! such an area leaves the stamp out, and the packet is taken all the same.
+//!
+//! What the card knows is asked by functions of the kernel, which it lets only programs call that
+//! may be used under the GPL. This program is ours, so it may be: under MIT or GPL-2.0, as
+//! [`LICENCE`] tells the kernel. A frame's hash is not asked for: the index needs one that is alike
+//! in both directions.
 //!
 //! Source: Linux Documentation/bpf/standardization/instruction-set.rst, linux/bpf.h.
 
+use std::ffi::CStr;
 use std::os::fd::RawFd;
+
+use crate::source::VlanTag;
 
 /// UDP ports that one program can test; each is one instruction.
 pub(super) const UDP_PORTS_MAX: usize = 16;
 
+/// What the kernel is told. Its list of licences is in linux/license.h.
+pub(super) const LICENCE: &CStr = c"Dual MIT/GPL";
+
 /// Tells a stamp from what a frame's headroom held before.
 const MARK: u64 = u64::from_be_bytes(*b"WVstamp\x01");
+/// A stamp that has the card's part before it.
+const MARK_CARD: u64 = u64::from_be_bytes(*b"WVstamp\x02");
 
-/// What the program writes before a packet's first byte: the mark, then the time, native byte
-/// order.
+/// What the program writes before a packet's first byte, native byte order unless said otherwise:
+///
+/// ```text
+///  card's part:  0 time of the card, 0 if none (8)   8 TPID, as on the wire, 0 if none (2)
+///                10 TCI (2)   12 nothing (4)
+///  always:       16 mark (8)   24 time of CLOCK_TAI (8)   32 the packet
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp;
+pub(super) struct Stamp {
+    /// Nanoseconds of CLOCK_TAI.
+    pub(super) tai_ns: u64,
+    /// Nanoseconds of the card's clock.
+    pub(super) card_ns: Option<u64>,
+    /// The tag that the card took out of the frame.
+    pub(super) vlan: Option<VlanTag>,
+}
 
 impl Stamp {
-    /// Bytes before the packet. The kernel wants a multiple of 4, at most 32.
+    /// Bytes before the packet that every stamp has. The kernel wants a multiple of 4.
     pub(super) const BYTES: usize = 16;
+    /// Bytes before the packet with the card's part; the kernel's limit.
+    pub(super) const CARD_BYTES: usize = 32;
 
-    /// Nanoseconds of CLOCK_TAI, if the bytes are a stamp.
+    /// Reads what stands before a packet, at most [`Self::CARD_BYTES`].
     #[inline]
-    pub(super) fn read(bytes: [u8; Self::BYTES]) -> Option<u64> {
-        let (mark, time) = bytes.split_first_chunk::<8>()?;
-        let time = u64::from_ne_bytes(*time.first_chunk()?);
-        (u64::from_ne_bytes(*mark) == MARK).then_some(time)
+    pub(super) fn read(before: &[u8]) -> Option<Self> {
+        let (before, time) = before.split_last_chunk::<8>()?;
+        let (before, mark) = before.split_last_chunk::<8>()?;
+        let tai_ns = u64::from_ne_bytes(*time);
+        match u64::from_ne_bytes(*mark) {
+            MARK => Some(Self { tai_ns, card_ns: None, vlan: None }),
+            MARK_CARD => {
+                let (card, tag) = before.last_chunk::<16>()?.split_first_chunk::<8>()?;
+                let card_ns = Some(u64::from_ne_bytes(*card)).filter(|time| *time != 0);
+                let tpid = u16::from_be_bytes([tag[0], tag[1]]);
+                let tci = u16::from_ne_bytes([tag[2], tag[3]]);
+                let vlan = (tpid != 0).then_some(VlanTag { tpid, tci });
+                Some(Self { tai_ns, card_ns, vlan })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Functions of the kernel that tell what the card knows of a packet, by their numbers in its
+/// types; those that its driver has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct CardCalls {
+    /// When the packet came.
+    pub(super) time: Option<i32>,
+    /// Which VLAN tag was taken out of the frame.
+    pub(super) vlan: Option<i32>,
+}
+
+impl CardCalls {
+    /// Names of the functions: `time`, `vlan`. Linux 6.3 and 6.8.
+    pub(super) const NAMES: [&str; 2] =
+        ["bpf_xdp_metadata_rx_timestamp", "bpf_xdp_metadata_rx_vlan_tag"];
+
+    pub(super) fn is_empty(self) -> bool {
+        self == Self::default()
     }
 }
 
@@ -45,6 +105,8 @@ pub(super) struct Task {
     pub(super) udp_ports: Vec<u16>,
     /// Writes stamps. Needs Linux 6.1.
     pub(super) stamps: bool,
+    /// What stamps tell of the card. Needs a program that is loaded for one interface.
+    pub(super) card: CardCalls,
 }
 
 /// The instructions, for a map of sockets by queue.
@@ -55,7 +117,7 @@ pub(super) fn assemble(task: &Task, map: RawFd) -> Vec<u64> {
         code.select_udp(&task.udp_ports);
     }
     if task.stamps {
-        code.stamp();
+        code.stamp(task.card);
     }
     code.label(Label::Redirect);
     code.put(Op::LoadWord, R2, CONTEXT, MD_QUEUE, 0);
@@ -74,6 +136,7 @@ pub(super) fn assemble(task: &Task, map: RawFd) -> Vec<u64> {
 const PROTOCOL_UDP: i32 = 17;
 const XDP_PASS: i32 = 2;
 const PSEUDO_MAP_FD: u8 = 1;
+const PSEUDO_KERNEL_FUNCTION: u8 = 2;
 const HELPER_REDIRECT_MAP: i32 = 51;
 const HELPER_ADJUST_META: i32 = 54;
 const HELPER_LOAD_BYTES: i32 = 189;
@@ -97,6 +160,10 @@ const OFFSET: u8 = 8;
 const STACK: u8 = 10;
 /// Room on the stack for what is read of the packet.
 const SCRATCH: i16 = -32;
+/// Places there of what the card tells, as in [`Stamp`].
+const CARD_TIME: i16 = -16;
+const CARD_TPID: i16 = -8;
+const CARD_TCI: i16 = -6;
 
 /// Operations by their code: class, source and width in one byte.
 #[derive(Clone, Copy)]
@@ -113,6 +180,8 @@ enum Op {
     ShiftLeftImm = 0x67,
     LoadHalf = 0x69,
     LoadByte = 0x71,
+    LoadDouble = 0x79,
+    StoreDoubleImm = 0x7a,
     StoreDouble = 0x7b,
     Call = 0x85,
     Exit = 0x95,
@@ -227,22 +296,55 @@ impl Assembler {
     }
 
     /// Writes the stamp, if the driver has room for it.
-    fn stamp(&mut self) {
+    fn stamp(&mut self, card: CardCalls) {
+        let (mark, bytes) = match card.is_empty() {
+            true => (MARK, Stamp::BYTES as i32),
+            false => (MARK_CARD, Stamp::CARD_BYTES as i32),
+        };
         self.put(Op::MoveReg, R1, CONTEXT, 0, 0);
-        self.put(Op::MoveImm, R2, 0, 0, -(Stamp::BYTES as i32));
+        self.put(Op::MoveImm, R2, 0, 0, -bytes);
         self.call(HELPER_ADJUST_META);
         self.jump(Op::JumpUnequal, R0, 0, Label::Redirect);
+        self.ask_card(card);
         self.call(HELPER_KTIME_TAI);
         self.put(Op::LoadWord, R2, CONTEXT, MD_META, 0);
         self.put(Op::LoadWord, R3, CONTEXT, MD_DATA, 0);
         // What the verifier wants to see, although the call above made sure of it.
         self.put(Op::MoveReg, R4, R2, 0, 0);
-        self.put(Op::AddImm, R4, 0, 0, Stamp::BYTES as i32);
+        self.put(Op::AddImm, R4, 0, 0, bytes);
         self.jumps.push((self.code.len(), Label::Redirect));
         self.put(Op::JumpGreaterReg, R4, R3, 0, 0);
-        self.wide(R4, 0, MARK);
-        self.put(Op::StoreDouble, R2, R4, 0, 0);
-        self.put(Op::StoreDouble, R2, R0, 8, 0);
+        if !card.is_empty() {
+            for (place, to) in [(CARD_TIME, 0), (CARD_TPID, 8)] {
+                self.put(Op::LoadDouble, R4, STACK, place, 0);
+                self.put(Op::StoreDouble, R2, R4, to, 0);
+            }
+        }
+        let always = (bytes - Stamp::BYTES as i32) as i16;
+        self.wide(R4, 0, mark);
+        self.put(Op::StoreDouble, R2, R4, always, 0);
+        self.put(Op::StoreDouble, R2, R0, always + 8, 0);
+    }
+
+    /// Has the card's answers on the stack. One that fails leaves zeros: it has nothing to say of
+    /// this packet.
+    fn ask_card(&mut self, card: CardCalls) {
+        let answers = [(card.time, CARD_TIME, None), (card.vlan, CARD_TPID, Some(CARD_TCI))];
+        for (_, place, _) in answers.iter().filter(|_| !card.is_empty()) {
+            self.put(Op::StoreDoubleImm, STACK, 0, *place, 0);
+        }
+        for (function, place, second) in answers {
+            let Some(function) = function else { continue };
+            self.put(Op::MoveReg, R1, CONTEXT, 0, 0);
+            for (register, place) in [(R2, Some(place)), (R3, second)] {
+                let Some(place) = place else { continue };
+                self.put(Op::MoveReg, register, STACK, 0, 0);
+                self.put(Op::AddImm, register, 0, 0, place.into());
+            }
+            self.put(Op::Call, 0, PSEUDO_KERNEL_FUNCTION, 0, function);
+            self.put(Op::JumpEqual, R0, 0, 1, 0);
+            self.put(Op::StoreDoubleImm, STACK, 0, place, 0);
+        }
     }
 
     /// Fills the jumps in. A jump counts from the instruction behind it.
@@ -268,9 +370,11 @@ mod tests {
 
     #[test]
     fn jumps_go_forward_and_stay_inside() {
+        let both = CardCalls { time: Some(7), vlan: Some(8) };
+        let all = [(false, CardCalls::default()), (true, CardCalls::default()), (true, both)];
         for ports in [vec![], vec![4789], vec![1; UDP_PORTS_MAX]] {
-            for stamps in [false, true] {
-                let task = Task { udp_ports: ports.clone(), stamps };
+            for (stamps, card) in all {
+                let task = Task { udp_ports: ports.clone(), stamps, card };
                 let code = assemble(&task, 7);
                 for (at, one) in code.iter().enumerate() {
                     let is_jump = *one as u8 & 7 == 5 && ![0x85, 0x95].contains(&(*one as u8));
@@ -284,7 +388,8 @@ mod tests {
 
     #[test]
     fn all_packets_need_seven_instructions() {
-        let code = assemble(&Task { udp_ports: vec![], stamps: false }, 5);
+        let task = Task { udp_ports: vec![], stamps: false, card: CardCalls::default() };
+        let code = assemble(&task, 5);
         let expected = [
             0x0000_0000_0000_16bf,
             0x0000_0000_0010_6261,
@@ -299,10 +404,21 @@ mod tests {
 
     #[test]
     fn a_stamp_is_known_by_its_mark() {
-        let mut bytes = [0; Stamp::BYTES];
-        bytes[8..].copy_from_slice(&9u64.to_ne_bytes());
-        assert_eq!(Stamp::read(bytes), None);
-        bytes[..8].copy_from_slice(&MARK.to_ne_bytes());
-        assert_eq!(Stamp::read(bytes), Some(9));
+        let mut bytes = [0; Stamp::CARD_BYTES];
+        bytes[24..].copy_from_slice(&9u64.to_ne_bytes());
+        assert_eq!(Stamp::read(&bytes), None);
+        assert_eq!(Stamp::read(&bytes[17..]), None);
+        bytes[..8].copy_from_slice(&5u64.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&[0x81, 0, 7, 7]);
+        bytes[16..24].copy_from_slice(&MARK.to_ne_bytes());
+        let plain = Stamp { tai_ns: 9, card_ns: None, vlan: None };
+        assert_eq!(Stamp::read(&bytes), Some(plain));
+        assert_eq!(Stamp::read(&bytes[16..]), Some(plain));
+        bytes[16..24].copy_from_slice(&MARK_CARD.to_ne_bytes());
+        let vlan = Some(VlanTag { tpid: 0x8100, tci: 0x0707 });
+        assert_eq!(Stamp::read(&bytes), Some(Stamp { card_ns: Some(5), vlan, ..plain }));
+        assert_eq!(Stamp::read(&bytes[16..]), None, "the card's part is missing");
+        bytes[..16].fill(0);
+        assert_eq!(Stamp::read(&bytes), Some(plain), "the card had nothing to say");
     }
 }

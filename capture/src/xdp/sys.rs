@@ -293,15 +293,11 @@ impl Queue {
         unsafe { std::slice::from_raw_parts(start.as_ptr(), entry.bytes) }
     }
 
-    /// The time that the program wrote before the entry's bytes.
+    /// What the program wrote before the entry's bytes.
     #[inline]
-    pub(super) fn stamp(&self, entry: Entry) -> Option<u64> {
-        let before = self.in_frame(entry.at);
-        if before < Stamp::BYTES {
-            return None;
-        }
-        let stamp = Entry { at: entry.at - Stamp::BYTES, bytes: Stamp::BYTES, continued: false };
-        Stamp::read(*self.bytes(stamp).first_chunk()?)
+    pub(super) fn stamp(&self, entry: Entry) -> Option<Stamp> {
+        let bytes = self.in_frame(entry.at).min(Stamp::CARD_BYTES);
+        Stamp::read(self.bytes(Entry { at: entry.at - bytes, bytes, continued: false }))
     }
 
     /// Gives the first `count` waiting entries back. Their stamps are wiped: a later packet that

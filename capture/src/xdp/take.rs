@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::XdpSource;
+use super::program::Stamp;
 use super::sys::{self, Binding, Entry, PAGE_FRAME_BYTES, Queue, Statistics};
 use crate::error::CaptureError;
 use crate::link;
@@ -162,8 +163,10 @@ impl XdpSource {
                 Err(stop) => break stop,
             };
             let data = if entries == 1 { bound.queue.bytes(first) } else { &self.long };
-            let (clock, ts_ns) = match bound.queue.stamp(first) {
-                Some(tai_ns) => (Clock::Xdp, tai_ns.wrapping_add_signed(-tai_ahead_ns)),
+            let stamp = bound.queue.stamp(first);
+            let (clock, ts_ns) = match stamp {
+                Some(Stamp { card_ns: Some(card_ns), .. }) => (Clock::Hardware, card_ns),
+                Some(stamp) => (Clock::Xdp, stamp.tai_ns.wrapping_add_signed(-tai_ahead_ns)),
                 None => (Clock::Poll, now_ns),
             };
             let Some(interface) = self.port.places[clock as usize] else {
@@ -174,7 +177,7 @@ impl XdpSource {
                 ts_ns,
                 wire_len: data.len() as u32,
                 data,
-                vlan: None,
+                vlan: stamp.and_then(|stamp| stamp.vlan),
                 flags: Some(epb_flags(data, address)),
                 options: &[],
             };

@@ -105,11 +105,6 @@ fn capture(section: &Section<'_>, seen: &mut Seen<'_>) -> Option<Live> {
             section.fault("interface", problem, way_out);
         }
     }
-    let hardware_time = section.switch("hardware_time");
-    if hardware_time && source == SourceKind::AfXdp {
-        let problem = "AF_XDP has no time stamps of the card".to_owned();
-        section.fault("hardware_time", problem, "write `source: packet_mmap`".to_owned());
-    }
     let (decap, udp_ports) = (decap(section), ports(section, "udp_ports"));
     if decap.is_some() && !udp_ports.is_empty() && source != SourceKind::AfXdp {
         // A packet socket tests them in the lane's filter, which is asked after stripping.
@@ -121,7 +116,7 @@ fn capture(section: &Section<'_>, seen: &mut Seen<'_>) -> Option<Live> {
         source,
         udp_ports,
         busy_poll: section.switch("busy_poll"),
-        hardware_time,
+        hardware_time: section.switch("hardware_time"),
         interface: interface.clone().unwrap_or_default(),
         promiscuous: section.switch("promiscuous"),
         ring_bytes: section.number("ring"),
@@ -358,8 +353,6 @@ mod tests {
         let with =
             |keys: &str| one_fault(&format!("store: /a\ncapture:\n  - interface: e\n    {keys}\n"));
         assert!(with("udp_ports: [4789, 65536]").contains("outside the range"));
-        let time = with("hardware_time: true\n    source: af_xdp");
-        assert!(time.starts_with("4:20: capture[0].hardware_time: AF_XDP has no"), "{time}");
     }
 
     #[test]

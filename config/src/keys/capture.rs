@@ -98,7 +98,7 @@ pub(super) const KEYS: &[Key] = &[
         Value("false"),
         "false",
         "Store the network card's own time stamps. The card must be set up for it, with its clock \
-         in UTC. Not with `source: af_xdp`.",
+         in UTC. With AF_XDP its driver must tell the program of them.",
     )),
     key(
         "capture[].decap",

@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -13,14 +13,10 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::BlockDevice;
+use super::aligned::{ALIGN_BYTES, AlignedFile, Blocks};
 use crate::dir::{in_words, lock_holder};
 use crate::{Lock, MediaError, MediaFile};
 
-/// Addresses, offsets and lengths of transfers are multiples of this. Devices have blocks of 512
-/// or 4096 bytes.
-const ALIGN_BYTES: usize = 4096;
-/// Bytes of a transfer at most, where the caller's memory is not aligned and is copied.
-const BOUNCE_BYTES: usize = 1 << 20;
 /// systemd-udevd holds the lock for a moment while it looks at a device.
 const LOCK_TRIES: u32 = 40;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
@@ -70,7 +66,8 @@ impl BlockDevice for HostDevice {
         .map_err(failed)?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
         let bytes = bytes - bytes % ALIGN_BYTES as u64;
-        Ok(Arc::new(DirectFile { file, path: self.path.clone(), bytes, edges: Mutex::new(()) }))
+        let path = self.path.clone();
+        Ok(Arc::new(AlignedFile::new(DirectFile { file, path, bytes })))
     }
 
     fn lock(&self) -> Result<Lock, MediaError> {
@@ -142,13 +139,11 @@ impl BlockDevice for HostDevice {
     }
 }
 
-/// A device opened past the page cache. Transfers that are not whole blocks are copied; their edges
-/// are read first, so two writers of one block must not meet: `edges`.
+/// A device opened past the page cache.
 struct DirectFile {
     file: File,
     path: PathBuf,
     bytes: u64,
-    edges: Mutex<()>,
 }
 
 impl DirectFile {
@@ -157,107 +152,29 @@ impl DirectFile {
     }
 }
 
-impl MediaFile for DirectFile {
-    fn name(&self) -> &str {
-        self.path.to_str().unwrap_or("device")
+impl Blocks for DirectFile {
+    fn path(&self) -> &Path {
+        &self.path
     }
 
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let left = self.bytes.saturating_sub(offset).min(buf.len() as u64) as usize;
-        if left == 0 {
-            return Ok(0);
-        }
-        if is_aligned(buf, offset) && left == buf.len() {
-            return self.file.read_at(buf, offset).map_err(self.failed("read"));
-        }
-        let (from, skip) = floor(offset);
-        let wanted = (skip + left).next_multiple_of(ALIGN_BYTES).min(BOUNCE_BYTES);
-        let mut bounce = Bounce::new(wanted);
-        let read = self.file.read_at(bounce.bytes(), from).map_err(self.failed("read"))?;
-        let found = read.saturating_sub(skip).min(left);
-        buf[..found].copy_from_slice(&bounce.bytes()[skip..skip + found]);
-        Ok(found)
+    fn bytes(&self) -> u64 {
+        self.bytes
     }
 
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        if is_aligned(data, offset) {
-            return self.file.write_all_at(data, offset).map_err(self.failed("write"));
-        }
-        let _edges = self.edges.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut done = 0;
-        while done < data.len() {
-            let (from, skip) = floor(offset + done as u64);
-            let wanted = (skip + data.len() - done).next_multiple_of(ALIGN_BYTES).min(BOUNCE_BYTES);
-            let mut bounce = Bounce::new(wanted);
-            let part = (wanted - skip).min(data.len() - done);
-            // What stands before and behind the data in its first and last block stays.
-            for block in [0, wanted - ALIGN_BYTES] {
-                let whole = block >= skip && block + ALIGN_BYTES <= skip + part;
-                if !whole {
-                    let edge = &mut bounce.bytes()[block..block + ALIGN_BYTES];
-                    let read = self.file.read_exact_at(edge, from + block as u64);
-                    read.map_err(self.failed("read"))?;
-                }
-            }
-            bounce.bytes()[skip..skip + part].copy_from_slice(&data[done..done + part]);
-            self.file.write_all_at(bounce.bytes(), from).map_err(self.failed("write"))?;
-            done += part;
-        }
-        Ok(())
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset).map_err(self.failed("read"))
+    }
+
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset).map_err(self.failed("write"))
     }
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_data().map_err(self.failed("sync"))
     }
 
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.bytes)
-    }
-
-    fn set_len(&self, _len_bytes: u64) -> io::Result<()> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "a device keeps its length"))
-    }
-
-    fn allocate(&self, _len_bytes: u64) -> io::Result<()> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "a device keeps its length"))
-    }
-
     fn raw_fd(&self) -> Option<RawFd> {
         Some(self.file.as_raw_fd())
-    }
-
-    fn direct_path(&self) -> Option<PathBuf> {
-        Some(self.path.clone())
-    }
-}
-
-fn is_aligned(buf: &[u8], offset: u64) -> bool {
-    let whole = offset.is_multiple_of(ALIGN_BYTES as u64) && buf.len().is_multiple_of(ALIGN_BYTES);
-    whole && buf.as_ptr().align_offset(ALIGN_BYTES) == 0
-}
-
-/// The border at or before an offset, and how far the offset is behind it.
-fn floor(offset: u64) -> (u64, usize) {
-    let skip = offset % ALIGN_BYTES as u64;
-    (offset - skip, skip as usize)
-}
-
-/// Aligned memory.
-struct Bounce {
-    memory: Vec<u8>,
-    from: usize,
-    bytes: usize,
-}
-
-impl Bounce {
-    fn new(bytes: usize) -> Self {
-        let memory = vec![0; bytes + ALIGN_BYTES];
-        let from = memory.as_ptr().align_offset(ALIGN_BYTES).min(ALIGN_BYTES);
-        Self { memory, from, bytes }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        &mut self.memory[self.from..self.from + self.bytes]
     }
 }
 

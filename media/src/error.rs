@@ -19,6 +19,28 @@ pub enum MediaError {
         /// namespaces).
         holder: Option<u32>,
     },
+    /// A recorder has the device, past the kernel.
+    #[error(
+        "{volume}: {} drives this device itself (VFIO), so the kernel has none of that name; ask \
+         the recorder with `wirevault query --socket`, or stop it: it hands the device back",
+        holder_text(.holder)
+    )]
+    Driven {
+        /// The volume's place.
+        volume: String,
+        /// The recorder, if the system tells.
+        holder: Option<u32>,
+    },
+    /// A recorder that had the device past the kernel died.
+    #[error(
+        "{volume}: a recorder that drove this device itself (VFIO) ended without handing it back, \
+         so the kernel has none of that name; `wirevault volume release` hands it back, and so \
+         does the next start of the recorder"
+    )]
+    Left {
+        /// The volume's place.
+        volume: String,
+    },
     /// The kernel says that a device is used otherwise.
     #[error(
         "{volume} is in use: it, or a part of it, is mounted or belongs to another device; \
@@ -49,7 +71,7 @@ pub enum MediaError {
 impl MediaError {
     /// Whether another writer holds the volume.
     pub fn is_locked(&self) -> bool {
-        matches!(self, Self::Locked { .. })
+        matches!(self, Self::Locked { .. } | Self::Driven { .. })
     }
 }
 

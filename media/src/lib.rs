@@ -19,13 +19,15 @@
 //! Linux behaves); callers must abandon the file.
 //!
 //! - [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`]. [`sim`]: [`SimMedia`], its fault model and
-//!   the seeded generator. [`error`]: [`MediaError`].
+//!   the seeded generator. [`error`]: [`MediaError`]. [`notes`]: devices that a process drives
+//!   itself.
 
 #![forbid(unsafe_code)]
 
 pub mod block;
 pub mod dir;
 pub mod error;
+pub mod notes;
 pub mod sim;
 
 use std::any::Any;
@@ -123,8 +125,14 @@ pub struct Shape {
 /// Takes the volume at a path: a directory, a block device, or a plain file standing for one.
 ///
 /// # Errors
-/// As [`DirMedia::open`] and [`BlockMedia::open`].
+/// As [`DirMedia::open`] and [`BlockMedia::open`]; `Driven`, `Left` if a process has the device past
+/// the kernel, or had it.
 pub fn open_volume(path: &Path) -> Result<Arc<dyn Media>, MediaError> {
+    if !path.exists()
+        && let Some(error) = notes::taken(Path::new(notes::NOTES), path)
+    {
+        return Err(error);
+    }
     match path.is_dir() || !path.exists() {
         true => Ok(Arc::new(DirMedia::open(path)?)),
         false => Ok(Arc::new(BlockMedia::open(path)?)),

@@ -15,7 +15,8 @@
 //! - [`SimQueue`]: a simulated disk with late and reordered completions;
 //! - [`NullQueue`]: completes everything and writes nothing, for measuring what comes before it.
 //!
-//! [`open_best`] picks between the first three and says why.
+//! [`open_best`] picks between io_uring, passthrough and the thread, and says why. A controller is
+//! taken from the kernel only where somebody asked for that: [`open_vfio`].
 //!
 //! # Rules
 //! - **Ordering.** Operations in flight may be carried out in any order. A sync makes durable the
@@ -74,7 +75,7 @@ pub use device::{Controller, Device, DeviceKind, Namespace, Roots, Use};
 pub use error::{NvmeError, Refused, is_poisoned};
 pub use health::Health;
 pub use null::NullQueue;
-pub use open::open_best;
+pub use open::{open_best, open_instead, open_vfio};
 pub use options::{Backend, QueueOptions, QueueReport};
 pub use passthrough::PassthroughQueue;
 pub use sim::{SimOptions, SimQueue};

@@ -12,6 +12,7 @@ use crate::slot::{Slot, Slots};
 use crate::{Completion, Queue, check_write};
 
 const NAME: &str = "null";
+const WHY: &str = "it stores nothing, for measuring";
 
 /// Completes every operation at the next poll. Nothing is stored, and nothing is durable.
 pub struct NullQueue {
@@ -34,7 +35,7 @@ impl Queue for NullQueue {
     }
 
     fn report(&self) -> QueueReport {
-        let mut report = QueueReport::new(NAME);
+        let mut report = QueueReport::new(NAME, WHY);
         report.because("the null queue was asked for: nothing is stored".to_owned());
         report
     }

@@ -15,6 +15,7 @@ use crate::passthrough::PassthroughQueue;
 use crate::slot::Slot;
 use crate::thread::ThreadQueue;
 use crate::uring::UringQueue;
+use crate::vfio::{Bus, Controller, VfioQueue};
 use crate::{Completion, Queue};
 
 /// Opens the back end that the options ask for. With [`Backend::Auto`] that is io_uring, or the
@@ -40,6 +41,33 @@ pub fn open_best(options: &QueueOptions, arena: &Arena) -> Result<Box<dyn Queue>
     };
     let may_go_over = options.backend == Backend::Auto;
     Ok(Box::new(BestQueue::new(inner, *options, arena, may_go_over, why_not)))
+}
+
+/// Opens the back end for a volume that our own driver should have had, and does not.
+///
+/// Errors: as [`open_best`].
+pub fn open_instead(
+    options: &QueueOptions,
+    arena: &Arena,
+    why_not: &str,
+) -> Result<Box<dyn Queue>, NvmeError> {
+    let inner = open_best(options, arena)?;
+    let reason = format!("the kernel drives the device: {why_not}");
+    Ok(Box::new(BestQueue::new(inner, *options, arena, false, Some(reason))))
+}
+
+/// Opens a queue pair on a controller that was taken from the kernel, and maps the arena for it.
+/// The queue keeps track of [ages](Queue::oldest).
+///
+/// Errors: options beyond limits; the arena cannot be mapped; the device has no queue left.
+pub fn open_vfio<B: Bus + 'static>(
+    options: &QueueOptions,
+    arena: &Arena,
+    controller: &Arc<Controller<B>>,
+) -> Result<Box<dyn Queue>, NvmeError> {
+    controller.map_arena(arena)?;
+    let inner = Box::new(VfioQueue::new(controller, options)?);
+    Ok(Box::new(BestQueue::new(inner, *options, arena, false, None)))
 }
 
 fn fall_back(

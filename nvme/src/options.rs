@@ -62,6 +62,8 @@ impl QueueOptions {
 pub struct QueueReport {
     /// Name of the back end.
     pub backend: &'static str,
+    /// Why it is this one.
+    pub why: &'static str,
     /// Whether chunks of the arena are written from memory the kernel knows already.
     pub registered_buffers: bool,
     /// Whether files are registered with the kernel.
@@ -81,9 +83,10 @@ impl QueueReport {
     /// Reasons kept at most; files come and go, the report must not grow with them.
     const REASONS_MAX: usize = 16;
 
-    pub(crate) fn new(backend: &'static str) -> Self {
+    pub(crate) fn new(backend: &'static str, why: &'static str) -> Self {
         Self {
             backend,
+            why,
             registered_buffers: false,
             registered_files: false,
             o_direct: false,

@@ -19,6 +19,7 @@ use crate::slot::{Slot, Slots};
 use crate::{Completion, Queue, check_write};
 
 const NAME: &str = "sim";
+const WHY: &str = "the disk is simulated";
 
 /// What a simulated queue should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ impl Queue for SimQueue {
     }
 
     fn report(&self) -> QueueReport {
-        QueueReport::new(NAME)
+        QueueReport::new(NAME, WHY)
     }
 
     fn depth(&self) -> usize {

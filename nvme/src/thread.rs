@@ -17,6 +17,7 @@ use crate::target::Target;
 use crate::{Completion, Queue, check_write};
 
 const NAME: &str = "thread";
+const WHY: &str = "it works everywhere";
 
 /// Writes with pwrite(2) and fdatasync(2). Works on every kind of file, simulated ones included.
 pub struct ThreadQueue {
@@ -74,7 +75,7 @@ impl ThreadQueue {
             vec![start("wv-write", write_jobs, done.clone())?, start("wv-sync", sync_jobs, done)?];
         Ok(Self {
             slots: Slots::new(options.slots, depth),
-            report: QueueReport::new(NAME),
+            report: QueueReport::new(NAME, WHY),
             direct: options.direct,
             all_direct: true,
             lines: Some(Lines { writes, syncs }),

@@ -23,6 +23,8 @@ use crate::target::Target;
 use crate::{Completion, Queue, check_write};
 
 const NAME: &str = "io_uring";
+const WHY: &str =
+    "files, and devices that take no NVMe commands from us, are written through the kernel";
 
 /// Submissions of one write without progress before it counts as failed. The kernel asks for
 /// repeats (EINTR, EAGAIN) when it is short of memory; for ever would hang the writer.
@@ -56,7 +58,7 @@ impl UringQueue {
     /// Errors: options beyond limits; io_uring is missing or forbidden.
     pub fn new(options: &QueueOptions, arena: Option<&Arena>) -> Result<Self, NvmeError> {
         options.check()?;
-        let mut report = QueueReport::new(NAME);
+        let mut report = QueueReport::new(NAME, WHY);
         let ring = Ring::open(options.depth, options.slots, arena, &mut report.why_not).map_err(
             |source| NvmeError::Setup { backend: NAME, reason: reason(&source), source },
         )?;

@@ -20,13 +20,13 @@ use proptest::prelude::*;
 use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_media::sim::SplitMix64;
-use wirevault_media::{Media, OpenMode};
+use wirevault_media::{BlockMedia, Media, OpenMode, Shape};
 use wirevault_nvme::admin::Admin;
 use wirevault_nvme::health::Health;
 use wirevault_nvme::spec::Status;
 use wirevault_nvme::spec::command::Command;
 use wirevault_nvme::vfio::model::{ModelBus, ModelOptions, Trouble};
-use wirevault_nvme::vfio::{Controller, ControllerOptions, VfioDisk};
+use wirevault_nvme::vfio::{Controller, ControllerOptions, VfioDisk, VfioVolume};
 use wirevault_nvme::{Completion, NvmeError, Queue, QueueOptions, Slot, VfioQueue, is_poisoned};
 
 const DEPTH: usize = 8;
@@ -469,5 +469,39 @@ fn tokens_come_back_once_whatever_the_order() {
     }
     assert_eq!(seen.len(), 10 * DEPTH);
     drop(queue);
+    bench.check();
+}
+
+/// What the store does with a device, on one of ours: parts of any length, one writer, and places
+/// that are empty once they were given up.
+#[test]
+fn a_volume_keeps_its_parts_apart_and_forgets_what_is_given_up() {
+    let bench = bench(ModelOptions::default());
+    let open = || Arc::new(VfioVolume::open(&bench.controller, "the name").unwrap());
+    let volume = BlockMedia::over(open()).unwrap();
+    volume.lay_out(&Shape { volume_bytes: 1 << 20, place_bytes: 4 << 20, places: 3 }).unwrap();
+    let lock = volume.lock().unwrap();
+    assert!(volume.lock().unwrap_err().is_locked());
+    drop(lock);
+    drop(volume.lock().unwrap());
+
+    let write = |name: &str, byte: u8| {
+        let file = volume.open(name, OpenMode::CreateNew).unwrap();
+        file.write_at(&[byte; 10_000], 5_000).unwrap();
+        file.sync().unwrap();
+        file.extent().unwrap().start as usize
+    };
+    let [first, second] = [write("000000.pcapng", 1), write("000001.pcapng", 2)];
+    assert_eq!(bench.bus.durable_at(second + 4_999, 10_002)[..2], [0, 2]);
+    let reader = BlockMedia::over(open()).unwrap().open("000000.pcapng", OpenMode::Read).unwrap();
+    let mut found = [0; 3];
+    reader.read_exact_at(&mut found, 4_998).unwrap();
+    assert_eq!(found, [0, 0, 1]);
+    assert!(reader.write_at(&[0; 4096], 0).is_err(), "it is open to read only");
+
+    volume.remove("000000.pcapng").unwrap();
+    assert!(bench.bus.bytes_at(first, 4 << 20).iter().all(|byte| *byte == 0));
+    assert_eq!(bench.bus.bytes_at(second + 5_000, 1), [2], "the neighbour stays");
+    drop((reader, volume));
     bench.check();
 }

@@ -48,6 +48,7 @@ use crate::{Completion, Queue, check_write};
 pub use sys::UringCommands;
 
 const NAME: &str = "passthrough";
+const WHY: &str = "the volume is an NVMe namespace without a file system";
 
 /// Submissions of one operation's commands that may be cut short before it counts as failed. The
 /// kernel's own drivers repeat as often (`nvme_core.max_retries`).
@@ -192,7 +193,7 @@ impl PassthroughQueue<UringCommands> {
         options.check()?;
         let node = device.nvme.as_ref().and_then(|nvme| nvme.generic_node.as_deref());
         let target = Target::of(device, node.and_then(volatile_cache))?;
-        let mut report = QueueReport::new(NAME);
+        let mut report = QueueReport::new(NAME, WHY);
         let commands = options.depth as usize * target.pieces_max();
         let ring = UringCommands::open(device, commands, options, arena, &mut report.why_not)?;
         report.registered_buffers = ring.has_registered_buffers();
@@ -206,7 +207,7 @@ impl<R: CommandRing> PassthroughQueue<R> {
     /// A queue over any ring. Errors: options beyond limits.
     pub fn over(options: &QueueOptions, ring: R, target: Target) -> Result<Self, NvmeError> {
         options.check()?;
-        Ok(Self::build(options, ring, target, QueueReport::new(NAME)))
+        Ok(Self::build(options, ring, target, QueueReport::new(NAME, WHY)))
     }
 
     fn build(options: &QueueOptions, ring: R, target: Target, mut report: QueueReport) -> Self {

@@ -45,6 +45,8 @@ pub mod io {
     pub const WRITE: u8 = 0x01;
     /// Read.
     pub const READ: u8 = 0x02;
+    /// Dataset Management, of which Deallocate is a part.
+    pub const DATASET_MANAGEMENT: u8 = 0x09;
 }
 
 /// Log pages (base specification, section 5.16.1).

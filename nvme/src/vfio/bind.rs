@@ -11,6 +11,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use wirevault_media::notes::{self, Note};
+
 use crate::device::{Controller, Device, Roots, discover};
 use crate::error::NvmeError;
 
@@ -61,6 +63,21 @@ impl fmt::Display for PciAddress {
     }
 }
 
+/// A controller that this process has, until it is handed back. Dropping it leaves the device where
+/// it is, for [`Binder::give_back_all`].
+#[derive(Debug)]
+pub struct Taken {
+    address: PciAddress,
+    note: Note,
+}
+
+impl Taken {
+    /// Where it is.
+    pub fn address(&self) -> PciAddress {
+        self.address
+    }
+}
+
 /// Moves controllers between drivers, by the kernel's files about PCI devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binder {
@@ -69,8 +86,8 @@ pub struct Binder {
 }
 
 impl Binder {
-    /// `notes` is a directory that outlives the process but not the boot, such as
-    /// `/run/wirevault/vfio`. It is made when it is needed.
+    /// `notes` is a directory that outlives the process but not the boot ([`notes::NOTES`]). It is
+    /// made when it is needed.
     pub fn new(roots: Roots, notes: impl Into<PathBuf>) -> Self {
         Self { roots, notes: notes.into() }
     }
@@ -115,39 +132,47 @@ impl Binder {
         Ok(reasons)
     }
 
-    /// Takes a controller from the kernel's driver: its block devices vanish. Does nothing to one
-    /// that vfio-pci has already.
+    /// Takes a controller from the kernel's driver: its block devices vanish. `names` are what it
+    /// was known by, for those who look for it meanwhile. One that vfio-pci has already is ours
+    /// from then on as well.
     ///
-    /// Errors: it is in use or cannot be had ([`Binder::why_not`]), or the kernel refuses; then it
-    /// is handed back.
-    pub fn take(&self, address: PciAddress) -> Result<(), NvmeError> {
+    /// Errors: it is in use or cannot be had ([`Binder::why_not`]), another process has it, or the
+    /// kernel refuses; then it is handed back.
+    pub fn take(&self, address: PciAddress, names: &[&Path]) -> Result<Taken, NvmeError> {
+        let not_for_us = |reasons: String| {
+            let device = address.to_string();
+            Err(NvmeError::NotForUs { device, reasons })
+        };
         let reasons = self.why_not(address)?;
         if !reasons.is_empty() {
-            return Err(NvmeError::NotForUs {
-                device: address.to_string(),
-                reasons: reasons.join("; "),
-            });
-        }
-        if self.driver(address).as_deref() == Some(VFIO_DRIVER) {
-            return Ok(());
+            return not_for_us(reasons.join("; "));
         }
         let failed = |action| failed(address, action);
-        fs::create_dir_all(&self.notes)
-            .and_then(|()| fs::write(self.notes.join(address.to_string()), b""))
-            .map_err(failed("note that it is ours"))?;
-        let taken = self.rebind(address, VFIO_DRIVER);
-        if taken.is_err() {
-            // The first error is the one to tell.
-            let _ = self.give_back(address);
+        let noted = self.note(address)?;
+        let Some(note) = noted else {
+            return not_for_us("another process drives it; stop that first".to_owned());
+        };
+        let taken = Taken { address, note };
+        taken.note.name(names).map_err(failed("note that it is ours"))?;
+        if self.driver(address).as_deref() == Some(VFIO_DRIVER) {
+            return Ok(taken);
         }
-        taken
+        match self.rebind(address, VFIO_DRIVER) {
+            Ok(()) => Ok(taken),
+            Err(error) => {
+                // The first error is the one to tell.
+                let _ = self.give_back(taken);
+                Err(error)
+            }
+        }
     }
 
-    /// Hands a controller back to the kernel's driver. Nothing may have it open. Does nothing to
-    /// one that vfio-pci does not have.
+    /// Hands a controller back to the kernel's driver. Nothing may have it open: the kernel waits
+    /// for that. Does nothing to one that vfio-pci does not have.
     ///
     /// Errors: the kernel refuses.
-    pub fn give_back(&self, address: PciAddress) -> Result<(), NvmeError> {
+    pub fn give_back(&self, taken: Taken) -> Result<(), NvmeError> {
+        let Taken { address, note } = taken;
         let failed = |action| failed(address, action);
         // An override is named even if the kernel's driver has the device again: it would keep it
         // from there after the next removal.
@@ -159,24 +184,37 @@ impl Binder {
             self.write(&self.device(address).join("driver_override"), "\n")
                 .map_err(failed("clear its driver_override"))?;
         }
-        match fs::remove_file(self.notes.join(address.to_string())) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("remove its note")(e)),
-            _ => Ok(()),
-        }
+        note.remove().map_err(failed("remove its note"))
     }
 
-    /// Hands back every controller that has a note: what a crash left. For the start, before any is
-    /// taken. Gives those that were handed back.
+    /// Hands back every controller that has a note which nobody holds: what crashes left. For the
+    /// start, before any is taken. Gives those that were handed back.
     ///
     /// Errors: of the first that could not be; the others are handed back all the same.
     pub fn give_back_all(&self) -> Result<Vec<PciAddress>, NvmeError> {
-        let Ok(notes) = fs::read_dir(&self.notes) else { return Ok(Vec::new()) };
-        let names = notes.flatten().filter_map(|note| note.file_name().into_string().ok());
-        let mut addresses: Vec<PciAddress> = names.filter_map(|name| name.parse().ok()).collect();
-        addresses.sort_unstable();
-        let results: Vec<_> = addresses.iter().map(|address| self.give_back(*address)).collect();
+        let names = notes::all(&self.notes);
+        let mut addresses: Vec<PciAddress> =
+            names.iter().filter_map(|it| it.parse().ok()).collect();
+        let mut results = Vec::new();
+        addresses.retain(|address| match self.note(*address) {
+            Ok(None) => false,
+            Ok(Some(note)) => {
+                results.push(self.give_back(Taken { address: *address, note }));
+                true
+            }
+            Err(error) => {
+                results.push(Err(error));
+                true
+            }
+        });
         results.into_iter().collect::<Result<Vec<()>, _>>()?;
         Ok(addresses)
+    }
+
+    /// The note about a device, unless another process holds it.
+    fn note(&self, address: PciAddress) -> Result<Option<Note>, NvmeError> {
+        let note = Note::take(&self.notes, &address.to_string());
+        note.map_err(failed(address, "note that it is ours"))
     }
 
     /// Name of the driver that has the device, if any.
@@ -375,7 +413,7 @@ mod tests {
         let machine = Machine::new();
         let address = ADDRESS.parse().unwrap();
         // This kernel never moves a device, so it stays with its driver.
-        let error = machine.binder.take(address).unwrap_err().to_string();
+        let error = machine.binder.take(address, &[]).unwrap_err().to_string();
         assert!(error.contains("nvme has it, not vfio-pci"), "{error}");
         assert_eq!(machine.text("sys/bus/pci/drivers/nvme/unbind"), ADDRESS);
         let device = format!("sys/bus/pci/devices/{ADDRESS}");
@@ -384,7 +422,7 @@ mod tests {
 
         machine.file(&format!("{device}/class"), "0x020000\n");
         machine.file(&format!("{device}/driver_override"), "(null)\n");
-        assert!(matches!(machine.binder.take(address), Err(NvmeError::NotForUs { .. })));
+        assert!(matches!(machine.binder.take(address, &[]), Err(NvmeError::NotForUs { .. })));
         assert_eq!(machine.text(&format!("{device}/driver_override")), "(null)\n");
     }
 
@@ -401,7 +439,11 @@ mod tests {
         assert!(!machine.path(&format!("notes/{ADDRESS}")).exists());
         assert!(machine.path("notes/something else").exists(), "not ours");
 
-        machine.file(&format!("notes/{ADDRESS}"), "");
+        let held = Note::take(&machine.path("notes"), ADDRESS).unwrap().unwrap();
+        assert_eq!(machine.binder.give_back_all().unwrap(), [], "its process lives");
+        let error = machine.binder.take(address, &[]).unwrap_err().to_string();
+        assert!(error.contains("another process drives it"), "{error}");
+        drop(held);
         machine.has(ADDRESS, "vfio-pci");
         let error = machine.binder.give_back_all().unwrap_err().to_string();
         assert!(error.contains("vfio-pci has it, not nvme"), "{error}");

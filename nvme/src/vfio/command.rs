@@ -12,6 +12,11 @@ pub(super) const COMPLETION_DWORDS: usize = 4;
 /// Feature 07h, Number of Queues.
 pub(super) const FEATURE_QUEUES: u32 = 0x07;
 
+/// Bytes of a range of Dataset Management: attributes(4), blocks(4), first block(8).
+pub(super) const RANGE_BYTES: usize = 16;
+/// The attribute Deallocate of Dataset Management.
+const DEALLOCATE: u32 = 1 << 2;
+
 /// One command. Its identifier is put in when it enters a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Command(pub(super) [u32; COMMAND_DWORDS]);
@@ -82,6 +87,13 @@ impl Command {
 
     pub(super) fn flush(namespace: u32) -> Self {
         Self::new(io::FLUSH, namespace)
+    }
+
+    /// Deallocates the one range that stands in a page of ours.
+    pub(super) fn deallocate(namespace: u32, page: u64) -> Self {
+        let mut command = Self::new(io::DATASET_MANAGEMENT, namespace).data((page, 0));
+        command.0[11] = DEALLOCATE;
+        command
     }
 
     /// A read or write of 1 to 65,536 blocks.

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use wirevault_buffer::{Arena, ArenaId, ChunkBuf};
@@ -69,7 +69,7 @@ pub struct Controller<B: Bus> {
     pub(super) capabilities: Capabilities,
     pub(super) options: ControllerOptions,
     pub(super) facts: Facts,
-    arena: Option<MappedArena>,
+    arena: OnceLock<MappedArena>,
 }
 
 /// What the device said of itself.
@@ -135,18 +135,35 @@ impl<B: Bus> Controller<B> {
             capabilities,
             options,
             facts: Facts::unknown(),
-            arena: None,
+            arena: OnceLock::new(),
             bus,
         };
         controller.restart(&mut controller.lock()).map_err(|e| failed("start it", e))?;
         controller.facts = controller.ask().map_err(|e| failed("ask what it is", e))?;
         controller.facts.check().map_err(|e| failed("use the namespace", e))?;
         if let Some(arena) = arena {
-            let starts = controller.bus.map_arena(arena).map_err(|e| failed("map the arena", e))?;
-            let regions = arena.regions().iter().map(|r| r.address).zip(starts).collect();
-            controller.arena = Some(MappedArena { id: arena.id(), regions });
+            controller.map_arena(arena)?;
         }
         Ok(Arc::new(controller))
+    }
+
+    /// Lets queues write chunks of this arena without copying. The first one counts; chunks of
+    /// others are copied.
+    ///
+    /// Errors: the system does not map it.
+    pub fn map_arena(&self, arena: &Arena) -> Result<(), NvmeError> {
+        // Two callers at a time would map it twice, to no harm: whoever makes queues is one thread.
+        if self.has_arena() {
+            return Ok(());
+        }
+        let starts = self.bus.map_arena(arena).map_err(|source| NvmeError::Controller {
+            device: self.describe(),
+            action: "map the arena",
+            source,
+        })?;
+        let regions = arena.regions().iter().map(|r| r.address).zip(starts).collect();
+        let _ = self.arena.set(MappedArena { id: arena.id(), regions });
+        Ok(())
     }
 
     /// What the device said of itself at the start.
@@ -171,14 +188,14 @@ impl<B: Bus> Controller<B> {
 
     /// The device's address of a chunk, if it belongs to the mapped arena.
     pub(super) fn chunk_address(&self, buf: &ChunkBuf) -> Option<u64> {
-        let arena = self.arena.as_ref().filter(|arena| arena.id == buf.arena_id())?;
+        let arena = self.arena.get().filter(|arena| arena.id == buf.arena_id())?;
         let (here, there) = *arena.regions.get(usize::from(buf.region_index()))?;
         Some(there + (buf.as_ptr() as usize - here) as u64)
     }
 
     /// Whether chunks of an arena are written from where they are.
     pub(super) fn has_arena(&self) -> bool {
-        self.arena.is_some()
+        self.arena.get().is_some()
     }
 
     pub(super) fn epoch(&self) -> u32 {

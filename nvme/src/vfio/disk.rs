@@ -12,6 +12,10 @@ use super::io_queue::IoQueue;
 use super::pages::piece;
 use crate::error::NvmeError;
 
+/// Bytes that one command deallocates at most: far below the 2^32 blocks that it could name, so
+/// that no command outlives its time limit.
+const DEALLOCATE_BYTES_MAX: usize = 1 << 30;
+
 /// The namespace of a controller as a disk. Calls may come from several threads; they take turns.
 ///
 /// Offsets and lengths are multiples of `LBA_BYTES`.
@@ -31,6 +35,7 @@ enum Step {
     Read,
     Write,
     Flush,
+    Deallocate,
 }
 
 impl<B: Bus> VfioDisk<B> {
@@ -98,10 +103,31 @@ impl<B: Bus> VfioDisk<B> {
         run(&mut queue, &Step::Flush, 0, 0)
     }
 
+    /// Says that these bytes are not wanted any more. Does nothing where the device cannot take
+    /// that. Errors: the range is not on the disk; the device's.
+    pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.check_range(offset, bytes)?;
+        if !self.controller.facts().controller.can_deallocate {
+            return Ok(());
+        }
+        let mut queue = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = 0;
+        while done < bytes {
+            let part = (bytes - done).min(DEALLOCATE_BYTES_MAX as u64);
+            run(&mut queue, &Step::Deallocate, offset + done, part as usize)?;
+            done += part;
+        }
+        Ok(())
+    }
+
     fn check(&self, bytes: usize, offset: u64) -> io::Result<()> {
+        self.check_range(offset, bytes as u64)
+    }
+
+    fn check_range(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let lba = LBA_BYTES as u64;
-        let end = offset.checked_add(bytes as u64).filter(|end| *end <= self.bytes());
-        if offset.is_multiple_of(lba) && bytes.is_multiple_of(LBA_BYTES) && end.is_some() {
+        let end = offset.checked_add(bytes).filter(|end| *end <= self.bytes());
+        if offset.is_multiple_of(lba) && bytes.is_multiple_of(lba) && end.is_some() {
             return Ok(());
         }
         let text = format!(
@@ -130,6 +156,10 @@ fn run<B: Bus>(
         Step::Read => queue.transfer(false, offset, bytes, data, ()),
         Step::Write => queue.transfer(true, offset, bytes, data, ()),
         Step::Flush => queue.flush(()),
+        Step::Deallocate => {
+            let blocks = bytes as u64 / u64::from(controller.facts().block_bytes());
+            queue.deallocate(offset, blocks as u32, ())
+        }
     };
     submitted.map_err(|()| dead())?;
     queue.tell();

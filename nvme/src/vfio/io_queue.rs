@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::bus::Bus;
-use super::command::Command;
+use super::command::{Command, RANGE_BYTES};
 use super::controller::{Controller, Mapped};
 use super::ids::{IDS_MAX, Ids};
 use super::memory::DmaMemory;
@@ -115,6 +115,20 @@ impl<B: Bus, T> IoQueue<B, T> {
     pub(super) fn flush(&mut self, user: T) -> Result<(), T> {
         let id = self.start(user)?;
         self.push(Command::flush(self.controller.facts.namespace_id), id)
+    }
+
+    /// Submits the deallocation of whole blocks, whose range stands in the first page beside the
+    /// queue ([`IoQueue::data`]) until it ends; see [`IoQueue::transfer`].
+    pub(super) fn deallocate(&mut self, first_byte: u64, blocks: u32, user: T) -> Result<(), T> {
+        let id = self.start(user)?;
+        let facts = &self.controller.facts;
+        let first = first_byte / u64::from(facts.block_bytes());
+        let mut range = [0; RANGE_BYTES];
+        range[4..8].copy_from_slice(&blocks.to_le_bytes());
+        range[8..].copy_from_slice(&first.to_le_bytes());
+        let command = Command::deallocate(facts.namespace_id, self.data().2);
+        self.mapped.memory.copy_in(self.data_at, &range);
+        self.push(command, id)
     }
 
     /// Tells the device of what was submitted and taken. After a reset there is no such queue until

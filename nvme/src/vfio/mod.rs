@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Queue trait ── queue ──┐                                  ┌─ hardware ── sys: VFIO, BAR 0
-//!  blocking calls ─ disk ─┴─ io_queue ── controller ── bus ──┤
+//!  volume ── disk ────────┴─ io_queue ── controller ── bus ──┤
 //!                             │  ids, ring, pages            └─ model: a controller in memory
 //! ```
 //!
@@ -38,11 +38,13 @@ mod registers;
 mod ring;
 #[expect(unsafe_code, reason = "ioctls, mapped registers, and memory that a device writes to")]
 mod sys;
+mod volume;
 
-pub use bind::{Binder, PciAddress};
+pub use bind::{Binder, PciAddress, Taken};
 pub use bus::Bus;
 pub use controller::{Controller, ControllerOptions, Facts};
 pub use disk::VfioDisk;
 pub use hardware::VfioBus;
 pub use memory::DmaMemory;
 pub use queue::VfioQueue;
+pub use volume::VfioVolume;

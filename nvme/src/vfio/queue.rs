@@ -25,6 +25,7 @@ use crate::slot::{Slot, Slots};
 use crate::{Completion, Queue, check_write};
 
 const NAME: &str = "vfio";
+const WHY: &str = "the configuration has us drive this device ourselves";
 
 /// Chunks of foreign arenas in flight at most. They are copied; the writer's own never are.
 const FOREIGN_MAX: usize = 2;
@@ -89,7 +90,7 @@ impl<B: Bus> VfioQueue<B> {
                 reason: "no queue pair could be opened on the device",
                 source,
             })?;
-        let mut report = QueueReport::new(NAME);
+        let mut report = QueueReport::new(NAME, WHY);
         report.polled = true;
         report.flushes = controller.facts().controller.volatile_cache;
         report.registered_buffers = controller.has_arena();

@@ -3,7 +3,6 @@
 //! Queues that cannot be had here are skipped loudly; with WIREVAULT_NO_SKIP set a skip is a
 //! failure.
 
-mod disk;
 mod extents;
 mod suite;
 
@@ -22,13 +21,12 @@ use wirevault_nvme::passthrough::sim::SimCommands;
 use wirevault_nvme::passthrough::{PassthroughQueue, TRIES_MAX, Target};
 use wirevault_nvme::spec::Status;
 use wirevault_nvme::vfio::model::{ModelBus, ModelOptions};
-use wirevault_nvme::vfio::{Controller, ControllerOptions, VfioDisk};
+use wirevault_nvme::vfio::{Controller, ControllerOptions, VfioVolume};
 use wirevault_nvme::{
     Completion, NullQueue, NvmeError, Queue, SimOptions, SimQueue, ThreadQueue, UringQueue,
     VfioQueue, is_poisoned,
 };
 
-use disk::DiskFiles;
 use extents::ExtentMedia;
 use suite::{Bench, DEPTH, EVERY, SLOTS, STORING, drain, options, pool};
 
@@ -121,17 +119,21 @@ fn passthrough(
 
 /// A controller with small blocks, commands of half a chunk, and a volatile cache.
 fn model(seed: u64) -> ModelBus {
-    ModelBus::new(ModelOptions { seed, ..ModelOptions::default() }).unwrap()
+    let bytes = 5 * suite::FILE_BYTES as usize;
+    ModelBus::new(ModelOptions { seed, bytes, ..ModelOptions::default() }).unwrap()
 }
 
-/// A queue pair of our own on a model.
+/// A queue pair of our own on a model, for files of a volume there.
 fn on_model(bus: &ModelBus) -> Bench {
     let pool = pool(DEPTH + 4);
-    let arena = Some(pool.arena());
-    let controller = Controller::start(bus.clone(), ControllerOptions::default(), arena).unwrap();
+    let controller = Controller::start(bus.clone(), ControllerOptions::default(), None).unwrap();
+    controller.map_arena(pool.arena()).unwrap();
     let queue = Box::new(VfioQueue::new(&controller, &options(true)).unwrap());
-    let media = Box::new(DiskFiles::new(Arc::new(VfioDisk::open(&controller).unwrap())));
-    Bench { label: "vfio", queue, media, pool, _dir: None }
+    let volume = VfioVolume::open(&controller, "model").unwrap();
+    let media = BlockMedia::over(Arc::new(volume)).unwrap();
+    let shape = Shape { volume_bytes: 1 << 20, place_bytes: suite::FILE_BYTES, places: 4 };
+    media.lay_out(&shape).unwrap();
+    Bench { label: "vfio", queue, media: Box::new(media), pool, _dir: None }
 }
 
 fn sim(seed: u64) -> Box<dyn Queue> {
@@ -188,7 +190,7 @@ fn failing() -> Vec<(Bench, Arc<dyn MediaFile>)> {
     for seed in 0..4 {
         let bus = model(seed);
         let bench = on_model(&bus);
-        let bad = bench.media.open("bad", OpenMode::Create).unwrap();
+        let bad = bench.open("bad");
         let place = bad.extent().unwrap();
         bus.fail(true, place.start..place.start + place.bytes, Status(0x081));
         benches.push((bench, bad));
@@ -227,7 +229,7 @@ fn fail_a_write(mut bench: Bench, bad: &Arc<dyn MediaFile>, step_bytes: u64) {
     let refused = bench.queue.write(slot, 0, bench.buf(1), LBA_BYTES, 9).unwrap_err();
     assert!(refused.error.is_poisoned(), "{label}");
     assert!(bench.queue.sync(slot, 9).unwrap_err().is_poisoned(), "{label}");
-    let (good, _file) = bench.file("good");
+    let (good, _file) = bench.file("a");
     bench.queue.write(good, 0, bench.buf(1), LBA_BYTES, 5).unwrap();
     assert!(bench.finish()[0].result().is_ok(), "{label}");
     bench.queue.detach(slot).unwrap();

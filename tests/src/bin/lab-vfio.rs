@@ -10,8 +10,6 @@
 //!  lab-vfio return            hands back what a killed one left
 //! ```
 
-#[path = "../../../nvme/tests/conformance/disk.rs"]
-mod disk;
 #[path = "../../../nvme/tests/conformance/suite.rs"]
 mod suite;
 
@@ -21,16 +19,18 @@ use std::time::{Duration, Instant};
 
 use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_format::limits::CHUNK_BYTES;
-use wirevault_media::OpenMode;
+use wirevault_media::notes::NOTES;
+use wirevault_media::{BlockMedia, Media, Shape};
 use wirevault_nvme::device::{Roots, discover};
-use wirevault_nvme::vfio::{Binder, Controller, ControllerOptions, PciAddress, VfioBus, VfioDisk};
+use wirevault_nvme::vfio::{
+    Binder, Controller, ControllerOptions, PciAddress, VfioBus, VfioVolume,
+};
 use wirevault_nvme::{Completion, Health, Queue, VfioQueue};
 
-use disk::DiskFiles;
 use suite::{Bench, DEPTH, EVERY, FILE_BYTES, STORING, drain, options, pool};
 
-/// Where the notes of taken devices are.
-const NOTES: &str = "/run/wirevault/vfio";
+/// Files of the suite.
+const FILES: u32 = 4;
 /// Chunks in the memory of `speed` and `hold`: 4 MiB, two hugepages.
 const CHUNKS: usize = 16;
 
@@ -76,9 +76,9 @@ fn why_not(binder: &Binder, address: PciAddress) {
 
 /// Takes a device, works with it, and hands it back.
 fn lent(binder: &Binder, address: PciAddress, work: impl FnOnce(&Binder, PciAddress)) {
-    binder.take(address).unwrap_or_else(|error| panic!("{error}"));
+    let taken = binder.take(address, &[]).unwrap_or_else(|error| panic!("{error}"));
     work(binder, address);
-    binder.give_back(address).unwrap_or_else(|error| panic!("{error}"));
+    binder.give_back(taken).unwrap_or_else(|error| panic!("{error}"));
 }
 
 fn start(binder: &Binder, address: PciAddress, arena: Option<&Arena>) -> Arc<Controller<VfioBus>> {
@@ -94,9 +94,17 @@ fn bench(binder: &Binder, address: PciAddress, label: &'static str, mapped: bool
     let report = queue.report();
     assert_eq!(report.registered_buffers, mapped, "{report:?}");
     assert!(report.polled && report.flushes, "{report:?}");
-    let disk = VfioDisk::open(&controller).unwrap_or_else(|error| panic!("{error}"));
-    let media = Box::new(DiskFiles::new(Arc::new(disk)));
+    let media = Box::new(volume(&controller));
     Bench { label, queue: Box::new(queue), media, pool, _dir: None }
+}
+
+/// The namespace laid out for the suite's files.
+fn volume(controller: &Arc<Controller<VfioBus>>) -> BlockMedia {
+    let volume = VfioVolume::open(controller, "volume").unwrap_or_else(|error| panic!("{error}"));
+    let media = BlockMedia::over(Arc::new(volume)).unwrap_or_else(|error| panic!("{error}"));
+    let shape = Shape { volume_bytes: 1 << 20, place_bytes: FILE_BYTES, places: FILES };
+    media.lay_out(&shape).unwrap_or_else(|error| panic!("{error}"));
+    media
 }
 
 fn run_suite(binder: &Binder, address: PciAddress) {
@@ -130,8 +138,7 @@ fn health(binder: &Binder, address: PciAddress) {
 
 fn write(binder: &Binder, address: PciAddress) {
     let mut bench = bench(binder, address, "write", true);
-    let file = bench.media.open("a", OpenMode::Create).expect("file");
-    let slot = bench.queue.attach(&file).unwrap_or_else(|error| panic!("{error}"));
+    let (slot, _file) = bench.file("a");
     let tell = |ends: Vec<Completion>| {
         for end in ends {
             match end.result() {
@@ -157,8 +164,7 @@ fn on_hugepages(binder: &Binder, address: PciAddress) -> Bench {
     assert_eq!(arena.report().huge_bytes, bytes, "{:?}", arena.report());
     let controller = start(binder, address, Some(&arena));
     let queue = VfioQueue::new(&controller, &options(true)).unwrap_or_else(|e| panic!("{e}"));
-    let disk = VfioDisk::open(&controller).unwrap_or_else(|error| panic!("{error}"));
-    let media = Box::new(DiskFiles::new(Arc::new(disk)));
+    let media = Box::new(volume(&controller));
     let pool = Pool::new(arena);
     Bench { label: "hugepages", queue: Box::new(queue), media, pool, _dir: None }
 }
@@ -196,7 +202,7 @@ fn speed(binder: &Binder, address: PciAddress, chunks: u64) {
 }
 
 fn hold(binder: &Binder, address: PciAddress) {
-    binder.take(address).unwrap_or_else(|error| panic!("{error}"));
+    let _taken = binder.take(address, &[]).unwrap_or_else(|error| panic!("{error}"));
     let mut bench = on_hugepages(binder, address);
     fill(&mut bench, u64::MAX, |token| {
         if token == DEPTH as u64 {

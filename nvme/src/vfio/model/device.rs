@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use wirevault_media::sim::SplitMix64;
 
-use super::super::command::COMMAND_DWORDS;
+use super::super::command::{COMMAND_DWORDS, RANGE_BYTES};
 use super::super::pages::LIST_BYTES;
 use super::super::registers::{
     ACQ, AQA, ASQ, CAP, CC, CC_EN, CC_RUN, CC_SHN_MASK, CSTS, CSTS_CFS, CSTS_RDY, CSTS_SHST_DONE,
@@ -372,6 +372,7 @@ impl Device {
                 data[24..64].fill(b' ');
                 data[24..34].copy_from_slice(b"Controller");
                 data[77] = self.options.mdts;
+                data[520] = 1 << 2;
                 data[525] = u8::from(self.options.volatile_cache);
             }
             (2, _) => data[0] = 1,
@@ -400,6 +401,9 @@ impl Device {
             return Status::OK;
         }
         let block = u64::from(self.options.block_bytes);
+        if opcode == io_command::DATASET_MANAGEMENT {
+            return self.deallocate(c, block, memory);
+        }
         let first = (u64::from(c[11]) << 32 | u64::from(c[10])) * block;
         let bytes = (u64::from(c[12] & 0xffff) + 1) * block;
         let range = first..first + bytes;
@@ -441,6 +445,26 @@ impl Device {
             } else {
                 self.durable[place.clone()].copy_from_slice(&self.disk[place]);
             }
+        }
+        Status::OK
+    }
+
+    /// One range; what it covers reads as zeros, at once and for good.
+    fn deallocate(&mut self, c: &[u32; COMMAND_DWORDS], block: u64, memory: &HostMemory) -> Status {
+        let mut range = [0; RANGE_BYTES];
+        let page = u64::from(c[7]) << 32 | u64::from(c[6]);
+        if c[10] & 0xff != 0 || c[11] & 4 == 0 || !memory.read(page, &mut range) {
+            self.violate("a deallocation of other than one range");
+            return Status(0x002);
+        }
+        let blocks = u32::from_le_bytes(std::array::from_fn(|n| range[4 + n]));
+        let first = u64::from_le_bytes(std::array::from_fn(|n| range[8 + n]));
+        let (from, until) = (first * block, (first + u64::from(blocks)) * block);
+        if until > self.disk.len() as u64 {
+            return Status(0x080);
+        }
+        for bytes in [&mut self.disk, &mut self.durable] {
+            bytes[from as usize..until as usize].fill(0);
         }
         Status::OK
     }

@@ -1,70 +1,30 @@
-//! Power cuts under the whole pipeline, on a simulated disk that forgets every write which no
-//! completed flush covers: what was acknowledged is there after recovery, each packet once.
+//! Power cuts at any operation, on a simulated disk.
 
-use std::io::{self, Cursor};
-use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use wirevault_buffer::{Arena, ArenaOptions, ChunkBuf, Hugepages, Pool};
-use wirevault_capture::{ReplaySource, Speed};
-use wirevault_format::Interface;
+use wirevault_buffer::ChunkBuf;
 use wirevault_index::KeySource;
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{Fault, Media, MediaFile, SimMedia, Trigger};
 use wirevault_nvme::{
     Completion, NvmeError, Queue, QueueReport, Refused, SimOptions, SimQueue, Slot,
 };
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions, Topology};
-use wirevault_query::{PacketOut, Request, Sink};
+use wirevault_pipeline::PipelineOptions;
 use wirevault_seal::{FileProvider, KeyProvider, random};
-use wirevault_storage::{CreateOptions, Store, create};
+use wirevault_storage::{CreateOptions, create};
 use wirevault_telemetry::books::LaneBooks;
-use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use crate::support::{clock, recover, start};
 
 const PACKETS: u32 = 12_000;
 /// Cuts in the gate. Each takes about a tenth of a second.
 const CUTS: u64 = 60;
 
-fn pcap() -> Vec<u8> {
-    let mut file = 0xa1b2_3c4d_u32.to_le_bytes().to_vec();
-    file.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
-    for n in 0..PACKETS {
-        let mut frame = vec![0; 12];
-        frame.extend([8, 0, 0x45, 0, 0, 220, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 1, 7, 10, 0, 2, 1]);
-        frame.extend([0x10, 0, 0, 53, 0, 200, 0, 0]);
-        frame.extend(n.to_be_bytes());
-        frame.resize(1500, n as u8);
-        file.extend([[0, 0, 0, 1], (n + 1).to_le_bytes()].concat());
-        file.extend((frame.len() as u32).to_le_bytes());
-        file.extend((frame.len() as u32).to_le_bytes());
-        file.extend(frame);
-    }
-    file
-}
-
-/// Notes how often each packet came.
-struct Seen(Vec<u32>);
-
-impl Sink for Seen {
-    fn interface(&mut self, _: u32, _: &Interface) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn packet(&mut self, packet: &PacketOut<'_>) -> io::Result<ControlFlow<()>> {
-        let number = [42, 43, 44, 45].map(|at| packet.data[at]);
-        let n = u32::from_be_bytes(number) as usize;
-        assert_eq!(packet.data[46..], vec![n as u8; 1500 - 46][..], "packet {n} is altered");
-        self.0[n] += 1;
-        Ok(ControlFlow::Continue(()))
-    }
-}
-
 struct Rig {
     disk: SimMedia,
     key: KeySource,
-    clock: Arc<dyn Clock>,
     _dir: tempfile::TempDir,
 }
 
@@ -72,18 +32,17 @@ fn rig() -> Rig {
     let dir = tempfile::tempdir().expect("a directory");
     let provider: Arc<dyn KeyProvider> =
         Arc::new(FileProvider::create(&dir.path().join("k")).expect("a key"));
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let disk = SimMedia::new();
     let options = CreateOptions {
         quota_bytes: Some(256 << 20),
         lanes: 1,
         key: Some(Arc::clone(&provider)),
         key_path: String::new(),
-        clock: Arc::clone(&clock),
+        clock: clock(),
     };
     let volumes: [(Arc<dyn Media>, String); 1] = [(Arc::new(disk.clone()), "/sim".to_owned())];
     create(&volumes, random::store_id().expect("an id"), &options).expect("a store");
-    Rig { disk, key: KeySource::Provider(provider), clock, _dir: dir }
+    Rig { disk, key: KeySource::Provider(provider), _dir: dir }
 }
 
 /// Looks at the books whenever the writer does anything, so that every acknowledgement before the
@@ -148,23 +107,11 @@ impl Queue for Watched {
     }
 }
 
-/// Records until the end or the power cut, under one topology for even seeds and under the other
-/// for odd ones; gives the watermark known before the cut.
+/// Records until the end or the power cut; gives the watermark known before the cut.
 fn record(rig: &Rig, seed: u64) -> u64 {
-    let disk: Arc<dyn Media> = Arc::new(rig.disk.clone());
-    let opened = Store::open(vec![disk], &rig.key, Arc::clone(&rig.clock));
-    let Ok((store, _)) = opened else { return 0 };
-    let input = Box::new(Cursor::new(pcap()));
-    let source = ReplaySource::from_reader("cut.pcap".to_owned(), input, Speed::Full);
-    let source = Box::new(source.expect("a pcap file"));
-    let lane = LaneSpec::new(source);
-    let arena = ArenaOptions { bytes: 2 << 20, hugepages: Hugepages::Off, numa_node: None };
-    let pool = Pool::new(Arena::new(arena).expect("2 MiB"));
     let (books, acknowledged) = (Arc::new(OnceLock::new()), Arc::new(AtomicU64::new(0)));
     let seen = (rig.disk.clone(), Arc::clone(&books), Arc::clone(&acknowledged));
     let options = PipelineOptions {
-        commit_interval: Duration::from_millis(2),
-        topology: [Topology::RunToCompletion, Topology::Split][seed as usize % 2],
         queue: Arc::new(move |_, _| {
             let inner = SimQueue::new(SimOptions { seed, ..SimOptions::default() });
             let (disk, books, acknowledged) = seen.clone();
@@ -172,9 +119,8 @@ fn record(rig: &Rig, seed: u64) -> u64 {
         }),
         ..PipelineOptions::default()
     };
-    let started =
-        Pipeline::start(store, pool.clone(), vec![lane], &options, Arc::clone(&rig.clock));
-    let Ok(pipeline) = started else { return 0 };
+    let started = start(Arc::new(rig.disk.clone()), &rig.key, PACKETS, seed, &options);
+    let Some((pipeline, pool)) = started else { return 0 };
     let books = books.get_or_init(|| pipeline.lanes()[0].books.clone());
     while !pipeline.is_finished() {
         if rig.disk.power_is_cut() {
@@ -190,18 +136,6 @@ fn record(rig: &Rig, seed: u64) -> u64 {
     acknowledged.load(Ordering::Acquire)
 }
 
-/// Recovers the crashed disk and gives how often each packet is there.
-fn recover(rig: &Rig, disk: &SimMedia) -> Vec<u32> {
-    let media: Arc<dyn Media> = Arc::new(disk.clone());
-    let (store, _) =
-        Store::open(vec![media], &rig.key, Arc::clone(&rig.clock)).expect("a crashed store opens");
-    let catalog = store.catalog(rig.clock.unix_ns());
-    let mut seen = Seen(vec![0; PACKETS as usize]);
-    let cancel = AtomicBool::new(false);
-    wirevault_query::run(&catalog, &Request::default(), &mut seen, &cancel).expect("an answer");
-    seen.0
-}
-
 /// Cuts the power at a random operation; gives packets acknowledged before, and of them lost.
 fn cut(seed: u64, operations: u64, syncs_lie: bool) -> (u64, usize) {
     let rig = rig();
@@ -212,10 +146,8 @@ fn cut(seed: u64, operations: u64, syncs_lie: bool) -> (u64, usize) {
         rig.disk.inject(Trigger::EverySync, Fault::Lost);
     }
     let acknowledged = record(&rig, seed);
-    let seen = recover(&rig, &rig.disk.crash(seed));
-    assert!(seen.iter().all(|times| *times <= 1), "seed {seed}: a packet came twice");
-    let lost = seen[..acknowledged as usize].iter().filter(|times| **times == 0).count();
-    (acknowledged, lost)
+    let recovered = recover(Arc::new(rig.disk.crash(seed)), &rig.key, PACKETS);
+    (acknowledged, recovered.lost(acknowledged, &format!("seed {seed}")))
 }
 
 fn operations_of_a_run() -> u64 {

@@ -1,0 +1,238 @@
+//! A device in memory that keeps a log of what it was told, in the order in which it was done: the
+//! bytes of every write, and every flush with what it promised. See the kernel's dm-log-writes.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use wirevault_media::block::BlockDevice;
+use wirevault_media::sim::SplitMix64;
+use wirevault_media::{Lock, MediaError, MediaFile, SimMedia};
+use wirevault_telemetry::books::LaneBooks;
+
+/// Bytes that are written whole or not at all.
+const SECTOR_BYTES: usize = 512;
+
+/// One line of the log. It stands where the operation ended.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    /// Lines that were there when it began: what is before them had ended by then.
+    begun: usize,
+    /// Packets that were acknowledged while all lines before this one were there.
+    acknowledged: u64,
+    /// Where and what was written; a flush wrote nothing.
+    write: Option<(u64, Arc<[u8]>)>,
+}
+
+/// What was done to a device from a certain state on.
+#[derive(Clone)]
+pub(crate) struct Log {
+    base: Arc<[u8]>,
+    entries: Vec<Entry>,
+    /// Packets acknowledged at the end.
+    acknowledged: u64,
+}
+
+impl Log {
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(crate) fn flushes(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.write.is_none()).count()
+    }
+
+    /// Packets that were promised when the first `n` lines were all there were.
+    pub(crate) fn acknowledged(&self, n: usize) -> u64 {
+        self.entries.get(n).map_or(self.acknowledged, |entry| entry.acknowledged)
+    }
+
+    /// The device after the first `n` lines, all of them.
+    pub(crate) fn prefix(&self, n: usize) -> Vec<u8> {
+        let mut image = self.base.to_vec();
+        self.writes(n).for_each(|(_, at, bytes)| put(&mut image, at, bytes));
+        image
+    }
+
+    /// A device that lost its power after the first `n` lines: it has all that a flush promised.
+    /// Of the rest, and of what had begun by then, each write is there, or not, or some sectors of
+    /// it, and they were carried out in any order.
+    pub(crate) fn cut(&self, n: usize, random: &mut SplitMix64) -> Vec<u8> {
+        let flushes =
+            self.entries[..n.min(self.len())].iter().filter(|entry| entry.write.is_none());
+        let durable = flushes.map(|entry| entry.begun).max().unwrap_or(0);
+        let mut image = self.prefix(durable);
+        let under_way = |at: usize| at < n || self.entries[at].begun <= n;
+        let writes = self.writes(self.len());
+        let mut volatile: Vec<_> =
+            writes.filter(|(at, ..)| *at >= durable && under_way(*at)).collect();
+        for left in (1..volatile.len()).rev() {
+            volatile.swap(left, random.below(left as u64 + 1) as usize);
+        }
+        for (_, at, bytes) in volatile {
+            let survival = random.below(3);
+            for (sector, bytes) in bytes.chunks(SECTOR_BYTES).enumerate() {
+                if survival == 1 || survival == 2 && random.below(2) == 0 {
+                    put(&mut image, at + (sector * SECTOR_BYTES) as u64, bytes);
+                }
+            }
+        }
+        image
+    }
+
+    /// Writes among the first `n` lines: line, offset, bytes.
+    fn writes(&self, n: usize) -> impl Iterator<Item = (usize, u64, &[u8])> {
+        let lines = self.entries[..n.min(self.len())].iter().enumerate();
+        lines.filter_map(|(at, entry)| entry.write.as_ref().map(|(to, bytes)| (at, *to, &**bytes)))
+    }
+}
+
+fn put(image: &mut [u8], at: u64, bytes: &[u8]) {
+    image[at as usize..][..bytes.len()].copy_from_slice(bytes);
+}
+
+/// The device. Clones are handles to the same one.
+#[derive(Clone)]
+pub(crate) struct LoggedDevice {
+    state: Arc<Mutex<State>>,
+    /// Whose acknowledgements are written down.
+    pub(crate) books: Arc<OnceLock<LaneBooks>>,
+    /// Gives out the lock.
+    locks: SimMedia,
+    /// Where places begin and how long they are: flushes of chunks in them are left out, as if the
+    /// code had none.
+    unflushed: Option<(u64, u64)>,
+}
+
+struct State {
+    image: Vec<u8>,
+    log: Log,
+}
+
+impl LoggedDevice {
+    pub(crate) fn new(image: Vec<u8>) -> Self {
+        let log = Log { base: image.as_slice().into(), entries: Vec::new(), acknowledged: 0 };
+        Self {
+            state: Arc::new(Mutex::new(State { image, log })),
+            books: Arc::default(),
+            locks: SimMedia::new(),
+            unflushed: None,
+        }
+    }
+
+    /// The same without flushes of what is written behind the header of a place.
+    pub(crate) fn without_flushes_of_chunks(self, places_offset: u64, place_bytes: u64) -> Self {
+        Self { unflushed: Some((places_offset, place_bytes)), ..self }
+    }
+
+    /// What was done so far.
+    pub(crate) fn log(&self) -> Log {
+        let acknowledged = self.acknowledged();
+        Log { acknowledged, ..self.state().log.clone() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.books.get().map_or(0, |books| {
+            let snapshot = books.snapshot();
+            assert!(snapshot.balances(), "{snapshot:?}");
+            snapshot.watermark
+        })
+    }
+
+    fn enter(&self, begun: usize, write: Option<(u64, Arc<[u8]>)>) {
+        let mut state = self.state();
+        // Under the lock: the line is not there yet, so nothing that it promises is counted.
+        let acknowledged = self.acknowledged();
+        if let Some((at, bytes)) = &write {
+            put(&mut state.image, *at, bytes);
+        }
+        state.log.entries.push(Entry { begun, acknowledged, write });
+    }
+}
+
+impl BlockDevice for LoggedDevice {
+    fn open(&self, _writable: bool) -> io::Result<Arc<dyn MediaFile>> {
+        Ok(Arc::new(LoggedFile { device: self.clone(), unflushed: AtomicBool::new(false) }))
+    }
+
+    fn lock(&self) -> Result<Lock, MediaError> {
+        wirevault_media::Media::lock(&self.locks)
+    }
+
+    fn discard(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        "logged device".to_owned()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    fn number(&self) -> io::Result<u64> {
+        Ok(1)
+    }
+}
+
+struct LoggedFile {
+    device: LoggedDevice,
+    unflushed: AtomicBool,
+}
+
+impl MediaFile for LoggedFile {
+    fn name(&self) -> &str {
+        "logged device"
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let state = self.device.state();
+        let rest = state.image.get(offset as usize..).unwrap_or_default();
+        let bytes = rest.len().min(buf.len());
+        buf[..bytes].copy_from_slice(&rest[..bytes]);
+        Ok(bytes)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let begun = self.device.state().log.len();
+        let is_chunk = |(from, bytes)| offset >= from && !(offset - from).is_multiple_of(bytes);
+        self.unflushed.store(self.device.unflushed.is_some_and(is_chunk), Ordering::Relaxed);
+        self.device.enter(begun, Some((offset, data.into())));
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let begun = self.device.state().log.len();
+        if !self.unflushed.load(Ordering::Relaxed) {
+            self.device.enter(begun, None);
+        }
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.device.state().image.len() as u64)
+    }
+
+    fn set_len(&self, _len_bytes: u64) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "a device keeps its length"))
+    }
+
+    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        self.set_len(len_bytes)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn direct_path(&self) -> Option<PathBuf> {
+        None
+    }
+}

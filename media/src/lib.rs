@@ -89,6 +89,9 @@ pub trait Media: Send + Sync {
     /// Bytes that may still be allocated by this user.
     fn free_bytes(&self) -> io::Result<u64>;
 
+    /// Bytes of the file system or device, whoever uses them.
+    fn total_bytes(&self) -> io::Result<u64>;
+
     /// A number that volumes have in common whose bytes are free on the same file system.
     fn file_system(&self) -> io::Result<u64>;
 

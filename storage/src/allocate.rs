@@ -11,7 +11,7 @@ use crate::create::encode_error;
 use crate::plan::{flows_max, index_reserve_bytes};
 use crate::store::{OpenRequest, OpenSegment, Store};
 use crate::view::Showing;
-use crate::volume::{VolumeWriter, key_error};
+use crate::volume::key_error;
 
 impl Store {
     /// Opens a segment: on a volume that is not suspect, with the fewest open segments, then with
@@ -28,7 +28,7 @@ impl Store {
         let mut order: Vec<usize> = (0..self.volumes.len()).collect();
         order.sort_by_cached_key(|number| {
             let volume = &self.volumes[*number];
-            let left = volume.superblock().quota_bytes.saturating_sub(volume.used_bytes());
+            let left = volume.left_bytes(self.reserve_percent);
             // Less than a segment is no room at all: something has to go on each such volume.
             let segments_left = left / volume.superblock().segment_bytes;
             let oldest = volume.ledger().oldest().next().map(|(ordinal, _)| ordinal);
@@ -39,8 +39,14 @@ impl Store {
         let mut first_error = None;
         for number in order {
             match self.open_on(number, &run, &request) {
-                Ok(open) => return Ok(open),
-                Err(error) => drop(first_error.get_or_insert(error)),
+                Ok(open) => {
+                    self.volumes[number].note_room(None);
+                    return Ok(open);
+                }
+                Err(error) => {
+                    self.volumes[number].note_room(Some(&error));
+                    first_error.get_or_insert(error);
+                }
             }
         }
         let what = || "the store has no volume".to_owned();
@@ -53,7 +59,7 @@ impl Store {
         run: &RunEntry,
         request: &OpenRequest<'_>,
     ) -> Result<OpenSegment, StorageError> {
-        let place = self.make_room(number)?;
+        let place = self.make_room(number, request.lane, run.import)?;
         let keys = self.take_key(number)?;
         let life = match &keys {
             Some(keys) => keys.life(),
@@ -131,36 +137,6 @@ impl Store {
         })
     }
 
-    /// Gives up the oldest closed segments of a volume until a full one fits, and names a place.
-    fn make_room(&mut self, number: usize) -> Result<u32, StorageError> {
-        let volume = &mut self.volumes[number];
-        if let Some(why) = volume.failed() {
-            let (volume, why) = (volume.name.clone(), why.to_owned());
-            return Err(StorageError::Failed { volume, why });
-        }
-        let room = Room::plan(volume)?;
-        let given_up: Vec<SegmentEntry> =
-            room.evict.iter().map(|place| volume.entries()[*place as usize].clone()).collect();
-        given_up.iter().for_each(|entry| (self.witness)(entry));
-        let latest = |import: bool| {
-            let these = given_up.iter().filter(|entry| entry.import == import);
-            these.map(last_ns).max().unwrap_or(0)
-        };
-        let (live_ns, import_ns) = (latest(false), latest(true));
-        let superblock = volume.superblock();
-        if live_ns > superblock.evicted_live_ns || import_ns > superblock.evicted_import_ns {
-            volume.set_superblock(|superblock| {
-                superblock.evicted_live_ns = live_ns.max(superblock.evicted_live_ns);
-                superblock.evicted_import_ns = import_ns.max(superblock.evicted_import_ns);
-            })?;
-        }
-        let freed: Vec<_> =
-            room.evict.iter().map(|place| (*place, SegmentEntry::default())).collect();
-        volume.set_segments(&freed)?;
-        volume.remove_segment_files(&room.evict)?;
-        Ok(room.place)
-    }
-
     fn take_key(&mut self, number: usize) -> Result<Option<SegmentKeys>, StorageError> {
         if !self.is_sealed() {
             return Ok(None);
@@ -188,47 +164,6 @@ impl Store {
     }
 }
 
-/// What has to go from a volume, oldest first, and which place is free then.
-struct Room {
-    evict: Vec<u32>,
-    place: u32,
-}
-
-impl Room {
-    fn plan(volume: &VolumeWriter) -> Result<Self, StorageError> {
-        let superblock = volume.superblock();
-        let (segment_bytes, quota_bytes) = (superblock.segment_bytes, superblock.quota_bytes);
-        let mut oldest = volume.ledger().oldest();
-        let free = volume.ledger().first_free();
-        let mut given_up_bytes = 0u64;
-        let mut evict = Vec::new();
-        loop {
-            let place = evict.first().copied().or(free);
-            // A higher place than ever makes the file of digests longer.
-            let used_bytes = volume.used_bytes_with(place.map_or(0, |place| place + 1));
-            let left_bytes = used_bytes.saturating_sub(given_up_bytes);
-            let fits = left_bytes.saturating_add(segment_bytes) <= quota_bytes;
-            if let Some(place) = place.filter(|_| fits) {
-                return Ok(Self { evict, place });
-            }
-            let Some((_, place)) = oldest.next() else {
-                let arithmetic = format!(
-                    "its quota of {quota_bytes} bytes holds {} bytes of tables and digests and {} \
-                     open segments of {segment_bytes} bytes, on {} places; use fewer lanes, or \
-                     make a store with a larger quota",
-                    volume.used_bytes().saturating_sub(volume.ledger().used_bytes()),
-                    volume.ledger().open(),
-                    superblock.places
-                );
-                return Err(StorageError::Exhausted { volume: volume.name.clone(), arithmetic });
-            };
-            let entry = &volume.entries()[place as usize];
-            given_up_bytes = given_up_bytes.saturating_add(entry.file_bytes);
-            evict.push(place);
-        }
-    }
-}
-
 /// Why a header region cannot be made.
 enum HeaderError {
     Format(FormatError),
@@ -244,14 +179,5 @@ impl From<FormatError> for HeaderError {
 impl From<SealError> for HeaderError {
     fn from(error: SealError) -> Self {
         Self::Seal(error)
-    }
-}
-
-/// The last time that a segment can answer for. Live packets are no later than the closing.
-fn last_ns(entry: &SegmentEntry) -> u64 {
-    match (entry.times_ns, entry.import) {
-        (Some((_, max_ns)), _) => max_ns,
-        (None, true) => 0,
-        (None, false) => entry.closed_ns,
     }
 }

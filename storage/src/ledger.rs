@@ -8,7 +8,8 @@
 //! Invariant: it says what the segment table says. Whoever changes an entry calls
 //! [`Ledger::change`] with the entry as it was and as it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use wirevault_format::table::{SegmentEntry, SegmentState};
 
@@ -23,6 +24,16 @@ pub(crate) struct Ledger {
     open: usize,
     /// Wider than an entry's, so that no damaged table makes it overflow.
     used_bytes: u128,
+    /// The same of each lane's live segments, for budgets.
+    lanes: BTreeMap<u16, LaneShare>,
+}
+
+/// What the live segments of one lane take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct LaneShare {
+    segments: usize,
+    used_bytes: u128,
+    closed: BTreeSet<(u64, u32)>,
 }
 
 impl Ledger {
@@ -43,7 +54,14 @@ impl Ledger {
                 self.closed.remove(&(before.ordinal, place));
             }
         }
-        self.used_bytes -= u128::from(self.bytes_of(before));
+        let bytes = u128::from(self.bytes_of(before));
+        self.used_bytes -= bytes;
+        if let Some(share) = lane_of(before).and_then(|lane| self.lanes.get_mut(&lane)) {
+            share.segments -= 1;
+            share.used_bytes -= bytes;
+            share.closed.remove(&(before.ordinal, place));
+        }
+        self.lanes.retain(|_, share| share.segments > 0);
         self.add(place, after);
     }
 
@@ -72,6 +90,16 @@ impl Ledger {
         u64::try_from(self.used_bytes).unwrap_or(u64::MAX)
     }
 
+    /// Bytes of the live segments of these lanes; an open one counts as full.
+    pub(crate) fn lanes_bytes(&self, lanes: &Range<u16>) -> u128 {
+        self.lanes.range(lanes.clone()).map(|(_, share)| share.used_bytes).sum()
+    }
+
+    /// Ordinals and places of the closed live segments of these lanes, each lane's oldest first.
+    pub(crate) fn lanes_closed(&self, lanes: &Range<u16>) -> impl Iterator<Item = (u64, u32)> {
+        self.lanes.range(lanes.clone()).flat_map(|(_, share)| share.closed.iter().copied())
+    }
+
     fn add(&mut self, place: u32, entry: &SegmentEntry) {
         match entry.state {
             SegmentState::Free => {
@@ -82,7 +110,16 @@ impl Ledger {
                 self.closed.insert((entry.ordinal, place));
             }
         }
-        self.used_bytes += u128::from(self.bytes_of(entry));
+        let bytes = u128::from(self.bytes_of(entry));
+        self.used_bytes += bytes;
+        if let Some(lane) = lane_of(entry) {
+            let share = self.lanes.entry(lane).or_default();
+            share.segments += 1;
+            share.used_bytes += bytes;
+            if entry.state == SegmentState::Closed {
+                share.closed.insert((entry.ordinal, place));
+            }
+        }
     }
 
     fn bytes_of(&self, entry: &SegmentEntry) -> u64 {
@@ -92,6 +129,11 @@ impl Ledger {
             SegmentState::Closed => entry.file_bytes,
         }
     }
+}
+
+/// The lane whose budget a segment counts against. Lanes of an import are no interfaces.
+fn lane_of(entry: &SegmentEntry) -> Option<u16> {
+    (entry.state != SegmentState::Free && !entry.import).then_some(entry.lane)
 }
 
 #[cfg(test)]
@@ -111,7 +153,11 @@ mod tests {
         for ordinal in 1..2000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let place = (random >> 33) as usize % table.len();
-            let after = entry(states[(random >> 40) as usize % 3], ordinal, random >> 50);
+            let after = SegmentEntry {
+                lane: (random >> 44) as u16 % 4,
+                import: random & 1 << 60 == 0,
+                ..entry(states[(random >> 40) as usize % 3], ordinal, random >> 50)
+            };
             ledger.change(place as u32, &table[place], &after);
             table[place] = after;
             assert_eq!(ledger, Ledger::new(1000, &table));
@@ -126,6 +172,12 @@ mod tests {
         assert_eq!((ledger.open(), ledger.held()), (full, full + closed.len()));
         let bytes: u64 = of(SegmentState::Closed).map(|(_, entry)| entry.file_bytes).sum();
         assert_eq!(ledger.used_bytes(), bytes + 1000 * full as u64);
+        let mine = |entry: &&SegmentEntry| !entry.import && (1..3).contains(&entry.lane);
+        let held = table.iter().filter(|entry| entry.state != SegmentState::Free).filter(mine);
+        let bytes: u128 = held.map(|entry| u128::from(ledger.bytes_of(entry))).sum();
+        assert_eq!(ledger.lanes_bytes(&(1..3)), bytes);
+        let closed = of(SegmentState::Closed).filter(|(_, entry)| mine(entry)).count();
+        assert_eq!(ledger.lanes_closed(&(1..3)).count(), closed);
     }
 
     #[test]

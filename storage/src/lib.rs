@@ -16,8 +16,8 @@
 //! the power at every one of them.
 //!
 //! - [`plan`](mod@plan): sizes. [`create`](mod@create): making a store. [`open`]: opening one.
-//! - [`store`]: the writer. `allocate`: which volume, what goes for the quota, which key. [`view`]:
-//!   catalog and status. [`finish`]: index and footer of a segment. `digests`: what stands for them
+//! - [`store`]: the writer. `allocate`: which volume, which key. `room`: what goes for quota, reserve
+//!   and budgets. [`view`]: catalog and status. [`finish`]: index and footer of a segment. `digests`: what stands for them
 //!   outside of it. [`reindex`]: its index from its chunks. [`recovery`]: closing what a crash left
 //!   open.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
@@ -36,6 +36,7 @@ pub mod options;
 pub mod plan;
 pub mod recovery;
 pub mod reindex;
+mod room;
 pub mod store;
 pub mod view;
 mod volume;
@@ -48,5 +49,6 @@ pub use options::CreateOptions;
 pub use plan::{Plan, Space, VolumePlan, plan, volume_file_bytes};
 pub use recovery::{RecoveredSegment, RecoveryReport};
 pub use reindex::rebuild_index;
+pub use room::{Budget, RESERVE_PERCENT, SEGMENTS_PER_BUDGET_LANE};
 pub use store::{OpenRequest, OpenSegment, Store, Witness};
 pub use view::{StoreStatus, VolumeStatus};

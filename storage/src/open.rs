@@ -57,6 +57,8 @@ impl Store {
             spares_wanted: SPARES_MIN,
             key_trouble: None,
             witness: Box::new(|_| ()),
+            reserve_percent: 0,
+            budgets: Vec::new(),
         };
         let shared = &store.shared;
         store.volumes.iter_mut().for_each(|volume| volume.show_changes_in(shared));

@@ -8,6 +8,7 @@ use wirevault_media::block::label::places_offset;
 use wirevault_seal::ring::{self, WRAPPED_ROOT_BYTES_MAX};
 
 use crate::StorageError;
+use crate::room::RESERVE_PERCENT;
 
 /// Bytes of a full segment at most: a query reads the index of one segment at once.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
@@ -69,14 +70,16 @@ pub struct Space {
 }
 
 impl Space {
-    /// What a volume takes if nobody says how much: others need room on a file system.
+    /// What a volume takes if nobody says how much: others need room on a file system, and the
+    /// controller of a flash device on which a part was never written has less to move about.
     fn default_bytes(self) -> u64 {
-        if self.device { self.bytes } else { self.bytes / 2 }
+        let reserve = (u128::from(self.bytes) * u128::from(RESERVE_PERCENT) / 100) as u64;
+        if self.device { self.bytes - reserve } else { self.bytes / 2 }
     }
 }
 
 /// Plans a store: `quota_bytes` over all volumes, shared in proportion to the room on each. Without
-/// a quota it is whole devices, and half of what is free elsewhere.
+/// a quota it is nine tenths of devices, and half of what is free elsewhere.
 ///
 /// # Errors
 /// `Volumes`; `Quota` with the arithmetic if even the smallest segments do not fit.
@@ -309,14 +312,16 @@ mod tests {
             for (number, volume) in plan.volumes.iter().enumerate() {
                 let at = places_offset(Layout::new(volume, number == 0, true).end);
                 let end = at + u64::from(volume.places) * plan.segment_bytes;
-                assert!(end <= bytes && bytes - end < 2 * plan.segment_bytes, "{bytes}: {plan:?}");
-                assert!(volume.quota_bytes == bytes);
+                let quota_bytes = bytes - bytes / 10;
+                assert_eq!(volume.quota_bytes, quota_bytes);
+                let left_bytes = quota_bytes.checked_sub(end);
+                assert!(left_bytes < Some(2 * plan.segment_bytes), "{bytes}: {plan:?}");
             }
         }
         let mixed = [Space { bytes: 64 * GIB, device: true }, free(64 * GIB)];
         let quotas: Vec<u64> =
             plan(None, 1, &mixed).unwrap().volumes.iter().map(|it| it.quota_bytes).collect();
-        assert_eq!(quotas, [64 * GIB, 32 * GIB]);
+        assert_eq!(quotas, [64 * GIB - 64 * GIB / 10, 32 * GIB]);
     }
 
     #[test]

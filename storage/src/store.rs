@@ -22,6 +22,7 @@ use wirevault_telemetry::clock::Clock;
 use crate::StorageError;
 use crate::finish::Finished;
 use crate::plan::{flows_max, spares_wanted};
+use crate::room::Budget;
 use crate::view::Showing;
 use crate::volume::{VolumeWriter, key_error};
 
@@ -41,6 +42,9 @@ pub struct Store {
     /// Why the last writing of a key ring failed, if it did.
     pub(crate) key_trouble: Option<String>,
     pub(crate) witness: Witness,
+    /// Part of each file system that is left to others.
+    pub(crate) reserve_percent: u8,
+    pub(crate) budgets: Vec<Budget>,
 }
 
 /// Is told of each segment that is given up, before anything of it goes. May take as long as a

@@ -48,6 +48,8 @@ pub struct VolumeStatus {
     pub failed: Option<String>,
     /// Why segments open here only if no other volume takes one.
     pub suspect: Option<String>,
+    /// Why the last segment that was to open here found no room.
+    pub refused: Option<String>,
 }
 
 impl Store {
@@ -76,6 +78,7 @@ impl Store {
                 spare_keys: volume.spares(),
                 failed: volume.failed().map(str::to_owned),
                 suspect: volume.suspect().map(str::to_owned),
+                refused: volume.refused().map(str::to_owned),
             }
         };
         StoreStatus {

@@ -28,6 +28,7 @@ use crate::StorageError;
 use crate::create::{encode_error, encode_ring};
 use crate::ledger::Ledger;
 use crate::plan::{spares_max, volume_file_bytes};
+use crate::room::Disk;
 use crate::view;
 
 /// A volume that this process writes.
@@ -43,6 +44,8 @@ pub(crate) struct VolumeWriter {
     shared: Option<Arc<SharedCatalog>>,
     /// A write or flush of a segment failed: why, and the first ordinal after that.
     suspect: Option<(String, u64)>,
+    /// Why the last segment found no room here; `None` if it did.
+    refused: Option<String>,
     /// What the segment table adds up to.
     ledger: Ledger,
     /// Places up to the highest that held a segment since the digests were cut: so many may have
@@ -83,6 +86,7 @@ impl VolumeWriter {
             return Err(key_error(&name, source));
         }
         let (spares, failed, suspect, shared) = (VecDeque::new(), None, None, None);
+        let refused = None;
         let ledger = Ledger::new(superblock.segment_bytes, &volume.segments.entries);
         let reach = reach(&volume.segments.entries);
         Ok(Self {
@@ -94,6 +98,7 @@ impl VolumeWriter {
             failed,
             suspect,
             shared,
+            refused,
             ledger,
             reach,
             _lock: lock,
@@ -152,6 +157,36 @@ impl VolumeWriter {
         let digests = file_bytes(superblock.segment_bytes, self.reach.max(reach));
         let own = volume_file_bytes(superblock).saturating_add(digests);
         own.saturating_add(self.ledger.used_bytes())
+    }
+
+    /// Room on the file system below, when so much of it is left to others. `None` on a device,
+    /// and if the file system does not tell: what it has no room for it then refuses itself.
+    pub(crate) fn disk(&self, reserve_percent: u8) -> Option<Disk> {
+        let media = &self.volume.media;
+        if media.is_device() {
+            return None;
+        }
+        let (free_bytes, total_bytes) = media.free_bytes().ok().zip(media.total_bytes().ok())?;
+        let reserve = u128::from(total_bytes) * u128::from(reserve_percent) / 100;
+        Some(Disk { free_bytes, reserve_bytes: u64::try_from(reserve).unwrap_or(u64::MAX) })
+    }
+
+    /// Bytes that segments may still take before something has to go.
+    pub(crate) fn left_bytes(&self, reserve_percent: u8) -> u64 {
+        let of_quota = self.superblock().quota_bytes.saturating_sub(self.used_bytes());
+        self.disk(reserve_percent).map_or(of_quota, |disk| {
+            of_quota.min(disk.free_bytes.saturating_sub(disk.reserve_bytes))
+        })
+    }
+
+    /// The last opening of a segment here went so. Only a lack of room is of interest.
+    pub(crate) fn note_room(&mut self, error: Option<&StorageError>) {
+        self.refused = error.filter(|error| error.is_exhausted()).map(ToString::to_string);
+    }
+
+    /// Why the last segment found no room here.
+    pub(crate) fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
     }
 
     /// Cuts the file of digests behind the highest place that holds a segment, so that it takes no

@@ -200,6 +200,10 @@ impl Media for BlockMedia {
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
+        self.total_bytes()
+    }
+
+    fn total_bytes(&self) -> io::Result<u64> {
         self.device.open(false)?.len()
     }
 

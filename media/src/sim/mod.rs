@@ -350,6 +350,12 @@ impl Media for SimMedia {
         Ok(state.capacity_bytes.saturating_sub(state.used_bytes()))
     }
 
+    fn total_bytes(&self) -> io::Result<u64> {
+        let state = self.state();
+        state.alive()?;
+        Ok(state.capacity_bytes)
+    }
+
     fn file_system(&self) -> io::Result<u64> {
         Ok(Arc::as_ptr(&self.state).addr() as u64)
     }

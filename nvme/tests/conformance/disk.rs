@@ -65,6 +65,10 @@ impl<B: Bus + 'static> Media for DiskFiles<B> {
         Ok(self.disk.bytes())
     }
 
+    fn total_bytes(&self) -> io::Result<u64> {
+        Ok(self.disk.bytes())
+    }
+
     fn file_system(&self) -> io::Result<u64> {
         Ok(0)
     }

@@ -68,6 +68,10 @@ impl Media for ExtentMedia {
         Ok(0)
     }
 
+    fn total_bytes(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
     fn file_system(&self) -> io::Result<u64> {
         Ok(0)
     }

@@ -87,6 +87,10 @@ impl Media for Watched {
     fn free_bytes(&self) -> io::Result<u64> {
         self.media.free_bytes()
     }
+
+    fn total_bytes(&self) -> io::Result<u64> {
+        self.media.total_bytes()
+    }
 }
 
 struct WatchedFile {

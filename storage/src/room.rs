@@ -1,0 +1,240 @@
+//! What has to go so that a segment fits: for the quota, for the reserve of the file system, for
+//! the budget of a lane.
+//!
+//! Three limits, of which the tightest decides:
+//!
+//! - The **quota** is what the volume may occupy. It holds always.
+//! - The **reserve** is the part of a file system that is left free for others. What others write
+//!   shrinks our share, so our oldest goes for them. It never brings a volume below
+//!   [`SEGMENTS_PER_VOLUME`] segments; only a file system without room for one segment does. A
+//!   device has no reserve here; nobody else writes there.
+//! - A **budget** is what the live segments of some lanes may take on all volumes together.
+//!
+//! Nothing goes before it is known that the rest of what goes makes room enough, so a refusal takes
+//! nothing; and nothing goes behind that, so no segment too many does.
+
+use std::ops::Range;
+
+use wirevault_format::table::SegmentEntry;
+
+use crate::StorageError;
+use crate::plan::SEGMENTS_PER_VOLUME;
+use crate::store::Store;
+use crate::volume::VolumeWriter;
+
+/// Part of a file system that is left free for others, in percent, if nobody says otherwise. File
+/// systems slow down and fragment when they are full, and root's own share of ext4 is half of it.
+pub const RESERVE_PERCENT: u8 = 10;
+/// Segments that each lane with a budget holds in it at least: one that it writes, the next one,
+/// which is opened ahead, and two that are kept.
+pub const SEGMENTS_PER_BUDGET_LANE: u64 = 4;
+
+/// What the live segments of some lanes may take together, on all volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Budget {
+    /// The lanes, by number.
+    pub lanes: Range<u16>,
+    /// Bytes at most; open segments count as full.
+    pub bytes: u64,
+}
+
+/// Room on the file system below a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// Bytes that nobody uses.
+    pub(crate) free_bytes: u64,
+    /// Of them left to others.
+    pub(crate) reserve_bytes: u64,
+}
+
+impl Store {
+    /// Leaves this part of each file system to others. 0: only the quota counts.
+    pub fn set_reserve(&mut self, percent: u8) {
+        self.reserve_percent = percent.min(100);
+    }
+
+    /// Limits what the live segments of some lanes take. Lanes go by their number: segments of
+    /// earlier runs count for the lane that has their number now.
+    ///
+    /// # Errors
+    /// `Quota` with the arithmetic if a budget holds fewer than [`SEGMENTS_PER_BUDGET_LANE`]
+    /// segments for each of its lanes.
+    pub fn set_budgets(&mut self, budgets: Vec<Budget>) -> Result<(), StorageError> {
+        let each = self.volumes.iter().map(|it| it.superblock().segment_bytes);
+        let segment_bytes = each.max().unwrap_or(0);
+        for Budget { lanes, bytes } in &budgets {
+            let need = lanes.len() as u64 * SEGMENTS_PER_BUDGET_LANE * segment_bytes;
+            if *bytes < need {
+                let (lanes, per_lane) = (lanes.len(), SEGMENTS_PER_BUDGET_LANE);
+                let arithmetic = format!(
+                    "a budget of {bytes} bytes is too small: {per_lane} segments x {lanes} lanes x \
+                     {segment_bytes} bytes = {need} bytes are needed"
+                );
+                return Err(StorageError::Quota { arithmetic });
+            }
+        }
+        self.budgets = budgets;
+        Ok(())
+    }
+
+    /// Gives up what has to go until a full segment of this lane fits the volume, and names a
+    /// place.
+    pub(crate) fn make_room(
+        &mut self,
+        number: usize,
+        lane: u16,
+        import: bool,
+    ) -> Result<u32, StorageError> {
+        let volume = &self.volumes[number];
+        if let Some(why) = volume.failed() {
+            let (volume, why) = (volume.name.clone(), why.to_owned());
+            return Err(StorageError::Failed { volume, why });
+        }
+        let over = if import { Vec::new() } else { self.over_budget(number, lane)? };
+        let here = over.iter().filter(|(volume, _)| *volume == number).map(|(_, place)| *place);
+        let room = Room::plan(volume, volume.disk(self.reserve_percent), here.collect())?;
+        for other in (0..self.volumes.len()).filter(|other| *other != number) {
+            let there = over.iter().filter(|(volume, _)| *volume == other);
+            self.give_up(other, &there.map(|(_, place)| *place).collect::<Vec<_>>())?;
+        }
+        self.give_up(number, &room.evict)?;
+        Ok(room.place)
+    }
+
+    /// The oldest segments of the lane's budget, as volume and place, that have to go before
+    /// another one fits it.
+    fn over_budget(&self, number: usize, lane: u16) -> Result<Vec<(usize, u32)>, StorageError> {
+        let mine = self.budgets.iter().find(|budget| budget.lanes.contains(&lane));
+        let Some(Budget { lanes, bytes }) = mine else { return Ok(Vec::new()) };
+        let segment_bytes = u128::from(self.volumes[number].superblock().segment_bytes);
+        let used = self.volumes.iter().map(|volume| volume.ledger().lanes_bytes(lanes));
+        let mut left_bytes = used.sum::<u128>();
+        let fits = |left_bytes: u128| left_bytes + segment_bytes <= u128::from(*bytes);
+        if fits(left_bytes) {
+            return Ok(Vec::new());
+        }
+        let closed = self.volumes.iter().enumerate().flat_map(|(number, volume)| {
+            let closed = volume.ledger().lanes_closed(lanes);
+            closed.map(move |(ordinal, place)| (ordinal, number, place))
+        });
+        let mut oldest: Vec<_> = closed.collect();
+        oldest.sort_unstable();
+        let mut over = Vec::new();
+        for (_, number, place) in oldest {
+            let entry = &self.volumes[number].entries()[place as usize];
+            left_bytes -= u128::from(entry.file_bytes);
+            over.push((number, place));
+            if fits(left_bytes) {
+                return Ok(over);
+            }
+        }
+        let arithmetic = format!(
+            "lanes {} to {} have a budget of {bytes} bytes, and {left_bytes} bytes of segments are \
+             open; use fewer lanes, or give them a larger budget",
+            lanes.start,
+            lanes.end.saturating_sub(1)
+        );
+        Err(StorageError::Exhausted { volume: self.volumes[number].name.clone(), arithmetic })
+    }
+
+    /// Gives up closed segments of a volume: what readers must know of them is durable before
+    /// their entries are freed, and that before their files go.
+    fn give_up(&mut self, number: usize, places: &[u32]) -> Result<(), StorageError> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        let volume = &mut self.volumes[number];
+        let given_up: Vec<SegmentEntry> =
+            places.iter().map(|place| volume.entries()[*place as usize].clone()).collect();
+        given_up.iter().for_each(|entry| (self.witness)(entry));
+        let latest = |import: bool| {
+            let these = given_up.iter().filter(|entry| entry.import == import);
+            these.map(last_ns).max().unwrap_or(0)
+        };
+        let (live_ns, import_ns) = (latest(false), latest(true));
+        let superblock = volume.superblock();
+        if live_ns > superblock.evicted_live_ns || import_ns > superblock.evicted_import_ns {
+            volume.set_superblock(|superblock| {
+                superblock.evicted_live_ns = live_ns.max(superblock.evicted_live_ns);
+                superblock.evicted_import_ns = import_ns.max(superblock.evicted_import_ns);
+            })?;
+        }
+        let freed: Vec<_> = places.iter().map(|place| (*place, SegmentEntry::default())).collect();
+        volume.set_segments(&freed)?;
+        volume.remove_segment_files(places)
+    }
+}
+
+/// What has to go from a volume, and which place is free then.
+struct Room {
+    evict: Vec<u32>,
+    place: u32,
+}
+
+impl Room {
+    /// `evict` goes in any case; behind it the oldest go until a full segment fits.
+    fn plan(
+        volume: &VolumeWriter,
+        disk: Option<Disk>,
+        mut evict: Vec<u32>,
+    ) -> Result<Self, StorageError> {
+        let superblock = volume.superblock();
+        let (segment_bytes, quota_bytes) = (superblock.segment_bytes, superblock.quota_bytes);
+        let file_bytes = |place: u32| volume.entries()[place as usize].file_bytes;
+        let mut given_up_bytes =
+            evict.iter().fold(0u64, |sum, place| sum.saturating_add(file_bytes(*place)));
+        let mut oldest = volume.ledger().oldest();
+        let free = volume.ledger().first_free();
+        loop {
+            let place = evict.first().copied().or(free);
+            // A higher place than ever makes the file of digests longer.
+            let used_bytes = volume.used_bytes_with(place.map_or(0, |place| place + 1));
+            let left_bytes = used_bytes.saturating_sub(given_up_bytes);
+            let fits_quota = left_bytes.saturating_add(segment_bytes) <= quota_bytes;
+            let held = (volume.ledger().held() - evict.len()) as u64;
+            let fits_disk = disk.is_none_or(|disk| {
+                let free_bytes = disk.free_bytes.saturating_add(given_up_bytes);
+                let reserve_bytes = if held < SEGMENTS_PER_VOLUME { 0 } else { disk.reserve_bytes };
+                segment_bytes.saturating_add(reserve_bytes) <= free_bytes
+            });
+            if let Some(place) = place.filter(|_| fits_quota && fits_disk) {
+                return Ok(Self { evict, place });
+            }
+            let Some((_, place)) = oldest.find(|(_, place)| !evict.contains(place)) else {
+                return Err(match disk.filter(|_| fits_quota && place.is_some()) {
+                    Some(Disk { free_bytes, .. }) => StorageError::DiskFull {
+                        volume: volume.name.clone(),
+                        wanted_bytes: segment_bytes,
+                        free_bytes,
+                    },
+                    None => no_room(volume),
+                });
+            };
+            given_up_bytes = given_up_bytes.saturating_add(file_bytes(place));
+            evict.push(place);
+        }
+    }
+}
+
+fn no_room(volume: &VolumeWriter) -> StorageError {
+    let superblock = volume.superblock();
+    let (segment_bytes, quota_bytes) = (superblock.segment_bytes, superblock.quota_bytes);
+    let arithmetic = format!(
+        "its quota of {quota_bytes} bytes holds {} bytes of tables and digests and {} open \
+         segments of {segment_bytes} bytes, on {} places; use fewer lanes, or make a store with a \
+         larger quota",
+        volume.used_bytes().saturating_sub(volume.ledger().used_bytes()),
+        volume.ledger().open(),
+        superblock.places
+    );
+    StorageError::Exhausted { volume: volume.name.clone(), arithmetic }
+}
+
+/// The last time that a segment can answer for. Live packets are no later than the closing.
+fn last_ns(entry: &SegmentEntry) -> u64 {
+    match (entry.times_ns, entry.import) {
+        (Some((_, max_ns)), _) => max_ns,
+        (None, true) => 0,
+        (None, false) => entry.closed_ns,
+    }
+}

@@ -128,8 +128,8 @@ pub struct Shape {
 /// Takes the volume at a path: a directory, a block device, or a plain file standing for one.
 ///
 /// # Errors
-/// As [`DirMedia::open`] and [`BlockMedia::open`]; `Driven`, `Left` if a process has the device past
-/// the kernel, or had it.
+/// As [`DirMedia::open`] and [`BlockMedia::open`]; `Driven`, `Left` if a process has the device
+/// past the kernel, or had it.
 pub fn open_volume(path: &Path) -> Result<Arc<dyn Media>, MediaError> {
     if !path.exists()
         && let Some(error) = notes::taken(Path::new(notes::NOTES), path)

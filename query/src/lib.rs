@@ -18,7 +18,8 @@
 //! - [`filter`]: the filter language. [`time`]: points in time as people write them.
 //! - [`export`]: pcapng, pcap, lines. [`summary`]: what an answer says of itself.
 //! - `prune`: what need not be opened. `ahead`: what is looked into by several threads. `stream`,
-//!   `merge`: reading one stream, and many in order. `completeness`: the rules. `stored`: the way to `index`.
+//!   `merge`: reading one stream, and many in order. `completeness`: the rules. `stored`: the way
+//!   to `index`.
 
 #![forbid(unsafe_code)]
 

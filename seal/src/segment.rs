@@ -9,8 +9,8 @@
 //! - **Records** (segment header, index, footer): every writing draws a random 128-bit salt and
 //!   derives a subkey of its own from it; that subkey encrypts once, with nonce 0. So recovery may
 //!   write an index and a footer again.
-//! - **Pages of a digest**: every writing of a digest draws a random 128-bit salt, as a record does;
-//!   the nonce is the page number, and its sealer accepts only increasing ones.
+//! - **Pages of a digest**: every writing of a digest draws a random 128-bit salt, as a record
+//!   does; the nonce is the page number, and its sealer accepts only increasing ones.
 //! - **Chunks**: the nonce is the chunk number under the data subkey. [`DataSealer`] accepts only
 //!   increasing numbers; [`SegmentKeys`] gives out one sealer ever; and a key that came out of a
 //!   ring gives out none. A data subkey is therefore used by one sealer in the one process that

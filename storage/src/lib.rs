@@ -16,10 +16,10 @@
 //! the power at every one of them.
 //!
 //! - [`plan`](mod@plan): sizes. [`create`](mod@create): making a store. [`open`]: opening one.
-//! - [`store`]: the writer. `allocate`: which volume, which key. `room`: what goes for quota, reserve
-//!   and budgets. [`view`]: catalog and status. [`finish`]: index and footer of a segment. `digests`: what stands for them
-//!   outside of it. [`reindex`]: its index from its chunks. [`recovery`]: closing what a crash left
-//!   open.
+//! - [`store`]: the writer. `allocate`: which volume, which key. `room`: what goes for quota,
+//!   reserve and budgets. [`view`]: catalog and status. [`finish`]: index and footer of a segment.
+//!   `digests`: what stands for them outside of it. [`reindex`]: its index from its chunks.
+//!   [`recovery`]: closing what a crash left open.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
 //!   to.
 

@@ -13,8 +13,8 @@
 //! All reading and writing goes past the page cache: queues write to the device beside it, some of
 //! them without the kernel's block layer, and pages of an earlier use would be read instead.
 //!
-//! [`aligned`]: transfers of any length. `content`: what else may stand on one. [`device`]: the device itself, or a plain file standing
-//! for one. [`sim`]: a simulated one.
+//! [`aligned`]: transfers of any length. `content`: what else may stand on one. [`device`]: the
+//! device itself, or a plain file standing for one. [`sim`]: a simulated one.
 
 pub mod aligned;
 mod content;

@@ -1,7 +1,7 @@
 //! Quota, reserve and budgets under anything that happens to a recorder left alone: chunks of all
-//! sizes, others who fill the disk and empty it again, restarts and crashes, clocks that jump. After
-//! every opening it is checked that nothing is over its limit, that what went was the oldest, and
-//! that without the last one that went there would have been no room.
+//! sizes, others who fill the disk and empty it again, restarts and crashes, clocks that jump.
+//! After every opening it is checked that nothing is over its limit, that what went was the oldest,
+//! and that without the last one that went there would have been no room.
 
 use std::sync::Arc;
 

@@ -34,6 +34,7 @@ pub mod serve;
 mod server;
 mod sources;
 pub mod status;
+mod supervisor;
 mod tail;
 
 pub use error::{DaemonError, Exit};

@@ -28,6 +28,7 @@ use crate::connections::Door;
 use crate::mending::Mending;
 use crate::probe::{self, Level};
 use crate::server::{self, Access, App, Facts, Peer};
+use crate::supervisor::Supervisor;
 use crate::{DaemonError, sources};
 
 /// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
@@ -153,10 +154,11 @@ fn serve(
         let router = server::router(app.clone(), access);
         let service = router.into_make_service_with_connect_info::<Peer>();
         let answering = tokio::spawn(axum::serve(Door::new(listener), service).into_future());
-        notify(&[NotifyState::Ready, NotifyState::Status("recording")]);
+        let mut supervisor = Supervisor::default();
+        supervisor.tell(&[NotifyState::Ready, NotifyState::Status("recording")]).await;
         tracing::info!("recording");
-        let watched = watch(app, live, &mut terminate, &mut interrupt).await;
-        notify(&[NotifyState::Stopping, NotifyState::Status("draining")]);
+        let watched = watch(app, live, &mut supervisor, &mut terminate, &mut interrupt).await;
+        supervisor.tell(&[NotifyState::Stopping, NotifyState::Status("draining")]).await;
         app.set_stopping();
         if let Some(pipeline) = app.pipeline() {
             pipeline.stop();
@@ -175,6 +177,7 @@ fn serve(
 async fn watch(
     app: &App,
     live: bool,
+    supervisor: &mut Supervisor,
     terminate: &mut Signal,
     interrupt: &mut Signal,
 ) -> Result<(), DaemonError> {
@@ -194,7 +197,7 @@ async fn watch(
             () = tokio::time::sleep(beat) => {}
         }
         if watchdog.is_some() {
-            notify(&[NotifyState::Watchdog]);
+            supervisor.tell(&[NotifyState::Watchdog]).await;
         }
         let ended = app.pipeline().is_none_or(|pipeline| pipeline.is_finished());
         if ended && live {
@@ -363,12 +366,5 @@ fn open_files() {
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!("the limit of open files stays as it is: {error}");
-    }
-}
-
-/// Tells systemd; without it this does nothing.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!("systemd was not told: {error}");
     }
 }

@@ -214,6 +214,22 @@ fn many_questions_at_once_are_answered_or_told_to_come_again() {
 }
 
 #[test]
+fn a_supervisor_that_does_not_read_holds_up_nothing() {
+    let place = Place::new(true);
+    let file = place.capture("few.pcap", 100, 10);
+    let recorder = place.start(&place.config(&file, ""));
+    recorder.fill_notify_socket();
+    // Two beats of the watchdog, and one more.
+    std::thread::sleep(Duration::from_secs(1));
+    for _ in 0..3 {
+        assert_eq!(recorder.get("/v1/status").status, 200);
+    }
+    let (code, log) = recorder.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("nothing more is told until somebody does"), "{log}");
+}
+
+#[test]
 fn packets_are_seen_as_they_pass_and_nothing_acknowledged_is_lost_by_a_kill() {
     let place = Place::new(true);
     // Ten minutes of packets; the test sees the first second or so.

@@ -172,6 +172,14 @@ impl Recorder {
         told
     }
 
+    /// Leaves no room for what systemd is to be told.
+    pub(crate) fn fill_notify_socket(&self) {
+        let stranger = UnixDatagram::unbound().unwrap();
+        stranger.connect(self.notify.local_addr().unwrap().as_pathname().unwrap()).unwrap();
+        stranger.set_nonblocking(true).unwrap();
+        while stranger.send(b"STATUS=full").is_ok() {}
+    }
+
     pub(crate) fn get(&self, path: &str) -> Answer {
         get(&self.socket, path).unwrap()
     }

@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wirevault_telemetry::clock::Clock;
 
@@ -21,6 +21,9 @@ pub struct AuditLog {
     clock: Arc<dyn Clock>,
     file_bytes_max: u64,
     end: Mutex<End>,
+    /// Hash of the last line. Its lock is not held while a line is written, which takes as long as
+    /// the disk does, and those who show the head do not wait for that.
+    head: Mutex<String>,
 }
 
 /// Where the next line goes.
@@ -31,7 +34,6 @@ struct End {
     /// Bytes of whole lines. More may stand behind them after a failed append.
     len: u64,
     next: u64,
-    head: String,
 }
 
 impl AuditLog {
@@ -67,7 +69,8 @@ impl AuditLog {
             folder: folder.to_owned(),
             clock,
             file_bytes_max: FILE_BYTES_MAX,
-            end: Mutex::new(End { file, number, len: len as u64, next, head }),
+            end: Mutex::new(End { file, number, len: len as u64, next }),
+            head: Mutex::new(head),
         };
         if len < bytes.len() {
             log.append(Who::Recorder, Event::Cut { bytes: (bytes.len() - len) as u64 })?;
@@ -79,7 +82,7 @@ impl AuditLog {
     ///
     /// Errors: the system's. Then nothing was added, and the next call tries again.
     pub fn append(&self, who: Who, event: Event) -> Result<u64, AuditError> {
-        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut end = lock(&self.end);
         if end.len >= self.file_bytes_max {
             let number = end.number + 1;
             let (file, _) = file(&self.folder, number)?;
@@ -89,17 +92,18 @@ impl AuditLog {
         let entry = Entry { number, time_ns: self.clock.unix_ns(), who, event };
         // It holds strings, numbers and JSON values: none of that fails to become JSON.
         let entry = serde_json::to_string(&entry).expect("an entry is JSON");
-        let head = folder::hash(&end.head, &entry);
+        let head = folder::hash(&self.head(), &entry);
         end.write(format!("{head} {entry}\n").as_bytes())
             .map_err(failed(&folder::path(&self.folder, end.number), "append"))?;
-        (end.next, end.head) = (number + 1, head);
+        end.next = number + 1;
+        *lock(&self.head) = head;
         Ok(number)
     }
 
     /// Hash of the last line, 64 hex digits: who keeps it can tell later whether anything up to it
     /// was changed.
     pub fn head(&self) -> String {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner).head.clone()
+        lock(&self.head).clone()
     }
 }
 
@@ -112,6 +116,10 @@ impl End {
         self.len += line.len() as u64;
         Ok(())
     }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Opens or makes a file, so that its name is durable too.
@@ -202,6 +210,14 @@ mod tests {
         let last = lines(&folder).pop().expect("a line");
         assert_eq!(report.head, last.split_once(' ').expect("hash").0);
         assert_eq!(open(folder.path(), 1000).head(), report.head);
+    }
+
+    #[test]
+    fn the_head_is_told_while_a_line_is_being_written() {
+        let folder = log(3);
+        let log = open(folder.path(), 1000);
+        let _writing = lock(&log.end);
+        assert_eq!(log.head(), check(&folder).head);
     }
 
     /// The line of the module's documentation, with a tool of somebody else.

@@ -27,7 +27,7 @@ fn site(serials: &[&str]) -> (Vm, Vec<Disk>) {
         "/tmp/wirevault.yaml",
         &format!(
             "store: {}\nkey_file: /etc/wirevault/keys/store.key\napi:\n  socket: /tmp/socket\n\
-             buffer:\n  size: 64MiB\ncapture:\n  - interface: va\n    ring: 16MiB\n",
+             buffer:\n  size: 64MiB\ncapture:\n  - interface: va\n    ring: 64MiB\n",
             paths[0]
         ),
     );

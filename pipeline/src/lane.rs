@@ -18,6 +18,7 @@ use wirevault_buffer::Pool;
 use wirevault_capture::{GapInfo, Packet, PacketSink, Polled, Source, SourceState, VlanTag};
 use wirevault_format::chunk::{HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use wirevault_format::limits::{SEGMENT_INTERFACES_MAX, SNAPLEN_MAX};
+use wirevault_format::pcapng::Beside;
 use wirevault_format::pcapng::write::{EpbParts, FLAGS_OPTION_BYTES, put_epb_with};
 use wirevault_format::{Cause, Gap, Interface, LinkType, VxlanPorts, pcapng};
 use wirevault_packet::Decap;
@@ -244,9 +245,17 @@ impl Lane {
 impl PacketSink for Fill {
     #[inline]
     fn packet(&mut self, packet: &Packet<'_>) -> ControlFlow<()> {
-        let Some(mut stripper) = self.stripper.take() else {
-            return self.append(packet, &Piece::whole(packet));
-        };
+        match self.stripper.take() {
+            None => self.append(packet, &Piece::whole(packet)),
+            Some(stripper) => self.strip(stripper, packet),
+        }
+    }
+}
+
+impl Fill {
+    /// Appends what is inside of a packet.
+    #[inline(never)]
+    fn strip(&mut self, mut stripper: Box<Stripper>, packet: &Packet<'_>) -> ControlFlow<()> {
         let own = self.places.get(packet.interface as usize).map(|places| places.own);
         let link = own.map_or(LinkType::RAW, |own| self.numbers[own].0.link_type);
         let flow = stripper.strip(link, packet, |piece| {
@@ -256,10 +265,12 @@ impl PacketSink for Fill {
         self.stripper = Some(stripper);
         flow
     }
-}
 
-impl Fill {
-    #[inline]
+    /// Inlined into each caller, so that the piece stays in registers. Copied into memory it was
+    /// read back wider than it had been written, and such a load waits until every store before
+    /// it has reached the cache: those of the packet before, to a chunk that is not there yet.
+    /// That took a fifth of a lane's time.
+    #[inline(always)]
     fn append(&mut self, packet: &Packet<'_>, piece: &Piece<'_>) -> ControlFlow<()> {
         let Some((stream, number)) = self.number(packet.interface as usize, piece.link) else {
             // The source promises to announce interfaces first; a packet of an unknown one is not
@@ -268,17 +279,20 @@ impl Fill {
         };
         // The reader of files bounds options to a small part of a chunk, so data always has room
         // beside them.
-        let mut beside = piece.beside;
-        let fingerprint = self.duplicates.as_deref().map(|seen| {
-            let link = self.streams[stream].link_type;
-            let hash = seen.fingerprint(link, beside.head, piece.data, piece.wire_len);
-            beside.duplicate_ns = seen.distance_ns(hash, packet.ts_ns);
-            hash
-        });
+        let Beside { head, outer, .. } = piece.beside;
+        let (fingerprint, duplicate_ns) = match self.duplicates.as_deref() {
+            None => (None, None),
+            Some(seen) => {
+                let link = self.streams[stream].link_type;
+                let hash = seen.fingerprint(link, head, piece.data, piece.wire_len);
+                (Some(hash), seen.distance_ns(hash, packet.ts_ns))
+            }
+        };
+        let beside = Beside { head, outer, duplicate_ns };
         let beside_bytes = BLOCK_BESIDE_BYTES + packet.options.len() + beside.options_bytes();
         let room_bytes = (PACKETS_END - HEADER_BYTES).saturating_sub(beside_bytes) & !3;
         let tag_bytes = if piece.vlan.is_some() { 4 } else { 0 };
-        let before_bytes = tag_bytes + beside.head.len();
+        let before_bytes = tag_bytes + head.len();
         let keep = (self.snaplen_bytes as usize).min(room_bytes).saturating_sub(before_bytes);
         let data = &piece.data[..piece.data.len().min(keep)];
         let parts = EpbParts {
@@ -300,7 +314,7 @@ impl Fill {
         let Some(bytes) = put_epb_with(&mut buf[..PACKETS_END], job.end, &parts, &beside) else {
             return ControlFlow::Break(());
         };
-        let captured_bytes = beside.head.len() + parts.captured_bytes();
+        let captured_bytes = head.len() + parts.captured_bytes();
         if let Some(program) = &stream.program {
             let from = job.end + EPB_DATA_AT;
             let stored = &buf[from..from + captured_bytes];
@@ -320,7 +334,7 @@ impl Fill {
         self.counts.cut += u64::from(data.len() < piece.data.len());
         // Only now: a packet that was refused comes again, and is no copy of itself.
         match (&self.duplicates, fingerprint) {
-            (Some(_), _) if beside.duplicate_ns.is_some() => self.duplicates_marked += 1,
+            (Some(_), _) if duplicate_ns.is_some() => self.duplicates_marked += 1,
             (Some(seen), Some(hash)) => seen.note(hash, packet.ts_ns),
             _ => {}
         }

@@ -106,7 +106,10 @@ pub fn put_epb(buf: &mut [u8], at: usize, packet: &EpbParts<'_>) -> Option<usize
 
 /// As [`put_epb`], with what the lane adds: its head stands before the data, and its options
 /// between `epb_flags` and the others.
-#[inline]
+///
+/// Inlined into the lane: what it is given was made a moment before, and handing it over in memory
+/// took longer than writing the block.
+#[inline(always)]
 pub fn put_epb_with(
     buf: &mut [u8],
     at: usize,

@@ -22,6 +22,10 @@ pub const REGION_BYTES_MAX: usize = 1 << 30;
 /// overflow.
 pub const ARENA_BYTES_MAX: usize = 4 << 40;
 
+/// Bytes of a cache line; where they are more, some are asked for twice.
+#[cfg(target_arch = "x86_64")]
+const LINE_BYTES: usize = 64;
+
 const _: () = assert!(REGION_BYTES_MAX.is_multiple_of(CHUNK_BYTES), "a chunk lies in one region");
 const _: () =
     assert!((2usize << 20).is_multiple_of(CHUNK_BYTES), "every page kind is whole chunks");
@@ -211,6 +215,20 @@ impl Frame {
         // SAFETY: as in `bytes`; the frame is borrowed exclusively, so nobody else reads or writes
         // this chunk.
         unsafe { std::slice::from_raw_parts_mut(start, CHUNK_BYTES) }
+    }
+
+    /// Asks for the cache lines of `bytes` from `at` on, to be written soon.
+    #[inline]
+    pub(crate) fn prefetch_for_writing(&self, at: usize, bytes: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for at in (at..at.saturating_add(bytes)).step_by(LINE_BYTES) {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            let address = self.start().wrapping_add(at);
+            // SAFETY: a prefetch is a hint: it does not fault and changes nothing, at any address.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(address.cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (at, bytes);
     }
 
     fn start(&self) -> *mut u8 {

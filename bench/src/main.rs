@@ -7,6 +7,7 @@
 //!  peers:    sender ──► veth ═══ veth ──► wirevaultd, or another recorder
 //!  scale:    tables of 100,000 segments ──► open ─► catalog ─► plan
 //!  needle:   digests and indexes of 10,000 segments ──► one host
+//!  found:    packets at full rate, and single ones that are asked for until they are found
 //!  lanes:    the pipeline with 1 to 32 lanes, onto 1 to 8 volumes
 //!  records:  the work of a message log: appending, reading, looking up
 //!  device:   packets as large as chunks, 1 to 8 lanes ──► seal ─► write ──► files, beside fio
@@ -28,6 +29,7 @@
 
 mod bound;
 mod device;
+mod found;
 mod index;
 mod lanes;
 mod limits;
@@ -95,6 +97,9 @@ enum What {
     /// One host among the segments of 10 TB, with caches and without. Needs root, and 3 GB of disk.
     #[command(after_help = "Example: cargo run --release -p wirevault-bench -- needle")]
     Needle(needle::Options),
+    /// How long after its arrival a packet is found, and seen live, at full rate. Needs root.
+    #[command(after_help = "Example: cargo run --release -p wirevault-bench -- found --secs 60")]
+    Found(found::Options),
     /// To a directory's disk from 1, 2, 4 and 8 lanes, beside one sequential stream of fio.
     #[command(
         after_help = "Example: cargo run --release -p wirevault-bench -- device --folder /var/tmp"
@@ -141,6 +146,7 @@ fn measure(arguments: &Arguments) -> anyhow::Result<bool> {
         What::Peers(options) => peers::run(options, output("peers")?),
         What::Scale(options) => scale::run(options, output("scale")?),
         What::Needle(options) => needle::run(options, output("needle")?),
+        What::Found(options) => found::run(options, output("found")?),
         What::Device(options) => device::run(options, output("device")?),
         What::Index(options) => index::run(options, output("index")?),
         What::Lanes(options) => lanes::run(options, output("lanes")?),

@@ -114,6 +114,13 @@ fn is_busy(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EAGAIN | libc::EINTR))
 }
 
+/// A packet of a flow of its own.
+pub(crate) fn probe(bytes: usize, port: u16) -> Vec<u8> {
+    let mut frame = frame(bytes);
+    frame[PORT_AT..PORT_AT + 2].copy_from_slice(&port.to_be_bytes());
+    frame
+}
+
 fn frame(bytes: usize) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0, 0x45, 0];
     frame.extend(((bytes - 14) as u16).to_be_bytes());

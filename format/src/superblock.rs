@@ -42,6 +42,14 @@ const FLAG_SEALED: u32 = 1;
 const KEY_ID_AT: usize = 144;
 const KEY_ID_BYTES_MAX: usize = 63;
 const KEY_PATH_AT: usize = 208;
+/// Pages of one slot of a table at most: a million places, twice what is ever made. A reader takes
+/// memory for them before it has read any.
+const TABLE_PAGES_MAX: u32 = 1 << 15;
+/// Bytes of one slot of the key ring at most: twice what a million lives and a large wrapped root
+/// take.
+const RING_SLOT_BYTES_MAX: u64 = 128 << 20;
+/// No part of a volume lies behind this: what system calls take as an offset.
+const OFFSET_MAX: u64 = i64::MAX as u64;
 const KEY_PATH_BYTES_MAX: usize = 510;
 const PATHS_AT: usize = 720;
 const CRC_AT: usize = LBA_BYTES - 4;
@@ -180,7 +188,7 @@ impl Superblock {
             volume_paths.push(text(block, at + 2, bytes)?);
             at += 2 + bytes;
         }
-        Ok(Self {
+        let superblock = Self {
             sealed: u32_at(block, 12) & FLAG_SEALED != 0,
             store: StoreId(array_at(block, 16)),
             volume: VolumeId(array_at(block, 32)),
@@ -201,7 +209,29 @@ impl Superblock {
             key_id: text(block, KEY_ID_AT + 1, usize::from(block[KEY_ID_AT]))?,
             key_path: text(block, KEY_PATH_AT + 2, usize::from(u16_at(block, KEY_PATH_AT)))?,
             volume_paths,
-        })
+        };
+        superblock.check_parts().map(|()| superblock)
+    }
+
+    /// The parts have sizes that can be, at places that can be.
+    fn check_parts(&self) -> Result<(), FormatError> {
+        let page_bytes = LBA_BYTES as u64;
+        let parts = [
+            ("segment table", self.segments_offset, self.segments_pages),
+            ("run table", self.runs_offset, self.runs_pages),
+        ];
+        let parts = parts.map(|(name, offset, pages)| {
+            let bytes = u64::from(pages) * page_bytes;
+            (name, offset, bytes, u64::from(TABLE_PAGES_MAX) * page_bytes)
+        });
+        let ring = ("key ring", self.ring_offset, self.ring_slot_bytes, RING_SLOT_BYTES_MAX);
+        for (field, offset, slot_bytes, slot_bytes_max) in parts.into_iter().chain([ring]) {
+            let (structure, value) = (STRUCTURE, slot_bytes.max(offset));
+            if slot_bytes > slot_bytes_max || offset > OFFSET_MAX - 2 * slot_bytes {
+                return Err(FormatError::Field { structure, field, value });
+            }
+        }
+        Ok(())
     }
 }
 
@@ -262,5 +292,20 @@ mod tests {
         let crc = crc32c(&block[..CRC_AT]);
         put_u32(&mut block, CRC_AT, crc);
         assert!(matches!(Superblock::decode(&block), Err(FormatError::Newer { found: 7, .. })));
+    }
+
+    #[test]
+    fn parts_of_impossible_sizes_and_places_are_refused() {
+        let refused = |change: fn(&mut Superblock)| {
+            let mut changed = superblock();
+            change(&mut changed);
+            let decoded = Superblock::decode(&changed.encode().unwrap());
+            assert!(matches!(decoded, Err(FormatError::Field { .. })), "{decoded:?}");
+        };
+        refused(|it| it.segments_pages = u32::MAX);
+        refused(|it| it.runs_pages = TABLE_PAGES_MAX + 1);
+        refused(|it| it.ring_slot_bytes = u64::MAX);
+        refused(|it| it.segments_offset = u64::MAX);
+        refused(|it| it.ring_offset = OFFSET_MAX);
     }
 }

@@ -9,17 +9,23 @@
 pub mod mutate;
 pub mod seeds;
 
+use std::fs;
 use std::io::Cursor;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use wirevault_capture::{Packet, Polled, ReplaySource, Source, Speed};
 use wirevault_format::chunk::{self, ChunkHeader};
 use wirevault_format::footer::{ChunkEntry, Footer};
+use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, SegmentEntry, decode_page};
-use wirevault_format::{Gap, LinkType, VxlanPorts, pcapng, section, segment};
-use wirevault_index::decode;
+use wirevault_format::{Gap, LinkType, VxlanPorts, crc32c, digest, pcapng, section, segment};
+use wirevault_index::{Digest, KeySource, Volume, decode};
+use wirevault_lifecycle::audit;
+use wirevault_media::block::sim::{DEVICE_FILE, SimDevice};
+use wirevault_media::{BlockMedia, SimMedia};
 use wirevault_nvme::spec;
 use wirevault_packet::bpf::{AnyAddress, Insn, Oracle, Program};
 use wirevault_packet::{
@@ -36,6 +42,8 @@ pub const TARGETS: &[Target] = &[
     ("segment", segment_header),
     ("footer", footer),
     ("volume", volume),
+    ("block_volume", block_volume),
+    ("digest", digest_page),
     ("section", index_section),
     ("flows", flows),
     ("import", import),
@@ -45,6 +53,7 @@ pub const TARGETS: &[Target] = &[
     ("decap", decap),
     ("program", program),
     ("ring", ring),
+    ("audit", audit_log),
 ];
 
 /// Polls of a replay at most: a hostile file must end, not go round.
@@ -87,6 +96,44 @@ pub fn volume(bytes: &[u8]) {
     let _ = Superblock::decode(bytes);
     let _ = decode_page::<SegmentEntry>(0, bytes);
     let _ = decode_page::<RunEntry>(0, bytes);
+}
+
+/// Where `volume.wv` begins on a device.
+const VOLUME_OFFSET: usize = 1 << 20;
+
+/// A block device: its label, and behind it the beginning of `volume.wv`. Their sums are made right,
+/// since mutations would get no further.
+pub fn block_volume(bytes: &[u8]) {
+    let (label, volume) = bytes.split_at(bytes.len().min(LBA_BYTES));
+    let (superblock, tables) = volume.split_at(volume.len().min(LBA_BYTES));
+    let mut image = vec![0; VOLUME_OFFSET];
+    image[..LBA_BYTES].copy_from_slice(&summed(label));
+    image.extend(summed(superblock));
+    image.extend(tables);
+    image.resize(2 * VOLUME_OFFSET, 0);
+    let disk = SimMedia::new();
+    disk.preload(DEVICE_FILE, &image);
+    if let Ok(media) = BlockMedia::over(Arc::new(SimDevice::on(&disk))) {
+        let _ = Volume::read(Arc::new(media), &KeySource::Recorded);
+    }
+}
+
+/// A page of a digest, and what its facts say.
+pub fn digest_page(bytes: &[u8]) {
+    let bytes = summed(bytes);
+    if let Ok(page) = digest::decode(&bytes) {
+        let _ = Digest::of_facts(page.body);
+    }
+}
+
+/// The first block of `bytes`, which ends with a sum over the rest of it.
+fn summed(bytes: &[u8]) -> [u8; LBA_BYTES] {
+    let mut block = [0; LBA_BYTES];
+    let length = bytes.len().min(LBA_BYTES - 4);
+    block[..length].copy_from_slice(&bytes[..length]);
+    let sum = crc32c(&block[..LBA_BYTES - 4]);
+    block[LBA_BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
+    block
 }
 
 /// A block of an index section, and the sections that need no other.
@@ -232,4 +279,23 @@ pub fn ring(bytes: &[u8]) {
         let _ = wirevault_seal::ring::encoded_bytes(head);
     }
     let _ = wirevault_seal::KeyRing::decode(bytes, seeds::provider());
+}
+
+/// An audit log of two files, cut at the first newline behind the middle.
+pub fn audit_log(bytes: &[u8]) {
+    let middle = bytes.len() / 2;
+    let end = bytes[middle..].iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let (first, second) = bytes.split_at(middle + end);
+    // A system without a folder for temporary files does not fuzz.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (name, part) in [("audit-00000001.log", first), ("audit-00000002.log", second)] {
+        fs::write(folder.path().join(name), part).expect("a small file");
+    }
+    let mut entries = 0;
+    let report = audit::read(folder.path(), None, &mut |_| entries += 1).expect("it is there");
+    let lines = |part: &[u8]| part.split_inclusive(|byte| *byte == b'\n').count() as u64;
+    let lines = lines(first) + lines(second);
+    assert_eq!(report.entries, entries);
+    assert!(entries + report.faults.len() as u64 >= lines, "no line is passed over");
+    assert!(entries <= lines && report.faults.len() as u64 <= lines);
 }

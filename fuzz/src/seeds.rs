@@ -1,22 +1,27 @@
 //! Seeds: bytes that our own encoders make, so that mutations start deep inside the parsers.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
+use wirevault_format::digest::PageHeader;
 use wirevault_format::footer::{CHUNK_ENTRY_BYTES, ChunkEntry, CloseReason, Footer};
 use wirevault_format::gap::{CAUSES, GAP_BYTES};
 use wirevault_format::pcapng::write::{EpbParts, put_epb, put_idb, put_shb};
 use wirevault_format::section::{PartHeader, SectionId};
 use wirevault_format::segment::{SegmentHeader, interface_table};
+use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, SegmentEntry, encode_page};
 use wirevault_format::{
     Cause, FormatError, Gap, Interface, LifeId, LinkType, RunId, StoreId, VolumeId,
 };
+use wirevault_index::digest::PagePayload;
 use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
 use wirevault_index::{ChunkDelta, SegmentIndex};
+use wirevault_lifecycle::audit::{AuditLog, Event, Who};
 use wirevault_packet::dissect;
 use wirevault_seal::locked::LockedBytes;
 use wirevault_seal::{KeyProvider, KeyRing, SealError};
+use wirevault_telemetry::clock::ManualClock;
 
 /// Seeds of a target.
 pub fn of(target: &str) -> Vec<Vec<u8>> {
@@ -27,7 +32,10 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "volume" => vec![
             encode_page(0, 1, &[SegmentEntry::default()]).to_vec(),
             encode_page(0, 1, &[RunEntry::default()]).to_vec(),
+            superblock(),
         ],
+        "block_volume" => vec![[label(), superblock()].concat()],
+        "digest" => digest_pages(),
         "section" => {
             let mut seeds: Vec<_> = index_sections().into_iter().map(|(_, raw)| raw).collect();
             seeds.push(part());
@@ -35,7 +43,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         }
         "flows" => vec![four_sections()],
         "import" => vec![pcapng(), pcap()],
-        "device" => vec![smart_log(), identify_controller(), amazon_log()],
+        "device" => vec![smart_log(), identify_controller(), amazon_log(), error_log()],
         "config" => vec![
             b"store: /tmp/s\ncapture:\n  - interface: eth0\n".to_vec(),
             wirevault_config::reference::example_yaml().into_bytes(),
@@ -44,6 +52,7 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "decap" => tunnels().into_iter().map(|frame| [vec![1, 0, 0, 0], frame].concat()).collect(),
         "program" => vec![tcp_port_80()],
         "ring" => vec![key_ring()],
+        "audit" => vec![audit_log()],
         other => panic!("target {other} has no seeds"),
     }
 }
@@ -59,6 +68,15 @@ fn smart_log() -> Vec<u8> {
     let mut page = vec![0; 512];
     page[..6].copy_from_slice(&[2, 0x4d, 1, 90, 10, 50]);
     page[48] = 200;
+    page
+}
+
+/// Two entries of an error log: a failed read and a failed write.
+fn error_log() -> Vec<u8> {
+    let mut page = vec![0; 128];
+    page[..16].copy_from_slice(&[2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 7, 0, 2, 5, 0, 0]);
+    page[64] = 1;
+    page[76..78].copy_from_slice(&[0, 5]);
     page
 }
 
@@ -264,8 +282,89 @@ fn part() -> Vec<u8> {
     out
 }
 
+/// A plain store of one volume with 64 places.
+fn superblock() -> Vec<u8> {
+    let superblock = Superblock {
+        sealed: false,
+        store: StoreId([1; 16]),
+        volume: VolumeId([2; 16]),
+        number: 0,
+        places: 64,
+        generation: 1,
+        segment_bytes: 16 << 20,
+        quota_bytes: 1 << 30,
+        created_ns: 3,
+        evicted_live_ns: 0,
+        evicted_import_ns: 0,
+        segments_offset: 2 << 20,
+        segments_pages: 3,
+        runs_offset: (2 << 20) + 6 * 4096,
+        runs_pages: 2,
+        ring_offset: 0,
+        ring_slot_bytes: 0,
+        key_id: String::new(),
+        key_path: String::new(),
+        volume_paths: vec!["/dev/nvme0n1".to_owned()],
+    };
+    superblock.encode().expect("one path fits").to_vec()
+}
+
+/// The label of a device of 2 MiB, as docs/FORMAT.md has it: without its sum.
+fn label() -> Vec<u8> {
+    let mut block = vec![0; 4096];
+    block[..8].copy_from_slice(b"WVDEVICE");
+    block[8] = 1;
+    block[12] = 1;
+    for (at, field) in (16..).step_by(8).zip([1u64 << 20, 512 << 10, 1536 << 10, 4096, 2 << 20]) {
+        block[at..at + 8].copy_from_slice(&field.to_le_bytes());
+    }
+    block
+}
+
+/// The pages of a digest over the frames above.
+fn digest_pages() -> Vec<Vec<u8>> {
+    let encoded = index().encode().expect("a small index encodes");
+    let pages = encoded.digest.and_then(|digest| digest.pages(2)).expect("its facts fit");
+    let page = |payload: PagePayload| {
+        let header = PageHeader {
+            page: payload.page,
+            sealed: false,
+            probes: payload.probes,
+            place: 5,
+            life: LifeId([1; 16]),
+            closed_ns: 7,
+            payload_bytes: payload.bytes.len() as u16,
+        };
+        header.encode(&[0; 16], &payload.bytes).to_vec()
+    };
+    pages.into_iter().map(page).collect()
+}
+
+/// A log of a few lines, as the recorder writes it.
+fn audit_log() -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let log = AuditLog::open(folder.path(), Arc::new(ManualClock::new(1))).expect("a new log");
+    let (store, version) = ("01".repeat(16), "1.0.0".to_owned());
+    let question = serde_json::json!({ "filter": "host 10.0.0.1" });
+    let events = [
+        (Who::Recorder, Event::Started { store, version }),
+        (Who::User { uid: 1, gid: 2 }, Event::Asked { verb: "query".to_owned(), question }),
+        (Who::Recorder, Event::Stopped),
+    ];
+    for (who, event) in events {
+        log.append(who, event).expect("a line is appended");
+    }
+    std::fs::read(folder.path().join("audit-00000001.log")).expect("the log is there")
+}
+
 /// The raw sections of an index over the frames above.
 fn index_sections() -> Vec<(SectionId, Vec<u8>)> {
+    let encoded = index().encode().expect("a small index encodes");
+    encoded.sections.into_iter().map(|section| (section.id, section.into_raw())).collect()
+}
+
+/// An index over the frames above.
+fn index() -> SegmentIndex {
     let mut table = FlowTable::new(FlowOptions { flows_max: 100 });
     let mut delta = ChunkDelta::new();
     delta.chunk = chunk_entry();
@@ -286,8 +385,7 @@ fn index_sections() -> Vec<(SectionId, Vec<u8>)> {
     }
     let mut index = SegmentIndex::new();
     index.apply(&delta).expect("the first delta applies");
-    let encoded = index.encode().expect("a small index encodes");
-    encoded.sections.into_iter().map(|section| (section.id, section.into_raw())).collect()
+    index
 }
 
 fn four_sections() -> Vec<u8> {

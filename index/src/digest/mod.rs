@@ -120,6 +120,14 @@ impl Digest {
         Some(pages)
     }
 
+    /// What a page of facts says, without addresses and ports; `None` if it does not decode.
+    pub fn of_facts(payload: &[u8]) -> Option<Self> {
+        let facts = unpacked(payload)?;
+        let facts = Facts::read(&facts).ok()?;
+        let shapes = facts.shapes.iter().map(|shape| shape.to_vec()).collect();
+        Some(Self { gaps: facts.gaps()?, chunks: facts.chunks, shapes, values: None })
+    }
+
     fn facts(&self) -> Option<Vec<u8>> {
         let mut facts = Vec::new();
         facts.push(u8::from(self.values.is_some()));
@@ -249,6 +257,7 @@ mod tests {
             let digest = Digest { gaps: gaps.clone(), chunks: 7, shapes, values: None };
             let pages = digest.pages(2).unwrap();
             assert_eq!((pages.len(), pages[0].page), (1, FACTS_PAGE));
+            assert_eq!(Digest::of_facts(&pages[0].bytes).as_ref(), Some(&digest));
             let facts = unpacked(&pages[0].bytes).unwrap();
             let read = Facts::read(&facts).unwrap();
             assert_eq!((read.has_values, read.chunks, read.gaps().unwrap()), (false, 7, gaps));

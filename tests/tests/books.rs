@@ -19,7 +19,7 @@ use wirevault_media::{DirMedia, Media, MediaFile};
 use wirevault_nvme::{
     Completion, NvmeError, Queue, QueueOptions, QueueReport, Refused, Slot, ThreadQueue,
 };
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions};
+use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions, Topology};
 use wirevault_query::export::CountSink;
 use wirevault_query::{Request, Summary};
 use wirevault_seal::{FileProvider, random};
@@ -119,11 +119,17 @@ struct LaneData {
 
 #[test]
 fn what_a_slow_device_loses_is_counted_and_the_data_says_where() {
+    for topology in [Topology::RunToCompletion, Topology::Split] {
+        lose(topology);
+    }
+}
+
+fn lose(topology: Topology) {
     let Some(ns) = Namespace::new() else { return };
     ns.add_veth("va", "vb");
     let folder = tempfile::tempdir().expect("folder");
     let store = make_store(folder.path());
-    let pipeline = start(store);
+    let pipeline = start(store, topology);
     let sent = send_bursts(&pipeline);
     let settled = || pipeline.lanes().iter().all(|lane| lane.books.snapshot().in_flight == 0);
     wait_for("what was taken is stored", PATIENCE, || settled().then_some(()));
@@ -226,7 +232,7 @@ fn make_store(folder: &Path) -> Store {
     Store::open_dir(&path, &KeySource::Recorded, clock).expect("store").0
 }
 
-fn start(store: Store) -> Pipeline {
+fn start(store: Store, topology: Topology) -> Pipeline {
     let ring = PacketMmapOptions {
         ring_bytes: 1 << 20,
         block_bytes: 1 << 16,
@@ -237,6 +243,7 @@ fn start(store: Store) -> Pipeline {
     let arena = ArenaOptions { bytes: 8 * CHUNK_BYTES, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("memory"));
     let options = PipelineOptions {
+        topology,
         queue: Arc::new(|_, _| {
             let inner = ThreadQueue::new(&QueueOptions::default())?;
             let queue = SlowQueue { inner, held: VecDeque::new(), free_at: Instant::now() };

@@ -14,6 +14,21 @@ use wirevault_tests::store::text;
 const BURST: u64 = 500;
 const BURST_PAUSE: Duration = Duration::from_millis(20);
 
+/// Whose threads are killed: those of every other recorder.
+const TOPOLOGIES: [&str; 2] = ["run_to_completion", "split"];
+
+/// What stands behind the interface in the configuration of the recorder that is killed as number
+/// `run`.
+pub(crate) fn options(run: u16) -> String {
+    let topology = topology(run);
+    format!("    ring: 64MiB\nbuffer:\n  size: 32MiB\ncpus:\n  topology: {topology}\n")
+}
+
+/// The threads of that recorder.
+pub(crate) fn topology(run: u16) -> &'static str {
+    TOPOLOGIES[usize::from(run) % TOPOLOGIES.len()]
+}
+
 /// Packets numbered from 0 are sent on `vb` until this is stopped.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,

@@ -15,11 +15,10 @@ use wirevault_tests::stepper::{Act, Call, Hit, Moment};
 use wirevault_tests::store::text;
 
 use crate::disk::{Change, Disk, PAGE_BYTES, Part, piece, place};
-use crate::load::{Load, check};
+use crate::load::{Load, check, options};
 
 /// The smallest there is for one lane: segments of 16 MiB.
 const QUOTA: &str = "272MiB";
-const OPTIONS: &str = "    ring: 64MiB\nbuffer:\n  size: 32MiB\n";
 /// Enough of them fill the quota, so that every new segment takes the place of an old one.
 const FILLERS: u64 = 4500;
 const FILLER_BYTES: usize = 60_000;
@@ -225,11 +224,11 @@ fn nothing_acknowledged_is_lost_by_a_kill_in_any_phase() {
     fill(&site);
     let (mut acknowledged_in_all, mut found_in_all, mut sent_in_all) = (0, 0, 0);
     for (case, run) in CASES.iter().zip(0..) {
-        let recorder = site.record_stepped("va", OPTIONS, case.without_uring);
+        let recorder = site.record_stepped("va", &options(run), case.without_uring);
         let (hit, acknowledged, sent) = live_and_die(&site, recorder, run, case);
         let killed_ns = now_ns();
         (case.proof)(&Disk::of(&site), &hit);
-        let recorder = site.record("va", OPTIONS);
+        let recorder = site.record("va", &options(run));
         let status = recorder.status();
         assert_eq!(status["recovery"]["crashed_runs"], 1, "{status}");
         assert_eq!(status["recovery"]["damage"].as_array().map(Vec::len), Some(0), "{status}");

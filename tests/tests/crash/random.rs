@@ -7,7 +7,7 @@ use wirevault_media::sim::SplitMix64;
 use wirevault_testkit::net::{Namespace, now_ns, wait_for};
 use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
 
-use crate::load::{Load, check};
+use crate::load::{Load, check, options, topology};
 
 const KILLS: u16 = 50;
 /// Time between the first acknowledgement and the kill, ms.
@@ -15,7 +15,6 @@ const LIFE_MS: Range<u64> = 20..1200;
 /// The smallest there is for one lane: segments of 16 MiB. It holds about 10 s of the load, so
 /// places are used again all the time.
 const QUOTA: &str = "272MiB";
-const OPTIONS: &str = "    ring: 64MiB\nbuffer:\n  size: 32MiB\n";
 
 /// What one life of the recorder promised and what was found of it.
 struct Life {
@@ -35,12 +34,12 @@ fn nothing_acknowledged_is_lost_by_a_kill() {
     let mut random = SplitMix64::new(seed);
     let begin = Instant::now();
     let site = Site::new(QUOTA, 1);
-    let mut recorder = site.record("va", OPTIONS);
+    let mut recorder = site.record("va", &options(0));
     let mut lives = Vec::new();
     for run in 0..KILLS {
         let life_ms = LIFE_MS.start + random.below(LIFE_MS.end - LIFE_MS.start);
         let mut life = live_and_die(recorder, run, Duration::from_millis(life_ms));
-        recorder = site.record("va", OPTIONS);
+        recorder = site.record("va", &options(run + 1));
         (life.found, _) = check(&site, &recorder, run, life.acknowledged, life.sent);
         lives.push(life);
     }
@@ -60,6 +59,7 @@ fn live_and_die(recorder: Recorder, run: u16, life: Duration) -> Life {
     let status = recorder.status();
     recorder.kill();
     let sent = load.stop();
+    assert_eq!(status["layout"]["topology"], topology(run), "{status}");
     // Then a packet's sequence in the lane is the number that its sender gave it.
     assert_eq!(lane_count(&status, "dropped"), 0, "{status}");
     let acknowledged = lane_count(&status, "watermark");

@@ -138,6 +138,9 @@ pub enum SealError {
         /// Why.
         reason: &'static str,
     },
+    /// What it hangs from was destroyed on purpose.
+    #[error("the root of this key ring was forgotten; what was deleted cannot be read again")]
+    Forgotten,
     /// A limit is reached.
     #[error("{what}: {got} asked for, {max} is the most")]
     Exhausted {

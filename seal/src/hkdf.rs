@@ -20,6 +20,8 @@ pub(crate) enum Domain {
     RingRoot,
     /// The random key of one life.
     Segment,
+    /// A secret of a forget store.
+    Forgettable,
 }
 
 impl Domain {
@@ -28,6 +30,7 @@ impl Domain {
             Self::KeyFile => b"wirevault/1 key file",
             Self::RingRoot => b"wirevault/1 ring root",
             Self::Segment => b"wirevault/1 segment",
+            Self::Forgettable => b"wirevault/1 forgettable",
         }
     }
 }

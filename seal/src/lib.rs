@@ -29,6 +29,7 @@
 
 pub mod chain;
 pub mod error;
+pub mod forget;
 mod hkdf;
 pub mod locked;
 pub mod provider;
@@ -37,6 +38,7 @@ pub mod ring;
 pub mod segment;
 
 pub use error::SealError;
+pub use forget::{ForgetLevel, ForgetStore, Forgetful};
 pub use provider::{FileProvider, KeyProvider, default_key_path};
 pub use ring::KeyRing;
 pub use segment::{DataOpener, DataSealer, Purpose, Sealed, SegmentKeys};

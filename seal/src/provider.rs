@@ -27,7 +27,7 @@ use wirevault_format::StoreId;
 use crate::hkdf::{Domain, derive, derive_cipher};
 use crate::locked::{LockedBytes, Secret, effective_uid};
 use crate::segment::{open, record_nonce};
-use crate::{SALT_BYTES, SealError, TAG_BYTES, random};
+use crate::{ForgetLevel, SALT_BYTES, SealError, TAG_BYTES, random};
 
 /// Keeps a key and wraps other keys with it.
 pub trait KeyProvider: Send + Sync {
@@ -47,6 +47,20 @@ pub trait KeyProvider: Send + Sync {
     /// [`SealError::WrongKey`] when another key wrapped it; [`SealError::Damaged`] when the key is
     /// right and bytes or `aad` are not.
     fn unwrap(&self, wrapped: &[u8], aad: &[u8]) -> Result<LockedBytes, SealError>;
+
+    /// How far [`KeyProvider::forget_others`] reaches.
+    fn forget_level(&self) -> ForgetLevel {
+        ForgetLevel::L0
+    }
+
+    /// Makes all that it wrapped for a ring, but `kept`, impossible to unwrap, as far as its
+    /// [level](KeyProvider::forget_level) reaches. At L0 it can do nothing.
+    ///
+    /// # Errors
+    /// When what forgets cannot be reached: older wrappings may still open.
+    fn forget_others(&self, _kept: &[u8]) -> Result<(), SealError> {
+        Ok(())
+    }
 }
 
 const MAGIC: [u8; 3] = *b"WVK";

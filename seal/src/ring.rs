@@ -67,6 +67,12 @@ pub fn encoded_bytes(head: &[u8; HEAD_BYTES]) -> Result<usize, SealError> {
     Head::read(head).map(|head| ring_bytes(head.entries, head.wrapped_root))
 }
 
+/// The wrapped root in an encoded ring; nothing if these bytes are none.
+pub fn wrapped_root(ring: &[u8]) -> Option<&[u8]> {
+    let head = Head::read(ring.first_chunk()?).ok()?;
+    ring.get(HEAD_BYTES..HEAD_BYTES + head.wrapped_root)
+}
+
 /// The keys of one volume, in memory.
 ///
 /// Holds the keys of all segments and some spares. A *spare* is a key that no segment uses yet. A

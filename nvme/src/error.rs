@@ -133,6 +133,26 @@ pub enum NvmeError {
         /// The system's or the device's answer.
         source: io::Error,
     },
+    /// Misuse: the device offers nothing of the kind that was asked for.
+    #[error("{device} cannot be erased so: {why}")]
+    NotOffered {
+        /// The device.
+        device: String,
+        /// What is missing.
+        why: String,
+    },
+    /// Device: erasing it failed. What it holds now is not known.
+    #[error("{device}: {way} of namespace {namespace} failed: {source}")]
+    Erase {
+        /// The device.
+        device: String,
+        /// By which means.
+        way: &'static str,
+        /// Number of the namespace.
+        namespace: u32,
+        /// The device's or the system's answer.
+        source: io::Error,
+    },
     /// Misuse: this is no address of a PCI function.
     #[error("{text:?} is no PCI address such as 0000:00:04.0")]
     PciAddress {

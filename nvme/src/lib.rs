@@ -35,7 +35,7 @@
 //!   without them it burns a core to no gain.
 //!
 //! [`device`] finds the block devices of the machine and tells who uses them; [`health`] asks one
-//! how it is, through [`admin`].
+//! how it is, [`erase`] has it erase itself, through [`admin`].
 //!
 //! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, `run` (chunks
 //! that are written together), [`open`], [`spec`] (what devices say, and commands), and `sys`,
@@ -46,6 +46,7 @@
 pub mod admin;
 mod age;
 pub mod device;
+pub mod erase;
 pub mod error;
 pub mod health;
 pub mod null;

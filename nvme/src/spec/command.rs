@@ -35,6 +35,10 @@ pub mod admin {
     pub const ABORT: u8 = 0x08;
     /// Set Features.
     pub const SET_FEATURES: u8 = 0x09;
+    /// Format NVM.
+    pub const FORMAT: u8 = 0x80;
+    /// Sanitize.
+    pub const SANITIZE: u8 = 0x84;
 }
 
 /// Opcodes of I/O queues (base specification, section 7; NVM command set, section 3.2).
@@ -55,6 +59,8 @@ pub mod log {
     pub const ERRORS: u8 = 0x01;
     /// Health.
     pub const SMART: u8 = 0x02;
+    /// How far Sanitize is.
+    pub const SANITIZE: u8 = 0x81;
 }
 
 /// A command without its data's address, which the kernel's caller fills in.
@@ -96,6 +102,28 @@ impl Command {
             dwords: [u32::from(page) | 1 << 15 | low << 16, high, 0, 0, 0, 0],
             timeout_ms: 0,
         }
+    }
+
+    /// Format NVM with the LBA format of this number. `erase` is the Secure Erase Setting: 1 for
+    /// user data, 2 cryptographic.
+    pub fn format(namespace: u32, format: u8, erase: u32, timeout_ms: u32) -> Self {
+        let (low, high) = (u32::from(format & 0xf), u32::from(format >> 4 & 3));
+        Self {
+            opcode: admin::FORMAT,
+            namespace,
+            data_bytes: 0,
+            dwords: [low | high << 12 | (erase & 7) << 9, 0, 0, 0, 0, 0],
+            timeout_ms,
+        }
+    }
+
+    /// Sanitize. `action`: 2 erases blocks, 3 overwrites once, 4 erases keys. The device refuses
+    /// everything else if it fails, until another one succeeds.
+    pub fn sanitize(action: u32) -> Self {
+        // One pass of zeros, for the action that overwrites.
+        let passes = if action == 3 { 1 << 4 } else { 0 };
+        let dwords = [action & 7 | passes, 0, 0, 0, 0, 0];
+        Self { opcode: admin::SANITIZE, dwords, ..Self::default() }
     }
 
     /// Write `blocks` (1 to 65,536) from `first_block` on.

@@ -16,7 +16,7 @@ const MEMORY_PAGE_BYTES: u64 = 4096;
 /// byte   0 vendor(2)   4 serial(20)   24 model(40)   64 firmware(8)   77 MDTS   80 version(4)
 ///      256 optional admin commands(2)   262 error log entries less one   266 warning K(2)
 ///      268 critical K(2)   328 sanitize capabilities(4)   512+ I/O: 520 optional commands(2)
-///      525 volatile write cache   528 atomic write, power fail(2)
+///      524 format attributes   525 volatile write cache   528 atomic write, power fail(2)
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentifyController {
@@ -40,6 +40,8 @@ pub struct IdentifyController {
     pub critical_kelvin: u16,
     /// Whether Format NVM is there.
     pub can_format: bool,
+    /// Whether Format NVM can erase by throwing the key away.
+    pub format_erases_keys: bool,
     /// Sanitize: by crypto erase, by block erase, by overwriting.
     pub can_sanitize: (bool, bool, bool),
     /// Whether Deallocate (Dataset Management) is there.
@@ -75,6 +77,7 @@ impl IdentifyController {
             warning_kelvin: u16_at(bytes, 266),
             critical_kelvin: u16_at(bytes, 268),
             can_format: admin & 2 != 0,
+            format_erases_keys: bytes[524] & 4 != 0,
             can_sanitize: (sanitize & 1 != 0, sanitize & 2 != 0, sanitize & 4 != 0),
             can_deallocate: commands & 4 != 0,
             can_write_zeroes: commands & 8 != 0,
@@ -98,6 +101,8 @@ pub struct IdentifyNamespace {
     pub blocks: u64,
     /// Logical blocks that hold something, if the device keeps count.
     pub used_blocks: u64,
+    /// Number of the format in use.
+    pub format: u8,
     /// Bytes of a logical block; nothing where the format in use makes no sense.
     pub lba_bytes: Option<u32>,
     /// Bytes of metadata beside each block. Only namespaces without can be written to here.
@@ -118,6 +123,7 @@ impl IdentifyNamespace {
         Self {
             blocks: u64_at(bytes, 0),
             used_blocks: u64_at(bytes, 16),
+            format: format as u8,
             // 512 bytes at least by the specification; a block of more than 1 MiB is nonsense.
             lba_bytes: (9..=20).contains(&power).then(|| 1 << power),
             metadata_bytes: u16_at(bytes, at),
@@ -152,6 +158,7 @@ mod tests {
         assert_eq!((it.transfer_bytes_max, it.version), (Some(512 << 10), (1, 4, 0)));
         assert_eq!((it.warning_kelvin, it.critical_kelvin, it.error_entries), (343, 373, 64));
         assert_eq!(it.can_sanitize, (true, false, true));
+        assert!(!it.format_erases_keys);
         assert!(it.can_format && it.can_deallocate && it.can_write_zeroes && it.can_reserve);
         assert!(it.volatile_cache);
         assert_eq!(it.atomic_blocks_power_fail, 1);
@@ -174,6 +181,7 @@ mod tests {
         bytes[128 + 17 * 4 + 2] = 12;
         let it = IdentifyNamespace::decode(&bytes);
         assert_eq!((it.blocks, it.lba_bytes, it.metadata_bytes), (131_072, Some(4096), 0));
+        assert_eq!(it.format, 17);
         bytes[26] = 3;
         assert_eq!(IdentifyNamespace::decode(&bytes).lba_bytes, None);
         bytes[99] = 1;

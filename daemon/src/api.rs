@@ -278,6 +278,20 @@ pub struct LaneStatus {
     pub error: Option<String>,
 }
 
+/// Places of segments that were given up since the start, by what a few of their blocks read as
+/// once the device had been told to forget them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErasedStatus {
+    /// Zeros.
+    pub zeros: u64,
+    /// Something else.
+    pub other: u64,
+    /// Could not be read.
+    pub unread: u64,
+    /// The device takes no such order: the sealed bytes stay until they are written over.
+    pub kept: u64,
+}
+
 /// One volume and its device queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
@@ -297,8 +311,11 @@ pub struct VolumeStatus {
     /// only if no other volume takes them); `stalled` (its device does not answer at the moment,
     /// and segments that wait for it were given up); `failed` with the reason (it takes no more).
     pub state: String,
-    /// Back end of its queue: `passthrough`, `io_uring`, `thread`; empty offline.
+    /// Back end of its queue: `vfio`, `passthrough`, `io_uring`, `thread`; empty offline.
     pub backend: String,
+    /// Why it is this one.
+    #[serde(default)]
+    pub backend_why: String,
     /// Whether writes go past the page cache.
     pub o_direct: bool,
     /// Whether chunks are written from memory that the kernel knows already.
@@ -322,6 +339,9 @@ pub struct VolumeStatus {
     pub failed_chunks: u64,
     /// The last write or flush that failed.
     pub error: Option<String>,
+    /// What became of the bytes of segments that were given up, on volumes that are devices.
+    #[serde(default)]
+    pub erased: ErasedStatus,
     /// The device below, once it was asked.
     #[serde(default)]
     pub device: Option<DeviceStatus>,

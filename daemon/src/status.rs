@@ -8,13 +8,14 @@ use wirevault_format::gap::CAUSES;
 use wirevault_format::table::SegmentState;
 use wirevault_format::{Cause, RunId};
 use wirevault_index::{Catalog, Segment, StoreReader};
+use wirevault_media::Erased;
 use wirevault_pipeline::{LaneState, LaneView, Pipeline, ThreadPlace, VolumeView};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
 
 use crate::api::{
-    BufferStatus, LaneStatus, LayoutStatus, MemoryStatus, SegmentRow, State, StatusReport,
-    ThreadStatus, VolumeStatus,
+    BufferStatus, ErasedStatus, LaneStatus, LayoutStatus, MemoryStatus, SegmentRow, State,
+    StatusReport, ThreadStatus, VolumeStatus,
 };
 use crate::server::App;
 
@@ -172,6 +173,10 @@ fn volume_status(
             (None, Some(why)) => format!("suspect: {why}"),
             (None, None) => "ok".to_owned(),
         },
+        erased: {
+            let Erased { zeros, other, unread, kept } = volume.erased;
+            ErasedStatus { zeros, other, unread, kept }
+        },
         ..VolumeStatus::default()
     };
     let Some(view) = view else { return status };
@@ -181,6 +186,7 @@ fn volume_status(
     let report = view.shared.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(report) = report {
         status.backend = report.backend.to_owned();
+        status.backend_why = report.why.to_owned();
         status.o_direct = report.o_direct;
         status.registered_buffers = report.registered_buffers;
         status.registered_files = report.registered_files;

@@ -101,6 +101,12 @@ pub trait Media: Send + Sync {
         false
     }
 
+    /// What became of places that were given up since it was opened. A directory's file system
+    /// keeps that to itself.
+    fn erased(&self) -> Erased {
+        Erased::default()
+    }
+
     /// What stands there that is no volume's and would be lost, in words. Only devices can hold
     /// such things: in a directory other files are left alone.
     fn foreign(&self) -> io::Result<Option<&'static str>> {
@@ -112,6 +118,19 @@ pub trait Media: Send + Sync {
     fn lay_out(&self, _shape: &Shape) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// Places that were given up, by what a few of their blocks read as afterwards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Zeros only.
+    pub zeros: u64,
+    /// Something else, although the device took the order.
+    pub other: u64,
+    /// They could not be read.
+    pub unread: u64,
+    /// The device cannot take such orders: the bytes are as they were.
+    pub kept: u64,
 }
 
 /// Sizes of a new volume. See [`Media::lay_out`].

@@ -6,7 +6,7 @@ use wirevault_format::StoreId;
 use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_index::{Catalog, Segment, SegmentIndex, SharedCatalog, Volume, catalog};
-use wirevault_media::Media;
+use wirevault_media::{Erased, Media};
 
 use crate::store::{OpenSegment, Store};
 use crate::volume::VolumeWriter;
@@ -50,6 +50,8 @@ pub struct VolumeStatus {
     pub suspect: Option<String>,
     /// Why the last segment that was to open here found no room.
     pub refused: Option<String>,
+    /// What became of the bytes of segments that were given up since it was opened.
+    pub erased: Erased,
 }
 
 impl Store {
@@ -79,6 +81,7 @@ impl Store {
                 failed: volume.failed().map(str::to_owned),
                 suspect: volume.suspect().map(str::to_owned),
                 refused: volume.refused().map(str::to_owned),
+                erased: volume.volume.media.erased(),
             }
         };
         StoreStatus {

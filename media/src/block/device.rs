@@ -110,12 +110,13 @@ impl BlockDevice for HostDevice {
 
     /// Punching a hole gives a file's blocks back; on a device it becomes Deallocate or Write
     /// Zeroes, and is refused where neither is there.
-    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
         let file = OpenOptions::new().write(true).open(&self.path);
         let file = file.map_err(|e| in_words(e, "open", &self.path))?;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&file, flags, offset, bytes) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
             Err(e) => Err(in_words(e.into(), "discard a part of", &self.path)),
         }
     }

@@ -24,15 +24,18 @@ pub mod sim;
 
 use std::collections::HashSet;
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Extent, Lock, Media, MediaError, MediaFile, OpenMode, Shape, VOLUME_FILE};
+use crate::{Erased, Extent, Lock, Media, MediaError, MediaFile, OpenMode, Shape, VOLUME_FILE};
 
 use device::HostDevice;
 use label::{LABEL_BYTES, LABELS, Label, PARTS_ALIGN_BYTES, VOLUME_OFFSET};
 
+/// Blocks that are looked at after a place was given up.
+const PLACE_SAMPLES: u64 = 4;
 /// Extension of the names of segment files.
 const SEGMENT_SUFFIX: &str = ".pcapng";
 
@@ -44,8 +47,8 @@ pub trait BlockDevice: Send + Sync {
     /// Keeps other writers out, and whoever would mount it.
     fn lock(&self) -> Result<Lock, MediaError>;
 
-    /// Says that these bytes are not wanted any more. A device that cannot discard does nothing.
-    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()>;
+    /// Says that these bytes are not wanted any more; `false` if the device cannot take that.
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool>;
 
     /// The device in words, for messages.
     fn describe(&self) -> String;
@@ -55,6 +58,15 @@ pub trait BlockDevice: Send + Sync {
 
     /// A number that no other device has.
     fn number(&self) -> io::Result<u64>;
+}
+
+/// What blocks read as that were looked at after they had been given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sampled {
+    /// Nothing but zeros.
+    pub zeros: u64,
+    /// Something else: what was there, or what the device gives out for nothing.
+    pub other: u64,
 }
 
 /// A device as a volume.
@@ -68,6 +80,7 @@ struct State {
     label: Option<Label>,
     /// Places whose bytes were discarded and that were not opened since.
     discarded: HashSet<u32>,
+    erased: Erased,
 }
 
 impl BlockMedia {
@@ -115,6 +128,33 @@ impl BlockMedia {
         file.sync()?;
         self.device.discard(0, bytes)?;
         file.sync()
+    }
+
+    /// Looks at this many blocks, spread over the whole device.
+    ///
+    /// # Errors
+    /// The device cannot be read.
+    pub fn sample(&self, blocks: u64) -> io::Result<Sampled> {
+        let file = self.device.open(false)?;
+        sample(&*file, 0..file.len()?, blocks)
+    }
+
+    /// Has the device forget a place, and looks whether it did.
+    fn forget(&self, start: u64, bytes: u64) -> io::Result<()> {
+        let taken = self.device.discard(start, bytes)?;
+        // A device that hides what it was told to forget gives zeros; nothing else is relied on.
+        let found = self
+            .device
+            .open(false)
+            .and_then(|file| sample(&*file, start..start + bytes, PLACE_SAMPLES));
+        let erased = &mut self.state().erased;
+        match found {
+            _ if !taken => erased.kept += 1,
+            Ok(Sampled { other: 0, .. }) => erased.zeros += 1,
+            Ok(_) => erased.other += 1,
+            Err(_) => erased.unread += 1,
+        }
+        Ok(())
     }
 
     /// What stands where labels, file systems and partition tables do; nothing if that is zeros.
@@ -178,7 +218,7 @@ impl Media for BlockMedia {
             let text = format!("{name} was removed already");
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
-        self.device.discard(start, bytes)
+        self.forget(start, bytes)
     }
 
     /// Places come and go with the tables, which say what is in them; `volume.wv` is a file.
@@ -213,6 +253,10 @@ impl Media for BlockMedia {
 
     fn is_device(&self) -> bool {
         true
+    }
+
+    fn erased(&self) -> Erased {
+        self.state().erased
     }
 
     fn foreign(&self) -> io::Result<Option<&'static str>> {
@@ -333,6 +377,23 @@ fn read_label(file: &dyn MediaFile) -> io::Result<Option<Label>> {
     Ok(None)
 }
 
+/// Reads blocks at even distances, the first and the last among them.
+fn sample(file: &dyn MediaFile, range: Range<u64>, blocks: u64) -> io::Result<Sampled> {
+    let mut found = Sampled::default();
+    let mut block = vec![0; LABEL_BYTES];
+    let places = (range.end - range.start) / LABEL_BYTES as u64;
+    let blocks = blocks.min(places);
+    for number in 0..blocks {
+        let place = (places - 1) * number / (blocks - 1).max(1);
+        file.read_exact_at(&mut block, range.start + place * LABEL_BYTES as u64)?;
+        match block.iter().all(|byte| *byte == 0) {
+            true => found.zeros += 1,
+            false => found.other += 1,
+        }
+    }
+    Ok(found)
+}
+
 fn zero(file: &dyn MediaFile, from: u64, until: u64) -> io::Result<()> {
     let zeros = vec![0; PARTS_ALIGN_BYTES as usize];
     let mut at = from;
@@ -416,7 +477,10 @@ mod tests {
         write();
         media.remove("000003.pcapng").unwrap();
         assert!(media.remove(VOLUME_FILE).is_err());
+        assert_eq!(media.erased(), Erased { zeros: 2, ..Erased::default() });
+        assert_ne!(media.sample(16).unwrap().other, 0, "the labels");
         media.erase().unwrap();
+        assert_eq!(media.sample(16).unwrap(), Sampled { zeros: 16, other: 0 });
         assert!(media.content().unwrap().is_none() && media.list().unwrap().is_empty());
     }
 

@@ -33,8 +33,8 @@ impl BlockDevice for SimDevice {
         self.disk.hold(self.describe())
     }
 
-    fn discard(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
-        Ok(())
+    fn discard(&self, _offset: u64, _bytes: u64) -> io::Result<bool> {
+        Ok(false)
     }
 
     fn describe(&self) -> String {

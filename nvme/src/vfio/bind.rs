@@ -255,13 +255,19 @@ impl Binder {
     /// Namespaces of the controller that somebody uses.
     fn users(&self, address: PciAddress) -> Result<Vec<String>, NvmeError> {
         let mut reasons = Vec::new();
+        let mut nodes = Vec::new();
         for device in discover(&self.roots)? {
             let ours =
                 |it: &Controller| it.address.parse::<PciAddress>().is_ok_and(|it| it == address);
             if device.nvme.is_some_and(|nvme| nvme.controllers.iter().any(ours)) {
                 let node = device.node.display();
                 reasons.extend(device.uses.iter().map(|it| format!("{node} {it}")));
+                nodes.push(node.to_string());
             }
+        }
+        if nodes.len() > 1 {
+            let nodes = nodes.join(", ");
+            reasons.push(format!("its namespaces {nodes} can only be had together"));
         }
         Ok(reasons)
     }

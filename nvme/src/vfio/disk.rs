@@ -103,12 +103,12 @@ impl<B: Bus> VfioDisk<B> {
         run(&mut queue, &Step::Flush, 0, 0)
     }
 
-    /// Says that these bytes are not wanted any more. Does nothing where the device cannot take
-    /// that. Errors: the range is not on the disk; the device's.
-    pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+    /// Says that these bytes are not wanted any more; `false` if the device cannot take that.
+    /// Errors: the range is not on the disk; the device's.
+    pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
         self.check_range(offset, bytes)?;
         if !self.controller.facts().controller.can_deallocate {
-            return Ok(());
+            return Ok(false);
         }
         let mut queue = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut done = 0;
@@ -117,7 +117,7 @@ impl<B: Bus> VfioDisk<B> {
             run(&mut queue, &Step::Deallocate, offset + done, part as usize)?;
             done += part;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn check(&self, bytes: usize, offset: u64) -> io::Result<()> {

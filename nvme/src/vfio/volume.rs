@@ -59,7 +59,7 @@ impl<B: Bus + 'static> BlockDevice for VfioVolume<B> {
         Ok(Lock::new(guard))
     }
 
-    fn discard(&self, offset: u64, bytes: u64) -> io::Result<()> {
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
         self.tables.discard(offset, bytes)
     }
 

@@ -98,12 +98,14 @@ fn bench(binder: &Binder, address: PciAddress, label: &'static str, mapped: bool
     Bench { label, queue: Box::new(queue), media, pool, _dir: None }
 }
 
-/// The namespace laid out for the suite's files.
+/// The namespace, laid out for the suite's files unless it is so already.
 fn volume(controller: &Arc<Controller<VfioBus>>) -> BlockMedia {
     let volume = VfioVolume::open(controller, "volume").unwrap_or_else(|error| panic!("{error}"));
     let media = BlockMedia::over(Arc::new(volume)).unwrap_or_else(|error| panic!("{error}"));
-    let shape = Shape { volume_bytes: 1 << 20, place_bytes: FILE_BYTES, places: FILES };
-    media.lay_out(&shape).unwrap_or_else(|error| panic!("{error}"));
+    if media.label().is_none() {
+        let shape = Shape { volume_bytes: 1 << 20, place_bytes: FILE_BYTES, places: FILES };
+        media.lay_out(&shape).unwrap_or_else(|error| panic!("{error}"));
+    }
     media
 }
 

@@ -114,6 +114,8 @@ Example: wirevault volume format /dev/disk/by-id/nvme-Amazon_EC2_NVMe_Instance_S
         #[arg(long)]
         force: bool,
     },
+    /// Hand back to the kernel devices that a recorder drove itself (`vfio`) when it was killed.
+    Release,
     /// End a volume: erase its tables and keys, then everything else.
     #[command(after_help = "\
 Example: wirevault volume retire /dev/nvme1n1 --store 5f0c0a7c9d1e4b0f8a6b2c3d4e5f6071")]
@@ -124,7 +126,21 @@ Example: wirevault volume retire /dev/nvme1n1 --store 5f0c0a7c9d1e4b0f8a6b2c3d4e
         /// Store that it belongs to: so that no other device is hit.
         #[arg(long, value_name = "ID")]
         store: StoreId,
+        /// How the rest is erased, beside tables and keys.
+        #[arg(long, value_name = "HOW", default_value = "discard")]
+        erase: EraseHow,
     },
+}
+
+/// How a device is erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EraseHow {
+    /// The device is told that nothing on it is wanted.
+    Discard,
+    /// Format NVM, with cryptographic erase where the device offers that.
+    Format,
+    /// Sanitize, spare areas and caches included; where the device offers it.
+    Sanitize,
 }
 
 /// What is done with the audit log.

@@ -165,6 +165,8 @@ pub struct Config {
     /// Directories of the store, the first volume first: 1 to [`VOLUMES_MAX`] absolute paths, no
     /// two alike.
     pub stores: Vec<PathBuf>,
+    /// Volumes whose devices are driven past the kernel.
+    pub vfio: Vec<PathBuf>,
     /// The key file, absolute; `None` for the place that belongs to the store's id.
     pub key_file: Option<PathBuf>,
     /// Where packets come from.

@@ -3,15 +3,16 @@
 //! Each volume has a thread of its own that asks, because a device that hangs holds up whoever asks
 //! it until its driver gives up. Nobody waits for these threads, also not at the end.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
 use wirevault_nvme::admin::AdminNode;
-use wirevault_nvme::device::{Roots, below};
+use wirevault_nvme::device::{self, Roots};
 use wirevault_nvme::spec::amazon::quantile_us;
+use wirevault_nvme::vfio::{Controller, VfioBus};
 use wirevault_nvme::{Device, Health, NvmeError};
 
 use crate::api::DeviceStatus;
@@ -20,6 +21,14 @@ use crate::api::DeviceStatus;
 /// once a second at most.
 const ASK_EVERY: Duration = Duration::from_secs(30);
 
+/// Where to ask for a device.
+pub(crate) enum Below {
+    /// The kernel has the device that holds this path.
+    Kernel(PathBuf),
+    /// We have it; it is known as the kernel described it before.
+    Own(Device, Weak<Controller<VfioBus>>),
+}
+
 /// What is known of each volume's device. Dropping it ends the threads when they next wake.
 pub(crate) struct Devices {
     known: Vec<Arc<Mutex<Option<DeviceStatus>>>>,
@@ -27,22 +36,22 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// Begins to ask the devices below these paths. A thread that cannot be had costs its volume
+    /// Begins to ask the devices below volumes. A thread that cannot be had costs its volume
     /// the report.
-    pub(crate) fn watch(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        let watch_one = |(number, path): (usize, PathBuf)| {
+    pub(crate) fn watch(volumes: Vec<Below>) -> Self {
+        let watch_one = |(number, below): (usize, Below)| {
             let known = Arc::new(Mutex::new(None));
             let (alive, ended) = sync_channel(0);
             let told = Arc::clone(&known);
             let spawned = thread::Builder::new()
                 .name(format!("health-{number}"))
-                .spawn(move || ask(&path, &told, &ended));
+                .spawn(move || ask(&below, &told, &ended));
             if let Err(error) = spawned {
                 tracing::warn!("the device of volume {number} is not watched: {error}");
             }
             (known, alive)
         };
-        let (known, alive) = paths.into_iter().enumerate().map(watch_one).unzip();
+        let (known, alive) = volumes.into_iter().enumerate().map(watch_one).unzip();
         Self { known, _alive: alive }
     }
 
@@ -52,13 +61,21 @@ impl Devices {
     }
 }
 
-fn ask(path: &Path, told: &Mutex<Option<DeviceStatus>>, ended: &Receiver<()>) {
+fn ask(below: &Below, told: &Mutex<Option<DeviceStatus>>, ended: &Receiver<()>) {
     let mut warned = Vec::new();
     loop {
-        let status = match below(&Roots::default(), path) {
-            Ok(device) => described(&device),
-            Err(error) => {
-                DeviceStatus { why_not: vec![error.to_string()], ..DeviceStatus::default() }
+        let status = match below {
+            Below::Kernel(path) => match device::below(&Roots::default(), path) {
+                Ok(device) => described(&device, kernel_health(&device)),
+                Err(error) => {
+                    DeviceStatus { why_not: vec![error.to_string()], ..DeviceStatus::default() }
+                }
+            },
+            Below::Own(device, controller) => {
+                let Some(controller) = controller.upgrade() else { return };
+                let health = Health::read(&*controller, controller.facts().namespace_id);
+                let node = controller.describe();
+                DeviceStatus { node, ..described(device, Some(health)) }
             }
         };
         if status.warnings != warned {
@@ -74,7 +91,7 @@ fn ask(path: &Path, told: &Mutex<Option<DeviceStatus>>, ended: &Receiver<()>) {
     }
 }
 
-fn described(device: &Device) -> DeviceStatus {
+fn described(device: &Device, health: Option<Result<Health, NvmeError>>) -> DeviceStatus {
     let mut status = DeviceStatus {
         node: device.node.display().to_string(),
         kind: device.kind.name().to_owned(),
@@ -82,7 +99,7 @@ fn described(device: &Device) -> DeviceStatus {
         serial: device.serial.clone(),
         ..DeviceStatus::default()
     };
-    match health(device) {
+    match health {
         Some(Ok(health)) => add_health(&mut status, &health),
         Some(Err(error)) => status.why_not.push(error.to_string()),
         None => status.why_not.push("it is no NVMe device, and tells nothing of itself".to_owned()),
@@ -90,7 +107,7 @@ fn described(device: &Device) -> DeviceStatus {
     status
 }
 
-fn health(device: &Device) -> Option<Result<Health, NvmeError>> {
+fn kernel_health(device: &Device) -> Option<Result<Health, NvmeError>> {
     let nvme = device.nvme.as_ref()?;
     let node = &nvme.controllers.first()?.node;
     Some(AdminNode::open(node).and_then(|admin| Health::read(&admin, nvme.id)))
@@ -154,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_volume_without_a_known_device_says_why() {
-        let devices = Devices::watch([PathBuf::from("/proc")]);
+        let devices = Devices::watch(vec![Below::Kernel("/proc".into())]);
         let status = loop {
             match devices.of(0) {
                 Some(status) => break status,

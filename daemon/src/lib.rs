@@ -36,5 +36,6 @@ mod sources;
 pub mod status;
 mod supervisor;
 mod tail;
+mod vfio;
 
 pub use error::{DaemonError, Exit};

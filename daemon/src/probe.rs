@@ -17,11 +17,11 @@ use wirevault_config::{
 };
 use wirevault_format::LinkType;
 use wirevault_index::error::chain;
-use wirevault_index::{KeySource, open_store};
+use wirevault_index::{IndexError, KeySource, open_store};
 use wirevault_query::filter;
 
 use crate::server::Access;
-use crate::{DaemonError, Exit};
+use crate::{DaemonError, Exit, devices};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +72,7 @@ impl Finding {
 /// Everything that can be found out before a start: machine, store, and who may ask.
 pub fn all(config: &Config) -> Vec<Finding> {
     let mut findings = store(config);
+    findings.extend(vfio(config));
     findings.extend(machine(config));
     findings.extend(api(config));
     findings
@@ -262,6 +263,7 @@ fn store(config: &Config) -> Vec<Finding> {
     let Some(first) = config.stores.first() else { return Vec::new() };
     let reader = match open_store(first, &key) {
         Ok(reader) => reader,
+        Err(IndexError::Taken(error)) => return vec![taken(error.to_string())],
         Err(error) => {
             let error = DaemonError::Read(error);
             return vec![Finding::fault(error.exit(), "store", error.chain())];
@@ -283,6 +285,26 @@ fn store(config: &Config) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// A recorder has the store's device, or the next start takes it back.
+fn taken(text: String) -> Finding {
+    Finding::new(Level::Note, Exit::Ok, "store", text)
+}
+
+/// Volumes that the recorder cannot drive itself, although it is to.
+fn vfio(config: &Config) -> Vec<Finding> {
+    let asked = config.vfio.iter().enumerate().filter(|(_, path)| path.exists());
+    let told = asked.filter_map(|(number, path)| {
+        let why = match devices::why_not_own(path) {
+            Ok(reasons) if reasons.is_empty() => return None,
+            Ok(reasons) => reasons.join("; "),
+            Err(error) => error.chain(),
+        };
+        let text = format!("{}: {why}; the kernel drives the device instead", path.display());
+        Some(Finding::warning(format!("vfio[{number}]"), text))
+    });
+    told.collect()
 }
 
 fn api(config: &Config) -> Vec<Finding> {

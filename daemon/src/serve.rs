@@ -29,6 +29,7 @@ use crate::mending::Mending;
 use crate::probe::{self, Level};
 use crate::server::{self, Access, App, Facts, Peer};
 use crate::supervisor::Supervisor;
+use crate::vfio::OwnDevices;
 use crate::{DaemonError, sources};
 
 /// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
@@ -66,8 +67,13 @@ fn record(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let started_ns = clock.unix_ns();
     let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
-    let (mut store, recovery) = Store::open_dir(first_volume(config), &key, Arc::clone(&clock))?;
-    check_volumes(config, &store)?;
+    let first = first_volume(config);
+    // Declared before whatever uses the devices, so that it is dropped behind them.
+    let mut own = OwnDevices::new(&config.vfio, first);
+    let mut open = |path: &Path| own.open(path);
+    let (mut store, recovery) = Store::open_with(first, &key, Arc::clone(&clock), &mut open)?;
+    check_volumes(config, &store, &own)?;
+    let below = own.below(&store.status());
     let recovery = recovery_status(&recovery);
     log_recovery(&recovery);
     let audit = audited(config, &mut store, &clock)?;
@@ -97,13 +103,14 @@ fn record(
         // The times of a file's packets say nothing about when this process recorded.
         import: !live,
         topology,
+        queue: own.queues(&store.status()),
         ..PipelineOptions::default()
     };
     let pipeline = Pipeline::start(store, Pool::new(arena), lanes, &options, clock)?;
     log_queues(&pipeline);
     log_layout(pipeline.layout());
     let mending = Mending::start(pipeline.catalog());
-    let app = App::new(pipeline, Facts { started_ns, recovery, notes }, Arc::clone(&audit));
+    let app = App::new(pipeline, below, Facts { started_ns, recovery, notes }, Arc::clone(&audit));
     let watched = serve(&app, access, listener, live);
     mending.end();
     let books = finish(&app)?;
@@ -243,9 +250,18 @@ fn first_volume(config: &Config) -> &Path {
     config.stores.first().map_or(Path::new("/"), |path| path.as_path())
 }
 
-/// A configuration that lists several directories must list those of the store.
-fn check_volumes(config: &Config, store: &Store) -> Result<(), DaemonError> {
-    let volumes = store.status().volumes;
+/// A configuration that lists several volumes must list those of the store.
+fn check_volumes(config: &Config, store: &Store, own: &OwnDevices) -> Result<(), DaemonError> {
+    let status = store.status();
+    if let Some((number, path)) = own.strangers(&status).into_iter().next() {
+        return Err(DaemonError::Setting {
+            path: format!("vfio[{number}]"),
+            value: path.display().to_string(),
+            problem: "it is no volume of this store".to_owned(),
+            way_out: "name volumes as `wirevault status` shows them".to_owned(),
+        });
+    }
+    let volumes = status.volumes;
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let known: Vec<_> = volumes.iter().map(|volume| real(Path::new(&volume.path))).collect();
     for (number, path) in config.stores.iter().enumerate().skip(1) {
@@ -313,7 +329,12 @@ fn log_queues(pipeline: &Pipeline) {
     for (number, volume) in pipeline.volumes().iter().enumerate() {
         let report = volume.shared.report.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Some(report) = report.as_ref() else { continue };
-        tracing::info!(volume = number, backend = report.backend, "the device queue is ready");
+        tracing::info!(
+            volume = number,
+            backend = report.backend,
+            why = report.why,
+            "the device queue is ready"
+        );
         for why in &report.why_not {
             tracing::warn!(volume = number, "{why}");
         }

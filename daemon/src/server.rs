@@ -25,7 +25,7 @@ use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus};
 use crate::audit::Audit;
 use crate::connections::{Answering, Door, REQUEST_MAX};
-use crate::health::Devices;
+use crate::health::{Below, Devices};
 use crate::{DaemonError, metrics, status, tail};
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
@@ -81,9 +81,13 @@ pub(crate) struct Questions {
 }
 
 impl App {
-    pub(crate) fn new(pipeline: Pipeline, facts: Facts, audit: Arc<Audit>) -> Self {
-        let store = pipeline.store_status();
-        let devices = Devices::watch(store.volumes.iter().map(|it| it.path.clone().into()));
+    pub(crate) fn new(
+        pipeline: Pipeline,
+        below: Vec<Below>,
+        facts: Facts,
+        audit: Arc<Audit>,
+    ) -> Self {
+        let devices = Devices::watch(below);
         Self {
             inner: Arc::new(Inner {
                 devices,

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io;
 
 use wirevault_format::{FormatError, LifeId};
+use wirevault_media::MediaError;
 use wirevault_packet::PacketError;
 use wirevault_seal::SealError;
 
@@ -19,6 +20,9 @@ pub enum IndexError {
         /// What is missing.
         why: String,
     },
+    /// The volume's device is not with the kernel, because a recorder drives it or did so.
+    #[error(transparent)]
+    Taken(MediaError),
     /// A structure of a volume does not decode.
     #[error("volume {volume}: {what}")]
     Volume {

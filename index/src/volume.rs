@@ -7,7 +7,7 @@ use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
 use wirevault_format::table::{self, Entry, PAGE_ENTRIES, RunEntry, SegmentEntry};
 use wirevault_format::{FormatError, StoreId};
-use wirevault_media::{Media, MediaFile, OpenMode, VOLUME_FILE};
+use wirevault_media::{Media, MediaError, MediaFile, OpenMode, VOLUME_FILE};
 use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SealError, ring};
 
 use crate::IndexError;
@@ -338,7 +338,9 @@ fn open_volume(path: &Path, key: &KeySource) -> Result<Volume, IndexError> {
         let path = path.display().to_string();
         IndexError::NotAStore { path, why }
     };
-    let media =
-        wirevault_media::open_volume(path).map_err(|error| not_a_store(error.to_string()))?;
+    let media = wirevault_media::open_volume(path).map_err(|error| match error {
+        MediaError::Driven { .. } | MediaError::Left { .. } => IndexError::Taken(error),
+        error => not_a_store(error.to_string()),
+    })?;
     Volume::read(media, key)
 }

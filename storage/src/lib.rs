@@ -45,6 +45,7 @@ pub use create::{create, create_planned};
 pub use digests::{Mended, mend_digests};
 pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};
+pub use open::VolumeOpener;
 pub use options::CreateOptions;
 pub use plan::{Plan, Space, VolumePlan, plan, volume_file_bytes};
 pub use recovery::{RecoveredSegment, RecoveryReport};

@@ -16,7 +16,7 @@ use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, RunState, SegmentState};
 use wirevault_format::{FormatError, RunId};
 use wirevault_index::{IndexError, KeySource, SharedCatalog, Volume};
-use wirevault_media::{Media, open_volume};
+use wirevault_media::{Media, MediaError, open_volume};
 use wirevault_telemetry::clock::Clock;
 
 use crate::StorageError;
@@ -25,6 +25,9 @@ use crate::recovery::{self, RecoveryReport};
 use crate::store::Store;
 use crate::view;
 use crate::volume::{VolumeWriter, device, place_of};
+
+/// Opens the volume at a path.
+pub type VolumeOpener<'a> = dyn FnMut(&Path) -> Result<Arc<dyn Media>, MediaError> + 'a;
 
 impl Store {
     /// Opens a store for writing, given all its volumes, and recovers what a crash left.
@@ -82,7 +85,20 @@ impl Store {
         key: &KeySource,
         clock: Arc<dyn Clock>,
     ) -> Result<(Self, RecoveryReport), StorageError> {
-        let media = open_volume(any)?;
+        Self::open_with(any, key, clock, &mut open_volume)
+    }
+
+    /// As [`Store::open_dir`], with volumes opened by `open`, which is given their paths.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_with(
+        any: &Path,
+        key: &KeySource,
+        clock: Arc<dyn Clock>,
+        open: &mut VolumeOpener<'_>,
+    ) -> Result<(Self, RecoveryReport), StorageError> {
+        let media = open(any)?;
         let named = Volume::read(Arc::clone(&media), key)?.superblock;
         let mut volumes = Vec::new();
         for (number, path) in named.volume_paths.iter().enumerate() {
@@ -93,7 +109,7 @@ impl Store {
             }
             let missing =
                 |why: String| StorageError::MissingVolume { number, path: path.clone(), why };
-            let other = open_volume(Path::new(path)).map_err(|error| missing(error.to_string()))?;
+            let other = open(Path::new(path)).map_err(|error| missing(error.to_string()))?;
             volumes.push(other);
         }
         Self::open(volumes, key, clock)

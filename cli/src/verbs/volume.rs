@@ -4,22 +4,27 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use wirevault_daemon::devices::{self, Device, Use};
+use wirevault_daemon::devices::{self, Device, Erase, Eraser, Use};
 use wirevault_format::StoreId;
 use wirevault_index::{KeySource, Volume};
+use wirevault_media::block::Sampled;
 use wirevault_media::{BlockMedia, Media, MediaError};
 
-use crate::args::VolumeVerb;
+use crate::args::{EraseHow, VolumeVerb};
 use crate::error::CliError;
 use crate::outcome::Outcome;
 use crate::output::{put, put_json, size_text, table, table_text};
+
+/// Blocks that are looked at after a device was erased.
+const SAMPLES: u64 = 256;
 
 /// Carries a verb out.
 pub(crate) fn volume(verb: &VolumeVerb) -> Result<Outcome, CliError> {
     match verb {
         VolumeVerb::List { json } => list(*json),
         VolumeVerb::Format { device, force } => format(device, *force),
-        VolumeVerb::Retire { device, store } => retire(device, *store),
+        VolumeVerb::Release => release(),
+        VolumeVerb::Retire { device, store, erase } => retire(device, *store, *erase),
     }
 }
 
@@ -117,13 +122,28 @@ fn format(path: &Path, force: bool) -> Result<Outcome, CliError> {
         content if force => put(&format!("erasing {}\n", content.text()))?,
         content => return Err(told(&format!("it holds {}", content.text()))),
     }
-    erase(path)?;
+    erase(path, None)?;
     put(&format!("{} is empty: `wirevault init {0}` takes it\n", path.display()))?;
     Ok(Outcome::Found)
 }
 
+/// Gives the kernel what killed recorders had taken from it.
+fn release() -> Result<Outcome, CliError> {
+    let returned = devices::release()?;
+    for place in &returned {
+        put(&format!("the kernel drives {place} again\n"))?;
+    }
+    if returned.is_empty() {
+        put("no device was left by a recorder that ended\n")?;
+    }
+    Ok(if returned.is_empty() { Outcome::Nothing } else { Outcome::Found })
+}
+
 /// Ends a volume: its tables and keys go first, then the rest.
-fn retire(path: &Path, store: StoreId) -> Result<Outcome, CliError> {
+fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outcome, CliError> {
+    if let Some(it) = uses(path)?.first() {
+        return Err(refused(path, &format!("{it}; end that use first")));
+    }
     match Content::of(path) {
         Content::Volume(found, _) if found == store => {}
         content => {
@@ -131,26 +151,40 @@ fn retire(path: &Path, store: StoreId) -> Result<Outcome, CliError> {
             return Err(refused(path, &text));
         }
     }
-    erase(path)?;
+    // What the device does not offer is told before anything is erased.
+    let eraser = match how {
+        EraseHow::Discard => None,
+        EraseHow::Format => Some(Eraser::make(path, Erase::Format)?),
+        EraseHow::Sanitize => Some(Eraser::make(path, Erase::Sanitize)?),
+    };
+    let found = erase(path, eraser.as_ref())?;
+    let how = eraser.map_or("discarded", |eraser| eraser.name());
     put(&format!(
-        "{} is empty. Its tables and its keys were overwritten, the rest was discarded. Store \
-         {store} does not open for writing any more; its other volumes still answer\n",
-        path.display()
+        "{} is empty. Its tables and its keys were overwritten; the rest: {how}. Of {} blocks that \
+         were read afterwards {} hold zeros. Store {store} does not open for writing any more; its \
+         other volumes still answer\n",
+        path.display(),
+        found.zeros + found.other,
+        found.zeros
     ))?;
     Ok(Outcome::Found)
 }
 
+/// Erases a device and looks at some of its blocks.
+///
 /// Errors: a recorder has it, or it is mounted.
-fn erase(path: &Path) -> Result<(), CliError> {
+fn erase(path: &Path, eraser: Option<&Eraser>) -> Result<Sampled, CliError> {
     let media = BlockMedia::open(path)?;
-    let lock = media.lock()?;
-    let erased = media.erase().map_err(|source| MediaError::Io {
-        volume: path.display().to_string(),
-        action: "erase it",
-        source,
-    });
-    drop(lock);
-    Ok(erased?)
+    let _lock = media.lock()?;
+    let failed = |action| {
+        let volume = path.display().to_string();
+        move |source| MediaError::Io { volume, action, source }
+    };
+    media.erase().map_err(failed("erase it"))?;
+    if let Some(eraser) = eraser {
+        eraser.carry_out()?;
+    }
+    Ok(media.sample(SAMPLES).map_err(failed("look at it after it was erased"))?)
 }
 
 /// Who uses a device. A plain file that stands for one is used by whoever holds its lock.

@@ -35,6 +35,7 @@ fn a_device_is_formatted_used_and_retired() {
 
     let retired = run(["volume", "retire", name, "--store", &id]);
     assert_eq!(retired.code, Some(0), "{retired:?}");
+    assert!(retired.out.contains("256 blocks that were read afterwards 256 hold"), "{retired:?}");
     assert!(run(["segments", "--store", name]).err.contains("not a Wirevault store"));
     let again = run(["volume", "format", name]);
     assert_eq!(again.code, Some(0), "an empty device needs no force: {again:?}");

@@ -37,6 +37,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
     let cpu_keys = root.section("cpus");
     let config = Config {
         stores: stores(&root, given, faults),
+        vfio: paths(&root.list("vfio"), faults, "the volume"),
         key_file: root.path("key_file"),
         // The missing input must not hide the faults of the keys after it.
         input: input::input(&root, faults).unwrap_or(Input::Live(Vec::new())),
@@ -60,12 +61,14 @@ fn stores(root: &Section<'_>, given: &Given, faults: &Faults) -> Vec<PathBuf> {
         }
         return given.store.clone();
     }
-    let items = root.list("store");
-    let unique = without_repeats(&items, faults, "the directory", |item| match &item.value {
+    paths(&root.list("store"), faults, "the directory")
+}
+
+fn paths(items: &[Item], faults: &Faults, what: &str) -> Vec<PathBuf> {
+    without_repeats(items, faults, what, |item| match &item.value {
         Value::Text(text) => Some(PathBuf::from(text).components().collect::<PathBuf>()),
         _ => None,
-    });
-    unique.into_iter().collect()
+    })
 }
 
 fn buffer(section: &Section<'_>) -> Buffer {
@@ -232,6 +235,7 @@ mod tests {
         assert_eq!(config.segment_age, Duration::from_secs(3600));
         assert_eq!(config.api.socket, Path::new("/run/wirevault/wirevault.sock"));
         assert!(config.api.users.is_empty() && config.api.groups.is_empty());
+        assert!(config.vfio.is_empty());
         assert!(config.key_file.is_none() && config.lane_cpus.is_empty());
         assert_eq!(config.topology, Topology::Auto);
         assert_eq!((config.log, config.lanes()), (LogLevel::Info, 1));
@@ -240,7 +244,7 @@ mod tests {
     #[test]
     fn every_key_is_taken_over() {
         let config = read(
-            "store: [/a, /b]\nkey_file: /k\ncapture:\n  - {interface: eth0, lanes: 2, \
+            "store: [/a, /b]\nvfio: /b\nkey_file: /k\ncapture:\n  - {interface: eth0, lanes: 2, \
              snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB, source: af_xdp, \
              udp_ports: [4789, 6081], busy_poll: true}\n  \
              - {interface: lo, hardware_time: true}\nbuffer: {size: 128MiB, \
@@ -250,6 +254,7 @@ mod tests {
              lanes: [4, 6-8]}\nlog: debug\n",
         );
         assert_eq!(config.stores, [Path::new("/a"), Path::new("/b")]);
+        assert_eq!(config.vfio, [Path::new("/b")]);
         assert_eq!(config.key_file.as_deref(), Some(Path::new("/k")));
         let capture = Capture {
             interface: "eth0".into(),

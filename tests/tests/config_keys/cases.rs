@@ -37,6 +37,17 @@ pub(crate) const CASES: &[Case] = &[
         refused(&runs.without_store, 2, "store");
         refused(&runs.with_foreign_volume, 2, "store[1]");
     }),
+    case(
+        "vfio",
+        "status says what cannot be driven past the kernel; strangers are refused",
+        |runs| {
+            let volumes = runs.changed.status["volumes"].as_array().expect("volumes");
+            let reasons = |number: usize| volumes[number]["why_not"].to_string();
+            assert!(reasons(1).contains("the kernel drives the device: "), "{}", reasons(1));
+            assert!(!reasons(0).contains("the kernel drives the device"), "{}", reasons(0));
+            refused(&runs.with_foreign_device, 2, "vfio[0]");
+        },
+    ),
     case("key_file", "the key is found where it was moved to; else exit code 4", |runs| {
         refused(&runs.without_moved_key, 4, "store.key");
         assert_eq!(runs.changed.status["sealed"], true);

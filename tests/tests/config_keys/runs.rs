@@ -83,6 +83,7 @@ pub(crate) struct Runs {
     pub(crate) cpu: usize,
     pub(crate) without_store: Output,
     pub(crate) with_foreign_volume: Output,
+    pub(crate) with_foreign_device: Output,
     pub(crate) without_interface: Output,
     pub(crate) without_moved_key: Output,
     pub(crate) without_file: Output,
@@ -106,6 +107,7 @@ impl Runs {
             cpu,
             without_store: with(capture),
             with_foreign_volume: with(&format!("store: [{store}, /tmp]\n{capture}")),
+            with_foreign_device: with(&format!("store: {store}\nvfio: /tmp\n{capture}")),
             without_interface: with(&format!("store: {store}\ncapture:\n  - interface: nope0\n")),
             without_moved_key,
             without_file: with(&format!("store: {store}\nreplay:\n  file: /nowhere.pcap\n")),
@@ -142,8 +144,10 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
     fs::rename(site_changed.key(), &moved).expect("the key is moved");
     let (config, socket) = changed_config(&site_changed, "");
     let without_moved_key = site_changed.refuse(&config);
-    let key_file = format!("key_file: {}\n", moved.display());
-    let (config, _) = changed_config(&site_changed, &key_file);
+    // A directory is no device that could be taken from the kernel: it is told and used all the same.
+    let second = site_changed.file("volume-1");
+    let more = format!("key_file: {}\nvfio: {}\n", moved.display(), second.display());
+    let (config, _) = changed_config(&site_changed, &more);
     let changed = site_changed.start(&config, &socket);
 
     let site_short = site(1);

@@ -1,6 +1,8 @@
 //! The real nvme driver, in a virtual machine.
 
+mod erase;
 mod laboratory;
+mod own_driver;
 mod queues;
 mod recorder;
 mod vfio;

@@ -6,13 +6,18 @@ use wirevault_tests::vm::{Disk, Fault, Kind, NvmeOptions, Vm};
 
 const DEVICE_BYTES: u64 = 1 << 30;
 const PACKET_BYTES: u32 = 1000;
-const RUN: u16 = 1;
+pub(crate) const RUN: u16 = 1;
 /// Packets a second that an emulated processor takes beside everything else.
-const RATE: u64 = 2000;
+pub(crate) const RATE: u64 = 2000;
 
 /// A machine with a veth pair, and a sealed store on devices of these serial numbers.
 fn site(serials: &[&str]) -> (Vm, Vec<Disk>) {
-    let mut vm = Vm::restore(Kind::Plain);
+    site_on(Kind::Plain, serials)
+}
+
+/// The same on a machine of that kind.
+pub(crate) fn site_on(kind: Kind, serials: &[&str]) -> (Vm, Vec<Disk>) {
+    let mut vm = Vm::restore(kind);
     let add = |serial: &&str| vm.add_nvme(&NvmeOptions::new(serial, DEVICE_BYTES));
     let disks: Vec<Disk> = serials.iter().map(add).collect();
     vm.ok("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6");
@@ -34,12 +39,12 @@ fn site(serials: &[&str]) -> (Vm, Vec<Disk>) {
     (vm, disks)
 }
 
-fn by_id(serial: &str) -> String {
+pub(crate) fn by_id(serial: &str) -> String {
     format!("/dev/disk/by-id/nvme-{serial}")
 }
 
 /// Starts the recorder and waits until it records; gives its process id.
-fn start(vm: &mut Vm) -> u32 {
+pub(crate) fn start(vm: &mut Vm) -> u32 {
     let pid = vm.spawn("wirevaultd --config /tmp/wirevault.yaml", "/tmp/log");
     let running = "grep -q '\"state\": *\"running\"' /tmp/status || { tail -3 /tmp/log; false; }";
     let ask = "wirevault status --socket /tmp/socket --json >/tmp/status 2>&1";
@@ -47,18 +52,18 @@ fn start(vm: &mut Vm) -> u32 {
     pid
 }
 
-fn status(vm: &mut Vm) -> Value {
+pub(crate) fn status(vm: &mut Vm) -> Value {
     let text = vm.ok("wirevault status --socket /tmp/socket --json || [ $? = 3 ]");
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
 /// Sends packets at a rate; returns when the last one is sent.
-fn send(vm: &mut Vm, run: u16, packets: u64, rate: u64) {
+pub(crate) fn send(vm: &mut Vm, run: u16, packets: u64, rate: u64) {
     vm.ok(&format!("lab-guest send vb {run} {packets} {rate} {PACKET_BYTES}"));
 }
 
 /// Waits until everything that arrived is durable; gives how many packets that is.
-fn wait_until_durable(vm: &mut Vm, packets: u64) {
+pub(crate) fn wait_until_durable(vm: &mut Vm, packets: u64) {
     wirevault_testkit::net::wait_for("packets to be durable", patience(), || {
         let status = status(vm);
         let lane = &status["lanes"][0];
@@ -74,7 +79,7 @@ fn patience() -> std::time::Duration {
 }
 
 /// What an answer holds: ranges of sequence numbers, and how many packets are there twice.
-fn numbers(vm: &mut Vm, place: &str, run: u16) -> (Vec<(u64, u64)>, u64) {
+pub(crate) fn numbers(vm: &mut Vm, place: &str, run: u16) -> (Vec<(u64, u64)>, u64) {
     let port = 20_000 + run;
     let question = format!("wirevault query {place} 'udp port {port}' -w /tmp/found.pcapng");
     let answer = vm.run(&format!("rm -f /tmp/found.pcapng; {question} 2>/tmp/said"));

@@ -231,7 +231,7 @@ fn measure(options: &Options, site: &Site, lanes: u16, report: &mut Report) -> R
     ensure!(before < total, "all came with the first flush; write more MiB");
     let stages = StageTimes::now()?;
     let bytes = pipeline.volumes()[0].shared.written_bytes.load(Ordering::Relaxed);
-    let segment_bytes = pipeline.store_status().volumes[0].segment_bytes;
+    let segment_bytes = pipeline.store().status().volumes[0].segment_bytes;
     if let Ok(queue) = pipeline.volumes()[0].shared.report.lock()
         && let Some(queue) = &*queue
     {

@@ -73,7 +73,7 @@ pub(crate) fn page(app: &App) -> Option<String> {
         page.histogram(Histogram::NvmeWriteSeconds, &labels, shared.write_latency.snapshot());
         page.histogram(Histogram::NvmeSyncSeconds, &labels, syncs);
     }
-    for (number, volume) in pipeline.store_status().volumes.iter().enumerate() {
+    for (number, volume) in pipeline.store().status().volumes.iter().enumerate() {
         let number = number.to_string();
         let labels = [("volume", number.as_str())];
         page.gauge(Gauge::StorageUsedBytes, &labels, volume.used_bytes as f64);

@@ -30,7 +30,7 @@ const DROP_CAUSES: [Cause; 4] =
 pub(crate) fn live(app: &App) -> Option<StatusReport> {
     let pipeline = app.pipeline()?;
     let now_ns = SystemClock.unix_ns();
-    let store = pipeline.store_status();
+    let store = pipeline.store().status();
     let pages = pipeline.pool().arena().report().pages.to_string();
     let lanes: Vec<_> =
         pipeline.lanes().iter().map(|lane| lane_status(lane, now_ns, &pages)).collect();
@@ -180,7 +180,8 @@ fn volume_status(
         ..VolumeStatus::default()
     };
     let Some(view) = view else { return status };
-    if view.shared.stalled.load(Ordering::Relaxed) && volume.failed.is_none() {
+    let stalled = view.shared.stalled.load(Ordering::Relaxed) || volume.hangs;
+    if stalled && volume.failed.is_none() {
         status.state = "stalled: the device does not answer".to_owned();
     }
     let report = view.shared.report.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -67,6 +67,8 @@ pub enum CloseReason {
     Recovered = 4,
     /// Its device failed, or it holds only chunks that another one's device did not take.
     DeviceFailed = 5,
+    /// Its device was slower than its lane; the lane went on elsewhere.
+    SlowDevice = 6,
 }
 
 impl CloseReason {
@@ -79,6 +81,7 @@ impl CloseReason {
             3 => Self::NewInterface,
             4 => Self::Recovered,
             5 => Self::DeviceFailed,
+            6 => Self::SlowDevice,
             _ => return None,
         })
     }
@@ -92,6 +95,7 @@ impl CloseReason {
             Self::NewInterface => "new_interface",
             Self::Recovered => "recovered",
             Self::DeviceFailed => "device_failed",
+            Self::SlowDevice => "slow_device",
         }
     }
 }

@@ -5,7 +5,7 @@
 //! and writing the index) runs on a thread of its own: other lanes' deltas go on.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub(crate) struct Closing {
 }
 
 pub(crate) struct Closer {
-    pub store: Arc<Mutex<Store>>,
+    pub store: Arc<Store>,
     pub registry: Arc<Registry>,
     pub inbox: Receiver<ToCloser>,
     pub deltas: Vec<Arc<ArrayQueue<Box<ChunkDelta>>>>,
@@ -166,13 +166,12 @@ fn give_back(
 
 fn close(
     closing: &Closing,
-    store: &Mutex<Store>,
+    store: &Store,
     registry: &Registry,
     clock: &dyn Clock,
 ) -> Result<(), StorageError> {
     let segment = &closing.segment;
     if lock(&segment.durable).chunks == 0 {
-        let mut store = lock(store);
         store.release_segment(&segment.open)?;
         registry.remove(segment.open.entry.life);
         return Ok(());
@@ -185,7 +184,6 @@ fn close(
         Some(_) => ByCause::default(),
     };
     let closed = finish(closing, &told, &lost, clock).and_then(|finished| {
-        let mut store = lock(store);
         store.close_segment(&segment.open, finished)?;
         let life = segment.open.entry.life;
         registry.remove(life);

@@ -105,7 +105,9 @@ impl Layout {
         for volume in 0..volumes {
             shared.push((format!("write-{volume}"), own(None), None));
         }
-        shared.extend(["opener", "closer"].map(|name| (name.to_owned(), None, None)));
+        let openers = (0..volumes).map(|volume| format!("open-{volume}"));
+        let others = openers.chain(["opener", "closer"].map(str::to_owned));
+        shared.extend(others.map(|name| (name, None, None)));
         for (name, own, node) in shared {
             let cpus = match own {
                 Some(own) => own,
@@ -213,7 +215,7 @@ mod tests {
         let layout = Layout::plan(&machine, &[eth0.clone(), eth0], 1, Topology::Auto);
         assert_eq!(layout.topology, Topology::Split);
         let names: Vec<_> = layout.threads.iter().map(|thread| thread.name.as_str()).collect();
-        let all = ["lane-0", "lane-1", "seal-0", "seal-1", "write-0", "opener", "closer"];
+        let all = ["lane-0", "lane-1", "seal-0", "seal-1", "write-0", "open-0", "opener", "closer"];
         assert_eq!(names, all);
         assert!(layout.threads.iter().all(|thread| thread.cpus.is_empty()), "{layout:?}");
         assert_eq!((&layout.others[..], &layout.lane_nodes[..]), (&[][..], &[None, None][..]));
@@ -224,12 +226,13 @@ mod tests {
         let sys = tree(&["0-7"], &[]);
         let machine = Machine::at(sys.path(), &[0, 1, 2, 3, 4, 5, 6, 7]);
         let layout = Layout::plan(&machine, &[on(2), on(3)], 1, Topology::Split);
-        let wanted: [(&str, &[usize]); 7] = [
+        let wanted: [(&str, &[usize]); 8] = [
             ("lane-0", &[2]),
             ("lane-1", &[3]),
             ("seal-0", &[0]),
             ("seal-1", &[1]),
             ("write-0", &[4]),
+            ("open-0", &[5, 6, 7]),
             ("opener", &[5, 6, 7]),
             ("closer", &[5, 6, 7]),
         ];
@@ -239,8 +242,13 @@ mod tests {
         // Two cores: the lane has one, everything else the other.
         let machine = Machine::at(sys.path(), &[0, 1]);
         let layout = Layout::plan(&machine, &[on(1)], 1, Topology::Auto);
-        let wanted: [(&str, &[usize]); 4] =
-            [("lane-0", &[1]), ("write-0", &[0]), ("opener", &[0]), ("closer", &[0])];
+        let wanted: [(&str, &[usize]); 5] = [
+            ("lane-0", &[1]),
+            ("write-0", &[0]),
+            ("open-0", &[0]),
+            ("opener", &[0]),
+            ("closer", &[0]),
+        ];
         assert_eq!((cpus(&layout), layout.topology), (wanted.to_vec(), Topology::RunToCompletion));
 
         // All are the lanes': the others run where the system likes.

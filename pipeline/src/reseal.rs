@@ -23,7 +23,6 @@ use wirevault_seal::DataOpener;
 
 use crate::job::Job;
 use crate::live::LiveSegment;
-use crate::opener::ToOpener;
 use crate::sealer::{Origin, REPLAY_ATTEMPTS, RETRY_PAUSE, Sealer, Step};
 use crate::write_file::WriteJob;
 
@@ -87,18 +86,15 @@ impl Sealer {
         self.returned.barren >= BARREN_MAX
     }
 
-    /// Acts on the failure of a segment, once: says so, and has the next segments opened elsewhere.
+    /// Acts on the failure of a segment, once: says so, and lets go of the segments that were ordered
+    /// before it was known.
     pub(crate) fn note_failure(&mut self, segment: &Arc<LiveSegment>) {
         let Some(why) = segment.failure() else { return };
         if segment.failure_noted.swap(true, Ordering::AcqRel) {
             return;
         }
         self.shared.fail(why);
-        let (volume, why) = (segment.open.volume, why.to_owned());
-        // Before the next order, so that the store knows when it chooses a volume.
-        let _ = self.opener.send(ToOpener::Suspect { volume, why });
         for at in 0..self.streams.len() {
-            // It was chosen when the volume was well.
             self.forget_next(at);
         }
     }

@@ -16,8 +16,10 @@ use wirevault_storage::OpenSegment;
 
 use crate::closer::{Closing, ToCloser};
 use crate::job::Job;
-use crate::opener::{OpenOrder, ToOpener};
-use crate::sealer::{Current, Next, REPLAY_ATTEMPTS, RETRY_PAUSE, SealStream, Sealer, Step};
+use crate::opener::{OpenOrder, ToOpener, Wish};
+use crate::sealer::{
+    Current, Next, REPLAY_ATTEMPTS, RETRY_PAUSE, SealStream, Sealer, Step, ToWriter,
+};
 
 impl Sealer {
     /// Closes the current segment if it cannot take the chunk, or if its device failed.
@@ -31,11 +33,26 @@ impl Sealer {
             CloseReason::NewInterface
         } else if current.at + chunk_bytes > current.segment.open.data_end {
             CloseReason::Full
+        } else if self.is_crowded(current.segment.open.volume) {
+            // It was chosen when the device was quick.
+            self.forget_next(at);
+            CloseReason::SlowDevice
         } else {
             self.prepare(at, &job.interfaces);
             return;
         };
         self.close(at, reason);
+    }
+
+    /// Whether a volume's writer holds more than its share of the buffer while another one has room
+    /// for more: its device is slower than the lanes that write there, or hangs. They go on
+    /// elsewhere, so that no device ever holds the chunks that other devices' lanes need.
+    fn is_crowded(&self, volume: usize) -> bool {
+        let held = |writer: &ToWriter| writer.shared.held_chunks.load(Ordering::Relaxed);
+        let has_room = |writer: &ToWriter| {
+            held(writer) < self.fair_chunks / 2 && !writer.shared.stalled.load(Ordering::Relaxed)
+        };
+        held(&self.writers[volume]) > self.fair_chunks && self.writers.iter().any(has_room)
     }
 
     /// Asks for the next segment when the current one is half full.
@@ -51,13 +68,13 @@ impl Sealer {
     fn order(&self, at: usize, interfaces: &Arc<Vec<Interface>>) -> Next {
         let (reply, answer) = bounded(1);
         let stream = &self.streams[at];
-        let order = OpenOrder {
+        let wish = Wish {
             lane: self.lane,
             link_type: stream.link_type,
             interfaces: Arc::clone(interfaces),
             table: stream.table.is_none().then_some(FlowOptions { flows_max: self.flows_max }),
-            reply,
         };
+        let order = OpenOrder { wish, reply };
         // If the opener is gone the answer is a closed channel, which `open` reports.
         let _ = self.opener.send(ToOpener::Open(order));
         Next { interfaces: Arc::clone(interfaces), answer }

@@ -40,6 +40,7 @@ use crate::reseal::{Mending, Returned};
 use crate::status::{BufferTimes, LaneShared, note_since};
 use crate::tail::TailHub;
 use crate::write_file::{Link, WriteJob};
+use crate::writer::WriterShared;
 
 /// Pause between two attempts to open a segment while no volume takes one.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -58,6 +59,8 @@ pub(crate) struct Sealer {
     pub jobs: Jobs,
     /// By volume.
     pub writers: Vec<ToWriter>,
+    /// Chunks that a volume's writer may hold before its lanes go on elsewhere.
+    pub fair_chunks: usize,
     /// Chunks that a device did not take.
     pub from_writers: Receiver<Box<WriteJob>>,
     pub opener: Sender<ToOpener>,
@@ -96,6 +99,7 @@ pub(crate) struct ToWriter {
     pub sender: Sender<WriteJob>,
     /// Its thread has the other half of this.
     pub alive: Weak<()>,
+    pub shared: Arc<WriterShared>,
 }
 
 pub(crate) struct SealStream {
@@ -390,9 +394,12 @@ impl Sealer {
         // The channel has a place for every chunk there is; it refuses only when the writer is
         // gone.
         let begin = Instant::now();
-        let sent = self.writers[volume].sender.try_send(write);
+        let writer = &self.writers[volume];
+        writer.shared.held_chunks.fetch_add(1, Ordering::Relaxed);
+        let sent = writer.sender.try_send(write);
         note_since(&self.times.hand_over, begin);
         if let Err(refused) = sent {
+            writer.shared.held_chunks.fetch_sub(1, Ordering::Relaxed);
             self.shared.fail("the writer thread is gone");
             let write = refused.into_inner();
             self.give_up(&write.span, &write.delta.gaps);

@@ -1,17 +1,16 @@
 //! Starting the threads, looking at them, and stopping them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use crossbeam_queue::ArrayQueue;
 use wirevault_buffer::Pool;
 use wirevault_index::{Catalog, ChunkDelta, SharedCatalog};
-use wirevault_storage::{Store, StoreStatus};
+use wirevault_storage::Store;
 use wirevault_telemetry::books::{self, LaneBooks, LaneCounts, LaneSide, Snapshot};
 use wirevault_telemetry::clock::Clock;
 
@@ -23,7 +22,7 @@ use crate::lane::{Fill, Hand, Lane, LaneSpec};
 use crate::layout::{LaneWish, Layout};
 use crate::live::Registry;
 use crate::machine::Machine;
-use crate::opener;
+use crate::opener::{self, Done, Opener, Work};
 use crate::reseal::Returned;
 use crate::sealer::{Sealer, ToWriter};
 use crate::status::{BufferTimes, LaneShared, lock};
@@ -54,9 +53,7 @@ const INDEX_LOOK: Duration = Duration::from_millis(1);
 
 /// A running pipeline.
 pub struct Pipeline {
-    store: Arc<Mutex<Store>>,
-    /// As it was when the lock was last free.
-    store_status: ArcSwap<StoreStatus>,
+    store: Arc<Store>,
     catalog: Arc<SharedCatalog>,
     registry: Arc<Registry>,
     tail: Arc<TailHub>,
@@ -96,7 +93,7 @@ impl Pipeline {
     /// # Errors
     /// See [`PipelineError`]. Threads that were started end by themselves.
     pub fn start(
-        mut store: Store,
+        store: Store,
         pool: Pool,
         lanes: Vec<LaneSpec>,
         options: &PipelineOptions,
@@ -107,15 +104,14 @@ impl Pipeline {
             return Err(PipelineError::TooFewBuffers { have, lanes: lanes.len(), need });
         }
         let run = store.begin_run(options.import, lanes.len() as u16)?;
-        let store_status = store.status();
-        let (volumes, flows_max) = (store_status.volumes.len(), store.flows_max());
+        let (volumes, flows_max) = (store.status().volumes.len(), store.flows_max());
         let wishes: Vec<_> = lanes.iter().map(LaneWish::of).collect();
         let layout = Layout::plan(&Machine::here(), &wishes, volumes, options.topology);
         let (topology, why) = (layout.topology.name(), &layout.why);
         tracing::debug!(topology, "threads: {why}");
         let mut starter = Starter { layout: layout.clone(), threads: Vec::new() };
         let catalog = store.shared_catalog();
-        let store = Arc::new(Mutex::new(store));
+        let store = Arc::new(store);
         let registry = Arc::new(Registry::default());
         let tail = Arc::new(TailHub::default());
         let stop = Arc::new(AtomicBool::new(false));
@@ -127,18 +123,25 @@ impl Pipeline {
         let times = Arc::new(BufferTimes::default());
         let mut writers = Vec::new();
         let mut volume_views = Vec::new();
+        let peers: Vec<_> = (0..volumes).map(|_| Arc::<WriterShared>::default()).collect();
+        // So each leaves the others theirs, whatever becomes of it.
+        let fair_chunks = have / volumes.max(1);
         for volume in 0..volumes {
             let (sender, inbox) = bounded(have + 1);
             let sign = Arc::new(());
             let times = Arc::clone(&times);
-            writers.push(ToWriter { sender, alive: Arc::downgrade(&sign) });
+            let shared = Arc::clone(&peers[volume]);
+            writers.push(ToWriter { sender, alive: Arc::downgrade(&sign), shared });
             let channels =
                 WriterChannels { inbox, to_sealers: to_sealers.clone(), closer: to_closer.clone() };
-            volume_views.push(starter.writer(volume, channels, (sign, times), &pool, options)?);
+            let of = (volume, peers.clone());
+            let with = (sign, times, Arc::clone(&store));
+            volume_views.push(starter.writer(of, channels, with, &pool, options)?);
         }
         drop(to_sealers);
-        let opener_store = Arc::clone(&store);
-        starter.spawn("opener".to_owned(), move || opener::run(&opener_store, &opener_inbox))?;
+        let workers = starter.open_threads(volumes, &store)?;
+        let opener = Opener::new(Arc::clone(&store), workers, peers, fair_chunks);
+        starter.spawn("opener".to_owned(), move || opener.run(&opener_inbox))?;
 
         let jobs = Jobs::new(have);
         let parts = LaneParts {
@@ -166,6 +169,7 @@ impl Pipeline {
                 lane: number as u16,
                 jobs: jobs.clone(),
                 writers: writers.clone(),
+                fair_chunks,
                 from_writers,
                 opener: to_opener.clone(),
                 closer: to_closer.clone(),
@@ -220,7 +224,6 @@ impl Pipeline {
         }
         Ok(Self {
             store,
-            store_status: ArcSwap::from_pointee(store_status),
             catalog,
             registry,
             tail,
@@ -269,7 +272,7 @@ impl Pipeline {
             // that packets behind its last ones may be missing, as after a crash.
             tracing::error!("the last packets were lost; the run is left without a clean end");
         } else {
-            lock(&self.store).end_run()?;
+            self.store.end_run()?;
         }
         Ok(self.lanes.iter().map(|lane| lane.books.snapshot()).collect())
     }
@@ -304,18 +307,9 @@ impl Pipeline {
         &self.tail
     }
 
-    /// State of the store; while somebody works on it, as it was before. Never waits: opening or
-    /// closing a segment takes as long as a device needs to flush, and a slow device is what people
-    /// then look for.
-    pub fn store_status(&self) -> Arc<StoreStatus> {
-        match self.store.try_lock() {
-            Ok(store) => self.store_status.store(Arc::new(store.status())),
-            Err(TryLockError::Poisoned(store)) => {
-                self.store_status.store(Arc::new(store.into_inner().status()));
-            }
-            Err(TryLockError::WouldBlock) => {}
-        }
-        self.store_status.load_full()
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// What queries may look at now: everything durable. Takes no lock of the store. Waits a little
@@ -381,17 +375,36 @@ impl Starter {
         Ok(())
     }
 
+    /// Starts the threads that open segments, one a volume: a device that hangs has its own.
+    fn open_threads(
+        &mut self,
+        volumes: usize,
+        store: &Arc<Store>,
+    ) -> Result<(Vec<Sender<Work>>, Receiver<Done>), PipelineError> {
+        let (to_opener, done) = bounded(OPENER_INBOX);
+        let mut workers = Vec::new();
+        for volume in 0..volumes {
+            // As many as orders can be under way.
+            let (sender, orders) = bounded(OPENER_INBOX);
+            workers.push(sender);
+            let (store, to_opener) = (Arc::clone(store), to_opener.clone());
+            let work = move || opener::work(volume, &store, &orders, &to_opener);
+            self.spawn(format!("open-{volume}"), work)?;
+        }
+        Ok((workers, done))
+    }
+
     /// Starts a volume's writer. Its queue is made on its own thread, because io_uring wants one
     /// submitter.
     fn writer(
         &mut self,
-        volume: usize,
+        (volume, peers): (usize, Vec<Arc<WriterShared>>),
         channels: WriterChannels,
-        (sign, times): (Arc<()>, Arc<BufferTimes>),
+        (sign, times, store): (Arc<()>, Arc<BufferTimes>, Arc<Store>),
         pool: &Pool,
         options: &PipelineOptions,
     ) -> Result<VolumeView, PipelineError> {
-        let shared = Arc::new(WriterShared::default());
+        let shared = Arc::clone(&peers[volume]);
         let (report_to, report) = bounded(1);
         let (pool, queue_maker) = (pool.clone(), options.queue.clone());
         let bounds = (options.commit_interval, options.stall);
@@ -407,7 +420,7 @@ impl Starter {
             };
             *lock(&thread_shared.report) = Some(queue.report());
             let _ = report_to.send(Ok(()));
-            let writer = Writer::new(queue, channels, pool, bounds, thread_shared, times);
+            let writer = Writer::new(queue, channels, pool, bounds, (volume, peers), times, store);
             writer.run();
             drop(sign);
         })?;

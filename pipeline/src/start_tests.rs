@@ -82,6 +82,7 @@ impl Source for Paced {
 
 struct Rig {
     pipeline: Pipeline,
+    disk: SimMedia,
     allowed: Arc<AtomicU64>,
 }
 
@@ -115,7 +116,7 @@ impl Rig {
             ..PipelineOptions::default()
         };
         let pipeline = Pipeline::start(store, pool, vec![lane], &options, clock).unwrap();
-        Self { pipeline, allowed }
+        Self { pipeline, disk, allowed }
     }
 
     /// Lets packets through up to this number and waits until all of them are stored.
@@ -193,14 +194,17 @@ fn not_promised_while_held(topology: Topology) {
 /// Somebody closed a segment on a device that took a minute for a flush; meanwhile nobody could see
 /// the status or the metrics.
 #[test]
-fn the_status_is_told_while_the_store_is_busy() {
+fn the_status_is_told_while_a_volume_hangs() {
     let age = Duration::from_millis(20);
     let rig = Rig::start(&[LinkType::ETHERNET], vec![0; 2], age, Topology::Auto);
     rig.store(1);
-    let before = rig.pipeline.store_status();
-    let busy = lock(&rig.pipeline.store);
-    assert_eq!(rig.pipeline.store_status().id, before.id);
-    drop(busy);
+    let hangs = || rig.pipeline.store().status().volumes[0].hangs;
+    assert!(!hangs());
+    // The next sign of life does.
+    rig.disk.hang(true);
+    rig.wait("seen to hang", hangs);
+    rig.disk.hang(false);
+    rig.wait("seen to work again", || !hangs());
     rig.end();
 }
 
@@ -211,9 +215,8 @@ fn a_segment_that_is_late_does_not_keep_the_lane_from_its_source() {
         let order = vec![0; PACKETS as usize];
         let age = Duration::from_millis(20);
         let rig = Rig::start(&[LinkType::ETHERNET], order, age, topology);
-        let store = Arc::clone(&rig.pipeline.store);
-        // The opener cannot open the first segment meanwhile.
-        let held = lock(&store);
+        // The first segment cannot be opened meanwhile.
+        rig.disk.hang(true);
         rig.allowed.store(PACKETS, Ordering::Release);
         let books = &rig.pipeline.lanes[0].books;
         rig.wait("taken", || {
@@ -221,7 +224,7 @@ fn a_segment_that_is_late_does_not_keep_the_lane_from_its_source() {
             snapshot.received == PACKETS && snapshot.in_ring == 0
         });
         assert_eq!(books.snapshot().in_flight, PACKETS, "they wait in the buffer");
-        drop(held);
+        rig.disk.hang(false);
         rig.store(PACKETS);
         rig.end();
     }

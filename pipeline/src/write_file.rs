@@ -70,6 +70,7 @@ enum State {
 pub(crate) struct Held {
     job: WriteJob,
     state: State,
+    arrived: Instant,
     since: Instant,
 }
 
@@ -119,7 +120,8 @@ impl WriteFile {
             self.first = job.number;
         }
         debug_assert_eq!(job.number as usize, self.first as usize + self.chunks.len());
-        self.chunks.push_back(Held { job, state: State::Waiting, since: Instant::now() });
+        let arrived = Instant::now();
+        self.chunks.push_back(Held { job, state: State::Waiting, arrived, since: arrived });
     }
 
     /// Chunks to submit. Those of a file that failed go back instead.
@@ -193,6 +195,11 @@ impl WriteFile {
     pub(crate) fn oldest_under_way(&self) -> Option<Instant> {
         let writing = self.chunks.iter().filter(|held| held.state == State::Writing);
         writing.map(|held| held.since).chain(self.syncing_since).min()
+    }
+
+    /// When the oldest chunk that it holds arrived.
+    pub(crate) fn oldest_arrival(&self) -> Option<Instant> {
+        self.chunks.front().map(|held| held.arrived)
     }
 
     /// Something was written that no successful flush covers yet.

@@ -17,7 +17,7 @@
 //! chunks: the device may have dropped the others' bytes with those that it told of.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use wirevault_buffer::Pool;
 use wirevault_format::Cause;
 use wirevault_nvme::{Completion, Queue, QueueReport};
+use wirevault_storage::{Load, Store};
 use wirevault_telemetry::histogram::Latency;
 
 use crate::ack::Span;
@@ -46,6 +47,11 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 const GATHER: Duration = Duration::from_millis(5);
 /// Chunks of one file that are submitted in a row before it is another file's turn: 4 MiB.
 const RUN_CHUNKS_MAX: usize = 16;
+/// A device that takes a hundred times what 99 of 100 operations take has something else to do than
+/// this one, as far as a volume that takes over is concerned.
+const PATIENCE_SHARE: u64 = 100;
+/// But not less than this: a device that resets, or a path that changes, is back by then.
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// Tokens of flushes have this bit; tokens of writes do not. Below it stand the file's key and, for
 /// a write, the chunk's number.
 const SYNC_TOKEN: u64 = 1 << 63;
@@ -65,17 +71,34 @@ pub struct WriterShared {
     /// Time from the submission of a flush to its completion.
     pub sync_latency: Latency,
     /// Bytes written.
-    pub written_bytes: std::sync::atomic::AtomicU64,
+    pub written_bytes: AtomicU64,
     /// Chunks that the device did not take and that went back to be sealed again.
-    pub failed_chunks: std::sync::atomic::AtomicU64,
+    pub failed_chunks: AtomicU64,
     /// Index deltas that found no room on their way.
-    pub lost_deltas: std::sync::atomic::AtomicU64,
+    pub lost_deltas: AtomicU64,
     /// The device has not answered for longer than it may. See [`PipelineOptions::stall`].
     ///
     /// [`PipelineOptions::stall`]: crate::PipelineOptions::stall
     pub stalled: AtomicBool,
     /// The last write or flush that failed.
     pub error: Mutex<Option<String>>,
+    /// Chunks that were handed over and are neither durable nor given back.
+    pub held_chunks: AtomicUsize,
+    /// How much longer than it should the oldest of them has been there, ns.
+    pub queue_ns: AtomicU64,
+}
+
+impl WriterShared {
+    /// What the choice of a volume wants to know, while so many segments are being opened there; a
+    /// writer that holds more than its fair number of chunks is avoided.
+    pub(crate) fn load(&self, opening: u32, fair_chunks: usize) -> Load {
+        let crowded = self.held_chunks.load(Ordering::Relaxed) > fair_chunks;
+        Load {
+            opening,
+            queue: Duration::from_nanos(self.queue_ns.load(Ordering::Relaxed)),
+            avoid: crowded || self.stalled.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// Where chunks come from and go to.
@@ -92,7 +115,11 @@ pub(crate) struct Writer {
     pool: Pool,
     commit_interval: Duration,
     stall: Duration,
+    store: Arc<Store>,
+    /// Of this volume.
     shared: Arc<WriterShared>,
+    /// Of all volumes.
+    peers: Vec<Arc<WriterShared>>,
     times: Arc<BufferTimes>,
     files: Vec<WriteFile>,
     next_key: u32,
@@ -115,16 +142,20 @@ impl Writer {
         channels: WriterChannels,
         pool: Pool,
         (commit_interval, stall): (Duration, Duration),
-        shared: Arc<WriterShared>,
+        (volume, peers): (usize, Vec<Arc<WriterShared>>),
         times: Arc<BufferTimes>,
+        store: Arc<Store>,
     ) -> Self {
+        let shared = Arc::clone(&peers[volume]);
         let chunks = pool.capacity();
         Self {
             queue,
             channels,
             commit_interval,
             stall,
+            store,
             shared,
+            peers,
             times,
             files: Vec::with_capacity(FILES),
             next_key: 0,
@@ -315,7 +346,15 @@ impl Writer {
     /// Gives segments up whose device hangs, so that their lanes go on elsewhere. What the device
     /// has stays with it until it answers.
     fn watch(&mut self) {
-        let stalled = self.queue.oldest().is_some_and(|since| since.elapsed() > self.stall);
+        let now = Instant::now();
+        let arrived = self.files.iter().filter_map(WriteFile::oldest_arrival).min();
+        let held = arrived.map_or(Duration::ZERO, |arrived| now - arrived);
+        let late = held.saturating_sub(GATHER + 2 * self.commit_interval);
+        self.shared.queue_ns.store(late.as_nanos() as u64, Ordering::Relaxed);
+        let age = self.queue.oldest().map_or(Duration::ZERO, |since| now - since);
+        let patience =
+            if age > PATIENCE_MIN.min(self.stall) { self.patience() } else { self.stall };
+        let stalled = age > patience;
         self.shared.stalled.store(stalled, Ordering::Relaxed);
         if !stalled {
             return;
@@ -324,11 +363,25 @@ impl Writer {
             let file = &self.files[at];
             // One by one: a segment that was opened since has its own time.
             if file.segment.failure().is_none()
-                && file.oldest_under_way().is_some_and(|since| since.elapsed() > self.stall)
+                && file.oldest_under_way().is_some_and(|since| now - since > patience)
             {
-                self.fail(at, &format!("the device has not answered for {:?}", self.stall));
+                self.fail(at, &format!("the device has not answered for {patience:?}"));
             }
         }
+    }
+
+    /// How long the device may take for an answer: as long as is known to be too long for any, or
+    /// less where another volume takes over and this device is known to be quick.
+    fn patience(&self) -> Duration {
+        let others = self.peers.iter().filter(|peer| !Arc::ptr_eq(peer, &self.shared));
+        if others.clone().all(|peer| peer.stalled.load(Ordering::Relaxed)) {
+            return self.stall;
+        }
+        let usual_ns = |latency: &Latency| latency.snapshot().quantile_ns(0.99).unwrap_or(u64::MAX);
+        let usual_ns =
+            usual_ns(&self.shared.write_latency).max(usual_ns(&self.shared.sync_latency));
+        let long = Duration::from_nanos(usual_ns.saturating_mul(PATIENCE_SHARE));
+        long.max(PATIENCE_MIN).min(self.stall)
     }
 
     /// Nothing of the file is acknowledged any more.
@@ -340,6 +393,8 @@ impl Writer {
         let (volume, place) = (&segment.open.name, segment.open.place);
         let why = format!("volume {volume}, place {place}: {why}");
         tracing::error!("{why}");
+        // Before a lane learns of it, so that the store knows when it chooses the next volume.
+        self.store.suspect_volume(segment.open.volume, &why);
         segment.fail(&why);
         *lock(&self.shared.error) = Some(why);
     }
@@ -400,6 +455,7 @@ impl Writer {
             }
         }
         acks.acknowledged(spans);
+        shared.held_chunks.fetch_sub(chunks as usize, Ordering::Relaxed);
         file.segment.settled_chunks.fetch_add(chunks, Ordering::AcqRel);
     }
 
@@ -421,6 +477,7 @@ impl Writer {
         }
         if chunks > 0 {
             self.shared.failed_chunks.fetch_add(u64::from(chunks), Ordering::Relaxed);
+            self.shared.held_chunks.fetch_sub(chunks as usize, Ordering::Relaxed);
             // Behind the chunks themselves: whoever sees this number finds all of them.
             file.segment.settled_chunks.fetch_add(chunks, Ordering::AcqRel);
         }

@@ -1,69 +1,91 @@
 //! Opening a segment: which volume, what has to go for it, which key, and in which order that
 //! becomes durable.
 
+use std::sync::atomic::Ordering;
+
 use wirevault_format::segment::SegmentHeader;
 use wirevault_format::table::{RunEntry, SegmentEntry, SegmentState};
 use wirevault_format::{FormatError, Interface};
 use wirevault_seal::{Purpose, SealError, SegmentKeys, random};
 
 use crate::StorageError;
+use crate::choose::{Load, ranked};
 use crate::create::encode_error;
 use crate::plan::{flows_max, index_reserve_bytes};
+use crate::room::Held;
+use crate::standing::SharedVolume;
 use crate::store::{OpenRequest, OpenSegment, Store};
 use crate::view::Showing;
-use crate::volume::key_error;
+use crate::volume::{VolumeWriter, key_error};
 
 impl Store {
-    /// Opens a segment: on a volume that is not suspect, with the fewest open segments, then with
-    /// the most room, then with the oldest data. If that volume refuses, the others are asked.
+    /// Opens a segment on the volume that ranks first (module `choose`). If that volume refuses,
+    /// the others are asked.
     ///
     /// # Errors
-    /// What the first volume said, if all refuse: `Exhausted`, `DiskFull`, `Device`, `Failed`,
-    /// `Key`. `Misuse` without a run, `Encode` if the interfaces do not fit a header.
-    pub fn open_segment(&mut self, request: OpenRequest<'_>) -> Result<OpenSegment, StorageError> {
-        let Some((_, run)) = self.run.clone() else {
-            let what = "a segment opens within a run only: begin one".to_owned();
-            return Err(StorageError::Misuse { what });
-        };
-        let mut order: Vec<usize> = (0..self.volumes.len()).collect();
-        order.sort_by_cached_key(|number| {
-            let volume = &self.volumes[*number];
-            let left = volume.left_bytes(self.reserve_percent);
-            // Less than a segment is no room at all: something has to go on each such volume.
-            let segments_left = left / volume.superblock().segment_bytes;
-            let oldest = volume.ledger().oldest().next().map(|(ordinal, _)| ordinal);
-            let failed = volume.failed().is_some();
-            let suspect = volume.suspect().is_some();
-            (failed, suspect, volume.ledger().open(), u64::MAX - segments_left, oldest)
-        });
+    /// What the first volume said, if all refuse: as [`Store::open_segment_on`].
+    pub fn open_segment(&self, request: OpenRequest<'_>) -> Result<OpenSegment, StorageError> {
         let mut first_error = None;
-        for number in order {
-            match self.open_on(number, &run, &request) {
-                Ok(open) => {
-                    self.volumes[number].note_room(None);
-                    return Ok(open);
-                }
-                Err(error) => {
-                    self.volumes[number].note_room(Some(&error));
-                    first_error.get_or_insert(error);
-                }
+        for number in self.ranked_volumes(|_| Load::default()) {
+            match self.open_segment_on(number, request) {
+                Ok(open) => return Ok(open),
+                Err(error) => drop(first_error.get_or_insert(error)),
             }
         }
         let what = || "the store has no volume".to_owned();
         Err(first_error.unwrap_or_else(|| StorageError::Misuse { what: what() }))
     }
 
-    fn open_on(
-        &mut self,
+    /// Numbers of the volumes, in the order in which they are to be asked for the next segment.
+    /// `load` tells what their writers have to do. Waits for no device.
+    pub fn ranked_volumes(&self, load: impl Fn(usize) -> Load) -> Vec<usize> {
+        let candidate = |(number, volume): (usize, &SharedVolume)| volume.candidate(load(number));
+        let candidates: Vec<_> = self.volumes.iter().enumerate().map(candidate).collect();
+        ranked(&candidates)
+    }
+
+    /// Opens a segment on this volume. Takes as long as its device needs for some flushes.
+    ///
+    /// # Errors
+    /// `Exhausted`, `DiskFull`, `Device`, `Failed`, `Key`. `Misuse` without a run, or without such a
+    /// volume; `Encode` if the interfaces do not fit a header.
+    pub fn open_segment_on(
+        &self,
         number: usize,
+        request: OpenRequest<'_>,
+    ) -> Result<OpenSegment, StorageError> {
+        let run = self.desk().run.clone().map(|(_, run)| run);
+        let (Some(run), Some(volume)) = (run, self.volumes.get(number)) else {
+            let what = "a segment opens within a run, on a volume of the store".to_owned();
+            return Err(StorageError::Misuse { what });
+        };
+        self.desk().opening.push(request.lane);
+        let opened = self.room_in_budget(number, request.lane, run.import).and_then(|over| {
+            volume.work(|volume| {
+                let opened = self.open_on((number, volume), &run, &request, over);
+                volume.note_room(opened.as_ref().err());
+                opened
+            })
+        });
+        let opening = &mut self.desk().opening;
+        if let Some(at) = opening.iter().position(|lane| *lane == request.lane) {
+            opening.swap_remove(at);
+        }
+        opened.inspect(|_| volume.note_opened())
+    }
+
+    fn open_on(
+        &self,
+        (number, volume): (usize, &mut VolumeWriter),
         run: &RunEntry,
         request: &OpenRequest<'_>,
+        over: Vec<Held>,
     ) -> Result<OpenSegment, StorageError> {
-        let place = self.make_room(number, request.lane, run.import)?;
-        let keys = self.take_key(number)?;
+        let place = self.make_room(volume, over)?;
+        let keys = self.take_key(volume)?;
         let life = match &keys {
             Some(keys) => keys.life(),
-            None => random::life_id().map_err(|e| key_error(&self.volumes[number].name, e))?,
+            None => random::life_id().map_err(|e| key_error(&volume.name, e))?,
         };
         let entry = SegmentEntry {
             state: SegmentState::Open,
@@ -73,25 +95,21 @@ impl Store {
             link_type: request.link_type,
             life,
             run: run.run,
-            ordinal: self.next_ordinal,
+            // The number is spent whatever becomes of the segment: who knows what a device kept.
+            ordinal: self.next_ordinal.fetch_add(1, Ordering::Relaxed),
             opened_ns: self.clock.unix_ns(),
             ..SegmentEntry::default()
         };
         let region =
-            self.header_region(number, place, &entry, keys.as_ref(), request.interfaces)?;
-        let volume = &mut self.volumes[number];
+            self.header_region(&volume.name, place, &entry, keys.as_ref(), request.interfaces)?;
         let file = volume.make_segment_file(place, &region)?;
-        // The number is spent even if the entry cannot be written: who knows what the device kept.
-        self.next_ordinal += 1;
         volume.set_segments(&[(place, entry.clone())])?;
-        self.open.insert(life, (number, place));
-        self.top_up(number);
-        let volume = &self.volumes[number];
+        self.desk().open.insert(life, (number, place));
+        self.top_up(volume);
         let segment_bytes = volume.superblock().segment_bytes;
-        let name = volume.name.clone();
         Ok(OpenSegment {
             volume: number,
-            name,
+            name: volume.name.clone(),
             place,
             file,
             keys,
@@ -107,7 +125,7 @@ impl Store {
 
     fn header_region(
         &self,
-        number: usize,
+        volume: &str,
         place: u32,
         entry: &SegmentEntry,
         keys: Option<&SegmentKeys>,
@@ -125,7 +143,6 @@ impl Store {
             place,
             opened_ns: entry.opened_ns,
         };
-        let volume = &self.volumes[number].name;
         let region = header.encode(interfaces, |aad, table| {
             let reason = "a plain segment has no header to seal";
             let keys = keys.ok_or(SealError::NoSealer { life: entry.life, reason })?;
@@ -137,14 +154,13 @@ impl Store {
         })
     }
 
-    fn take_key(&mut self, number: usize) -> Result<Option<SegmentKeys>, StorageError> {
+    fn take_key(&self, volume: &mut VolumeWriter) -> Result<Option<SegmentKeys>, StorageError> {
         if !self.is_sealed() {
             return Ok(None);
         }
-        if self.volumes[number].spares() == 0 {
-            self.volumes[number].rewrite_ring(self.spares_wanted)?;
+        if volume.spares() == 0 {
+            volume.rewrite_ring(self.desk().spares_wanted)?;
         }
-        let volume = &mut self.volumes[number];
         let spare = volume.take_spare();
         spare.map(Some).ok_or_else(|| StorageError::Exhausted {
             volume: volume.name.clone(),
@@ -154,12 +170,11 @@ impl Store {
 
     /// Writes the ring again when fewer than half of the spares are left. A failure is no reason to
     /// stop while there are spares.
-    fn top_up(&mut self, number: usize) {
-        let volume = &mut self.volumes[number];
-        let wanted = volume.spares_wanted(self.spares_wanted);
+    fn top_up(&self, volume: &mut VolumeWriter) {
+        let wanted = volume.spares_wanted(self.desk().spares_wanted);
         if volume.superblock().sealed && volume.spares() < wanted / 2 {
             let written = volume.rewrite_ring(wanted);
-            self.key_trouble = written.err().map(|error| error.to_string());
+            self.desk().key_trouble = written.err().map(|error| error.to_string());
         }
     }
 }

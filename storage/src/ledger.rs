@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use wirevault_format::table::{SegmentEntry, SegmentState};
 
@@ -33,7 +34,13 @@ pub(crate) struct Ledger {
 struct LaneShare {
     segments: usize,
     used_bytes: u128,
-    closed: BTreeSet<(u64, u32)>,
+    closed: BTreeMap<(u64, u32), u64>,
+}
+
+/// Looks at a ledger that others may change.
+pub(crate) fn read(ledger: &RwLock<Ledger>) -> RwLockReadGuard<'_, Ledger> {
+    // Whoever changed it left it whole.
+    ledger.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ledger {
@@ -95,9 +102,11 @@ impl Ledger {
         self.lanes.range(lanes.clone()).map(|(_, share)| share.used_bytes).sum()
     }
 
-    /// Ordinals and places of the closed live segments of these lanes, each lane's oldest first.
-    pub(crate) fn lanes_closed(&self, lanes: &Range<u16>) -> impl Iterator<Item = (u64, u32)> {
-        self.lanes.range(lanes.clone()).flat_map(|(_, share)| share.closed.iter().copied())
+    /// Ordinals, places and bytes of the closed live segments of these lanes, each lane's oldest
+    /// first.
+    pub(crate) fn lanes_closed(&self, lanes: &Range<u16>) -> impl Iterator<Item = (u64, u32, u64)> {
+        let closed = self.lanes.range(lanes.clone()).flat_map(|(_, share)| &share.closed);
+        closed.map(|((ordinal, place), bytes)| (*ordinal, *place, *bytes))
     }
 
     fn add(&mut self, place: u32, entry: &SegmentEntry) {
@@ -117,7 +126,7 @@ impl Ledger {
             share.segments += 1;
             share.used_bytes += bytes;
             if entry.state == SegmentState::Closed {
-                share.closed.insert((entry.ordinal, place));
+                share.closed.insert((entry.ordinal, place), entry.file_bytes);
             }
         }
     }

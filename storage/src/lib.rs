@@ -16,16 +16,19 @@
 //! the power at every one of them.
 //!
 //! - [`plan`](mod@plan): sizes. [`create`](mod@create): making a store. [`open`]: opening one.
-//! - [`store`]: the writer. `allocate`: which volume, which key. `room`: what goes for quota,
-//!   reserve and budgets. [`view`]: catalog and status. [`finish`]: index and footer of a segment.
-//!   `digests`: what stands for them outside of it. [`reindex`]: its index from its chunks.
-//!   [`recovery`]: closing what a crash left open.
+//! - [`store`]: the writer. `choose`: which volume takes the next segment. `room`: what goes for
+//!   quota, reserve and budgets. `allocate`: which key, and in which order. `standing`: a volume
+//!   under its lock, and what is known without. [`view`]: catalog and status. [`finish`]: index and
+//!   footer of a segment. `digests`: what stands for them
+//!   outside of it. [`reindex`]: its index from its chunks. [`recovery`]: closing what a crash left
+//!   open.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
 //!   to.
 
 #![forbid(unsafe_code)]
 
 mod allocate;
+mod choose;
 pub mod create;
 mod digests;
 pub mod error;
@@ -37,10 +40,12 @@ pub mod plan;
 pub mod recovery;
 pub mod reindex;
 mod room;
+mod standing;
 pub mod store;
 pub mod view;
 mod volume;
 
+pub use choose::{Load, Wear};
 pub use create::{create, create_planned};
 pub use digests::{Mended, mend_digests};
 pub use error::StorageError;

@@ -8,7 +8,6 @@
 //! | 4 | marks runs as crashed | runs whose segments are all closed |
 //! | 5 | key rings: lives of the table, fresh spares | the older ring or the newer one |
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -47,31 +46,19 @@ impl Store {
         let Some(first) = volumes.first() else {
             return Err(StorageError::Volumes { volumes: 0, max: 1 });
         };
-        let ordinals = volumes.iter().flat_map(VolumeWriter::entries).map(|entry| entry.ordinal);
+        let id = first.superblock().store;
         let shared = Arc::new(SharedCatalog::new(view::catalog(&volumes)));
-        let mut store = Self {
-            id: first.superblock().store,
-            next_ordinal: ordinals.max().unwrap_or(0) + 1,
-            volumes,
-            clock,
-            shared,
-            run: None,
-            open: HashMap::new(),
-            spares_wanted: SPARES_MIN,
-            key_trouble: None,
-            witness: Box::new(|_| ()),
-            reserve_percent: 0,
-            budgets: Vec::new(),
-        };
-        let shared = &store.shared;
-        store.volumes.iter_mut().for_each(|volume| volume.show_changes_in(shared));
-        let mut report = recovery::recover_segments(&mut store)?;
+        volumes.iter_mut().for_each(|volume| volume.show_changes_in(&shared));
+        let store = Self::new(id, volumes, clock, shared);
+        let mut report = recovery::recover_segments(&store)?;
         report.files_removed = store.remove_leftovers()?;
-        store.volumes.iter_mut().try_for_each(VolumeWriter::cut_digests)?;
+        for volume in &store.volumes {
+            volume.work(VolumeWriter::cut_digests)?;
+        }
         report.runs_crashed = store.mark_crashed()?;
-        for volume in &mut store.volumes {
-            let wanted = volume.spares_wanted(SPARES_MIN);
-            volume.rewrite_ring(wanted)?;
+        store.desk().spares_wanted = SPARES_MIN;
+        for volume in &store.volumes {
+            volume.work(|volume| volume.rewrite_ring(volume.spares_wanted(SPARES_MIN)))?;
         }
         Ok((store, report))
     }
@@ -117,9 +104,10 @@ impl Store {
 
     /// Removes files that are named like segments and lie at free places: a crash left them between
     /// two steps of opening or giving up a segment.
-    fn remove_leftovers(&mut self) -> Result<u32, StorageError> {
+    fn remove_leftovers(&self) -> Result<u32, StorageError> {
         let mut removed = 0;
         for volume in &self.volumes {
+            let volume = volume.look();
             let media = &volume.volume.media;
             let names = media.list().map_err(|e| device(&volume.name, "list its files", e))?;
             let free = |place: &u32| {
@@ -134,20 +122,21 @@ impl Store {
         Ok(removed)
     }
 
-    fn mark_crashed(&mut self) -> Result<Vec<RunId>, StorageError> {
-        let first = &mut self.volumes[0];
+    fn mark_crashed(&self) -> Result<Vec<RunId>, StorageError> {
         let running = |(_, run): &(usize, &RunEntry)| run.state == RunState::Running;
-        let crashed: Vec<(usize, RunEntry)> = first
-            .runs()
-            .iter()
-            .enumerate()
-            .filter(running)
-            .map(|(at, run)| (at, RunEntry { state: RunState::Crashed, ..run.clone() }))
-            .collect();
-        for (at, run) in &crashed {
-            first.set_run(*at, run.clone())?;
-        }
-        Ok(crashed.iter().map(|(_, run)| run.run).collect())
+        self.volumes[0].work(|first| {
+            let crashed: Vec<(usize, RunEntry)> = first
+                .runs()
+                .iter()
+                .enumerate()
+                .filter(running)
+                .map(|(at, run)| (at, RunEntry { state: RunState::Crashed, ..run.clone() }))
+                .collect();
+            for (at, run) in &crashed {
+                first.set_run(*at, run.clone())?;
+            }
+            Ok(crashed.iter().map(|(_, run)| run.run).collect())
+        })
     }
 }
 

@@ -63,7 +63,7 @@ pub struct RecoveredSegment {
 }
 
 /// Closes or frees every interrupted segment of the store.
-pub(crate) fn recover_segments(store: &mut Store) -> Result<RecoveryReport, StorageError> {
+pub(crate) fn recover_segments(store: &Store) -> Result<RecoveryReport, StorageError> {
     let mut report = RecoveryReport::default();
     let catalog = store.catalog(store.clock.unix_ns());
     let interrupted = catalog.segments.iter().filter(|it| it.entry.state == SegmentState::Open);
@@ -77,12 +77,13 @@ pub(crate) fn recover_segments(store: &mut Store) -> Result<RecoveryReport, Stor
                 continue;
             }
         };
-        store.volumes[number].set_segments(&[(segment.place, entry)])?;
+        let volume = &store.volumes[number];
+        volume.work(|volume| volume.set_segments(&[(segment.place, entry)]))?;
         match recovered {
             Some(recovered) => report.segments.push(recovered),
             None => {
                 report.segments_freed += 1;
-                store.volumes[number].remove_segment_files(&[segment.place])?;
+                volume.look().remove_segment_files(&[segment.place])?;
             }
         }
     }
@@ -145,7 +146,7 @@ impl Store {
         segment: &Segment,
         reader: &SegmentReader,
     ) -> Result<OpenSegment, StorageError> {
-        let volume = &self.volumes[number];
+        let volume = self.volumes[number].look();
         let file_name = segment_file_name(segment.place);
         let failed = |source| device(&volume.name, &format!("open {file_name}"), source);
         let file = volume.volume.media.open(&file_name, OpenMode::ReadWrite).map_err(failed)?;
@@ -171,7 +172,7 @@ impl Store {
             data_end: segment_bytes - index_reserve_bytes(segment_bytes),
             segment_bytes,
             flows_max: flows_max(segment_bytes),
-            showing: Showing::new(&self.shared, volume),
+            showing: Showing::new(&self.shared, &volume),
         })
     }
 
@@ -183,7 +184,7 @@ impl Store {
         segment: &Segment,
         error: &IndexError,
     ) -> Result<Outcome, StorageError> {
-        let volume = &self.volumes[number];
+        let volume = self.volumes[number].look();
         let file_name = segment_file_name(segment.place);
         let failed = |source| device(&volume.name, &format!("measure {file_name}"), source);
         let file_bytes = match volume.volume.media.open(&file_name, OpenMode::Read) {

@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use wirevault_format::table::SegmentEntry;
+use wirevault_format::table::{SegmentEntry, SegmentState};
 
 use crate::StorageError;
 use crate::plan::SEGMENTS_PER_VOLUME;
@@ -47,10 +47,15 @@ pub(crate) struct Disk {
     pub(crate) reserve_bytes: u64,
 }
 
+/// A segment of a volume: its ordinal and its place.
+pub(crate) type Held = (u64, u32);
+
 impl Store {
     /// Leaves this part of each file system to others. 0: only the quota counts.
     pub fn set_reserve(&mut self, percent: u8) {
-        self.reserve_percent = percent.min(100);
+        for volume in &self.volumes {
+            volume.work(|volume| volume.set_reserve(percent));
+        }
     }
 
     /// Limits what the live segments of some lanes take. Lanes go by their number: segments of
@@ -60,7 +65,7 @@ impl Store {
     /// `Quota` with the arithmetic if a budget holds fewer than [`SEGMENTS_PER_BUDGET_LANE`]
     /// segments for each of its lanes.
     pub fn set_budgets(&mut self, budgets: Vec<Budget>) -> Result<(), StorageError> {
-        let each = self.volumes.iter().map(|it| it.superblock().segment_bytes);
+        let each = self.volumes.iter().map(|it| it.status().segment_bytes);
         let segment_bytes = each.max().unwrap_or(0);
         for Budget { lanes, bytes } in &budgets {
             let need = lanes.len() as u64 * SEGMENTS_PER_BUDGET_LANE * segment_bytes;
@@ -77,53 +82,71 @@ impl Store {
         Ok(())
     }
 
-    /// Gives up what has to go until a full segment of this lane fits the volume, and names a
-    /// place.
+    /// Gives up what has to go until a full segment fits the volume, `over` in any case, and names
+    /// a place.
     pub(crate) fn make_room(
-        &mut self,
-        number: usize,
-        lane: u16,
-        import: bool,
+        &self,
+        volume: &mut VolumeWriter,
+        over: Vec<Held>,
     ) -> Result<u32, StorageError> {
-        let volume = &self.volumes[number];
-        if let Some(why) = volume.failed() {
-            let (volume, why) = (volume.name.clone(), why.to_owned());
-            return Err(StorageError::Failed { volume, why });
-        }
-        let over = if import { Vec::new() } else { self.over_budget(number, lane)? };
-        let here = over.iter().filter(|(volume, _)| *volume == number).map(|(_, place)| *place);
-        let room = Room::plan(volume, volume.disk(self.reserve_percent), here.collect())?;
-        for other in (0..self.volumes.len()).filter(|other| *other != number) {
-            let there = over.iter().filter(|(volume, _)| *volume == other);
-            self.give_up(other, &there.map(|(_, place)| *place).collect::<Vec<_>>())?;
-        }
-        self.give_up(number, &room.evict)?;
+        let room = Room::plan(volume, over)?;
+        self.give_up(volume, &room.evict)?;
         Ok(room.place)
     }
 
-    /// The oldest segments of the lane's budget, as volume and place, that have to go before
-    /// another one fits it.
-    fn over_budget(&self, number: usize, lane: u16) -> Result<Vec<(usize, u32)>, StorageError> {
+    /// Makes room for a segment in the budget of its lane: gives up what has to go on other
+    /// volumes, and names what has to go on this one, by ordinal and place.
+    pub(crate) fn room_in_budget(
+        &self,
+        number: usize,
+        lane: u16,
+        import: bool,
+    ) -> Result<Vec<Held>, StorageError> {
+        let over = if import { Vec::new() } else { self.over_budget(number, lane)? };
+        let of = |volume: usize| -> Vec<Held> {
+            let there = over.iter().filter(|(at, _)| *at == volume);
+            there.map(|(_, segment)| *segment).collect()
+        };
+        let here = of(number);
+        if here.len() < over.len() {
+            // A refusal takes nothing.
+            Room::plan(&self.volumes[number].look(), here.clone())?;
+        }
+        for (other, volume) in self.volumes.iter().enumerate() {
+            let there = if other == number { Vec::new() } else { of(other) };
+            if !there.is_empty() {
+                volume.work(|volume| self.give_up(volume, &still_closed(volume, &there)))?;
+            }
+        }
+        Ok(here)
+    }
+
+    /// The oldest segments of the lane's budget, as volume, ordinal and place, that have to go
+    /// before another one fits it. Those on devices that hang or failed cannot go now.
+    fn over_budget(&self, number: usize, lane: u16) -> Result<Vec<(usize, Held)>, StorageError> {
         let mine = self.budgets.iter().find(|budget| budget.lanes.contains(&lane));
         let Some(Budget { lanes, bytes }) = mine else { return Ok(Vec::new()) };
-        let segment_bytes = u128::from(self.volumes[number].superblock().segment_bytes);
+        // This one, and others that are being opened at the same time.
+        let opening = self.desk().opening.iter().filter(|lane| lanes.contains(lane)).count();
+        let status = self.volumes[number].status();
+        let wanted_bytes = opening as u128 * u128::from(status.segment_bytes);
         let used = self.volumes.iter().map(|volume| volume.ledger().lanes_bytes(lanes));
         let mut left_bytes = used.sum::<u128>();
-        let fits = |left_bytes: u128| left_bytes + segment_bytes <= u128::from(*bytes);
-        if fits(left_bytes) {
-            return Ok(Vec::new());
-        }
-        let closed = self.volumes.iter().enumerate().flat_map(|(number, volume)| {
-            let closed = volume.ledger().lanes_closed(lanes);
-            closed.map(move |(ordinal, place)| (ordinal, number, place))
-        });
-        let mut oldest: Vec<_> = closed.collect();
-        oldest.sort_unstable();
+        let fits = |left_bytes: u128| left_bytes + wanted_bytes <= u128::from(*bytes);
         let mut over = Vec::new();
-        for (_, number, place) in oldest {
-            let entry = &self.volumes[number].entries()[place as usize];
-            left_bytes -= u128::from(entry.file_bytes);
-            over.push((number, place));
+        if fits(left_bytes) {
+            return Ok(over);
+        }
+        let mut oldest = Vec::new();
+        for (number, volume) in self.volumes.iter().enumerate().filter(|(_, it)| it.is_well()) {
+            let ledger = volume.ledger();
+            let closed = ledger.lanes_closed(lanes);
+            oldest.extend(closed.map(|(ordinal, place, bytes)| (ordinal, number, place, bytes)));
+        }
+        oldest.sort_unstable();
+        for (ordinal, number, place, file_bytes) in oldest {
+            left_bytes -= u128::from(file_bytes);
+            over.push((number, (ordinal, place)));
             if fits(left_bytes) {
                 return Ok(over);
             }
@@ -134,16 +157,15 @@ impl Store {
             lanes.start,
             lanes.end.saturating_sub(1)
         );
-        Err(StorageError::Exhausted { volume: self.volumes[number].name.clone(), arithmetic })
+        Err(StorageError::Exhausted { volume: status.path, arithmetic })
     }
 
     /// Gives up closed segments of a volume: what readers must know of them is durable before
     /// their entries are freed, and that before their files go.
-    fn give_up(&mut self, number: usize, places: &[u32]) -> Result<(), StorageError> {
+    fn give_up(&self, volume: &mut VolumeWriter, places: &[u32]) -> Result<(), StorageError> {
         if places.is_empty() {
             return Ok(());
         }
-        let volume = &mut self.volumes[number];
         let given_up: Vec<SegmentEntry> =
             places.iter().map(|place| volume.entries()[*place as usize].clone()).collect();
         given_up.iter().for_each(|entry| (self.witness)(entry));
@@ -172,26 +194,28 @@ struct Room {
 }
 
 impl Room {
-    /// `evict` goes in any case; behind it the oldest go until a full segment fits.
-    fn plan(
-        volume: &VolumeWriter,
-        disk: Option<Disk>,
-        mut evict: Vec<u32>,
-    ) -> Result<Self, StorageError> {
+    /// `over` goes in any case; behind it the oldest go until a full segment fits.
+    fn plan(volume: &VolumeWriter, over: Vec<Held>) -> Result<Self, StorageError> {
+        if let Some(why) = volume.failed() {
+            let (volume, why) = (volume.name.clone(), why.to_owned());
+            return Err(StorageError::Failed { volume, why });
+        }
+        let (disk, ledger) = (volume.disk(), volume.ledger());
+        let mut evict = still_closed(volume, &over);
         let superblock = volume.superblock();
         let (segment_bytes, quota_bytes) = (superblock.segment_bytes, superblock.quota_bytes);
         let file_bytes = |place: u32| volume.entries()[place as usize].file_bytes;
         let mut given_up_bytes =
             evict.iter().fold(0u64, |sum, place| sum.saturating_add(file_bytes(*place)));
-        let mut oldest = volume.ledger().oldest();
-        let free = volume.ledger().first_free();
+        let mut oldest = ledger.oldest();
+        let free = ledger.first_free();
         loop {
             let place = evict.first().copied().or(free);
             // A higher place than ever makes the file of digests longer.
             let used_bytes = volume.used_bytes_with(place.map_or(0, |place| place + 1));
             let left_bytes = used_bytes.saturating_sub(given_up_bytes);
             let fits_quota = left_bytes.saturating_add(segment_bytes) <= quota_bytes;
-            let held = (volume.ledger().held() - evict.len()) as u64;
+            let held = (ledger.held() - evict.len()) as u64;
             let fits_disk = disk.is_none_or(|disk| {
                 let free_bytes = disk.free_bytes.saturating_add(given_up_bytes);
                 let reserve_bytes = if held < SEGMENTS_PER_VOLUME { 0 } else { disk.reserve_bytes };
@@ -214,6 +238,15 @@ impl Room {
             evict.push(place);
         }
     }
+}
+
+/// Places of those of the segments, by ordinal and place, that others did not give up meanwhile.
+fn still_closed(volume: &VolumeWriter, segments: &[Held]) -> Vec<u32> {
+    let there = |(ordinal, place): &&Held| {
+        let entry = &volume.entries()[*place as usize];
+        entry.state == SegmentState::Closed && entry.ordinal == *ordinal
+    };
+    segments.iter().filter(there).map(|(_, place)| *place).collect()
 }
 
 fn no_room(volume: &VolumeWriter) -> StorageError {

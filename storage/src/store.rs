@@ -10,9 +10,10 @@
 //!    quota.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
+use wirevault_format::table::{RunEntry, RunState, SegmentEntry};
 use wirevault_format::{Interface, LifeId, LinkType, RunId, StoreId};
 use wirevault_index::SharedCatalog;
 use wirevault_media::MediaFile;
@@ -20,36 +21,48 @@ use wirevault_seal::{SegmentKeys, random};
 use wirevault_telemetry::clock::Clock;
 
 use crate::StorageError;
+use crate::choose::Wear;
 use crate::finish::Finished;
 use crate::plan::{flows_max, spares_wanted};
 use crate::room::Budget;
+use crate::standing::SharedVolume;
 use crate::view::Showing;
 use crate::volume::{VolumeWriter, key_error};
 
-/// The one writer of a store. Dropping it unlocks the volumes.
+/// The one writer of a store, for several threads. Dropping it unlocks the volumes.
+///
+/// Each volume has a lock of its own, which is held through the writes and flushes of a change
+/// there: threads that work on other volumes do not wait for it.
 pub struct Store {
     pub(crate) id: StoreId,
-    pub(crate) volumes: Vec<VolumeWriter>,
+    pub(crate) sealed: bool,
+    pub(crate) volumes: Vec<SharedVolume>,
     pub(crate) clock: Arc<dyn Clock>,
     /// What queries look at; the volumes keep it up to date.
     pub(crate) shared: Arc<SharedCatalog>,
+    pub(crate) next_ordinal: AtomicU64,
+    desk: Mutex<Desk>,
+    pub(crate) witness: Witness,
+    pub(crate) budgets: Vec<Budget>,
+}
+
+/// What belongs to no volume. Its lock is taken last, and never while a device is waited for.
+#[derive(Default)]
+pub(crate) struct Desk {
     /// Place in the run table, and entry, of the run that is going on.
     pub(crate) run: Option<(usize, RunEntry)>,
-    pub(crate) next_ordinal: u64,
     /// Segments that this process opened and has not closed: volume and place.
     pub(crate) open: HashMap<LifeId, (usize, u32)>,
+    /// Lanes whose segments are being opened.
+    pub(crate) opening: Vec<u16>,
     pub(crate) spares_wanted: usize,
     /// Why the last writing of a key ring failed, if it did.
     pub(crate) key_trouble: Option<String>,
-    pub(crate) witness: Witness,
-    /// Part of each file system that is left to others.
-    pub(crate) reserve_percent: u8,
-    pub(crate) budgets: Vec<Budget>,
 }
 
 /// Is told of each segment that is given up, before anything of it goes. May take as long as a
 /// device needs for a flush.
-pub type Witness = Box<dyn Fn(&SegmentEntry) + Send>;
+pub type Witness = Box<dyn Fn(&SegmentEntry) + Send + Sync>;
 
 /// Which segment a lane wants.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +105,27 @@ pub struct OpenSegment {
 }
 
 impl Store {
+    /// A store of these volumes, in the order of their numbers, in which no run goes on.
+    pub(crate) fn new(
+        id: StoreId,
+        volumes: Vec<VolumeWriter>,
+        clock: Arc<dyn Clock>,
+        shared: Arc<SharedCatalog>,
+    ) -> Self {
+        let ordinals = volumes.iter().flat_map(VolumeWriter::entries).map(|entry| entry.ordinal);
+        Self {
+            id,
+            sealed: volumes.first().is_some_and(|volume| volume.superblock().sealed),
+            next_ordinal: AtomicU64::new(ordinals.max().unwrap_or(0) + 1),
+            volumes: volumes.into_iter().map(SharedVolume::new).collect(),
+            clock,
+            shared,
+            desk: Mutex::default(),
+            witness: Box::new(|_| ()),
+            budgets: Vec::new(),
+        }
+    }
+
     /// Store.
     pub fn id(&self) -> StoreId {
         self.id
@@ -99,7 +133,7 @@ impl Store {
 
     /// Packets, index and flow data are encrypted.
     pub fn is_sealed(&self) -> bool {
-        self.volumes[0].superblock().sealed
+        self.sealed
     }
 
     /// Sets who is told of segments that are given up; until then nobody is.
@@ -109,7 +143,7 @@ impl Store {
 
     /// Flows that the index of an open segment follows at most, on any of the volumes.
     pub fn flows_max(&self) -> u32 {
-        let each = self.volumes.iter().map(|it| flows_max(it.superblock().segment_bytes));
+        let each = self.volumes.iter().map(|it| flows_max(it.status().segment_bytes));
         each.max().unwrap_or(0)
     }
 
@@ -119,35 +153,38 @@ impl Store {
     /// # Errors
     /// `Misuse` if a run is going on; `Key` if there is no randomness or no key can be made;
     /// `Device`.
-    pub fn begin_run(&mut self, import: bool, lanes: u16) -> Result<RunId, StorageError> {
-        if let Some((_, run)) = &self.run {
-            let what = format!("run {} is going on: end it before another begins", run.run);
-            return Err(StorageError::Misuse { what });
-        }
-        let failed = |source| key_error(&self.volumes[0].name, source);
-        let now_ns = self.clock.unix_ns();
-        let entry = RunEntry {
-            state: RunState::Running,
-            import,
-            lanes,
-            run: random::run_id().map_err(failed)?,
-            started_ns: now_ns,
-            alive_ns: now_ns,
-            ended_ns: 0,
-        };
-        self.spares_wanted = self.spares_wanted.max(spares_wanted(lanes));
-        let at = self.free_run_line()?;
-        self.volumes[0].set_run(at, entry.clone())?;
-        let run = entry.run;
-        self.run = Some((at, entry));
-        Ok(run)
+    pub fn begin_run(&self, import: bool, lanes: u16) -> Result<RunId, StorageError> {
+        self.volumes[0].work(|first| {
+            if let Some((_, run)) = &self.desk().run {
+                let what = format!("run {} is going on: end it before another begins", run.run);
+                return Err(StorageError::Misuse { what });
+            }
+            let failed = |source| key_error(&first.name, source);
+            let now_ns = self.clock.unix_ns();
+            let entry = RunEntry {
+                state: RunState::Running,
+                import,
+                lanes,
+                run: random::run_id().map_err(failed)?,
+                started_ns: now_ns,
+                alive_ns: now_ns,
+                ended_ns: 0,
+            };
+            let at = self.free_run_line(first)?;
+            first.set_run(at, entry.clone())?;
+            let run = entry.run;
+            let mut desk = self.desk();
+            desk.spares_wanted = desk.spares_wanted.max(spares_wanted(lanes));
+            desk.run = Some((at, entry));
+            Ok(run)
+        })
     }
 
     /// Says durably that the run is alive.
     ///
     /// # Errors
     /// `Misuse` without a run; `Device`.
-    pub fn heartbeat(&mut self) -> Result<(), StorageError> {
+    pub fn heartbeat(&self) -> Result<(), StorageError> {
         let now_ns = self.clock.unix_ns();
         self.update_run(|run| run.alive_ns = now_ns.max(run.alive_ns))
     }
@@ -156,14 +193,14 @@ impl Store {
     ///
     /// # Errors
     /// `Misuse` without a run; `Device`: the next start then takes it for a crash.
-    pub fn end_run(&mut self) -> Result<(), StorageError> {
+    pub fn end_run(&self) -> Result<(), StorageError> {
         let now_ns = self.clock.unix_ns();
         self.update_run(|run| {
             run.alive_ns = now_ns.max(run.alive_ns);
             run.ended_ns = run.alive_ns;
             run.state = RunState::Ended;
         })?;
-        self.run = None;
+        self.desk().run = None;
         Ok(())
     }
 
@@ -172,7 +209,7 @@ impl Store {
     /// # Errors
     /// `Misuse` if the place does not hold this open segment; `Device`.
     pub fn close_segment(
-        &mut self,
+        &self,
         open: &OpenSegment,
         finished: Finished,
     ) -> Result<SegmentEntry, StorageError> {
@@ -185,9 +222,10 @@ impl Store {
             return Err(StorageError::Misuse { what });
         }
         let change = [(open.place, finished.entry.clone())];
-        self.volumes[open.volume].set_segments(&change)?;
-        self.volumes[open.volume].note_closed(&finished.entry);
-        self.open.remove(&open.entry.life);
+        let volume = &self.volumes[open.volume];
+        volume.work(|volume| volume.set_segments(&change))?;
+        volume.note_closed(&finished.entry);
+        self.desk().open.remove(&open.entry.life);
         Ok(finished.entry)
     }
 
@@ -196,43 +234,58 @@ impl Store {
     ///
     /// # Errors
     /// `Misuse` if the place does not hold this open segment; `Device`.
-    pub fn release_segment(&mut self, open: &OpenSegment) -> Result<(), StorageError> {
+    pub fn release_segment(&self, open: &OpenSegment) -> Result<(), StorageError> {
         self.check_open(open, "released")?;
-        let volume = &mut self.volumes[open.volume];
-        volume.set_segments(&[(open.place, SegmentEntry::default())])?;
-        self.open.remove(&open.entry.life);
-        volume.remove_segment_files(&[open.place])
+        self.volumes[open.volume].work(|volume| {
+            volume.set_segments(&[(open.place, SegmentEntry::default())])?;
+            self.desk().open.remove(&open.entry.life);
+            volume.remove_segment_files(&[open.place])
+        })
     }
 
-    /// A write or flush of a segment on this volume failed. Segments open there only if no other
-    /// volume takes one, until one that was opened after this is closed well. Its tables go on:
-    /// they are flushed by themselves, and a failure there is noticed there.
-    pub fn suspect_volume(&mut self, volume: usize, why: &str) {
-        if let Some(volume) = self.volumes.get_mut(volume) {
-            volume.set_suspect(why.to_owned(), self.next_ordinal);
+    /// A write or flush of a segment on this volume failed. For some time segments open there only
+    /// if no other volume takes one; then one does, on trial, and if it is closed well the volume
+    /// is as good as any. Its tables go on: they are flushed by themselves, and a failure there is
+    /// noticed there. Waits for no device.
+    pub fn suspect_volume(&self, volume: usize, why: &str) {
+        if let Some(volume) = self.volumes.get(volume) {
+            volume.suspect(why, self.next_ordinal.load(Ordering::Relaxed));
         }
     }
 
-    fn update_run(&mut self, change: impl FnOnce(&mut RunEntry)) -> Result<(), StorageError> {
-        let Some((at, mut run)) = self.run.clone() else {
-            let what = "no run is going on: begin one".to_owned();
-            return Err(StorageError::Misuse { what });
-        };
-        change(&mut run);
-        self.volumes[0].set_run(at, run.clone())?;
-        self.run = Some((at, run));
-        Ok(())
+    /// What the device of a volume tells of its wear. Waits for no device.
+    pub fn set_wear(&self, volume: usize, wear: Wear) {
+        if let Some(volume) = self.volumes.get(volume) {
+            volume.set_wear(wear);
+        }
     }
 
-    fn free_run_line(&self) -> Result<usize, StorageError> {
-        let runs = self.volumes[0].runs();
-        let has_segments = |run: RunId| {
-            let held = |it: &SegmentEntry| it.state != SegmentState::Free && it.run == run;
-            self.volumes.iter().any(|volume| volume.entries().iter().any(held))
-        };
+    /// What belongs to no volume.
+    pub(crate) fn desk(&self) -> MutexGuard<'_, Desk> {
+        // Whoever held it left it whole.
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn update_run(&self, change: impl FnOnce(&mut RunEntry)) -> Result<(), StorageError> {
+        self.volumes[0].work(|first| {
+            let Some((at, mut run)) = self.desk().run.clone() else {
+                let what = "no run is going on: begin one".to_owned();
+                return Err(StorageError::Misuse { what });
+            };
+            change(&mut run);
+            first.set_run(at, run.clone())?;
+            self.desk().run = Some((at, run));
+            Ok(())
+        })
+    }
+
+    fn free_run_line(&self, first: &VolumeWriter) -> Result<usize, StorageError> {
+        let runs = first.runs();
         if let Some(free) = runs.iter().position(|run| run.state == RunState::None) {
             return Ok(free);
         }
+        let catalog = self.shared.take(0);
+        let has_segments = |run: RunId| catalog.segments.iter().any(|it| it.entry.run == run);
         let line =
             (0..runs.len()).min_by_key(|at| (has_segments(runs[*at].run), runs[*at].started_ns));
         let what = || "the store has no run table".to_owned();
@@ -240,7 +293,7 @@ impl Store {
     }
 
     fn check_open(&self, open: &OpenSegment, what_for: &str) -> Result<(), StorageError> {
-        match self.open.get(&open.entry.life) {
+        match self.desk().open.get(&open.entry.life) {
             Some(at) if *at == (open.volume, open.place) => Ok(()),
             _ => {
                 let life = open.entry.life;

@@ -8,6 +8,7 @@ use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_index::{Catalog, Segment, SegmentIndex, SharedCatalog, Volume, catalog};
 use wirevault_media::{Erased, Media};
 
+use crate::standing::SharedVolume;
 use crate::store::{OpenSegment, Store};
 use crate::volume::VolumeWriter;
 
@@ -46,12 +47,15 @@ pub struct VolumeStatus {
     pub spare_keys: usize,
     /// `None` while it works; else the failure after which it takes no more writes.
     pub failed: Option<String>,
-    /// Why segments open here only if no other volume takes one.
+    /// A write or flush of a segment failed here. For some time segments open here only if no other
+    /// volume takes one, then one on trial.
     pub suspect: Option<String>,
     /// Why the last segment that was to open here found no room.
     pub refused: Option<String>,
     /// What became of the bytes of segments that were given up since it was opened.
     pub erased: Erased,
+    /// A call on its tables or files takes longer than it may.
+    pub hangs: bool,
 }
 
 impl Store {
@@ -65,30 +69,13 @@ impl Store {
         Arc::clone(&self.shared)
     }
 
-    /// State of the store.
+    /// State of the store. Waits for no device.
     pub fn status(&self) -> StoreStatus {
-        let volume = |volume: &VolumeWriter| {
-            let superblock = volume.superblock();
-            VolumeStatus {
-                path: volume.name.clone(),
-                quota_bytes: superblock.quota_bytes,
-                used_bytes: volume.used_bytes(),
-                segments: volume.ledger().held() as u32,
-                open_segments: volume.ledger().open() as u32,
-                places: superblock.places,
-                segment_bytes: superblock.segment_bytes,
-                spare_keys: volume.spares(),
-                failed: volume.failed().map(str::to_owned),
-                suspect: volume.suspect().map(str::to_owned),
-                refused: volume.refused().map(str::to_owned),
-                erased: volume.volume.media.erased(),
-            }
-        };
         StoreStatus {
             id: self.id,
             sealed: self.is_sealed(),
-            volumes: self.volumes.iter().map(volume).collect(),
-            key_trouble: self.key_trouble.clone(),
+            volumes: self.volumes.iter().map(SharedVolume::status).collect(),
+            key_trouble: self.desk().key_trouble.clone(),
         }
     }
 }

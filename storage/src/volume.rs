@@ -9,11 +9,10 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use wirevault_format::LifeId;
 use wirevault_format::digest::{DIGEST_FILE, file_bytes};
-use wirevault_format::footer::CloseReason;
 use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
 use wirevault_format::table::{
@@ -26,10 +25,10 @@ use wirevault_seal::{KeyProvider, KeyRing, SealError, SegmentKeys};
 
 use crate::StorageError;
 use crate::create::{encode_error, encode_ring};
-use crate::ledger::Ledger;
+use crate::ledger::{self, Ledger};
 use crate::plan::{spares_max, volume_file_bytes};
 use crate::room::Disk;
-use crate::view;
+use crate::view::{self, VolumeStatus};
 
 /// A volume that this process writes.
 pub(crate) struct VolumeWriter {
@@ -42,12 +41,12 @@ pub(crate) struct VolumeWriter {
     failed: Option<String>,
     /// What queries look at; set once all volumes are open.
     shared: Option<Arc<SharedCatalog>>,
-    /// A write or flush of a segment failed: why, and the first ordinal after that.
-    suspect: Option<(String, u64)>,
     /// Why the last segment found no room here; `None` if it did.
     refused: Option<String>,
+    /// Part of the file system that is left to others.
+    reserve_percent: u8,
     /// What the segment table adds up to.
-    ledger: Ledger,
+    ledger: Arc<RwLock<Ledger>>,
     /// Places up to the highest that held a segment since the digests were cut: so many may have
     /// digests in their file.
     reach: u32,
@@ -85,9 +84,10 @@ impl VolumeWriter {
             let source = SealError::Damaged { what: "the key ring", detail };
             return Err(key_error(&name, source));
         }
-        let (spares, failed, suspect, shared) = (VecDeque::new(), None, None, None);
-        let refused = None;
+        let (spares, failed, shared) = (VecDeque::new(), None, None);
+        let (refused, reserve_percent) = (None, 0);
         let ledger = Ledger::new(superblock.segment_bytes, &volume.segments.entries);
+        let ledger = Arc::new(RwLock::new(ledger));
         let reach = reach(&volume.segments.entries);
         Ok(Self {
             volume,
@@ -96,9 +96,9 @@ impl VolumeWriter {
             provider,
             spares,
             failed,
-            suspect,
             shared,
             refused,
+            reserve_percent,
             ledger,
             reach,
             _lock: lock,
@@ -126,24 +126,39 @@ impl VolumeWriter {
         self.failed.as_deref()
     }
 
-    pub(crate) fn suspect(&self) -> Option<&str> {
-        self.suspect.as_ref().map(|(why, _)| why.as_str())
-    }
-
-    /// A segment failed under its chunks. `next_ordinal` is that of the next segment to open.
-    pub(crate) fn set_suspect(&mut self, why: String, next_ordinal: u64) {
-        self.suspect = Some((why, next_ordinal));
-    }
-
-    /// A segment was closed; one that was opened after the failure clears the volume.
-    pub(crate) fn note_closed(&mut self, entry: &SegmentEntry) {
-        let well = entry.close_reason != CloseReason::DeviceFailed;
-        self.suspect.take_if(|(_, ordinal)| well && entry.ordinal >= *ordinal);
-    }
-
     /// What the segment table adds up to.
-    pub(crate) fn ledger(&self) -> &Ledger {
-        &self.ledger
+    pub(crate) fn ledger(&self) -> RwLockReadGuard<'_, Ledger> {
+        ledger::read(&self.ledger)
+    }
+
+    /// The same, for those who do not wait for the volume.
+    pub(crate) fn shared_ledger(&self) -> Arc<RwLock<Ledger>> {
+        Arc::clone(&self.ledger)
+    }
+
+    /// Ordinal of the oldest closed segment.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.ledger().oldest().next().map(|(ordinal, _)| ordinal)
+    }
+
+    /// State of the volume, as far as its own structures tell.
+    pub(crate) fn status(&self) -> VolumeStatus {
+        let superblock = self.superblock();
+        VolumeStatus {
+            path: self.name.clone(),
+            quota_bytes: superblock.quota_bytes,
+            used_bytes: self.used_bytes(),
+            segments: self.ledger().held() as u32,
+            open_segments: self.ledger().open() as u32,
+            places: superblock.places,
+            segment_bytes: superblock.segment_bytes,
+            spare_keys: self.spares.len(),
+            failed: self.failed.clone(),
+            suspect: None,
+            refused: self.refused.clone(),
+            erased: self.volume.media.erased(),
+            hangs: false,
+        }
     }
 
     /// Bytes that count against the quota: an open segment counts as full.
@@ -156,25 +171,25 @@ impl VolumeWriter {
         let superblock = self.superblock();
         let digests = file_bytes(superblock.segment_bytes, self.reach.max(reach));
         let own = volume_file_bytes(superblock).saturating_add(digests);
-        own.saturating_add(self.ledger.used_bytes())
+        own.saturating_add(self.ledger().used_bytes())
     }
 
-    /// Room on the file system below, when so much of it is left to others. `None` on a device,
+    /// Room on the file system below, and how much of it is left to others. `None` on a device,
     /// and if the file system does not tell: what it has no room for it then refuses itself.
-    pub(crate) fn disk(&self, reserve_percent: u8) -> Option<Disk> {
+    pub(crate) fn disk(&self) -> Option<Disk> {
         let media = &self.volume.media;
         if media.is_device() {
             return None;
         }
         let (free_bytes, total_bytes) = media.free_bytes().ok().zip(media.total_bytes().ok())?;
-        let reserve = u128::from(total_bytes) * u128::from(reserve_percent) / 100;
+        let reserve = u128::from(total_bytes) * u128::from(self.reserve_percent) / 100;
         Some(Disk { free_bytes, reserve_bytes: u64::try_from(reserve).unwrap_or(u64::MAX) })
     }
 
     /// Bytes that segments may still take before something has to go.
-    pub(crate) fn left_bytes(&self, reserve_percent: u8) -> u64 {
+    pub(crate) fn left_bytes(&self) -> u64 {
         let of_quota = self.superblock().quota_bytes.saturating_sub(self.used_bytes());
-        self.disk(reserve_percent).map_or(of_quota, |disk| {
+        self.disk().map_or(of_quota, |disk| {
             of_quota.min(disk.free_bytes.saturating_sub(disk.reserve_bytes))
         })
     }
@@ -184,9 +199,9 @@ impl VolumeWriter {
         self.refused = error.filter(|error| error.is_exhausted()).map(ToString::to_string);
     }
 
-    /// Why the last segment found no room here.
-    pub(crate) fn refused(&self) -> Option<&str> {
-        self.refused.as_deref()
+    /// Leaves this part of the file system to others.
+    pub(crate) fn set_reserve(&mut self, percent: u8) {
+        self.reserve_percent = percent.min(100);
     }
 
     /// Cuts the file of digests behind the highest place that holds a segment, so that it takes no
@@ -229,12 +244,14 @@ impl VolumeWriter {
                 .iter()
                 .map(|(at, _)| self.entries()[*at as usize].clone())
                 .collect();
+            let mut ledger = self.ledger.write().unwrap_or_else(PoisonError::into_inner);
             for ((place, after), before) in rest.iter().zip(&before) {
-                self.ledger.change(*place, before, after);
+                ledger.change(*place, before, after);
                 if after.state != SegmentState::Free {
                     self.reach = self.reach.max(*place + 1);
                 }
             }
+            drop(ledger);
             next.apply(&mut self.volume.segments);
             if let Some(shared) = &self.shared {
                 view::show_segments(shared, &self.volume, &before, &rest[..together]);

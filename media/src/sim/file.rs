@@ -4,10 +4,14 @@ use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::fault::{Fault, Kind, eio, enospc, power_cut};
 use super::{InodeId, State, guard};
 use crate::MediaFile;
+
+/// How often a sync that hangs looks whether it may go on.
+const HANG_LOOK: Duration = Duration::from_millis(1);
 
 /// A file of a [`SimMedia`](super::SimMedia).
 ///
@@ -183,6 +187,9 @@ impl MediaFile for SimFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        while self.state().hangs {
+            std::thread::sleep(HANG_LOOK);
+        }
         self.submit_sync().complete()
     }
 

@@ -57,6 +57,7 @@ struct State {
     script: Script,
     capacity_bytes: u64,
     dead: bool,
+    hangs: bool,
     locked: bool,
 }
 
@@ -85,6 +86,7 @@ impl SimMedia {
             script: Script::default(),
             capacity_bytes,
             dead: false,
+            hangs: false,
             locked: false,
         })
     }
@@ -132,6 +134,12 @@ impl SimMedia {
         self.state().dead = true;
     }
 
+    /// Whether syncs hang from now on: they neither end nor fail until this is taken back. Those in
+    /// two steps are for whoever completes them to hold back.
+    pub fn hang(&self, hangs: bool) {
+        self.state().hangs = hangs;
+    }
+
     /// The disk as found when the power returns: [`Survival::Any`]. This disk is left as it is.
     pub fn crash(&self, seed: u64) -> Self {
         self.crash_as(Survival::Any, seed)
@@ -162,6 +170,7 @@ impl SimMedia {
             script: Script::default(),
             capacity_bytes: state.capacity_bytes,
             dead: false,
+            hangs: false,
             locked: false,
         })
     }

@@ -165,8 +165,8 @@ impl BlockDevice for LoggedDevice {
         wirevault_media::Media::lock(&self.locks)
     }
 
-    fn discard(&self, _offset: u64, _bytes: u64) -> io::Result<()> {
-        Ok(())
+    fn discard(&self, _offset: u64, _bytes: u64) -> io::Result<bool> {
+        Ok(false)
     }
 
     fn describe(&self) -> String {

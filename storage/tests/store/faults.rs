@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use wirevault_format::Cause;
 use wirevault_format::footer::CloseReason;
+use wirevault_format::{Cause, Interface, LinkType};
 use wirevault_index::KeySource;
 use wirevault_media::{Fault, Media, SimMedia, Trigger};
-use wirevault_storage::{Store, rebuild_index};
+use wirevault_storage::{OpenRequest, Plan, Store, create_planned, rebuild_index};
 
 use crate::checks::*;
 use crate::support::*;
@@ -44,6 +45,36 @@ fn a_volume_that_failed_takes_no_more_writes() {
     media.clear_faults();
     let (_, report) = open(&media, clock()).unwrap();
     assert_eq!(report.runs_crashed.len(), 1);
+}
+
+/// Tables of a volume used to be written under the lock of the store.
+#[test]
+fn a_volume_that_hangs_holds_up_no_other() {
+    let disks = [SimMedia::new(), SimMedia::new()];
+    let media = |n: usize| -> Arc<dyn Media> { Arc::new(disks[n].clone()) };
+    let volumes = [(media(0), "/a".to_owned()), (media(1), "/b".to_owned())];
+    let plan = Plan::exact(SEGMENT_BYTES, &[(16 << 20, 64), (16 << 20, 64)], 1).unwrap();
+    create_planned(&volumes, STORE, &options(true), &plan).unwrap();
+    let (store, _) = Store::open(vec![media(0), media(1)], &key_source(), clock()).unwrap();
+    store.begin_run(false, 1).unwrap();
+    let interfaces = [Interface::unnamed(LinkType::ETHERNET)];
+    let request = OpenRequest { lane: 0, link_type: LinkType::ETHERNET, interfaces: &interfaces };
+    disks[1].hang(true);
+    std::thread::scope(|scope| {
+        let hung = scope.spawn(|| store.open_segment_on(1, request).map(|open| open.volume));
+        while !store.status().volumes[1].hangs {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let open = store.open_segment(request).unwrap();
+        assert_eq!(open.volume, 0);
+        store.release_segment(&open).unwrap();
+        store.heartbeat().unwrap();
+        store.suspect_volume(1, "it hangs");
+        assert!(!hung.is_finished());
+        disks[1].hang(false);
+        assert_eq!(hung.join().unwrap().unwrap(), 1);
+    });
+    assert!(!store.status().volumes[1].hangs);
 }
 
 #[test]

@@ -158,7 +158,7 @@ pub(crate) struct Recorder {
 
 impl Recorder {
     pub(crate) fn start(
-        mut store: Store,
+        store: Store,
         clock: Arc<ManualClock>,
         mut ledger: Ledger,
         lanes: u16,

@@ -1,11 +1,9 @@
-//! Devices that fail under load: writes and flushes with EIO, full disks, on two volumes under two
-//! lanes. Nothing acknowledged is lost, nothing is dropped while a volume works, books balance, and
-//! each packet comes back once, also after a crash in the middle of it.
+//! Recorders over simulated disks whose queues refuse and hang as told, and what they must hold.
 
 use std::collections::HashMap;
 use std::io::{self, Cursor};
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,10 +13,9 @@ use wirevault_capture::{
     SourceState, Speed,
 };
 use wirevault_format::chunk::{ChunkHeader, HEADER_BYTES};
-use wirevault_format::{Cause, Interface, LifeId, LinkType};
+use wirevault_format::{Interface, LifeId, LinkType};
 use wirevault_index::{Catalog, KeySource};
-use wirevault_media::sim::SplitMix64;
-use wirevault_media::{Fault, Media, MediaFile, SimMedia, Trigger};
+use wirevault_media::{Media, MediaFile, SimMedia};
 use wirevault_nvme::{
     Completion, NvmeError, Queue, QueueReport, Refused, SimOptions, SimQueue, Slot,
 };
@@ -29,32 +26,32 @@ use wirevault_storage::{CreateOptions, Store, create};
 use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
-const LANES: u32 = 2;
+pub(crate) const LANES: u32 = 2;
 /// Whether lanes seal their own chunks must make no difference to any test.
-const TOPOLOGIES: [Topology; 2] = [Topology::RunToCompletion, Topology::Split];
+pub(crate) const TOPOLOGIES: [Topology; 2] = [Topology::RunToCompletion, Topology::Split];
 /// Packets of each lane: two segments' worth.
-const PACKETS: u32 = 12_000;
+pub(crate) const PACKETS: u32 = 12_000;
 const PACKET_BYTES: usize = 1500;
 /// Where the lane and the number stand in a packet.
 const MARK_AT: usize = 42;
 const TIME_MAX: Duration = Duration::from_secs(120);
-const ALWAYS: u64 = u64::MAX;
-/// Each takes a few tenths of a second.
-const CRASHES: u64 = 24;
+pub(crate) const ALWAYS: u64 = u64::MAX;
 
 /// What a disk refuses at the moment. Tables and headers go on: a failure there is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+pub(crate) enum Refusal {
     Nothing,
     Write(i32),
     Sync(i32),
     /// Nothing ends, until the volume was seen suspect.
     Hang,
+    /// Nothing ends, tables and headers included, until so many packets are stored elsewhere.
+    HangUntil(u64),
 }
 
 /// Every (life, chunk number) that was submitted, with what identified it: one pair must never be
 /// sealed twice.
-type Sealed = Arc<Mutex<HashMap<(LifeId, u32), Vec<u8>>>>;
+pub(crate) type Sealed = Arc<Mutex<HashMap<(LifeId, u32), Vec<u8>>>>;
 
 /// A queue whose device refuses chunks as told, from the `n`th operation on, so many times.
 struct FailingQueue {
@@ -62,46 +59,62 @@ struct FailingQueue {
     plan: Arc<Plan>,
     sealed: Sealed,
     disks: Vec<SimMedia>,
+    /// Its own.
+    disk: SimMedia,
     submitted: u64,
     hanging_since: Option<Instant>,
 }
 
-struct Plan {
-    refusal: Refusal,
+pub(crate) struct Plan {
+    pub(crate) refusal: Refusal,
     /// Operations of that kind before the first that fails, and how many fail.
-    after: u64,
-    times: u64,
-    seen: std::sync::atomic::AtomicU64,
+    pub(crate) after: u64,
+    pub(crate) times: u64,
+    pub(crate) seen: AtomicU64,
     /// Set when the volume was seen suspect.
-    was_suspect: AtomicBool,
+    pub(crate) was_suspect: AtomicBool,
     /// Set when a lane was seen blocked; a device that is to fail until then works again.
-    was_blocked: AtomicBool,
-    until_blocked: bool,
+    pub(crate) was_blocked: AtomicBool,
+    pub(crate) until_blocked: bool,
+    /// Packets that are stored.
+    stored: AtomicU64,
 }
 
 impl Plan {
-    fn new(refusal: Refusal, after: u64, times: u64) -> Arc<Self> {
+    pub(crate) fn new(refusal: Refusal, after: u64, times: u64) -> Arc<Self> {
         let (seen, was_suspect, was_blocked) = (0.into(), false.into(), false.into());
-        let until_blocked = false;
-        Arc::new(Self { refusal, after, times, seen, was_suspect, was_blocked, until_blocked })
+        let (until_blocked, stored) = (false, 0.into());
+        Arc::new(Self {
+            refusal,
+            after,
+            times,
+            seen,
+            was_suspect,
+            was_blocked,
+            until_blocked,
+            stored,
+        })
     }
 
     /// As a plan that fails for good, until a lane was seen blocked.
-    fn until_blocked(refusal: Refusal, after: u64) -> Arc<Self> {
+    pub(crate) fn until_blocked(refusal: Refusal, after: u64) -> Arc<Self> {
         let plan = Arc::into_inner(Self::new(refusal, after, ALWAYS)).expect("it is new");
         Arc::new(Self { until_blocked: true, ..plan })
     }
 
     /// Whether an operation has failed.
-    fn has_struck(&self) -> bool {
+    pub(crate) fn has_struck(&self) -> bool {
         self.seen.load(Ordering::Relaxed) > self.after
     }
 
     /// Whether the device hangs at the moment, after this many operations were submitted to it.
     fn hangs(&self, submitted: u64) -> bool {
-        self.refusal == Refusal::Hang
-            && submitted > self.after
-            && !self.was_suspect.load(Ordering::Relaxed)
+        let until_then = match self.refusal {
+            Refusal::Hang => !self.was_suspect.load(Ordering::Relaxed),
+            Refusal::HangUntil(stored) => self.stored.load(Ordering::Relaxed) < stored,
+            _ => false,
+        };
+        until_then && submitted > self.after
     }
 
     fn strikes(&self) -> bool {
@@ -161,7 +174,11 @@ impl Queue for FailingQueue {
     }
 
     fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
-        if self.plan.hangs(self.submitted) {
+        let hangs = self.plan.hangs(self.submitted);
+        if matches!(self.plan.refusal, Refusal::HangUntil(_)) {
+            self.disk.hang(hangs);
+        }
+        if hangs {
             self.hanging_since.get_or_insert_with(Instant::now);
             std::thread::sleep(wait.min(Duration::from_millis(1)));
             return Ok(());
@@ -192,7 +209,7 @@ impl Queue for FailingQueue {
     }
 }
 
-fn frame(lane: u32, n: u32) -> Vec<u8> {
+pub(crate) fn frame(lane: u32, n: u32) -> Vec<u8> {
     let mut frame = vec![0; 12];
     frame.extend([8, 0, 0x45, 0, 0, 220, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, lane as u8, 7]);
     frame.extend([10, 0, 2, (n / 100) as u8, 0x10, 0, 0, 53, 0, 200, 0, 0]);
@@ -202,10 +219,16 @@ fn frame(lane: u32, n: u32) -> Vec<u8> {
 }
 
 /// A live source, whose lane gives up only when it is stopped.
-struct Live {
+pub(crate) struct Live {
     lane: u32,
     given: u32,
     interfaces: Vec<Interface>,
+}
+
+impl Live {
+    pub(crate) fn new(lane: u32) -> Self {
+        Self { lane, given: 0, interfaces: vec![Interface::unnamed(LinkType::ETHERNET)] }
+    }
 }
 
 impl Source for Live {
@@ -251,7 +274,7 @@ impl Source for Live {
     }
 }
 
-fn pcap(lane: u32) -> Vec<u8> {
+pub(crate) fn pcap(lane: u32) -> Vec<u8> {
     let mut file = 0xa1b2_3c4d_u32.to_le_bytes().to_vec();
     file.extend([2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0]);
     for n in 0..PACKETS {
@@ -265,7 +288,7 @@ fn pcap(lane: u32) -> Vec<u8> {
 }
 
 /// How often each packet of each lane came, and whether a lane's came in order.
-struct Seen {
+pub(crate) struct Seen {
     times: Vec<Vec<u32>>,
     last: Vec<Option<u32>>,
 }
@@ -287,7 +310,7 @@ impl Sink for Seen {
     }
 }
 
-fn ask(catalog: &Catalog) -> (Vec<Vec<u32>>, Summary) {
+pub(crate) fn ask(catalog: &Catalog) -> (Vec<Vec<u32>>, Summary) {
     let lanes = LANES as usize;
     let mut seen = Seen { times: vec![vec![0; PACKETS as usize]; lanes], last: vec![None; lanes] };
     let cancel = AtomicBool::new(false);
@@ -295,16 +318,18 @@ fn ask(catalog: &Catalog) -> (Vec<Vec<u32>>, Summary) {
     (seen.times, summary.expect("an answer"))
 }
 
-struct Rig {
-    topology: Topology,
-    disks: Vec<SimMedia>,
-    key: KeySource,
-    clock: Arc<dyn Clock>,
-    sealed: Sealed,
-    _dir: tempfile::TempDir,
+pub(crate) struct Rig {
+    pub(crate) topology: Topology,
+    /// Time after which a device counts as stalled.
+    pub(crate) stall: Duration,
+    pub(crate) disks: Vec<SimMedia>,
+    pub(crate) key: KeySource,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) sealed: Sealed,
+    pub(crate) _dir: tempfile::TempDir,
 }
 
-fn rig(volumes: usize, topology: Topology) -> Rig {
+pub(crate) fn rig(volumes: usize, topology: Topology) -> Rig {
     let dir = tempfile::tempdir().expect("a directory");
     let provider: Arc<dyn KeyProvider> =
         Arc::new(FileProvider::create(&dir.path().join("k")).expect("a key"));
@@ -322,29 +347,30 @@ fn rig(volumes: usize, topology: Topology) -> Rig {
         named.map(|(n, disk)| (Arc::new(disk.clone()) as _, format!("/sim{n}"))).collect();
     create(&media, random::store_id().expect("an id"), &options).expect("a store");
     let (key, sealed) = (KeySource::Provider(provider), Sealed::default());
-    Rig { topology, disks, key, clock, sealed, _dir: dir }
+    let stall = Duration::from_millis(20);
+    Rig { topology, stall, disks, key, clock, sealed, _dir: dir }
 }
 
 /// What is left when a recording is over.
-struct Recorded {
-    books: Vec<Snapshot>,
+pub(crate) struct Recorded {
+    pub(crate) books: Vec<Snapshot>,
     /// Watermark of each lane when the power was last seen on.
-    acknowledged: Vec<u64>,
-    lane_errors: Vec<Option<String>>,
-    volume_errors: Vec<Option<String>>,
+    pub(crate) acknowledged: Vec<u64>,
+    pub(crate) lane_errors: Vec<Option<String>>,
+    pub(crate) volume_errors: Vec<Option<String>>,
     /// Volumes that were seen suspect; one that fails at the very end may not be.
-    suspect: Vec<bool>,
+    pub(crate) suspect: Vec<bool>,
     /// A lane was seen blocked.
-    blocked: bool,
+    pub(crate) blocked: bool,
     /// A lane was seen to have dropped packets, with the power on.
-    dropped: bool,
+    pub(crate) dropped: bool,
     /// Answer of the running recorder, asked for after the first failure.
-    live: Option<(Vec<Vec<u32>>, Summary)>,
+    pub(crate) live: Option<(Vec<Vec<u32>>, Summary)>,
 }
 
 /// Records both lanes' files until the end or a power cut. `plans` say what each volume's device
 /// refuses.
-fn record(rig: &Rig, plans: &[Arc<Plan>], seed: u64) -> Recorded {
+pub(crate) fn record(rig: &Rig, plans: &[Arc<Plan>], seed: u64) -> Recorded {
     let replay = |lane| -> Box<dyn Source> {
         let input = Box::new(Cursor::new(pcap(lane)));
         let source = ReplaySource::from_reader("test.pcap".to_owned(), input, Speed::Full);
@@ -354,7 +380,7 @@ fn record(rig: &Rig, plans: &[Arc<Plan>], seed: u64) -> Recorded {
 }
 
 /// As [`record`], from other sources.
-fn record_from(
+pub(crate) fn record_from(
     rig: &Rig,
     plans: &[Arc<Plan>],
     seed: u64,
@@ -372,7 +398,7 @@ fn record_from(
     let device_plans = plans.to_vec();
     let options = PipelineOptions {
         commit_interval: Duration::from_millis(2),
-        stall: Duration::from_millis(20),
+        stall: rig.stall,
         import: true,
         topology: rig.topology,
         queue: Arc::new(move |volume, _| {
@@ -383,6 +409,7 @@ fn record_from(
                 plan,
                 sealed,
                 disks: disks.clone(),
+                disk: disks[volume].clone(),
                 submitted: 0,
                 hanging_since: None,
             }))
@@ -411,8 +438,12 @@ fn record_from(
                 dropped |= snapshot.dropped_packets() > 0;
             }
         }
-        plans.iter().for_each(|plan| plan.was_blocked.store(blocked, Ordering::Relaxed));
-        for (noted, volume) in suspect.iter_mut().zip(&pipeline.store_status().volumes) {
+        let stored = views.iter().map(|view| view.books.snapshot().stored).sum();
+        for plan in plans {
+            plan.was_blocked.store(blocked, Ordering::Relaxed);
+            plan.stored.store(stored, Ordering::Relaxed);
+        }
+        for (noted, volume) in suspect.iter_mut().zip(&pipeline.store().status().volumes) {
             *noted |= volume.suspect.is_some();
         }
         for (plan, suspect) in plans.iter().zip(&suspect) {
@@ -450,7 +481,7 @@ fn record_from(
 }
 
 /// What a new start finds on the disks.
-fn reopen(rig: &Rig, disks: &[SimMedia]) -> (Vec<Vec<u32>>, Summary) {
+pub(crate) fn reopen(rig: &Rig, disks: &[SimMedia]) -> (Vec<Vec<u32>>, Summary) {
     let media = disks.iter().map(|disk| Arc::new(disk.clone()) as Arc<dyn Media>).collect();
     let (store, report) = Store::open(media, &rig.key, Arc::clone(&rig.clock)).expect("it opens");
     let damage: Vec<_> = report.segments.iter().flat_map(|segment| &segment.damage).collect();
@@ -460,7 +491,7 @@ fn reopen(rig: &Rig, disks: &[SimMedia]) -> (Vec<Vec<u32>>, Summary) {
 }
 
 /// Nothing dropped, everything stored, and every packet found once, in order.
-fn check_whole(rig: &Rig, recorded: &Recorded, what: &str) {
+pub(crate) fn check_whole(rig: &Rig, recorded: &Recorded, what: &str) {
     for books in &recorded.books {
         assert_eq!(books.stored, u64::from(PACKETS), "{what}: {books:?}");
         assert_eq!((books.dropped_packets(), books.in_flight), (0, 0), "{what}: {books:?}");
@@ -472,175 +503,4 @@ fn check_whole(rig: &Rig, recorded: &Recorded, what: &str) {
     if let Some((seen, _)) = &recorded.live {
         assert!(seen.iter().flatten().all(|times| *times <= 1), "{what}: twice while it recorded");
     }
-}
-
-const FAILURES: [(&str, Refusal); 4] = [
-    ("EIO on write", Refusal::Write(libc::EIO)),
-    ("ENOSPC on write", Refusal::Write(libc::ENOSPC)),
-    ("EIO on flush", Refusal::Sync(libc::EIO)),
-    ("ENOSPC on flush", Refusal::Sync(libc::ENOSPC)),
-];
-
-/// A device that fails for good after so many operations. Flushes are grouped, the more so the
-/// busier the machine is: a volume sees two for certain, one for each of its segments.
-fn broken(refusal: Refusal, after: u64) -> Arc<Plan> {
-    let after = if matches!(refusal, Refusal::Sync(_)) { after.min(1) } else { after };
-    Plan::new(refusal, after, ALWAYS)
-}
-
-/// A case under either topology.
-fn both<T: Copy>(case: T) -> [(T, Topology); 2] {
-    TOPOLOGIES.map(|topology| (case, topology))
-}
-
-fn well() -> Arc<Plan> {
-    Plan::new(Refusal::Nothing, 0, 0)
-}
-
-#[test]
-fn a_volume_that_fails_for_good_costs_no_packet_while_another_works() {
-    for (n, (what, refusal)) in FAILURES.into_iter().enumerate() {
-        for (after, topology) in [0, 7].into_iter().flat_map(both) {
-            let (rig, broken) = (rig(2, topology), broken(refusal, after));
-            let recorded = record(&rig, &[well(), Arc::clone(&broken)], n as u64);
-            check_whole(&rig, &recorded, what);
-            // On a busy machine the volume may see fewer operations than those that succeed.
-            if !broken.has_struck() {
-                assert!(after > 0, "{what}: the volume was not used");
-                continue;
-            }
-            let error = recorded.volume_errors[1].as_deref().expect("it is told");
-            assert!(error.contains("place"), "{error}");
-            assert!(recorded.lane_errors.iter().any(Option::is_some), "{what}");
-            assert!(!recorded.suspect[0], "{what}");
-        }
-    }
-}
-
-#[test]
-fn one_bad_place_costs_no_packet_on_the_only_volume() {
-    for (n, (what, refusal)) in FAILURES.into_iter().enumerate() {
-        for ((after, times), topology) in [(0, 1), (5, 1), (20, 2)].into_iter().flat_map(both) {
-            let rig = rig(1, topology);
-            let recorded = record(&rig, &[Plan::new(refusal, after, times)], n as u64);
-            check_whole(&rig, &recorded, what);
-        }
-    }
-}
-
-/// A device that neither ends nor fails what it has: its segments are given up while it hangs, and
-/// what it had is sealed again for the other volume when it answers.
-#[test]
-fn a_device_that_hangs_is_left_and_costs_no_packet() {
-    for (seed, topology) in (0..4).flat_map(both) {
-        let rig = rig(2, topology);
-        let hanging = Plan::new(Refusal::Hang, seed, 0);
-        let recorded = record(&rig, &[well(), hanging], seed);
-        check_whole(&rig, &recorded, "hanging");
-        assert_eq!(recorded.suspect, [false, true]);
-        let error = recorded.volume_errors[1].as_deref().expect("it is told");
-        assert!(error.contains("has not answered"), "{error}");
-    }
-}
-
-#[test]
-fn both_volumes_fail_in_turn_and_no_packet_is_lost() {
-    for (seed, topology) in (0..6).flat_map(both) {
-        let (_, refusal) = FAILURES[seed as usize % FAILURES.len()];
-        let rig = rig(2, topology);
-        let plans = [Plan::new(refusal, 6, 1), Plan::new(refusal, 9, 1)];
-        check_whole(&rig, &record(&rig, &plans, seed), "in turn");
-    }
-}
-
-#[test]
-fn a_live_lane_waits_for_the_only_device_to_work_again() {
-    for topology in TOPOLOGIES {
-        let rig = rig(1, topology);
-        // A lane is blocked after fewer rounds than after which a replay gives up.
-        let plan = Plan::until_blocked(Refusal::Write(libc::EIO), 3);
-        let recorded = record_from(&rig, &[plan], 1, |lane| {
-            let interfaces = vec![Interface::unnamed(LinkType::ETHERNET)];
-            Box::new(Live { lane, given: 0, interfaces })
-        });
-        check_whole(&rig, &recorded, "live");
-        assert!(recorded.blocked, "it was told that nothing became durable");
-    }
-}
-
-#[test]
-fn when_no_volume_works_the_rest_is_dropped_and_told() {
-    let mut shown = 0;
-    for ((what, refusal), topology) in FAILURES.into_iter().flat_map(both) {
-        let rig = rig(2, topology);
-        let plans = [broken(refusal, 6), broken(refusal, 6)];
-        let recorded = record(&rig, &plans, 1);
-        // On a busy machine a volume may see fewer operations than those that succeed.
-        if !plans.iter().all(|plan| plan.has_struck()) {
-            continue;
-        }
-        shown += 1;
-        let (seen, summary) = reopen(&rig, &rig.disks);
-        assert!(!summary.complete, "{what}: {summary:?} {:?}", recorded.books);
-        for (books, seen) in recorded.books.iter().zip(&seen) {
-            // A file that is given up may have one packet read that found no room.
-            assert!(books.balances() && books.in_flight == books.in_ring, "{what}: {books:?}");
-            let failed = books.dropped[Cause::DeviceFailed.index()];
-            assert_eq!(books.dropped_packets(), failed, "{what}: {books:?}");
-            // What a device took without saying so may be there as well.
-            let found = seen.iter().filter(|times| **times == 1).count() as u64;
-            assert!(found >= books.stored, "{what}: {found} found, {books:?}");
-            assert!(seen.iter().all(|times| *times <= 1), "{what}: twice");
-        }
-        assert!(recorded.books.iter().any(|books| books.dropped_packets() > 0), "{what}");
-    }
-    assert!(shown >= 2, "both volumes failed in {shown} of {} cases", 2 * FAILURES.len());
-}
-
-/// Faults of the disk itself, which keep bytes from it and strike tables and headers, too.
-#[test]
-fn a_call_that_fails_on_one_disk_costs_no_packet() {
-    let mut random = SplitMix64::new(1);
-    for seed in 0..20 {
-        let rig = rig(2, TOPOLOGIES[seed as usize / 4 % 2]);
-        let fault = if seed % 2 == 0 { Fault::Eio } else { Fault::Enospc };
-        // Behind the first write and flush, which are the start's own.
-        let trigger = match seed % 4 {
-            0 | 1 => Trigger::Write(rig.disks[1].counts().writes + 2 + random.below(60)),
-            _ => Trigger::Sync(rig.disks[1].counts().syncs + 2 + random.below(20)),
-        };
-        rig.disks[1].inject(trigger, fault);
-        check_whole(&rig, &record(&rig, &[well(), well()], seed), &format!("seed {seed}"));
-    }
-}
-
-#[test]
-fn a_crash_while_chunks_are_sealed_again_loses_nothing_acknowledged() {
-    let mut random = SplitMix64::new(2);
-    let (mut cut_short, mut acknowledged) = (0, 0);
-    for seed in 0..CRASHES {
-        let rig = rig(2, TOPOLOGIES[seed as usize / FAILURES.len() % 2]);
-        let (_, refusal) = FAILURES[seed as usize % FAILURES.len()];
-        // One failure on each: fewer rounds than after which a replay gives packets up, which the
-        // watermark would pass over.
-        let after = random.below(12);
-        let plans = [Plan::new(refusal, after, 1), Plan::new(refusal, after + 3, 1)];
-        let disk = &rig.disks[random.below(2) as usize];
-        let at = disk.counts().operations + 20 + random.below(120);
-        disk.inject(Trigger::Operation(at), Fault::PowerCut);
-        let recorded = record(&rig, &plans, seed);
-        cut_short += u64::from(rig.disks.iter().any(SimMedia::power_is_cut));
-        assert!(!recorded.dropped, "seed {seed}: packets were given up");
-        let found: Vec<SimMedia> = rig.disks.iter().map(|disk| disk.crash(seed)).collect();
-        let (seen, _) = reopen(&rig, &found);
-        for (lane, seen) in seen.iter().enumerate() {
-            let promised = recorded.acknowledged[lane] as usize;
-            acknowledged += promised;
-            assert!(seen.iter().all(|times| *times <= 1), "seed {seed}: a packet came twice");
-            let lost = seen[..promised].iter().filter(|times| **times == 0).count();
-            assert_eq!(lost, 0, "seed {seed}: {lost} of {promised} acknowledged are lost");
-        }
-    }
-    println!("{cut_short} of {CRASHES} runs cut, {acknowledged} acknowledged packets, none lost");
-    assert!(cut_short > CRASHES / 3 && acknowledged > 0);
 }

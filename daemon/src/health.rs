@@ -14,6 +14,7 @@ use wirevault_nvme::device::{self, Roots};
 use wirevault_nvme::spec::amazon::quantile_us;
 use wirevault_nvme::vfio::{Controller, VfioBus};
 use wirevault_nvme::{Device, Health, NvmeError};
+use wirevault_storage::{Store, Wear};
 
 use crate::api::DeviceStatus;
 
@@ -36,16 +37,23 @@ pub(crate) struct Devices {
 }
 
 impl Devices {
-    /// Begins to ask the devices below volumes. A thread that cannot be had costs its volume
-    /// the report.
-    pub(crate) fn watch(volumes: Vec<Below>) -> Self {
+    /// Begins to ask the devices below volumes, and tells the store of their wear. A thread that
+    /// cannot be had costs its volume the report.
+    pub(crate) fn watch(volumes: Vec<Below>, store: &Weak<Store>) -> Self {
         let watch_one = |(number, below): (usize, Below)| {
             let known = Arc::new(Mutex::new(None));
             let (alive, ended) = sync_channel(0);
             let told = Arc::clone(&known);
-            let spawned = thread::Builder::new()
-                .name(format!("health-{number}"))
-                .spawn(move || ask(&below, &told, &ended));
+            let store = Weak::clone(store);
+            let spawned =
+                thread::Builder::new().name(format!("health-{number}")).spawn(move || {
+                    let wear = |wear| {
+                        if let Some(store) = store.upgrade() {
+                            store.set_wear(number, wear);
+                        }
+                    };
+                    ask(&below, &told, wear, &ended);
+                });
             if let Err(error) = spawned {
                 tracing::warn!("the device of volume {number} is not watched: {error}");
             }
@@ -61,12 +69,21 @@ impl Devices {
     }
 }
 
-fn ask(below: &Below, told: &Mutex<Option<DeviceStatus>>, ended: &Receiver<()>) {
+fn ask(
+    below: &Below,
+    told: &Mutex<Option<DeviceStatus>>,
+    wear: impl Fn(Wear),
+    ended: &Receiver<()>,
+) {
     let mut warned = Vec::new();
     loop {
         let status = match below {
             Below::Kernel(path) => match device::below(&Roots::default(), path) {
-                Ok(device) => described(&device, kernel_health(&device)),
+                Ok(device) => {
+                    let (status, worn) = described(&device, kernel_health(&device));
+                    wear(worn);
+                    status
+                }
                 Err(error) => {
                     DeviceStatus { why_not: vec![error.to_string()], ..DeviceStatus::default() }
                 }
@@ -75,7 +92,9 @@ fn ask(below: &Below, told: &Mutex<Option<DeviceStatus>>, ended: &Receiver<()>) 
                 let Some(controller) = controller.upgrade() else { return };
                 let health = Health::read(&*controller, controller.facts().namespace_id);
                 let node = controller.describe();
-                DeviceStatus { node, ..described(device, Some(health)) }
+                let (status, worn) = described(device, Some(health));
+                wear(worn);
+                DeviceStatus { node, ..status }
             }
         };
         if status.warnings != warned {
@@ -91,7 +110,7 @@ fn ask(below: &Below, told: &Mutex<Option<DeviceStatus>>, ended: &Receiver<()>) 
     }
 }
 
-fn described(device: &Device, health: Option<Result<Health, NvmeError>>) -> DeviceStatus {
+fn described(device: &Device, health: Option<Result<Health, NvmeError>>) -> (DeviceStatus, Wear) {
     let mut status = DeviceStatus {
         node: device.node.display().to_string(),
         kind: device.kind.name().to_owned(),
@@ -99,12 +118,25 @@ fn described(device: &Device, health: Option<Result<Health, NvmeError>>) -> Devi
         serial: device.serial.clone(),
         ..DeviceStatus::default()
     };
+    let mut worn = Wear::default();
     match health {
-        Some(Ok(health)) => add_health(&mut status, &health),
+        Some(Ok(health)) => {
+            add_health(&mut status, &health);
+            worn = wear_of(&health);
+        }
         Some(Err(error)) => status.why_not.push(error.to_string()),
         None => status.why_not.push("it is no NVMe device, and tells nothing of itself".to_owned()),
     }
-    status
+    (status, worn)
+}
+
+/// What the choice of a volume depends on. Heat passes; everything else that a device warns of does
+/// not.
+fn wear_of(health: &Health) -> Wear {
+    let protected = health.namespace.is_some_and(|it| it.write_protected);
+    let failing = health.smart.as_ref().is_some_and(|smart| smart.warning.is_failing());
+    let used_percent = health.smart.as_ref().map(|smart| smart.used_percent);
+    Wear { used_percent, exhausted: protected || failing }
 }
 
 fn kernel_health(device: &Device) -> Option<Result<Health, NvmeError>> {
@@ -163,7 +195,10 @@ mod tests {
         assert_eq!((status.celsius, status.used_percent), (Some(37), Some(101)));
         assert_eq!((status.spare_percent, status.throttled_us), (Some(5), None));
         assert_eq!((status.warnings.len(), status.why_not.len()), (1, 1));
+        let wear = Wear { used_percent: Some(101), exhausted: true };
+        assert_eq!(wear_of(&health), wear);
         health.smart = None;
+        assert_eq!(wear_of(&health), Wear::default());
         let mut status = DeviceStatus::default();
         add_health(&mut status, &health);
         assert_eq!((status.celsius, status.used_percent, status.media_errors), (None, None, None));
@@ -171,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_volume_without_a_known_device_says_why() {
-        let devices = Devices::watch(vec![Below::Kernel("/proc".into())]);
+        let devices = Devices::watch(vec![Below::Kernel("/proc".into())], &Weak::new());
         let status = loop {
             match devices.of(0) {
                 Some(status) => break status,

@@ -87,7 +87,7 @@ impl App {
         facts: Facts,
         audit: Arc<Audit>,
     ) -> Self {
-        let devices = Devices::watch(below);
+        let devices = Devices::watch(below, &Arc::downgrade(pipeline.store()));
         Self {
             inner: Arc::new(Inner {
                 devices,

@@ -86,6 +86,8 @@ struct BestQueue {
     arena: Arena,
     /// No file was attached so far, so that another back end can still be taken.
     may_go_over: bool,
+    /// Files that are attached.
+    attached: usize,
     why_not: Option<String>,
     ages: Ages,
 }
@@ -99,7 +101,8 @@ impl BestQueue {
         why_not: Option<String>,
     ) -> Self {
         let ages = Ages::new(inner.depth());
-        Self { inner, options, arena: arena.clone(), may_go_over, why_not, ages }
+        let (arena, attached) = (arena.clone(), 0);
+        Self { inner, options, arena, may_go_over, attached, why_not, ages }
     }
 
     /// Takes a queue of NVMe commands if that is possible.
@@ -138,11 +141,25 @@ impl Queue for BestQueue {
         {
             self.go_over(&extent.device);
         }
-        self.inner.attach(file)
+        let mut slot = self.inner.attach(file);
+        // Commands go to the device that was there first. One that was away is another one.
+        if slot.is_err()
+            && self.attached == 0
+            && self.inner.in_flight() == 0
+            && self.inner.name() == crate::passthrough::NAME
+            && let Some(extent) = file.extent()
+        {
+            self.go_over(&extent.device);
+            slot = self.inner.attach(file);
+        }
+        self.attached += usize::from(slot.is_ok());
+        slot
     }
 
     fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
-        self.inner.detach(slot)
+        self.inner.detach(slot)?;
+        self.attached -= 1;
+        Ok(())
     }
 
     fn write(

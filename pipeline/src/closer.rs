@@ -7,9 +7,9 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use crossbeam_queue::ArrayQueue;
 use wirevault_format::Gap;
 use wirevault_format::footer::CloseReason;
@@ -26,6 +26,8 @@ use crate::status::{LaneShared, lock};
 
 /// How often segments that wait for their last acknowledgement are looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Time after which a segment is closed again whose volume failed meanwhile.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 pub(crate) enum ToCloser {
     /// A chunk is durable.
@@ -39,6 +41,8 @@ pub(crate) struct Closing {
     pub segment: Arc<LiveSegment>,
     pub acks: Arc<LaneAcks>,
     pub reason: CloseReason,
+    /// Its volume failed under an attempt to close it: when the next one may be.
+    pub again_at: Option<Instant>,
 }
 
 pub(crate) struct Closer {
@@ -52,6 +56,8 @@ pub(crate) struct Closer {
     pub durable_ns: Vec<u64>,
     pub clock: Arc<dyn Clock>,
     pub closing: Vec<Closing>,
+    /// Segments that were not closed, from the threads that tried.
+    pub unclosed: (Sender<Closing>, Receiver<Closing>),
     pub threads: Vec<JoinHandle<()>>,
 }
 
@@ -123,7 +129,13 @@ impl Closer {
 
     fn close_ready(&mut self) {
         self.threads.retain(|thread| !thread.is_finished());
+        self.closing.extend(self.unclosed.1.try_iter());
+        let store = Arc::clone(&self.store);
         let ready = |closing: &mut Closing| {
+            if let Some(again_at) = closing.again_at {
+                let volume = closing.segment.open.volume;
+                return again_at <= Instant::now() && store.is_in_use(volume);
+            }
             let segment = &closing.segment;
             let applied = || {
                 let index = segment.index.read().unwrap_or_else(PoisonError::into_inner);
@@ -133,11 +145,19 @@ impl Closer {
         };
         for closing in self.closing.extract_if(.., ready) {
             let (store, registry) = (Arc::clone(&self.store), Arc::clone(&self.registry));
-            let clock = Arc::clone(&self.clock);
+            let (clock, unclosed) = (Arc::clone(&self.clock), self.unclosed.0.clone());
             let close = move || {
                 let life = closing.segment.open.entry.life;
                 match close(&closing, &store, &registry, &*clock) {
                     Ok(()) => {}
+                    Err(error) if error.is_device() => {
+                        if closing.again_at.is_none() {
+                            tracing::error!(%life, "a segment could not be closed: {error}");
+                        }
+                        let again_at = Some(Instant::now() + TRY_AGAIN);
+                        // The next start recovers what finds no place here.
+                        let _ = unclosed.try_send(Closing { again_at, ..closing });
+                    }
                     Err(error) => tracing::error!(
                         %life,
                         "a segment could not be closed, the next start recovers it: {error}"

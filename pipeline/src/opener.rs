@@ -24,6 +24,8 @@ use crate::writer::WriterShared;
 /// How often a run says in the store that it is alive. The time between two signs is what a crash
 /// leaves in doubt.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Time between two attempts to take a volume back into use that failed.
+const REJOIN: Duration = Duration::from_secs(5);
 /// Time after which an order goes to another volume as well. Segments are ordered when the one
 /// before is half full, so a lane can wait for that long.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -63,12 +65,14 @@ pub(crate) enum Work {
     Open(u64, Wish),
     Release(Box<OpenSegment>),
     Heartbeat,
+    Rejoin,
 }
 
 /// What a thread of a volume did.
 pub(crate) enum Done {
     Opened { ticket: u64, volume: usize, answer: Box<Answer> },
     Heartbeat,
+    Rejoined(usize),
 }
 
 /// An order that was not answered.
@@ -94,6 +98,8 @@ pub(crate) struct Opener {
     next_ticket: u64,
     /// When the next sign of life is due; nothing while one is being written.
     beat_at: Option<Instant>,
+    /// When volumes may be taken back into use; nothing while that is tried.
+    rejoin_at: Vec<Option<Instant>>,
 }
 
 impl Opener {
@@ -105,7 +111,8 @@ impl Opener {
     ) -> Self {
         let (pending, next_ticket) = (Vec::new(), 0);
         let beat_at = Some(Instant::now() + HEARTBEAT);
-        Self { store, workers, done, loads, fair_chunks, pending, next_ticket, beat_at }
+        let rejoin_at = workers.iter().map(|_| Some(Instant::now())).collect();
+        Self { store, workers, done, loads, fair_chunks, pending, next_ticket, beat_at, rejoin_at }
     }
 
     /// Runs until every sealer is gone.
@@ -126,6 +133,7 @@ impl Opener {
             }
             self.ask_others();
             self.beat();
+            self.rejoin();
         }
         self.pending.clear();
         self.workers.clear();
@@ -160,9 +168,16 @@ impl Opener {
     }
 
     fn done(&mut self, done: Done) {
-        let Done::Opened { ticket, volume, answer } = done else {
-            self.beat_at = Some(Instant::now() + HEARTBEAT);
-            return;
+        let (ticket, volume, answer) = match done {
+            Done::Opened { ticket, volume, answer } => (ticket, volume, answer),
+            Done::Heartbeat => {
+                self.beat_at = Some(Instant::now() + HEARTBEAT);
+                return;
+            }
+            Done::Rejoined(volume) => {
+                self.rejoin_at[volume] = Some(Instant::now() + REJOIN);
+                return;
+            }
         };
         let at = self.pending.iter().position(|pending| pending.ticket == ticket);
         match (at, *answer) {
@@ -237,6 +252,21 @@ impl Opener {
         }
     }
 
+    /// Has volumes looked at that failed.
+    fn rejoin(&mut self) {
+        let now = Instant::now();
+        if !self.rejoin_at.iter().flatten().any(|at| *at <= now) {
+            return;
+        }
+        for (volume, status) in self.store.status().volumes.iter().enumerate() {
+            let due = self.rejoin_at[volume].is_some_and(|at| at <= now);
+            if due && status.failed.is_some() && self.workers[volume].try_send(Work::Rejoin).is_ok()
+            {
+                self.rejoin_at[volume] = None;
+            }
+        }
+    }
+
     fn give_back(&self, open: OpenSegment) {
         let (volume, life) = (open.volume, open.entry.life);
         if self.workers[volume].try_send(Work::Release(Box::new(open))).is_err() {
@@ -265,6 +295,13 @@ pub(crate) fn work(volume: usize, store: &Store, orders: &Receiver<Work>, done: 
                     tracing::error!("the sign of life could not be written: {error}");
                 }
                 let _ = done.send(Done::Heartbeat);
+            }
+            Work::Rejoin => {
+                match store.rejoin_volume(volume) {
+                    Ok(()) => tracing::warn!(volume, "a volume that had failed is in use again"),
+                    Err(error) => tracing::debug!(volume, "the volume stays out of use: {error}"),
+                }
+                let _ = done.send(Done::Rejoined(volume));
             }
         }
     }

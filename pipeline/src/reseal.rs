@@ -86,8 +86,8 @@ impl Sealer {
         self.returned.barren >= BARREN_MAX
     }
 
-    /// Acts on the failure of a segment, once: says so, and lets go of the segments that were ordered
-    /// before it was known.
+    /// Acts on the failure of a segment, once: says so, and lets go of the segments that were
+    /// ordered before it was known.
     pub(crate) fn note_failure(&mut self, segment: &Arc<LiveSegment>) {
         let Some(why) = segment.failure() else { return };
         if segment.failure_noted.swap(true, Ordering::AcqRel) {

@@ -174,7 +174,8 @@ impl Sealer {
     pub(crate) fn close(&mut self, at: usize, reason: CloseReason) {
         let Some(Current { segment, .. }) = self.streams[at].current.take() else { return };
         segment.ended.store(true, Ordering::Release);
-        let closing = Closing { segment, acks: Arc::clone(&self.acks), reason };
+        let acks = Arc::clone(&self.acks);
+        let closing = Closing { segment, acks, reason, again_at: None };
         self.unsent.push(ToCloser::End(Box::new(closing)));
         self.send_ends();
     }

@@ -215,6 +215,7 @@ impl Pipeline {
             durable_ns: vec![0; views.len()],
             clock: Arc::clone(&clock),
             closing: Vec::new(),
+            unclosed: bounded(CLOSER_INBOX),
             threads: Vec::new(),
         };
         starter.spawn("closer".to_owned(), move || closer.run())?;
@@ -308,7 +309,7 @@ impl Pipeline {
     }
 
     /// The store.
-    pub fn store(&self) -> &Store {
+    pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 

@@ -47,8 +47,8 @@ impl Store {
     /// Opens a segment on this volume. Takes as long as its device needs for some flushes.
     ///
     /// # Errors
-    /// `Exhausted`, `DiskFull`, `Device`, `Failed`, `Key`. `Misuse` without a run, or without such a
-    /// volume; `Encode` if the interfaces do not fit a header.
+    /// `Exhausted`, `DiskFull`, `Device`, `Failed`, `Key`. `Misuse` without a run, or without such
+    /// a volume; `Encode` if the interfaces do not fit a header.
     pub fn open_segment_on(
         &self,
         number: usize,

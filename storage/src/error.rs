@@ -111,8 +111,8 @@ pub enum StorageError {
         #[source]
         source: io::Error,
     },
-    /// A write to the volume failed before; what it holds now is only known after a restart.
-    #[error("volume {volume} takes no more writes since it failed: {why}; check it, then restart")]
+    /// A write to the volume failed before; what it holds now is only known when it is read again.
+    #[error("volume {volume} takes no more writes until its device works again: {why}")]
     Failed {
         /// The volume.
         volume: String,

@@ -12,6 +12,7 @@ use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_format::{LifeId, local};
 use wirevault_index::sections::EncodedSection;
 use wirevault_index::{ChunkDelta, SegmentIndex};
+use wirevault_media::OpenMode;
 use wirevault_seal::{Purpose, SALT_BYTES, SealError, SegmentKeys, TAG_BYTES};
 use wirevault_telemetry::clock::Clock;
 
@@ -131,11 +132,14 @@ pub fn finish_segment(
     let page = footer.encode(|aad| sealed_as.footer(aad)).map_err(failed)?;
     tail.bytes.extend_from_slice(&page);
     // One sync covers the bytes and the length: neither counts before the table says "closed".
-    let written = open.file.write_at(&tail.bytes, start);
-    written
-        .and_then(|()| open.file.set_len(file_bytes))
-        .and_then(|()| open.file.sync())
-        .map_err(|source| device(name, &format!("finish {}", open.file.name()), source))?;
+    // Its device may have been away since the segment was opened, and that handle with it.
+    let file = open.showing.media.open(open.file.name(), OpenMode::ReadWrite);
+    file.and_then(|file| {
+        file.write_at(&tail.bytes, start)?;
+        file.set_len(file_bytes)?;
+        file.sync()
+    })
+    .map_err(|source| device(name, &format!("finish {}", open.file.name()), source))?;
     if let Some(digest) = &encoded.digest {
         let (media, keys) = (&*open.showing.media, open.keys.as_ref());
         // Without it questions open the segment; the next start makes it anew.

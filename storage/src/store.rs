@@ -253,6 +253,24 @@ impl Store {
         }
     }
 
+    /// Takes a volume back into use that failed, if its device works again: segments open there as
+    /// before, and those that could not be closed there can be now.
+    ///
+    /// # Errors
+    /// `Media`, `Index`, `Device` if it does not work; `Failed` if another volume stands there, or
+    /// somebody else wrote to it.
+    pub fn rejoin_volume(&self, volume: usize) -> Result<(), StorageError> {
+        match self.volumes.get(volume) {
+            Some(volume) => volume.work(VolumeWriter::rejoin),
+            None => Err(StorageError::Misuse { what: format!("there is no volume {volume}") }),
+        }
+    }
+
+    /// Whether a volume takes writes, as far as is known. Waits for no device.
+    pub fn is_in_use(&self, volume: usize) -> bool {
+        self.volumes.get(volume).is_some_and(SharedVolume::is_well)
+    }
+
     /// What the device of a volume tells of its wear. Waits for no device.
     pub fn set_wear(&self, volume: usize, wear: Wear) {
         if let Some(volume) = self.volumes.get(volume) {

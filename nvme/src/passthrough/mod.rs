@@ -47,7 +47,7 @@ use crate::{Completion, Queue, check_write};
 
 pub use sys::UringCommands;
 
-const NAME: &str = "passthrough";
+pub(crate) const NAME: &str = "passthrough";
 const WHY: &str = "the volume is an NVMe namespace without a file system";
 
 /// Submissions of one operation's commands that may be cut short before it counts as failed. The

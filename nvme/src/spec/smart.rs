@@ -85,6 +85,11 @@ impl Warning {
         self.0 & 8 != 0
     }
 
+    /// Whether it warns of anything but temperature.
+    pub fn is_failing(self) -> bool {
+        self.0 & !2 != 0
+    }
+
     /// Each warning in words.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
         let known = Self::NAMES.into_iter().enumerate();

@@ -87,8 +87,8 @@ fn a_device_that_hangs_is_left_and_costs_no_packet() {
     }
 }
 
-/// A device that neither ends nor fails anything, for longer than the lanes could wait: it keeps its
-/// share of the buffer and no more, and segments open and fill on the other volume meanwhile.
+/// A device that neither ends nor fails anything, for longer than the lanes could wait: it keeps
+/// its share of the buffer and no more, and segments open and fill on the other volume meanwhile.
 #[test]
 fn a_device_that_hangs_starves_nobody() {
     for topology in TOPOLOGIES {

@@ -6,6 +6,7 @@ mod directory;
 mod faults;
 mod quota;
 mod recovery_table;
+mod rejoin;
 mod room;
 mod support;
 mod watched;

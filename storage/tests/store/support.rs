@@ -361,10 +361,15 @@ impl Recorder {
             received: lane.next_sequence + lane.gaps,
             shed: 0,
             dropped: [0; CAUSES],
-            chain: open.chain.finish(),
+            chain: open.chain.clone().finish(),
         };
-        let finished = finish_segment(&open.segment, &open.index, &facts, &*self.clock)?;
-        self.store.close_segment(&open.segment, finished).map(drop)
+        let closed = finish_segment(&open.segment, &open.index, &facts, &*self.clock)
+            .and_then(|finished| self.store.close_segment(&open.segment, finished));
+        if closed.is_err() {
+            // It can be closed again.
+            lane.open = Some(open);
+        }
+        closed.map(drop)
     }
 
     pub(crate) fn end(&mut self) -> Result<(), StorageError> {

@@ -11,8 +11,10 @@ use crate::job::Job;
 
 /// Packets noted at once: the flow table looks them all up before it touches any.
 const NOTES: usize = wirevault_index::flow_table::BATCH;
-/// Bytes of a cache line; headers lie in two.
-const LINE_BYTES: usize = 64;
+/// Where a block is read: the fields behind its type and length, and the last header, whose flags of
+/// TCP stand here in IPv4. They lie in two lines of the cache, the first of which need not be that
+/// of the data.
+const READ_AT: [usize; 2] = [8, EPB_DATA_AT + 47];
 /// Offset of data in an Enhanced Packet Block.
 const EPB_DATA_AT: usize = 28;
 
@@ -59,8 +61,7 @@ pub(crate) fn note_flows(
     let mut ahead = epb_at.iter().skip(NOTES);
     for batch in epb_at.chunks(NOTES) {
         for at in ahead.by_ref().take(NOTES) {
-            prefetch(chunk, *at as usize + EPB_DATA_AT);
-            prefetch(chunk, *at as usize + EPB_DATA_AT + LINE_BYTES);
+            READ_AT.iter().for_each(|read| prefetch(chunk, *at as usize + read));
         }
         for (note, at) in notes.iter_mut().zip(batch) {
             let block = &chunk[*at as usize..];

@@ -18,6 +18,7 @@ use crate::packets::{MemorySource, Packets, Size};
 use crate::pipeline::{Device, wait_until_stored};
 use crate::site::{Site, SiteOptions};
 use crate::soak::resident_bytes;
+use crate::sys::give_memory_back;
 use crate::threads::StageTimes;
 
 /// Distinct packets, which all lanes read.
@@ -152,6 +153,7 @@ fn measure(
         ensure!(books.dropped_packets() == 0, "lost: {books:?}");
     }
     site.clear()?;
+    give_memory_back();
     Ok(Row {
         lanes,
         volumes,

@@ -20,7 +20,7 @@ use crate::limits::Limits;
 use crate::output::{Output, spread};
 use crate::packets::{FLOWS, MemorySource, Packets, Size};
 use crate::site::{Site, SiteOptions};
-use crate::threads::StageTimes;
+use crate::threads::{StageTimes, process_cpu};
 
 /// A source of this many bytes stays in the second-level cache.
 const HOT_BYTES: usize = 512 << 10;
@@ -95,6 +95,8 @@ struct Run {
     gb_s: f64,
     mpps: f64,
     stages: StageTimes,
+    /// CPU time in ns of all other threads of this process: above all of those that close segments.
+    rest_ns: u64,
     /// Chunks that the index does not cover, because its thread could not keep up.
     unindexed_chunks: u64,
     /// 99.9 % of the operations on buffers took no longer, ns: taking a free chunk, handing one
@@ -178,7 +180,8 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
         ];
         for load in loads {
             // As many packets as there are in memory: more would not make it more exact.
-            let bound = Bound::measure(&load.packets, (load.passes / options.passes).max(1))?;
+            let passes = (load.passes / options.passes).max(1);
+            let bound = Bound::measure(&load.packets, passes, cores().min(options.lanes.into()))?;
             for device in &options.device {
                 let row = row(options, &site, *device, &load, *size, bound)?;
                 row.show(&mut output);
@@ -191,6 +194,10 @@ pub(crate) fn run(options: &Options, mut output: Output) -> Result<bool> {
     promise(&rows, &mut output);
     output.finish(&Report { flows: FLOWS, limits, rows })?;
     Ok(true)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn row(
@@ -227,10 +234,12 @@ fn measure(options: &Options, site: &Site, device: Device, load: &Load) -> Resul
     let sources = (0..load.lanes).map(source).collect();
     let buffer_bytes = (options.buffer_mib << 20) as usize;
     let pipeline = site.start_lanes(sources, 1, quota_bytes, buffer_bytes, &how)?;
-    let started = Instant::now();
+    let (started, cpu_before) = (Instant::now(), process_cpu()?);
     wait_until_stored(&pipeline, count)?;
     let took = started.elapsed();
     let stages = StageTimes::now()?;
+    let rest_ns = (process_cpu()? - cpu_before).as_nanos() as u64;
+    let rest_ns = rest_ns.saturating_sub(stages.sum_ns());
     let unindexed = pipeline.lanes().iter().map(|lane| &lane.shared.unindexed_chunks);
     let unindexed_chunks = unindexed.map(|chunks| chunks.load(Ordering::Relaxed)).sum();
     let [take_p999_ns, hand_over_p999_ns, recycle_p999_ns] = pipeline
@@ -246,6 +255,7 @@ fn measure(options: &Options, site: &Site, device: Device, load: &Load) -> Resul
         gb_s: bytes as f64 / took.as_nanos() as f64,
         mpps: count as f64 * 1000.0 / took.as_nanos() as f64,
         stages,
+        rest_ns,
         unindexed_chunks,
         take_p999_ns,
         hand_over_p999_ns,
@@ -276,8 +286,7 @@ impl Row {
 
     /// GB a second that lanes and sealers could reach at most, on as many cores as they can have.
     fn bound_gb_s(&self) -> f64 {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let hands = self.middle().stages.workers.min(cores) as f64;
+        let hands = self.middle().stages.workers.min(cores()) as f64;
         hands * self.bytes as f64 / self.packets as f64 / self.bound.sum_ns()
     }
 
@@ -305,12 +314,15 @@ impl Row {
 
 fn say_where_time_goes(rows: &[Row], output: &mut Output) {
     output.say(
-        "CPU ns a packet. Alone: copying it, entering it in the flow table, sealing it, which make \
-         the bound. In the run in the middle: lane (the generator's share, as it is alone, taken \
-         off), sealer (index and seal, unless the lane does that itself), writer, and the thread \
-         that keeps the live index. Beside them what passes from one packet to \
-         the next, and how much of it lane and sealer were \
-         ready and had no core, because others had it; what is left they waited for each other.",
+        "CPU ns a packet. Alone, on as many cores at once as there are lanes: copying it into a \
+         chunk in the cache, entering it in the flow table, sealing it, which make the bound; and \
+         copying it into one of 64 chunks, as a recorder must, whose last chunks are on their way \
+         to the device. In the run in the middle: lane (the generator's share, as it is alone, \
+         taken off), sealer (index and seal, unless the lane does that itself), writer, the thread \
+         that keeps the live index, and the rest, nearly all of it closing segments. Where lanes \
+         have every core, the last three are taken from them. Beside them what passes from one \
+         packet to the next, and how much of it lane and sealer were ready and had no core, \
+         because others had it; what is left they waited for each other.",
     );
     output.table(&[
         ("size", 7),
@@ -318,12 +330,14 @@ fn say_where_time_goes(rows: &[Row], output: &mut Output) {
         ("device", 6),
         ("generator", 9),
         ("copy alone", 10),
+        ("into 64 chunks", 14),
         ("upsert alone", 12),
         ("AES alone", 9),
         ("lane", 6),
         ("sealer", 6),
         ("writer", 6),
         ("live index", 10),
+        ("rest", 6),
         ("passes", 6),
         ("lane coreless", 13),
         ("sealer coreless", 15),
@@ -333,11 +347,13 @@ fn say_where_time_goes(rows: &[Row], output: &mut Output) {
         let each = |ns: u64| ns as f64 / row.packets as f64;
         let lane = (each(stages.fill_ns) - bound.generate_ns).max(0.0);
         let [sealer, writer, live] = [stages.seal_ns, stages.write_ns, stages.apply_ns].map(each);
-        let alone = [bound.generate_ns, bound.copy_ns, bound.upsert_ns, bound.seal_ns];
+        let Bound { generate_ns, copy_ns, copy_far_ns, upsert_ns, seal_ns } = bound;
+        let alone = [generate_ns, copy_ns, copy_far_ns, upsert_ns, seal_ns];
+        let rest = each(row.middle().rest_ns);
         let mut cells = row.names();
         let coreless = [stages.fill_coreless_ns, stages.seal_coreless_ns].map(each);
         let passes = 1000.0 / row.middle().mpps;
-        let figures = alone.into_iter().chain([lane, sealer, writer, live, passes]);
+        let figures = alone.into_iter().chain([lane, sealer, writer, live, rest, passes]);
         let figures = figures.chain(coreless);
         cells.extend(figures.map(|ns| format!("{ns:.1}")));
         output.row(cells);

@@ -26,6 +26,11 @@ pub(crate) struct StageTimes {
     pub(crate) workers: usize,
 }
 
+/// CPU time that this process has used.
+pub(crate) fn process_cpu() -> Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("the process's CPU time")?.into())
+}
+
 /// CPU time that this thread has used.
 pub(crate) fn cpu() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("the thread's CPU time")?.into())

@@ -32,8 +32,8 @@ pub(crate) struct PacketRing {
     blocks: usize,
 }
 
-/// Gives what the allocator keeps of freed memory back to the system. It keeps what the threads of an
-/// ended pipeline freed, which then counts as the next one's.
+/// Gives what the allocator keeps of freed memory back to the system. It keeps what the threads of
+/// an ended pipeline freed, which then counts as the next one's.
 pub(crate) fn give_memory_back() {
     // SAFETY: the call takes no memory of ours; it may be made by any thread at any time.
     unsafe { libc::malloc_trim(0) };

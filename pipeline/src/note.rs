@@ -11,9 +11,9 @@ use crate::job::Job;
 
 /// Packets noted at once: the flow table looks them all up before it touches any.
 const NOTES: usize = wirevault_index::flow_table::BATCH;
-/// Where a block is read: the fields behind its type and length, and the last header, whose flags of
-/// TCP stand here in IPv4. They lie in two lines of the cache, the first of which need not be that
-/// of the data.
+/// Where a block is read: the fields behind its type and length, and the last header, whose flags
+/// of TCP stand here in IPv4. They lie in two lines of the cache, the first of which need not be
+/// that of the data.
 const READ_AT: [usize; 2] = [8, EPB_DATA_AT + 47];
 /// Offset of data in an Enhanced Packet Block.
 const EPB_DATA_AT: usize = 28;

@@ -253,6 +253,11 @@ impl VolumeWriter {
                 }
             }
             drop(ledger);
+            for ((_, after), before) in rest.iter().zip(&before) {
+                if after.life != before.life || after.state == SegmentState::Free {
+                    self.volume.digests.forget(before.life);
+                }
+            }
             next.apply(&mut self.volume.segments);
             if let Some(shared) = &self.shared {
                 view::show_segments(shared, &self.volume, &before, &rest[..together]);

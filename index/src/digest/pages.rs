@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wirevault_format::LifeId;
 use wirevault_format::digest::{
-    DIGEST_FILE, FACTS_PAGE, PAGE_BYTES, decode, host_pages, page_offset,
+    DIGEST_FILE, FACTS_PAGE, HOSTS_PAGE, PAGE_BYTES, decode, host_pages, page_offset,
 };
 use wirevault_media::{Media, MediaFile, OpenMode};
 use wirevault_seal::{DataOpener, SALT_BYTES, TAG_BYTES};
@@ -70,6 +70,14 @@ impl Digests {
     /// Pages of addresses of each segment; `None` if this volume has no digests.
     pub fn host_pages(&self) -> Option<u16> {
         self.host_pages
+    }
+
+    /// Drops what is kept of a life that was given up, and its digest's key. A question that began
+    /// before may bring pages back; they go as all others do, when newer ones need the room.
+    pub fn forget(&self, life: LifeId) {
+        let mut kept = self.kept();
+        let pages = HOSTS_PAGE + self.host_pages.unwrap_or(0);
+        (0..pages).for_each(|page| kept.remove((life, page)));
     }
 
     /// The digest of this segment is there and whole, as far as its facts tell. They are written
@@ -182,6 +190,13 @@ impl Kept {
         Some(known)
     }
 
+    fn remove(&mut self, name: Name) {
+        if let Some(page) = self.young.remove(&name) {
+            self.young_bytes -= page.kept_bytes(name.1);
+        }
+        self.old.remove(&name);
+    }
+
     fn add(&mut self, pages: impl IntoIterator<Item = (Name, Arc<Loaded>)>) {
         for (name, page) in pages {
             let bytes = page.kept_bytes(name.1);
@@ -190,7 +205,10 @@ impl Kept {
                 self.young_bytes = 0;
             }
             self.young_bytes += bytes;
-            self.young.insert(name, page);
+            // Two questions at once may both have read it.
+            if let Some(same) = self.young.insert(name, page) {
+                self.young_bytes -= same.kept_bytes(name.1);
+            }
         }
     }
 }
@@ -211,5 +229,7 @@ mod tests {
         let bytes = |pages: &HashMap<Name, Arc<Loaded>>| pages.len() * 4000;
         assert!(bytes(&kept.young) <= KEPT_BYTES && bytes(&kept.old) <= KEPT_BYTES);
         assert!(kept.get(name(8)).is_none() && kept.get(name(39_999)).is_some());
+        (0..40_000).for_each(|n| kept.remove(name(n)));
+        assert_eq!((kept.young.len(), kept.young_bytes, kept.old.len()), (0, 0, 0));
     }
 }

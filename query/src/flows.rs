@@ -5,10 +5,11 @@
 //! all of them lie in the window. Otherwise its packets are read and counted, so rows are exact for
 //! any filter and window.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
+use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +20,7 @@ use wirevault_index::delta::FlowStats;
 use wirevault_packet::bpf::{AnyAddress, Program, Verdict};
 use wirevault_packet::{Direction, FlowKey, dissect_with};
 
-use crate::ahead::Ahead;
+use crate::ahead::{Ahead, Glance, glance};
 use crate::completeness::Window;
 use crate::error::QueryError;
 use crate::held_flows::{Flow, HeldFlows};
@@ -106,10 +107,19 @@ pub(crate) fn list<'a, S: Source>(
     }
     members.retain(|(_, demand, _, it)| !it.ruled_out && demand.wants(it.times_ns));
     members.sort_by_key(|(_, _, _, member)| member.source.entry().ordinal);
+    let mut members: VecDeque<_> =
+        members.into_iter().map(|member| (member, Glance::Unknown)).collect();
     let mut held = HeldFlows::new(store.flows_held_max);
     let mut rows = Rows { out, given: 0, limit: request.limit, summary: &mut plan.summary };
-    for (id, demand, from, member) in members {
+    loop {
         reading.check_cancelled()?;
+        look_ahead(&mut members, &reading);
+        let Some(((id, demand, from, member), glance)) = members.pop_front() else { break };
+        if let Glance::Nothing(shown) = glance {
+            shown.iter().for_each(|shown| reading.note_nothing(member.source, shown));
+            reading.ahead.opened(false);
+            continue;
+        }
         let link_type = id.link_type;
         for (key, stats) in flows_of(id, demand, from, member, &mut reading)? {
             if request.count_only {
@@ -133,6 +143,27 @@ pub(crate) fn list<'a, S: Source>(
     }
     let window = Window { since_ns: request.since_ns, until_ns: request.until_ns, cut_ns: None };
     conclude(store, plan, request, &window, reading)
+}
+
+/// A segment of a stream, and the sequence from which on it counts.
+type Waiting<'a, S> = (StreamId, Demand, u64, Member<'a, S>);
+
+/// Looks into the next segments, if those before held nothing.
+fn look_ahead<S: Source>(members: &mut VecDeque<(Waiting<'_, S>, Glance)>, reading: &Reading<'_>) {
+    let count = reading.ahead.groups();
+    let Some(((_, demand, ..), Glance::Unknown)) = members.front().filter(|_| count > 1) else {
+        return;
+    };
+    let Demand { program, since_ns, until_ns, .. } = demand.clone();
+    let question = Question { program: &program, since_ns, until_ns };
+    let is_alike = |((_, demand, _, member), _): &&mut (Waiting<'_, S>, Glance)| {
+        Rc::ptr_eq(&demand.program, &program) && member.opened.is_none()
+    };
+    let mut next: Vec<_> = members.iter_mut().take(count).take_while(is_alike).collect();
+    let sources: Vec<_> = next.iter().map(|((.., member), _)| vec![member.source]).collect();
+    for ((_, known), glance) in next.iter_mut().zip(glance(&sources, &question)) {
+        *known = glance;
+    }
 }
 
 /// Gives rows out until there are enough.
@@ -195,6 +226,7 @@ fn flows_of<'a, S: Source>(
         .map(|opened| *opened)
         .or_else(|| reading.open(member.source, Some(&question)));
     let Some((reader, mut look)) = opened else { return Ok(Vec::new()) };
+    let held_something = !look.selected.is_empty();
     let (mut counted, unsure) = reader.with_flows(*since_ns, *until_ns, |flows| match flows {
         // The index counts copies as well.
         Some(flows) if from == 0 => {
@@ -211,6 +243,8 @@ fn flows_of<'a, S: Source>(
         unsure.map(|unsure| unsure.into_iter().map(|(key, _)| key).collect());
     member.opened = Some(Box::new((reader, look)));
     let read = read_flows(id, demand, from, member, wanted.as_ref(), reading)?;
+    // It was asked for no more than what the index left open.
+    reading.ahead.opened(held_something);
     counted.extend(read);
     counted.sort_by_key(|(key, stats)| (stats.times_ns, *key));
     Ok(counted)

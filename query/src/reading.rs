@@ -67,7 +67,7 @@ impl Reading<'_> {
     }
 
     /// Takes note of gaps and damage that opening a segment showed.
-    pub(crate) fn note<S: Source>(&mut self, source: &S, shown: &Shown) {
+    fn note<S: Source>(&mut self, source: &S, shown: &Shown) {
         let entry = source.entry();
         self.findings.seen.insert(entry.ordinal);
         if let Some(why) = &shown.look.index_damage {
@@ -84,6 +84,12 @@ impl Reading<'_> {
             Lost { segment, chunk, lane, cause, from_ns, until_ns, packets, what }
         });
         self.findings.lost.extend(lost);
+    }
+
+    /// As [`Reading::note`], of a segment that was asked and holds no answer.
+    pub(crate) fn note_nothing<S: Source>(&mut self, source: &S, shown: &Shown) {
+        self.note(source, shown);
+        self.findings.chunks_considered += shown.look.considered as u64;
     }
 
     fn note_absence<S: Source>(&mut self, source: &S, Absence { cause, what }: Absence) {

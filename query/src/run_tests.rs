@@ -231,6 +231,17 @@ fn rows_of_segments_without_an_answer_change_nothing_of_it() {
     };
     assert_eq!(told(&summary, "no_buffer"), SEGMENTS - 1, "{summary}");
     assert_eq!(told(&summary, "missing_segment"), 1, "{summary}");
+    let mut rows = Vec::new();
+    let mut out = |row: &FlowRow| {
+        rows.push((row.packets, row.segments));
+        Ok(ControlFlow::Continue(()))
+    };
+    let (runs, never) = ([run_entry(1)], AtomicBool::new(false));
+    let store = store(&segments, &runs, HELD_BYTES_MAX);
+    let asked = Request { filter: filter.clone(), ..Request::default() };
+    let listed = list(&store, &asked, &mut out, &never).unwrap();
+    assert_eq!(rows, [(8, 4)]);
+    assert_eq!((listed.chunks_considered, &listed.gaps), (SEGMENTS - 1, &summary.gaps));
     let first = Request { filter, limit: Some(3), ..Request::default() };
     let (found, summary) = ask(&segments, &first);
     assert_eq!((found, summary.packets), (vec![0, 1, 80], 3));

@@ -299,8 +299,7 @@ impl<'a, S: Source> StreamCursor<'a, S> {
         let Some(group) = self.groups.pop_front() else { return };
         if let Glance::Nothing(shown) = &group.glance {
             for (member, shown) in group.members().zip(shown) {
-                reading.note(member.source, shown);
-                reading.findings.chunks_considered += shown.look.considered as u64;
+                reading.note_nothing(member.source, shown);
             }
             reading.ahead.opened(false);
             self.running_max_ns = self.running_max_ns.max(group.times_ns.1);

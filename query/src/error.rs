@@ -10,9 +10,12 @@ use crate::time::rfc3339;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueryError {
-    /// Misuse: the filter does not compile for a link type that occurs in the window.
-    #[error("{0}; to leave packets of that link type out, use --skip-linktype")]
+    /// Misuse: the filter does not compile.
+    #[error("{0}")]
     Filter(#[from] FilterError),
+    /// Misuse: the filter compiles, but not for a link type that occurs in the window.
+    #[error("{0}; to leave packets of that link type out, use --skip-linktype")]
+    LinkType(FilterError),
     /// Misuse: the window ends where it begins, or before.
     #[error(
         "the window from {} to {} is empty: it must end after its beginning",
@@ -46,7 +49,7 @@ pub enum QueryError {
 impl QueryError {
     /// The question itself is at fault.
     pub fn is_misuse(&self) -> bool {
-        matches!(self, Self::Filter(_) | Self::EmptyWindow { .. })
+        matches!(self, Self::Filter(_) | Self::LinkType(_) | Self::EmptyWindow { .. })
     }
 
     /// The caller gave up.

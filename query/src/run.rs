@@ -361,10 +361,20 @@ impl Programs<'_> {
                 self.refused.get_or_insert(error);
                 None
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(self.refusal(error)),
         };
         self.compiled.push((link_type, program.clone()));
         Ok(program)
+    }
+
+    /// A filter that fits no link type is wrong in itself; leaving packets out would not help.
+    fn refusal(&self, error: FilterError) -> QueryError {
+        let fits = |link_type| filter::compile(&self.request.filter, link_type).is_ok();
+        let others = [LinkType::ETHERNET, LinkType::RAW];
+        match others.into_iter().any(|other| other != error.link_type && fits(other)) {
+            true => QueryError::LinkType(error),
+            false => QueryError::Filter(error),
+        }
     }
 
     /// Notes the link types that are left out, and gives all. Leaving out all of them is no answer.

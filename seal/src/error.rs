@@ -12,7 +12,8 @@ pub enum SealError {
     /// The key file is not there.
     #[error(
         "key file {path} does not exist; without it nothing in the store can be read: \
-         restore it from its backup, or name its place with `key_file`"
+         restore it from its backup, or name its place with `key_file` in the configuration or \
+         with --key"
     )]
     KeyMissing {
         /// Where it was looked for.

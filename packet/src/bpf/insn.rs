@@ -211,6 +211,28 @@ impl Program {
         Ok(Self { insns, steps, loops })
     }
 
+    /// A program that takes what both take. Putting their texts together instead would let either
+    /// change what the other means: by a parenthesis, or by `vlan`, which shifts what follows it.
+    ///
+    /// # Errors
+    /// Both together are too long, or the first returns a value that it computes, which libpcap's
+    /// never do.
+    pub fn and(&self, other: &Self) -> Result<Self, PacketError> {
+        let behind = self.insns.len();
+        let mut insns = self.insns.clone();
+        for (at, (insn, step)) in insns.iter_mut().zip(&self.steps).enumerate() {
+            match step.op {
+                Op::ReturnA => return Err(PacketError::ProgramCode { at, code: insn.code }),
+                Op::ReturnK if insn.k != 0 => {
+                    *insn = Insn { code: 0x05, jt: 0, jf: 0, k: (behind - at - 1) as u32 };
+                }
+                _ => {}
+            }
+        }
+        insns.extend_from_slice(&other.insns);
+        Self::new(insns)
+    }
+
     /// The instructions.
     pub fn insns(&self) -> &[Insn] {
         &self.insns
@@ -289,5 +311,36 @@ mod tests {
         for bad in ["", "21 0 5", "21 0 5 1 2", "21 0 256 1", "x 0 0 0"] {
             assert!(bad.parse::<Insn>().is_err());
         }
+    }
+
+    #[test]
+    fn both_programs_must_take_a_packet() {
+        // The first byte is `value`.
+        let first = |value| {
+            let insns = vec![
+                insn(0x30, 0, 0, 0),
+                insn(0x15, 0, 1, value),
+                insn(0x06, 0, 0, 9),
+                insn(0x06, 0, 0, 0),
+            ];
+            Program::new(insns).unwrap()
+        };
+        let length = Program::new(vec![
+            insn(0x80, 0, 0, 0),
+            insn(0x25, 0, 1, 5),
+            insn(0x06, 0, 0, 7),
+            insn(0x06, 0, 0, 0),
+        ])
+        .unwrap();
+        for both in [first(1).and(&length).unwrap(), length.and(&first(1)).unwrap()] {
+            assert_ne!(both.run(&[1], 6), 0);
+            for (byte, wire_len) in [(1, 5), (2, 6), (2, 5)] {
+                assert_eq!(both.run(&[byte], wire_len), 0);
+            }
+            // A load outside of the packet refuses, in whichever it stands.
+            assert_eq!(both.run(&[], 6), 0);
+        }
+        let computed = Program::new(vec![insn(0x16, 0, 0, 0)]).unwrap();
+        assert!(computed.and(&length).is_err() && length.and(&computed).is_ok());
     }
 }

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use wirevault_daemon::api::DEFAULT_SOCKET;
 use wirevault_daemon::import::Tunnel;
 use wirevault_format::StoreId;
 use wirevault_format::VxlanPorts;
@@ -179,17 +178,36 @@ Example: wirevault audit show --store /var/lib/wirevault --json | jq 'select(.ev
 
 /// Where an answer comes from.
 #[derive(Debug, Args)]
-#[command(group = ArgGroup::new("place").args(["store", "socket"]))]
+#[command(group = ArgGroup::new("place").args(["store", "socket", "connect"]))]
+#[command(group = ArgGroup::new("keyed").args(["store", "connect"]).multiple(true))]
 pub(crate) struct Place {
     /// Directory of a store: its first volume. No daemon is needed.
     #[arg(long, value_name = "DIR")]
     pub(crate) store: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+    /// Key file of a sealed store, where it is not where `init` put it; with --connect, private
+    /// key of the certificate.
+    #[arg(long, value_name = "FILE", requires = "keyed")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// Which daemon is asked.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Daemon {
     /// Socket of the daemon [default: /run/wirevault/wirevault.sock].
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// Key file of a sealed store, where it is not where `init` put it.
-    #[arg(long, value_name = "FILE", requires = "store")]
-    pub(crate) key: Option<PathBuf>,
+    /// Daemon on another machine, which is asked over TLS.
+    #[arg(long, value_name = "HOST:PORT", requires_all = ["cert", "key", "ca"])]
+    #[arg(conflicts_with = "socket")]
+    pub(crate) connect: Option<String>,
+    /// Certificate to show it, as PEM.
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Authorities that may vouch for it, as PEM.
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 /// Which packets.
@@ -343,9 +361,11 @@ pub(crate) struct TailArgs {
     /// Filter in tcpdump's language; several words are joined. Without it every packet is shown.
     #[arg(value_name = "FILTER")]
     pub(crate) filter: Vec<String>,
-    /// Socket of the daemon.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub(crate) socket: PathBuf,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+    /// Private key of the certificate, as PEM.
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    pub(crate) key: Option<PathBuf>,
     /// Write pcapng to a file; `-` is standard output.
     #[arg(short = 'w', long = "write", value_name = "FILE")]
     pub(crate) write: Option<PathBuf>,
@@ -444,6 +464,8 @@ fn size(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+
+    use wirevault_daemon::api::DEFAULT_SOCKET;
 
     use super::*;
 

@@ -47,9 +47,9 @@ pub(crate) enum CliError {
     /// A file is not the structure that it should be.
     #[error("{}: {source}", path.display())]
     Format { path: PathBuf, source: FormatError },
-    /// Nobody listens at the socket, or may not be spoken to.
-    #[error("cannot reach wirevaultd at {}: {source}; {}", socket.display(), way_out(source))]
-    Connect { socket: PathBuf, source: io::Error },
+    /// Nobody listens there, or may not be spoken to.
+    #[error("cannot reach wirevaultd at {daemon}: {source}; {}", way_out(source))]
+    Connect { daemon: String, source: io::Error },
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
@@ -91,6 +91,9 @@ fn way_out(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "this user may not use the socket: see `api` in the daemon's configuration"
         }
+        io::ErrorKind::InvalidData => {
+            "look at the certificates on both sides: names, authorities, times"
+        }
         _ => "start wirevaultd, name its socket with --socket, or a store with --store",
     }
 }
@@ -104,7 +107,7 @@ mod tests {
     #[test]
     fn a_connection_error_names_socket_reason_and_way_out() {
         let source = io::Error::from(io::ErrorKind::NotFound);
-        let error = CliError::Connect { socket: "/run/x.sock".into(), source };
+        let error = CliError::Connect { daemon: "/run/x.sock".into(), source };
         let text = chain(&error);
         assert!(text.starts_with("cannot reach wirevaultd at /run/x.sock: "), "{text}");
         assert!(text.ends_with("or a store with --store"), "{text}");

@@ -2,14 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use wirevault_daemon::api::DEFAULT_SOCKET;
 use wirevault_index::{KeySource, StoreReader, open_store};
 use wirevault_query::Request;
 use wirevault_query::time::{local_zone, parse};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::args::{Place, Question};
-use crate::client::Client;
+use crate::client::{Client, Endpoint};
 use crate::error::CliError;
 use crate::interrupt::Cancel;
 
@@ -29,8 +28,8 @@ pub(crate) fn ask(place: &Place, cancel: &Cancel) -> Result<Asked, CliError> {
     if let Some(dir) = &place.store {
         return Ok(Asked::Store(open(dir, place.key.as_deref())?));
     }
-    let socket = place.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
-    Ok(Asked::Daemon(Client::connect(socket, cancel)?))
+    let endpoint = Endpoint::new(&place.daemon, place.key.as_deref());
+    Ok(Asked::Daemon(Client::connect(&endpoint, cancel)?))
 }
 
 /// Opens a store for reading.

@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 mod check;
 mod fault;
 mod input;
@@ -31,11 +32,12 @@ mod units;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use access::{Api, CertificateName, Principal, Role, Rule, Tls};
 pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 pub use settings::{
-    Api, Buffer, Config, DecapMode, Duplicates, Hugepages, LogLevel, MirrorTunnel, Principal,
-    SourceKind, Speed, Topology, Tunnel,
+    Buffer, Config, DecapMode, Duplicates, Hugepages, LogLevel, MirrorTunnel, SourceKind, Speed,
+    Topology, Tunnel,
 };
 pub use units::size_text;
 

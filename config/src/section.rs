@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access::{CertificateName, Principal};
 use crate::fault::{Fault, Mark, quote};
 use crate::keys::{CPU_MAX, INTERFACE_NAME_BYTES_MAX, Key, Kind, TABLE, Without};
-use crate::settings::Principal;
 use crate::tree::{Body, Entry, Node};
 use crate::units::{parse_duration, parse_size, size_text};
 
@@ -27,6 +27,7 @@ pub(crate) enum Value {
     Address(SocketAddr),
     Principal(Principal),
     Cpus { first: u16, last: u16 },
+    Certificate(CertificateName),
 }
 
 /// A checked scalar of a list, and where it stands.
@@ -366,6 +367,10 @@ pub(crate) fn read_scalar(kind: &Kind, text: &str) -> Result<Value, Refusal> {
         Kind::Endpoint => read_endpoint(text),
         Kind::Principal => read_principal(text),
         Kind::Cpus => read_cpus(text),
+        Kind::CertificateName(max) => CertificateName::read(text)
+            .filter(|_| text.len() <= *max)
+            .map(Value::Certificate)
+            .ok_or_else(|| is_no("a name in a certificate").way_out("write cn:alice, for example")),
         Kind::Section | Kind::Sections(_) | Kind::List(..) => {
             Err(is_no("a list or a mapping, as it should be"))
         }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access::Api;
 use crate::input::Input;
 use crate::keys::VOLUMES_MAX;
 
@@ -179,7 +180,7 @@ pub struct Config {
     pub commit_interval: Duration,
     /// Longest time that a segment stays open.
     pub segment_age: Duration,
-    /// The control socket.
+    /// Where questions come in, and who may ask what.
     pub api: Api,
     /// CPUs for the lanes, in order, no two alike: none (no pinning), or at least one for each
     /// lane.
@@ -208,27 +209,6 @@ pub struct Buffer {
     pub size_bytes: u64,
     /// The pages it asks for.
     pub hugepages: Hugepages,
-}
-
-/// The control socket. Root and the daemon's own user may always use it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Api {
-    /// Path of the unix socket, absolute.
-    pub socket: PathBuf,
-    /// Users who may use it as well.
-    pub users: Vec<Principal>,
-    /// Groups whose members may use it as well.
-    pub groups: Vec<Principal>,
-}
-
-/// A user or a group. Names are looked up when the daemon starts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Principal {
-    /// By name.
-    Name(String),
-    /// By number.
-    Id(u32),
 }
 
 const _: () = assert!(VOLUMES_MAX > 0);

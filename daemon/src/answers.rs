@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{ConnectInfo, Json, State};
+use axum::extract::{Extension, Json, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_core::Stream;
@@ -27,14 +27,17 @@ use serde::Serialize;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{Semaphore, TryAcquireError};
+use wirevault_config::Role;
 use wirevault_index::Catalog;
 use wirevault_index::error::chain;
+use wirevault_lifecycle::audit::Who;
 use wirevault_query::export::PcapngSink;
 use wirevault_query::{QueryError, Request, Summary, flows, run};
 
+use crate::access::Asker;
 use crate::api::{ErrorBody, JSON_LINES_TYPE, JSON_TYPE, PCAPNG_TYPE, QueryBody};
 use crate::audit::Answered;
-use crate::server::{App, Peer};
+use crate::server::App;
 use crate::status;
 
 /// Answers that are made at a time; each may hold a thread and some MiB.
@@ -63,17 +66,25 @@ pub(crate) enum Failure {
 /// Packets, as pcapng.
 pub(crate) async fn query(
     State(app): State<App>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(asker): Extension<Asker>,
     body: Result<Json<QueryBody>, JsonRejection>,
 ) -> Response {
-    let request = match question(body) {
+    let request = match question(body, &asker) {
         Ok(request) => request,
         Err(response) => return response,
     };
+    if !request.count_only && asker.role < Role::Export {
+        let why = format!(
+            "the role {} gets no packets, which need {}; ask with `count_only`, or for flows",
+            asker.role,
+            Role::Export
+        );
+        return denied(app, asker.who, "POST /v1/query for packets", why).await;
+    }
     let asked = app.clone();
-    stream(&app, app.answers(), PCAPNG_TYPE, move |pipe, cancel| {
-        let question = QueryBody::from(request.clone());
-        asked.audit().answer(&peer, ("query", &question), pipe, |pipe| {
+    stream(&app, app.answers(), PCAPNG_TYPE, &asker.clone(), move |pipe, cancel| {
+        let question = Narrowed::new(&request);
+        asked.audit().answer(&asker.who, ("query", &question), pipe, |pipe| {
             counted(&asked, |catalog| {
                 let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
                 let summary = run(catalog, &request, &mut sink, cancel)?;
@@ -88,7 +99,7 @@ pub(crate) async fn query(
 /// Flows, one JSON object a line, and the summary as the last line.
 pub(crate) async fn flow_rows(
     State(app): State<App>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(asker): Extension<Asker>,
     body: Result<Json<QueryBody>, JsonRejection>,
 ) -> Response {
     /// The last line.
@@ -97,14 +108,14 @@ pub(crate) async fn flow_rows(
         summary: &'a Summary,
     }
 
-    let request = match question(body) {
+    let request = match question(body, &asker) {
         Ok(request) => request,
         Err(response) => return response,
     };
     let asked = app.clone();
-    stream(&app, app.answers(), JSON_LINES_TYPE, move |pipe, cancel| {
-        let question = QueryBody::from(request.clone());
-        asked.audit().answer(&peer, ("flows", &question), pipe, |pipe| {
+    stream(&app, app.answers(), JSON_LINES_TYPE, &asker.clone(), move |pipe, cancel| {
+        let question = Narrowed::new(&request);
+        asked.audit().answer(&asker.who, ("flows", &question), pipe, |pipe| {
             counted(&asked, |catalog| {
                 let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
                 let summary = flows(
@@ -124,9 +135,12 @@ pub(crate) async fn flow_rows(
 
 /// Segments, oldest first, as a JSON list that is made while it is sent: 100,000 of them take about
 /// 70 MB.
-pub(crate) async fn segments(State(app): State<App>) -> Response {
+pub(crate) async fn segments(
+    State(app): State<App>,
+    Extension(asker): Extension<Asker>,
+) -> Response {
     let asked = app.clone();
-    stream(&app, app.answers(), JSON_TYPE, move |pipe, cancel| {
+    stream(&app, app.answers(), JSON_TYPE, &asker, move |pipe, cancel| {
         let catalog = catalog(&asked)?;
         let mut out = BufWriter::with_capacity(ROWS_BYTES, pipe);
         put_list(&mut out, catalog.segments.iter().map(|it| status::segment_row(it)), cancel)
@@ -140,6 +154,7 @@ pub(crate) async fn stream(
     app: &App,
     places: &Arc<Semaphore>,
     content_type: &'static str,
+    asker: &Asker,
     work: impl FnOnce(&mut Pipe, &AtomicBool) -> Result<(), Failure> + Send + 'static,
 ) -> Response {
     let permit = match Arc::clone(places).try_acquire_owned() {
@@ -153,10 +168,12 @@ pub(crate) async fn stream(
                 true => ("live views are open", TAILS_MAX),
                 false => ("answers are being made", ANSWERS_MAX),
             };
-            let text = format!("{max} {what} already; ask again later");
-            let wait = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
-            return (wait, error(StatusCode::TOO_MANY_REQUESTS, text)).into_response();
+            return too_many(format!("{max} {what} already"));
         }
+    };
+    let turn = match asker.turn() {
+        Ok(turn) => turn,
+        Err(why) => return too_many(why),
     };
     let places = Arc::clone(places);
     let cancel = Arc::new(AtomicBool::new(false));
@@ -166,7 +183,7 @@ pub(crate) async fn stream(
     let end = (Arc::clone(&cancel), Arc::clone(&broken));
     let mut answer = Answer { first: None, pieces, cancel: end.0, broken: end.1 };
     tokio::task::spawn_blocking(move || {
-        let _permit = permit;
+        let _places = (permit, turn);
         let stall_max = STALL_MAX;
         let mut pipe = Pipe { sender, held: None, places, stall_max, broken, bytes: 0 };
         // A receiver that is gone does not want to know either way.
@@ -189,6 +206,37 @@ pub(crate) async fn stream(
 /// An error as JSON.
 pub(crate) fn error(status: StatusCode, text: String) -> Response {
     (status, Json(ErrorBody { error: text })).into_response()
+}
+
+/// So much is not to be had at once.
+pub(crate) fn too_many(why: String) -> Response {
+    let wait = [(header::RETRY_AFTER, HeaderValue::from_static("1"))];
+    let text = format!("{why}; ask again later");
+    (wait, error(StatusCode::TOO_MANY_REQUESTS, text)).into_response()
+}
+
+/// Writes down that somebody may not have this, and tells him.
+async fn denied(app: App, who: Who, request: &'static str, why: String) -> Response {
+    let text = why.clone();
+    let write = move || app.audit().denied(who, request.to_owned(), &why);
+    // A log that cannot be written is in the status.
+    let _ = tokio::task::spawn_blocking(write).await;
+    error(StatusCode::FORBIDDEN, text)
+}
+
+/// A question, and what it was narrowed to, as the audit log has them.
+#[derive(Serialize)]
+struct Narrowed {
+    #[serde(flatten)]
+    question: QueryBody,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    within: String,
+}
+
+impl Narrowed {
+    fn new(request: &Request) -> Self {
+        Self { within: request.within.clone(), question: request.clone().into() }
+    }
 }
 
 /// The writing end of an answer.
@@ -336,9 +384,12 @@ fn counted(
 }
 
 #[expect(clippy::result_large_err, reason = "the response is the answer, not an error to pass on")]
-fn question(body: Result<Json<QueryBody>, JsonRejection>) -> Result<Request, Response> {
+fn question(
+    body: Result<Json<QueryBody>, JsonRejection>,
+    asker: &Asker,
+) -> Result<Request, Response> {
     match body {
-        Ok(Json(body)) => Ok(body.into()),
+        Ok(Json(body)) => Ok(Request { within: asker.within.clone(), ..body.into() }),
         Err(rejection) => Err(error(rejection.status(), rejection.body_text())),
     }
 }

@@ -1,13 +1,17 @@
-//! Paths and JSON of the API: HTTP/1.1 over a unix socket.
+//! Paths and JSON of the API: HTTP/1.1 over a unix socket, or over TLS with certificates on both
+//! sides.
 //!
-//! | request | answer |
-//! |---|---|
-//! | `GET /v1/status` | [`StatusReport`] |
-//! | `GET /v1/segments` | list of [`SegmentRow`], oldest first, sent as it is made |
-//! | `GET /v1/metrics` | OpenMetrics text |
-//! | `POST /v1/query` with a [`QueryBody`] | pcapng; the last block's comment holds the summary |
-//! | `POST /v1/flows` with a [`QueryBody`] | one JSON object a line, last `{"summary":...}` |
-//! | `GET /v1/tail?filter=EXPR` | pcapng without end; what a slow reader missed is a comment |
+//! | request | role | answer |
+//! |---|---|---|
+//! | `GET /v1/openapi.json` | status | this, for programs |
+//! | `GET /v1/status` | status | [`StatusReport`] |
+//! | `GET /v1/segments` | status | list of [`SegmentRow`], oldest first, sent as it is made |
+//! | `GET /v1/metrics` | status | OpenMetrics text |
+//! | `POST /v1/flows` with a [`QueryBody`] | query | one JSON object a line, last `{"summary":...}` |
+//! | `POST /v1/query` with a [`QueryBody`] | query with `count_only`, else export | pcapng; the last block's comment holds the summary |
+//! | `GET /v1/tail?filter=EXPR` | export | pcapng without end; what a slow reader missed is a comment |
+//!
+//! [`ENDPOINTS`] is that table for the program: what is not in it is not answered.
 //!
 //! An error before the first byte of an answer is a status of 4xx or 5xx with an [`ErrorBody`]. An
 //! error later breaks the connection off: an answer without its last chunk, and so without a
@@ -29,7 +33,9 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use wirevault_config::Role;
 use wirevault_packet::TunnelId;
 use wirevault_query::Request;
 pub use wirevault_query::summary::Instant;
@@ -48,6 +54,48 @@ pub const QUERY: &str = "/v1/query";
 pub const FLOWS: &str = "/v1/flows";
 /// Path of the live view; the query parameter is `filter`.
 pub const TAIL: &str = "/v1/tail";
+/// Path of the description of all these.
+pub const OPENAPI: &str = "/v1/openapi.json";
+
+/// One thing that can be asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Endpoint {
+    /// `GET` or `POST`.
+    pub method: &'static str,
+    /// Path.
+    pub path: &'static str,
+    /// The least role that gets an answer.
+    pub role: Role,
+    /// What the answer is, for people.
+    pub about: &'static str,
+}
+
+const fn endpoint(
+    method: &'static str,
+    path: &'static str,
+    role: Role,
+    about: &'static str,
+) -> Endpoint {
+    Endpoint { method, path, role, about }
+}
+
+/// All that can be asked, and by whom.
+pub const ENDPOINTS: &[Endpoint] = &[
+    endpoint("GET", OPENAPI, Role::Status, "This document."),
+    endpoint("GET", STATUS, Role::Status, "What the recorder does, and its books."),
+    endpoint("GET", SEGMENTS, Role::Status, "Segments, oldest first."),
+    endpoint("GET", METRICS, Role::Status, "Metrics, as OpenMetrics text."),
+    endpoint("POST", FLOWS, Role::Query, "Flows, one a line; the last line is the summary."),
+    endpoint(
+        "POST",
+        QUERY,
+        Role::Query,
+        "Packets, as pcapng whose last block holds the summary. Packets need the role `export`; \
+         with `count_only` there is only the summary.",
+    ),
+    endpoint("GET", TAIL, Role::Export, "Packets as they arrive, as pcapng without end."),
+];
+
 /// Content type of pcapng answers.
 pub const PCAPNG_TYPE: &str = "application/x-pcapng";
 /// Content type of JSON that is made while it is sent.
@@ -56,14 +104,14 @@ pub(crate) const JSON_TYPE: &str = "application/json";
 pub const JSON_LINES_TYPE: &str = "application/x-ndjson";
 
 /// What is wrong with a request, or why it cannot be answered now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// In words: the thing, its value, the way out.
     pub error: String,
 }
 
 /// A question: [`Request`] as JSON. Every field may be left out.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct QueryBody {
     /// tcpdump's filter language; empty takes every packet.
@@ -83,6 +131,7 @@ pub struct QueryBody {
     /// Only packets that came in this tunnel: `vni=5`, `vlan=7`, `mpls=100`, `gre_key=9`,
     /// `session=3` or `teid=4`.
     #[serde(with = "tunnel_text")]
+    #[schemars(with = "Option<String>")]
     pub tunnel: Option<TunnelId>,
     /// Leave out packets that are marked as second copies of others.
     pub without_duplicates: bool,
@@ -124,6 +173,7 @@ impl From<QueryBody> for Request {
             count_only,
             tunnel,
             without_duplicates,
+            within: String::new(),
         }
     }
 }
@@ -147,7 +197,7 @@ impl From<Request> for QueryBody {
 }
 
 /// What a store as a whole is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Every lane takes packets.
@@ -163,7 +213,7 @@ pub enum State {
 }
 
 /// State of a recorder, or of a store that nobody was asked about.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StatusReport {
     /// What it is doing.
     pub state: State,
@@ -199,7 +249,7 @@ pub struct StatusReport {
 ///
 /// `received = stored + shed + dropped + in_flight`; the other counts are parts of these, or stand
 /// beside them where that is said.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LaneStatus {
     /// Number.
     pub lane: u16,
@@ -280,7 +330,7 @@ pub struct LaneStatus {
 
 /// Places of segments that were given up since the start, by what a few of their blocks read as
 /// once the device had been told to forget them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErasedStatus {
     /// Zeros.
     pub zeros: u64,
@@ -293,7 +343,7 @@ pub struct ErasedStatus {
 }
 
 /// One volume and its device queue.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VolumeStatus {
     /// Path.
     pub path: String,
@@ -348,7 +398,7 @@ pub struct VolumeStatus {
 }
 
 /// The device below a volume, as it says of itself. What it does not tell is left out.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeviceStatus {
     /// Its node at the moment.
     pub node: String,
@@ -381,7 +431,7 @@ pub struct DeviceStatus {
 }
 
 /// The packet buffer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BufferStatus {
     /// Bytes.
     pub bytes: u64,
@@ -405,7 +455,7 @@ pub struct BufferStatus {
 }
 
 /// Which threads there are between sources and volumes, and where they run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LayoutStatus {
     /// `split` or `run_to_completion`.
     pub topology: String,
@@ -420,7 +470,7 @@ pub struct LayoutStatus {
 }
 
 /// A thread and where it runs.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ThreadStatus {
     /// Name, as the system shows it.
     pub name: String,
@@ -433,7 +483,7 @@ pub struct ThreadStatus {
 }
 
 /// A part of the packet buffer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryStatus {
     /// NUMA node that it was asked for; nothing if that is left to the kernel.
     pub node: Option<u32>,
@@ -444,7 +494,7 @@ pub struct MemoryStatus {
 }
 
 /// What a start had to repair after a crash.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RecoveryStatus {
     /// Interrupted segments that were closed.
     pub segments: u64,
@@ -468,7 +518,7 @@ impl RecoveryStatus {
 }
 
 /// One segment.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SegmentRow {
     /// Name.
     pub name: String,

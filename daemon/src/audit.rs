@@ -10,7 +10,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::http::{Method, Uri};
 use serde::Serialize;
 use wirevault_format::StoreId;
 use wirevault_format::table::SegmentEntry;
@@ -20,7 +19,6 @@ use wirevault_query::Summary;
 use wirevault_telemetry::clock::Clock;
 
 use crate::answers::{Failure, Pipe};
-use crate::server::Peer;
 
 /// So often a denial has an entry of its own, or a stranger fills the disk with them.
 const DENIAL_PAUSE: Duration = Duration::from_secs(1);
@@ -83,7 +81,7 @@ impl Audit {
     }
 
     /// Somebody was turned away.
-    pub(crate) fn denied(&self, peer: &Peer, method: &Method, uri: &Uri, why: &str) {
+    pub(crate) fn denied(&self, who: Who, request: String, why: &str) {
         let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
         if denials.last.is_some_and(|last| last.elapsed() < DENIAL_PAUSE) {
             denials.others += 1;
@@ -91,24 +89,23 @@ impl Audit {
         }
         let others = std::mem::take(&mut denials.others);
         denials.last = Some(Instant::now());
-        let event = Event::Denied { request: format!("{method} {uri}"), why: why.into(), others };
+        let event = Event::Denied { request, why: why.into(), others };
         // The trouble is kept for the status; he is turned away either way.
-        let _ = self.append(who(peer), event);
+        let _ = self.append(who, event);
     }
 
     /// Makes an answer between its two entries.
     pub(crate) fn answer(
         &self,
-        peer: &Peer,
+        who: &Who,
         (verb, question): (&str, &impl Serialize),
         pipe: &mut Pipe,
         work: impl FnOnce(&mut Pipe) -> Result<Answered, Failure>,
     ) -> Result<(), Failure> {
-        let who = who(peer);
         let question = serde_json::to_value(question).map_err(|error| {
             Failure::Failed(format!("the question cannot be written down: {error}"))
         })?;
-        let asked = self.append(who, Event::Asked { verb: verb.to_owned(), question });
+        let asked = self.append(who.clone(), Event::Asked { verb: verb.to_owned(), question });
         let asked = asked.map_err(|error| {
             Failure::Failed(format!("nothing is answered that cannot be written down: {error}"))
         })?;
@@ -120,7 +117,7 @@ impl Audit {
         };
         let bytes = pipe.bytes();
         // The trouble is kept for the status; the next question is not answered.
-        let _ = self.append(who, Event::Answered { asked, outcome, count, bytes });
+        let _ = self.append(who.clone(), Event::Answered { asked, outcome, count, bytes });
         result.map(drop)
     }
 
@@ -143,8 +140,4 @@ impl Audit {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         appended
     }
-}
-
-fn who(peer: &Peer) -> Who {
-    peer.ids.map_or(Who::Unknown, |(uid, gid)| Who::User { uid, gid })
 }

@@ -1,4 +1,4 @@
-//! Connections to the API's socket, so many at a time and so many of one user.
+//! Connections to the API, so many at a time and so many of one user or address.
 //!
 //! Each holds a file descriptor, and so does each open segment: nobody who may connect, which is
 //! everybody, can use up those that recording needs. For the same reason a connection ends when it
@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -20,61 +21,107 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, Sleep};
 
+use crate::access::Origin;
+
 /// Connections at a time.
 pub(crate) const CONNECTIONS_MAX: usize = 256;
 /// Connections of one user at a time, so that nobody keeps the others out alone.
 pub(crate) const CONNECTIONS_OF_USER_MAX: usize = 128;
+/// Connections over TCP at a time. They have places of their own: strangers can come there.
+const CONNECTIONS_OF_TCP_MAX: usize = 128;
+/// Connections of one address at a time.
+const CONNECTIONS_OF_ADDRESS_MAX: usize = 32;
 
 /// How long a connection may wait before its first request, and between two.
 pub(crate) const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How long a request may take from its first byte to the end of its body. It has 2 MiB at most and
-/// comes from the same machine.
+/// How long a request may take from its first byte to the end of its body. It has 2 MiB at most.
 pub(crate) const REQUEST_MAX: Duration = Duration::from_secs(10);
 
-/// Takes connections; those beyond the limits are told so and closed.
+/// Takes connections of the unix socket; those beyond the limits are told so and closed.
 pub(crate) struct Door {
     listener: UnixListener,
-    open: Arc<Mutex<Open>>,
-    all_max: usize,
-    user_max: usize,
-    idle_max: Duration,
-    request_max: Duration,
+    places: Places,
+    patience: Patience,
 }
 
-/// Open connections by user, `None` where the kernel does not tell.
-type Open = HashMap<Option<u32>, usize>;
+/// How long a connection may take.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    idle: Duration,
+    request: Duration,
+}
 
-impl Door {
-    pub(crate) fn new(listener: UnixListener) -> Self {
-        let (all_max, user_max) = (CONNECTIONS_MAX, CONNECTIONS_OF_USER_MAX);
-        let (idle_max, request_max) = (IDLE_MAX, REQUEST_MAX);
-        Self { listener, open: Arc::default(), all_max, user_max, idle_max, request_max }
+impl Patience {
+    const USUAL: Self = Self { idle: IDLE_MAX, request: REQUEST_MAX };
+}
+
+/// Who holds a place: `None` where the kernel does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Holder {
+    User(Option<u32>),
+    Address(IpAddr),
+}
+
+/// Places for connections. Clones are handles.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    open: Arc<Mutex<Open>>,
+    all_max: usize,
+    each_max: usize,
+}
+
+/// Open connections by holder.
+type Open = HashMap<Holder, usize>;
+
+impl Places {
+    /// For the unix socket.
+    pub(crate) fn of_users() -> Self {
+        Self::new(CONNECTIONS_MAX, CONNECTIONS_OF_USER_MAX)
     }
 
-    fn place(&self, uid: Option<u32>) -> Result<Place, String> {
+    /// For TCP.
+    pub(crate) fn of_addresses() -> Self {
+        Self::new(CONNECTIONS_OF_TCP_MAX, CONNECTIONS_OF_ADDRESS_MAX)
+    }
+
+    fn new(all_max: usize, each_max: usize) -> Self {
+        Self { open: Arc::default(), all_max, each_max }
+    }
+
+    /// Takes one. Errors: why there is none.
+    pub(crate) fn take(&self, holder: Holder) -> Result<Place, String> {
         let mut open = lock(&self.open);
-        let (all, of_user) = (open.values().sum::<usize>(), open.get(&uid).copied());
+        let (all, its) = (open.values().sum::<usize>(), open.get(&holder).copied());
         if all >= self.all_max {
             return Err(format!("{all} connections are open already"));
         }
-        if let Some(of_user) = of_user.filter(|count| *count >= self.user_max) {
-            return Err(format!("{of_user} connections of this user are open already"));
+        if let Some(its) = its.filter(|count| *count >= self.each_max) {
+            return Err(format!("{its} connections of this user are open already"));
         }
-        *open.entry(uid).or_default() += 1;
-        Ok(Place { open: Arc::clone(&self.open), uid })
+        *open.entry(holder).or_default() += 1;
+        Ok(Place { open: Arc::clone(&self.open), holder })
+    }
+}
+
+impl Door {
+    pub(crate) fn new(listener: UnixListener) -> Self {
+        Self { listener, places: Places::of_users(), patience: Patience::USUAL }
     }
 }
 
 impl Listener for Door {
-    type Io = Connection;
+    type Io = Connection<UnixStream>;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
         loop {
             let (stream, address) = Listener::accept(&mut self.listener).await;
             let ids = stream.peer_cred().ok().map(|peer| (peer.uid(), peer.gid()));
-            match self.place(ids.map(|(uid, _)| uid)) {
-                Ok(place) => return (Connection::new(stream, ids, place, self), address),
+            match self.places.take(Holder::User(ids.map(|(uid, _)| uid))) {
+                Ok(place) => {
+                    let origin = Origin::User(ids);
+                    return (Connection::with(stream, origin, place, self.patience), address);
+                }
                 Err(why) => {
                     // Whether it gets there or not, this connection ends here.
                     let _ = stream.try_write(refusal(&why).as_bytes());
@@ -98,17 +145,16 @@ fn refusal(why: &str) -> String {
 }
 
 /// A connection that has a place.
-pub(crate) struct Connection {
-    stream: UnixStream,
-    /// User and group at the other end, as the kernel attests them.
-    pub(crate) ids: Option<(u32, u32)>,
+pub(crate) struct Connection<S> {
+    stream: S,
+    /// Who is at the other end.
+    pub(crate) origin: Origin,
     /// The answers that are on their way to it.
     pub(crate) answering: Answering,
     /// When it ends unless something happens.
     deadline: Pin<Box<Sleep>>,
     phase: Phase,
-    idle_max: Duration,
-    request_max: Duration,
+    patience: Patience,
     _place: Place,
 }
 
@@ -123,16 +169,19 @@ enum Phase {
     Answered,
 }
 
-impl Connection {
-    fn new(stream: UnixStream, ids: Option<(u32, u32)>, place: Place, door: &Door) -> Self {
+impl<S> Connection<S> {
+    pub(crate) fn new(stream: S, origin: Origin, place: Place) -> Self {
+        Self::with(stream, origin, place, Patience::USUAL)
+    }
+
+    fn with(stream: S, origin: Origin, place: Place, patience: Patience) -> Self {
         Self {
             stream,
-            ids,
+            origin,
             answering: Answering::default(),
-            deadline: Box::pin(tokio::time::sleep(door.idle_max)),
+            deadline: Box::pin(tokio::time::sleep(patience.idle)),
             phase: Phase::Idle,
-            idle_max: door.idle_max,
-            request_max: door.request_max,
+            patience,
             _place: place,
         }
     }
@@ -223,18 +272,19 @@ impl HttpBody for Guarded {
 }
 
 /// Given back when the connection ends.
-struct Place {
+#[derive(Debug)]
+pub(crate) struct Place {
     open: Arc<Mutex<Open>>,
-    uid: Option<u32>,
+    holder: Holder,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = lock(&self.open);
-        if let Some(count) = open.get_mut(&self.uid) {
+        if let Some(count) = open.get_mut(&self.holder) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.uid);
+                open.remove(&self.holder);
             }
         }
     }
@@ -244,7 +294,7 @@ fn lock(open: &Mutex<Open>) -> std::sync::MutexGuard<'_, Open> {
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -255,7 +305,7 @@ impl AsyncRead for Connection {
             return Pin::new(&mut self.stream).poll_read(context, buf);
         }
         if self.phase == Phase::Answered {
-            let limit = self.idle_max;
+            let limit = self.patience.idle;
             self.enter(Phase::Idle, limit);
         }
         let before = buf.filled().len();
@@ -265,14 +315,14 @@ impl AsyncRead for Connection {
             return ended.map(|()| Err(io::ErrorKind::TimedOut.into()));
         }
         if buf.filled().len() > before && self.phase == Phase::Idle {
-            let limit = self.request_max;
+            let limit = self.patience.request;
             self.enter(Phase::Asking, limit);
         }
         read
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -317,12 +367,12 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("s.sock");
         let mut door = Door::new(UnixListener::bind(&path).unwrap());
-        (door.all_max, door.user_max) = (3, 2);
+        door.places = Places::new(3, 2);
         let connect = || std::os::unix::net::UnixStream::connect(&path).unwrap();
         let clients = [connect(), connect()];
         let (first, _) = door.accept().await;
         let (second, _) = door.accept().await;
-        assert_eq!(first.ids.map(|(uid, _)| uid), second.ids.map(|(uid, _)| uid));
+        assert_eq!(first.origin, second.origin);
         let mut third = connect();
         let waits = tokio::time::timeout(std::time::Duration::from_millis(200), door.accept());
         assert!(waits.await.is_err(), "there is no place for it");
@@ -334,20 +384,21 @@ mod tests {
         let _again = connect();
         door.accept().await;
         // Other users are not kept out, until all places are taken.
-        let other = door.place(Some(4_000_000));
-        let more = [door.place(Some(4_000_001)), door.place(Some(4_000_002))];
+        let take = |uid| door.places.take(Holder::User(Some(uid)));
+        let other = take(4_000_000);
+        let more = [take(4_000_001), take(4_000_002)];
         assert!(other.is_ok() && more[0].is_ok(), "one place was given back with its connection");
         assert!(more[1].as_ref().is_err_and(|why| why.contains("3 connections are open")));
         drop((clients, second, other, more));
-        assert!(lock(&door.open).is_empty());
+        assert!(lock(&door.places.open).is_empty());
     }
 
     /// Answers on a socket with limits of 0.1 s; `/slow` takes five times that.
     async fn serving(dir: &tempfile::TempDir) -> std::path::PathBuf {
         let path = dir.path().join("s.sock");
         let mut door = Door::new(UnixListener::bind(&path).unwrap());
-        (door.idle_max, door.request_max) =
-            (Duration::from_millis(100), Duration::from_millis(100));
+        let short = Duration::from_millis(100);
+        door.patience = Patience { idle: short, request: short };
         let slow = || async {
             tokio::time::sleep(Duration::from_millis(500)).await;
             "slow"

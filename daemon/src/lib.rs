@@ -1,8 +1,8 @@
 //! The recorder as a service: wiring, and the API through which people and tools ask it.
 //!
 //! ```text
-//!  config ──► sources ──► Pipeline ◄── serve (signals, systemd) ──► server (unix socket, HTTP)
-//!                            │                                        │ peer credentials
+//!  config ──► sources ──► Pipeline ◄── serve (signals, systemd) ──► server (HTTP: unix socket, TLS)
+//!                            │                                        │ access: who, role, limits
 //!                            ├──► status, metrics ────────────────────┤
 //!                            ├──► catalog ──► answers (query, flows) ──┤
 //!                            └──► tail ────────────────────────────────┘
@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod answers;
 pub mod api;
 mod audit;
@@ -29,6 +30,7 @@ mod health;
 pub mod import;
 mod mending;
 mod metrics;
+mod openapi;
 pub mod probe;
 pub mod serve;
 mod server;
@@ -36,6 +38,7 @@ mod sources;
 pub mod status;
 mod supervisor;
 mod tail;
+mod tls;
 mod vfio;
 
 pub use error::{DaemonError, Exit};

@@ -20,7 +20,7 @@ use wirevault_index::error::chain;
 use wirevault_index::{IndexError, KeySource, open_store};
 use wirevault_query::filter;
 
-use crate::server::Access;
+use crate::access::Access;
 use crate::{DaemonError, Exit, devices};
 
 /// How bad a finding is.

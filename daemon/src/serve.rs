@@ -22,13 +22,15 @@ use wirevault_storage::{RecoveryReport, Store};
 use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
+use crate::access::Access;
 use crate::api::RecoveryStatus;
 use crate::audit::Audit;
 use crate::connections::Door;
 use crate::mending::Mending;
 use crate::probe::{self, Level};
-use crate::server::{self, Access, App, Facts, Peer};
+use crate::server::{self, App, Facts, Peer};
 use crate::supervisor::Supervisor;
+use crate::tls::{self, TlsDoor};
 use crate::vfio::OwnDevices;
 use crate::{DaemonError, sources};
 
@@ -50,18 +52,25 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     let notes = log_probe(config);
     let access = Access::new(&config.api)?;
     // The store's lock decides who records; the socket is checked first for the better message.
-    let listener = server::bind(&config.api.socket)?;
-    let ended = record(config, access, listener, notes);
+    let tls = config.api.tls.as_ref().map(tls::bind).transpose()?;
+    let unix = server::bind(&config.api.socket)?;
+    let ended = record(config, access, Doors { unix, tls }, notes);
     if let Err(error) = std::fs::remove_file(&config.api.socket) {
         tracing::warn!("the socket {} stays: {error}", config.api.socket.display());
     }
     ended
 }
 
+/// Where questions come in.
+struct Doors {
+    unix: std::os::unix::net::UnixListener,
+    tls: Option<tls::Bound>,
+}
+
 fn record(
     config: &Config,
     access: Access,
-    listener: std::os::unix::net::UnixListener,
+    doors: Doors,
     notes: Vec<String>,
 ) -> Result<(), DaemonError> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -111,7 +120,7 @@ fn record(
     log_layout(pipeline.layout());
     let mending = Mending::start(pipeline.catalog());
     let app = App::new(pipeline, below, Facts { started_ns, recovery, notes }, Arc::clone(&audit));
-    let watched = serve(&app, access, listener, live);
+    let watched = serve(&app, access, doors, live);
     mending.end();
     let books = finish(&app)?;
     for books in &books {
@@ -143,23 +152,23 @@ fn audited(
 }
 
 /// Answers until told to stop, then until the lanes are drained.
-fn serve(
-    app: &App,
-    access: Access,
-    listener: std::os::unix::net::UnixListener,
-    live: bool,
-) -> Result<(), DaemonError> {
+fn serve(app: &App, access: Access, doors: Doors, live: bool) -> Result<(), DaemonError> {
     let system = |what| move |source| DaemonError::System { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("starting the runtime of the API"))?;
     let result = runtime.block_on(async {
-        let listener = UnixListener::from_std(listener).map_err(system("listening"))?;
+        let listener = UnixListener::from_std(doors.unix).map_err(system("listening"))?;
         let mut terminate = signal(SignalKind::terminate()).map_err(system("taking SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(system("taking SIGINT"))?;
         let router = server::router(app.clone(), access);
         let service = router.into_make_service_with_connect_info::<Peer>();
+        let far = doors.tls.map(|bound| TlsDoor::open(bound, app.clone())).transpose();
+        let far = far.map_err(system("listening for TLS"))?.map(|door| {
+            tracing::info!(address = %door.address(), "questions are taken over TLS, too");
+            tokio::spawn(axum::serve(door, service.clone()).into_future())
+        });
         let answering = tokio::spawn(axum::serve(Door::new(listener), service).into_future());
         let mut supervisor = Supervisor::default();
         supervisor.tell(&[NotifyState::Ready, NotifyState::Status("recording")]).await;
@@ -172,6 +181,7 @@ fn serve(
             drained(&pipeline).await;
         }
         answering.abort();
+        far.inspect(tokio::task::JoinHandle::abort);
         app.cancel_answers();
         watched
     });

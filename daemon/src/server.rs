@@ -1,32 +1,32 @@
-//! The API's socket: who may ask, and which question goes where.
+//! Which question goes where, and past whom.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
-use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 use tokio::sync::Semaphore;
-use wirevault_config::{Api, Principal};
 use wirevault_pipeline::Pipeline;
 use wirevault_telemetry::histogram::Latency;
 
+use crate::access::{Access, Origin, Refusal};
 use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus};
 use crate::audit::Audit;
-use crate::connections::{Answering, Door, REQUEST_MAX};
+use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
-use crate::{DaemonError, metrics, status, tail};
+use crate::{DaemonError, metrics, openapi, status, tail};
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
 /// for their turn.
@@ -167,77 +167,22 @@ impl App {
     }
 }
 
-/// Who may ask.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Access {
-    own_uid: u32,
-    uids: Vec<u32>,
-    gids: Vec<u32>,
-}
-
-impl Access {
-    /// Looks the configured names up.
-    ///
-    /// # Errors
-    /// `Setting` for a name that this machine does not know.
-    pub(crate) fn new(api: &Api) -> Result<Self, DaemonError> {
-        let unknown = |key: &str, number: usize, name: &str, what: &str| DaemonError::Setting {
-            path: format!("api.{key}[{number}]"),
-            value: name.to_owned(),
-            problem: format!("this machine has no such {what}"),
-            way_out: format!("make the {what}, or remove it from the list"),
-        };
-        let mut uids = Vec::new();
-        for (number, user) in api.users.iter().enumerate() {
-            uids.push(match user {
-                Principal::Id(uid) => *uid,
-                Principal::Name(name) => match User::from_name(name) {
-                    Ok(Some(user)) => user.uid.as_raw(),
-                    _ => return Err(unknown("users", number, name, "user")),
-                },
-            });
-        }
-        let mut gids = Vec::new();
-        for (number, group) in api.groups.iter().enumerate() {
-            gids.push(match group {
-                Principal::Id(gid) => *gid,
-                Principal::Name(name) => match Group::from_name(name) {
-                    Ok(Some(group)) => group.gid.as_raw(),
-                    _ => return Err(unknown("groups", number, name, "group")),
-                },
-            });
-        }
-        Ok(Self { own_uid: Uid::effective().as_raw(), uids, gids })
-    }
-
-    fn allows(&self, peer: &Peer) -> bool {
-        let Some((uid, gid)) = peer.ids else { return false };
-        if uid == 0 || uid == self.own_uid || self.uids.contains(&uid) || self.gids.contains(&gid) {
-            return true;
-        }
-        !self.gids.is_empty() && groups_of(uid).iter().any(|gid| self.gids.contains(gid))
-    }
-}
-
-/// All groups of a user, as the user database has them now.
-fn groups_of(uid: u32) -> Vec<u32> {
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return Vec::new() };
-    let Ok(name) = std::ffi::CString::new(user.name) else { return Vec::new() };
-    let groups = getgrouplist(&name, user.gid).unwrap_or_default();
-    groups.into_iter().map(Gid::as_raw).collect()
-}
-
-/// User and group at the other end, as the kernel attests them.
+/// Who is at the other end, and what he is being answered.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
-    pub(crate) ids: Option<(u32, u32)>,
+    origin: Origin,
     answering: Answering,
+}
+
+impl Peer {
+    pub(crate) fn of<S>(connection: &Connection<S>) -> Self {
+        Self { origin: connection.origin.clone(), answering: connection.answering.clone() }
+    }
 }
 
 impl Connected<IncomingStream<'_, Door>> for Peer {
     fn connect_info(stream: IncomingStream<'_, Door>) -> Self {
-        let connection = stream.io();
-        Self { ids: connection.ids, answering: connection.answering.clone() }
+        Self::of(stream.io())
     }
 }
 
@@ -250,6 +195,7 @@ pub(crate) fn router(app: App, access: Access) -> Router {
         .route(api::QUERY, post(answers::query))
         .route(api::FLOWS, post(answers::flow_rows))
         .route(api::TAIL, get(tail::watch))
+        .route(api::OPENAPI, get(openapi::show))
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state((app.clone(), Arc::new(access)), admit))
@@ -281,36 +227,49 @@ pub(crate) async fn answered(
     answer.until_the_end_of(response)
 }
 
+/// Lets nobody through whose role does not reach, and tells those behind who asks. A path that is
+/// not in the table of the API is nobody's.
 async fn admit(
     State((app, access)): State<(App, Arc<Access>)>,
     ConnectInfo(peer): ConnectInfo<Peer>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
-    tracing::trace!(uid = peer.ids.map(|ids| ids.0), path = request.uri().path(), "a question");
-    // The user database may be asked and the audit log written, which blocks.
     let (method, uri) = (request.method().clone(), request.uri().clone());
-    let refused = tokio::task::spawn_blocking(move || {
-        if access.allows(&peer) {
-            return None;
+    let path = request.extensions().get::<MatchedPath>().map_or(uri.path(), MatchedPath::as_str);
+    let endpoint = api::ENDPOINTS.iter().find(|it| it.path == path && it.method == method.as_str());
+    let known = api::ENDPOINTS.iter().any(|it| it.path == path);
+    tracing::trace!(who = peer.origin.name(), path, "a question");
+    let may = move || {
+        let asker = access.admit(&peer.origin, Instant::now());
+        let asker = asker.and_then(|asker| match endpoint {
+            Some(endpoint) if asker.role < endpoint.role => Err(Refusal::Denied(format!(
+                "{} has the role {}; {method} {uri} needs {}",
+                peer.origin.name(),
+                asker.role,
+                endpoint.role
+            ))),
+            _ => Ok(asker),
+        });
+        if let Err(Refusal::Denied(why) | Refusal::TooOften(why)) = &asker {
+            app.audit().denied(peer.origin.who(), format!("{method} {uri}"), why);
         }
-        let who = peer.ids.map_or("an unknown user".to_owned(), |(uid, _)| format!("user {uid}"));
-        let why = format!("{who} may not ask this recorder");
-        app.audit().denied(&peer, &method, &uri, &why);
-        Some(why)
-    });
-    let why = match refused.await {
-        Ok(None) => return next.run(request).await,
-        Ok(Some(why)) => why,
-        Err(error) => format!("whether this user may ask is not known: {error}"),
+        asker
     };
-    answers::error(
-        StatusCode::FORBIDDEN,
-        format!(
-            "{why}: be root, or have the user put into `api.users` or one of its groups into \
-             `api.groups` of the configuration"
-        ),
-    )
+    // The user database may be asked and the audit log written, which blocks.
+    match tokio::task::spawn_blocking(may).await {
+        Ok(Ok(asker)) if known => {
+            request.extensions_mut().insert(asker);
+            next.run(request).await
+        }
+        Ok(Ok(_)) => unknown_path(request).await,
+        Ok(Err(Refusal::Denied(why))) => answers::error(StatusCode::FORBIDDEN, why),
+        Ok(Err(Refusal::TooOften(why))) => answers::too_many(why),
+        Err(error) => {
+            let why = format!("whether this may be asked is not known: {error}");
+            answers::error(StatusCode::FORBIDDEN, why)
+        }
+    }
 }
 
 async fn show_status(State(app): State<App>) -> Response {
@@ -392,39 +351,6 @@ pub(crate) fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, Daem
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn access(users: Vec<Principal>, groups: Vec<Principal>) -> Result<Access, DaemonError> {
-        let text = "store: /a\ncapture:\n  - interface: eth0\n";
-        let mut api = wirevault_config::parse(text, "t").unwrap().api;
-        (api.users, api.groups) = (users, groups);
-        Access::new(&api)
-    }
-
-    fn peer(uid: u32, gid: u32) -> Peer {
-        Peer { ids: Some((uid, gid)), answering: Answering::default() }
-    }
-
-    #[test]
-    fn root_the_own_user_and_those_named_may_ask() {
-        let mut nobody_else = access(vec![], vec![]).unwrap();
-        nobody_else.own_uid = 500;
-        assert!(nobody_else.allows(&peer(0, 0)) && nobody_else.allows(&peer(500, 7)));
-        assert!(!nobody_else.allows(&peer(501, 0)));
-        assert!(!nobody_else.allows(&Peer { ids: None, answering: Answering::default() }));
-        let named = access(vec![Principal::Id(77)], vec![Principal::Id(88)]).unwrap();
-        assert!(named.allows(&peer(77, 1)) && named.allows(&peer(78, 88)));
-        assert!(!named.allows(&peer(78, 77)));
-    }
-
-    #[test]
-    fn names_are_looked_up_at_start() {
-        let root = Principal::Name("root".to_owned());
-        let found = access(vec![root.clone()], vec![root]).unwrap();
-        assert_eq!((found.uids, found.gids), (vec![0], vec![0]));
-        let error = access(vec![], vec![Principal::Name("no-such-group".to_owned())]).unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("api.groups[0]") && text.contains("no-such-group"), "{text}");
-    }
 
     #[test]
     fn a_socket_left_over_is_replaced_and_one_in_use_is_not() {

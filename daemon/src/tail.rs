@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{ConnectInfo, Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use wirevault_format::gap::GAP_BYTES;
@@ -24,16 +24,17 @@ use wirevault_packet::bpf::Program;
 use wirevault_pipeline::{Missed, TailChunk};
 use wirevault_query::filter;
 
+use crate::access::Asker;
 use crate::answers::{self, Failure, Pipe};
 use crate::api::PCAPNG_TYPE;
 use crate::audit::Answered;
-use crate::server::{App, Peer};
+use crate::server::App;
 
 /// How often a quiet view looks whether its reader is still there.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Parameters of the request.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Parameters {
     filter: String,
@@ -42,7 +43,7 @@ pub(crate) struct Parameters {
 /// Streams packets until the reader goes or the recorder stops.
 pub(crate) async fn watch(
     State(app): State<App>,
-    ConnectInfo(peer): ConnectInfo<Peer>,
+    Extension(asker): Extension<Asker>,
     parameters: Result<Query<Parameters>, QueryRejection>,
 ) -> Response {
     let Query(Parameters { filter }) = match parameters {
@@ -50,25 +51,35 @@ pub(crate) async fn watch(
         Err(rejection) => return answers::error(rejection.status(), rejection.body_text()),
     };
     let watched = app.clone();
+    let who = asker.who.clone();
+    let filters = Filters { filter, within: asker.within.clone() };
     let follow = move |pipe: &mut Pipe, cancel: &AtomicBool| {
-        let question = Parameters { filter: filter.clone() };
-        watched
-            .audit()
-            .answer(&peer, ("tail", &question), pipe, |pipe| follow(&watched, filter, pipe, cancel))
+        watched.audit().answer(&who, ("tail", &filters), pipe, |pipe| {
+            follow(&watched, filters.clone(), pipe, cancel)
+        })
     };
-    answers::stream(&app, app.tails(), PCAPNG_TYPE, follow).await
+    answers::stream(&app, app.tails(), PCAPNG_TYPE, &asker, follow).await
+}
+
+/// What is shown, as the audit log has it.
+#[derive(Debug, Clone, Default, Serialize)]
+struct Filters {
+    filter: String,
+    /// What it is narrowed to.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    within: String,
 }
 
 fn follow(
     app: &App,
-    filter: String,
+    filters: Filters,
     pipe: &mut Pipe,
     cancel: &AtomicBool,
 ) -> Result<Answered, Failure> {
     let Some(pipeline) = app.pipeline() else {
         return Err(Failure::Failed("the recorder has stopped".to_owned()));
     };
-    let mut encoder = Encoder::new(filter);
+    let mut encoder = Encoder::new(filters);
     // Link types that are being recorded now; a filter that does not fit one is refused at once.
     let catalog = pipeline.catalog();
     let live: Vec<_> = catalog.segments.iter().filter(|segment| segment.is_live()).collect();
@@ -96,7 +107,7 @@ fn follow(
 
 /// Turns copies of chunks into one pcapng stream.
 struct Encoder {
-    filter: String,
+    filters: Filters,
     programs: HashMap<LinkType, Program>,
     interfaces: Vec<Interface>,
     last_ns: u64,
@@ -107,11 +118,11 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(filter: String) -> Self {
+    fn new(filters: Filters) -> Self {
         let mut out = Vec::new();
         put_shb(&mut out, concat!("wirevault ", env!("CARGO_PKG_VERSION")));
         Self {
-            filter,
+            filters,
             programs: HashMap::new(),
             interfaces: Vec::new(),
             last_ns: 0,
@@ -139,7 +150,8 @@ impl Encoder {
 
     fn compile(&mut self, link_type: LinkType) -> Result<(), Failure> {
         if !self.programs.contains_key(&link_type) {
-            let program = filter::compile(&self.filter, link_type);
+            let program =
+                filter::compile_within(&self.filters.filter, &self.filters.within, link_type);
             let program = program.map_err(|error| Failure::Refused(error.to_string()))?;
             self.programs.insert(link_type, program);
         }
@@ -266,6 +278,10 @@ mod tests {
         frame
     }
 
+    fn filters(filter: &str) -> Filters {
+        Filters { filter: filter.to_owned(), ..Filters::default() }
+    }
+
     #[test]
     fn packets_are_filtered_and_absences_are_told() {
         let mut payload = Vec::new();
@@ -283,7 +299,7 @@ mod tests {
         gap.encode(&mut bytes);
         payload.extend_from_slice(&bytes);
 
-        let mut encoder = Encoder::new("arp".to_owned());
+        let mut encoder = Encoder::new(filters("arp"));
         encoder.chunk(&chunk("eth0", payload.clone(), 0)).unwrap();
         encoder.chunk(&chunk("eth1", payload, 4)).unwrap();
         let out = encoder.take().to_vec();
@@ -303,9 +319,9 @@ mod tests {
 
     #[test]
     fn a_filter_that_does_not_compile_is_refused() {
-        let mut encoder = Encoder::new("tcpp".to_owned());
+        let mut encoder = Encoder::new(filters("tcpp"));
         assert!(matches!(encoder.check(std::iter::empty()), Err(Failure::Refused(_))));
-        let mut encoder = Encoder::new("ether host 00:11:22:33:44:55".to_owned());
+        let mut encoder = Encoder::new(filters("ether host 00:11:22:33:44:55"));
         assert!(encoder.check([LinkType::ETHERNET].into_iter()).is_ok());
         assert!(encoder.check([LinkType::ETHERNET, LinkType::RAW].into_iter()).is_err());
     }

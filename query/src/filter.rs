@@ -59,6 +59,24 @@ pub fn compile(expression: &str, link_type: LinkType) -> Result<Program, FilterE
     Program::new(insns).map_err(|error| refused(error.to_string()))
 }
 
+/// Compiles a filter that is narrowed to what another takes. Where the other is empty this is
+/// [`compile`].
+///
+/// # Errors
+/// As [`compile`], for either of them.
+pub fn compile_within(
+    expression: &str,
+    within: &str,
+    link_type: LinkType,
+) -> Result<Program, FilterError> {
+    let asked = compile(expression, link_type)?;
+    if within.is_empty() {
+        return Ok(asked);
+    }
+    let both = compile(within, link_type)?.and(&asked);
+    both.map_err(|error| FilterError { link_type, message: error.to_string() })
+}
+
 /// The program as `tcpdump -ddd` prints it. Runs on a thread of its own, whose stack suits the
 /// recursion.
 fn instructions(expression: &str, link_type: LinkType) -> Result<Vec<String>, String> {
@@ -119,6 +137,32 @@ mod tests {
         let output = run.arg("-ddd").arg("-r").arg(file.path()).arg(expression).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         output.status.success().then(|| text.lines().skip(1).map(|l| l.parse().unwrap()).collect())
+    }
+
+    #[test]
+    fn nothing_in_a_question_widens_what_it_is_narrowed_to() {
+        let udp = |port: u16, tag: &[u8]| {
+            let mut frame =
+                [&[0; 12][..], tag, &[8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17]].concat();
+            frame.extend([0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 0, 9]);
+            frame.extend(port.to_be_bytes());
+            frame.extend([0, 8, 0, 0]);
+            frame
+        };
+        let takes = |expression: &str, frame: &[u8]| {
+            let program = compile_within(expression, "not udp port 53", LinkType::ETHERNET);
+            program.map(|program| program.run(frame, frame.len() as u32) != 0)
+        };
+        for expression in ["", "udp", "udp port 53 or udp", "ip or vlan", "not udp port 80"] {
+            assert_eq!(takes(expression, &udp(53, &[])), Ok(false), "{expression}");
+            assert_eq!(takes(expression, &udp(54, &[])), Ok(true), "{expression}");
+        }
+        // It means what it means alone: `vlan` shifts the question only.
+        assert_eq!(takes("vlan and udp", &udp(54, &[0x81, 0, 0, 5])), Ok(true));
+        assert_eq!(takes("host 10.0.0.1", &udp(54, &[])), Ok(true));
+        for expression in ["udp) or (udp", "udp) or udp port 53 or (udp", "or udp"] {
+            assert!(takes(expression, &udp(53, &[])).is_err(), "{expression}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::atomic::AtomicBool;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wirevault_format::pcapng::Epb;
 use wirevault_format::{LinkType, VxlanPorts};
@@ -37,7 +38,7 @@ use crate::summary::{Instant, Summary};
 pub const FLOWS_HELD_MAX: usize = 1 << 18;
 
 /// A flow: the packets between two endpoints in one encapsulation, in all segments together.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FlowRow {
     /// Link type.
     pub link_type: String,

@@ -32,6 +32,9 @@ pub(crate) const HELD_BYTES_MAX: usize = 256 << 20;
 pub struct Request {
     /// tcpdump's filter language; empty takes every packet.
     pub filter: String,
+    /// Takes only what this filter takes as well, and asks as if there were nothing else; empty
+    /// takes every packet. The two are compiled apart: no text of one changes the other.
+    pub within: String,
     /// Start of the window in packet time, ns; omitted: where the store begins.
     pub since_ns: Option<u64>,
     /// First nanosecond after the window; omitted: where the store ends.
@@ -355,7 +358,8 @@ impl Programs<'_> {
         if let Some((_, known)) = self.compiled.iter().find(|(known, _)| *known == link_type) {
             return Ok(known.clone());
         }
-        let program = match filter::compile(&self.request.filter, link_type) {
+        let Request { filter, within, .. } = self.request;
+        let program = match filter::compile_within(filter, within, link_type) {
             Ok(program) => Some(Rc::new(program)),
             Err(error) if self.request.skip_link_types => {
                 self.refused.get_or_insert(error);

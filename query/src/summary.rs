@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wirevault_format::{Cause, LinkType};
 
@@ -13,7 +14,7 @@ pub const LIST_MAX: usize = 1000;
 const TEXT_LINES_MAX: usize = 10;
 
 /// A point in time, written both ways: RFC 3339 in UTC, and Unix time in nanoseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Instant {
     /// RFC 3339, UTC, with as many decimals as needed.
     pub utc: String,
@@ -34,7 +35,7 @@ impl fmt::Display for Instant {
 }
 
 /// A time within the window for which packets may be absent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GapLine {
     /// First nanosecond in which packets may be absent.
     pub from: Instant,
@@ -46,11 +47,12 @@ pub struct GapLine {
     pub packets: Option<u64>,
     /// Why.
     #[serde(with = "cause_name")]
+    #[schemars(with = "String")]
     pub cause: Cause,
 }
 
 /// Stored bytes within the window that cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DamageLine {
     /// Name of the segment.
     pub segment: String,
@@ -68,7 +70,7 @@ pub struct DamageLine {
 ///
 /// Complete means: no gap, nothing left out by a capture filter and no damage touches the window
 /// within the coverage, and the window does not explicitly reach outside the coverage.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub struct Summary {
     /// Nothing is missing in the window, as far as it was covered.
     pub complete: bool,

@@ -1,10 +1,10 @@
-//! Speaks HTTP/1.1 with the daemon over its unix socket. Calls block; the runtime underneath only
-//! turns while one of them waits.
+//! Speaks HTTP/1.1 with the daemon, over its unix socket or over TLS. Calls block; the runtime
+//! underneath only turns while one of them waits.
 
+mod endpoint;
 mod watch;
 
 use std::io::{self, Read};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use wirevault_daemon::api::ErrorBody;
@@ -23,6 +22,7 @@ use wirevault_daemon::api::ErrorBody;
 use crate::error::CliError;
 use crate::interrupt::{self, Cancel};
 
+pub(crate) use endpoint::Endpoint;
 pub(crate) use watch::Watch;
 
 /// How long a wait may ignore a Ctrl-C.
@@ -45,12 +45,12 @@ impl Client {
     ///
     /// # Errors
     /// `Connect`, with what to do.
-    pub(crate) fn connect(socket: &Path, cancel: &Cancel) -> Result<Self, CliError> {
+    pub(crate) fn connect(endpoint: &Endpoint, cancel: &Cancel) -> Result<Self, CliError> {
         let runtime =
             Builder::new_current_thread().enable_all().build().map_err(CliError::Start)?;
-        let failed = |source| CliError::Connect { socket: socket.to_owned(), source };
+        let failed = |source| CliError::Connect { daemon: endpoint.to_string(), source };
         let sender = runtime.block_on(async {
-            let stream = UnixStream::connect(socket).await?;
+            let stream = endpoint.open().await?;
             let (sender, connection) =
                 handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
             // Its errors come out of the request or of the body.
@@ -188,6 +188,9 @@ fn answer(what: String) -> CliError {
 }
 
 fn broken(error: &hyper::Error) -> String {
+    if let Some(alert) = endpoint::alert(error) {
+        return format!("broke off: the daemon does not take the certificate: {alert}");
+    }
     match error.is_incomplete_message() || error.is_body_write_aborted() {
         true => "broke off: the daemon stopped or gave the answer up; its log says why".to_owned(),
         false => format!("broke off: {error}"),

@@ -100,9 +100,10 @@ fn text(report: &Report, paint: Paint) -> String {
 }
 
 fn line(entry: &Entry) -> String {
-    let who = match entry.who {
+    let who = match &entry.who {
         Who::Recorder => "recorder".to_owned(),
         Who::User { uid, .. } => format!("user {uid}"),
+        Who::Certificate { subject, address, .. } => format!("{subject} at {address}"),
         Who::Unknown => "unknown".to_owned(),
     };
     let what = match &entry.event {

@@ -6,7 +6,7 @@ use wirevault_daemon::api;
 
 use crate::answer::{Answer, Shape};
 use crate::args::TailArgs;
-use crate::client::{Body, Client, Watch};
+use crate::client::{Body, Client, Endpoint, Watch};
 use crate::error::CliError;
 use crate::interrupt::{self, Cancel};
 use crate::outcome::Outcome;
@@ -25,7 +25,8 @@ pub(crate) fn tail(args: &TailArgs) -> Result<Outcome, CliError> {
     }
     let cancel = interrupt::watch()?;
     let target = args.write.as_deref().map(Target::packets).transpose()?;
-    let body = Client::connect(&args.socket, &cancel)?.get_stream(&path)?;
+    let body = Client::connect(&Endpoint::new(&args.daemon, args.key.as_deref()), &cancel)?
+        .get_stream(&path)?;
     match target {
         Some(mut target) => {
             pass_on(body, &mut target, &cancel, &|comment| tell(comment))?;

@@ -9,7 +9,6 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -22,7 +21,7 @@ use wirevault_query::export::PcapSink;
 use wirevault_query::{PacketOut, Sink};
 
 use crate::args::{FileFormat, TailArgs};
-use crate::client::Client;
+use crate::client::{Client, Endpoint};
 use crate::error::CliError;
 use crate::interrupt::{self, Cancel};
 use crate::outcome::Outcome;
@@ -55,13 +54,14 @@ pub(crate) fn serve(args: &TailArgs, address: SocketAddr, path: &str) -> Result<
     }
     let cancel = interrupt::watch()?;
     // A filter or a daemon that is wrong is told now and not to the first client.
-    drop(Client::connect(&args.socket, &cancel)?.get_stream(path)?);
+    let endpoint = Endpoint::new(&args.daemon, args.key.as_deref());
+    drop(Client::connect(&endpoint, &cancel)?.get_stream(path)?);
     let failed = |source| CliError::Listen { address, source };
     let listener = TcpListener::bind(address).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     tell(&format!("serving on {address}, to {CLIENTS_MAX} clients at a time; Ctrl-C ends it"));
-    let order = Order { socket: args.socket.clone(), path: path.to_owned(), format: args.format };
+    let order = Order { endpoint, path: path.to_owned(), format: args.format };
     let mut clients: Vec<Viewer> = Vec::new();
     while !interrupt::is_set(&cancel) {
         clients.retain_mut(Viewer::is_there);
@@ -85,7 +85,7 @@ pub(crate) fn serve(args: &TailArgs, address: SocketAddr, path: &str) -> Result<
 /// What every client gets.
 #[derive(Clone)]
 struct Order {
-    socket: PathBuf,
+    endpoint: Endpoint,
     path: String,
     format: FileFormat,
 }
@@ -169,7 +169,7 @@ fn begin(stream: TcpStream, peer: SocketAddr, order: &Order) -> io::Result<Viewe
 /// Sends one tail to one client. Returns the packets that the daemon gave.
 fn send(mut out: Out, order: &Order, told: &dyn Fn(&str)) -> Result<u64, CliError> {
     let leave = Arc::clone(&out.leave);
-    let body = Client::connect(&order.socket, &leave)?.get_stream(&order.path)?;
+    let body = Client::connect(&order.endpoint, &leave)?.get_stream(&order.path)?;
     match order.format {
         FileFormat::Pcapng => pass_on(body, &mut out, &leave, told),
         FileFormat::Pcap => {

@@ -1,5 +1,6 @@
 //! From the tree to a [`Config`]: one function for each section, then the rules between keys.
 
+mod access;
 mod input;
 
 use std::cell::RefCell;
@@ -10,7 +11,7 @@ use wirevault_format::limits::CHUNK_BYTES;
 use crate::fault::Fault;
 use crate::input::Input;
 use crate::section::{Faults, Item, Section, Value};
-use crate::settings::{Api, Buffer, Config, Hugepages, LogLevel, Principal, Topology};
+use crate::settings::{Buffer, Config, Hugepages, LogLevel, Topology};
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
 use crate::{Given, LANE_CHUNKS_MIN, LANES_MAX};
@@ -45,7 +46,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
         flush_age: root.duration("flush_age"),
         commit_interval: root.duration("commit_interval"),
         segment_age: root.duration("segment_age"),
-        api: api(&root.section("api")),
+        api: access::api(&root.section("api")),
         lane_cpus: cpus(&cpu_keys.list("lanes"), faults),
         topology: choice(&cpu_keys, "topology", Topology::from_name, Topology::Auto),
         log: choice(&root, "log", LogLevel::from_name, LogLevel::Info),
@@ -74,22 +75,6 @@ fn paths(items: &[Item], faults: &Faults, what: &str) -> Vec<PathBuf> {
 fn buffer(section: &Section<'_>) -> Buffer {
     let hugepages = choice(section, "hugepages", Hugepages::from_name, Hugepages::Auto);
     Buffer { size_bytes: section.number("size"), hugepages }
-}
-
-fn api(section: &Section<'_>) -> Api {
-    let principals = |name| {
-        let items = section.list(name).into_iter();
-        let principal = |item: Item| match item.value {
-            Value::Principal(principal) => Some(principal),
-            _ => None,
-        };
-        items.filter_map(principal).collect::<Vec<Principal>>()
-    };
-    Api {
-        socket: section.path("socket").unwrap_or_default(),
-        users: principals("users"),
-        groups: principals("groups"),
-    }
 }
 
 fn cpus(items: &[Item], faults: &Faults) -> Vec<u16> {
@@ -177,6 +162,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::access::Principal;
     use crate::input::{Capture, Live, LiveSource};
     use crate::settings::SourceKind;
 

@@ -132,6 +132,8 @@ pub enum Kind {
     Principal,
     /// A CPU number, or a range of them such as `2-5`.
     Cpus,
+    /// A name in a certificate, of at most so many bytes, behind the field that it stands in.
+    CertificateName(usize),
 }
 
 impl Kind {
@@ -163,6 +165,7 @@ impl Kind {
             Self::Endpoint => "a host and a port".to_owned(),
             Self::Principal => "a name or a number".to_owned(),
             Self::Cpus => format!("a CPU number from 0 to {CPU_MAX}, or a range such as 2-5"),
+            Self::CertificateName(_) => "cn:NAME, ou:NAME, san:NAME or issuer_ou:NAME".to_owned(),
         }
     }
 }

@@ -17,7 +17,7 @@ pub struct Entry {
 }
 
 /// Who did it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Who {
     /// The recorder itself.
@@ -29,7 +29,16 @@ pub enum Who {
         /// Group id.
         gid: u32,
     },
-    /// Somebody whom the kernel did not name.
+    /// Somebody with a certificate that an authority of the configuration vouches for.
+    Certificate {
+        /// Its subject, as RFC 4514 writes it.
+        subject: String,
+        /// Its serial number, hex.
+        serial: String,
+        /// Address that the connection came from.
+        address: String,
+    },
+    /// Somebody whom neither the kernel nor a certificate named.
     Unknown,
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use wirevault_testkit::net::Stamp;
 
+use crate::access::ACCESS_PACKETS;
 use crate::runs::{FILE_PACKETS, PACKET_BYTES, PACKETS, Runs, Seen, file_packets, sum};
 use crate::sources::{
     CONNECT, COPIES, FLOW_CHOSEN, FLOW_KEPT, FLOW_STRIPPED, FLOWS_MIRRORED, LISTEN_CHANGED,
@@ -367,6 +368,49 @@ pub(crate) const CASES: &[Case] = &[
         assert!(runs.short.to_member.contains("\"lanes\""), "{}", runs.short.to_member);
         assert!(runs.short.to_user.contains("may not ask"), "{}", runs.short.to_user);
     }),
+    case("api.tls.listen", "where it answers over TCP; without it nowhere", |runs| {
+        assert!(said(&runs.access.known).contains("\"lanes\""), "{:?}", runs.access.known);
+    }),
+    case("api.tls.certificate", "it is shown to those who ask; an absent one is refused", |runs| {
+        refused(&runs.access.without_certificate, 2, "api.tls.certificate is /nowhere.pem");
+    }),
+    case("api.tls.key", "one that others may read is refused", |runs| {
+        refused(&runs.access.with_open_key, 2, "others may use it (mode 644)");
+    }),
+    case("api.tls.client_ca", "whom to believe; a file of no certificate is refused", |runs| {
+        refused(&runs.access.with_foreign_ca, 2, "it holds no certificate");
+    }),
+    case("api.access", "a user is refused, or answered by a rule", |runs| {
+        assert!(runs.plain.to_user.contains("may not ask"), "{}", runs.plain.to_user);
+        assert!(runs.access.to_user.contains("\"lanes\""), "{}", runs.access.to_user);
+    }),
+    case("api.access[].users", "whose rule it is", |runs| {
+        assert!(runs.access.to_user.contains("\"lanes\""), "{}", runs.access.to_user);
+    }),
+    case("api.access[].groups", "whose members' rule it is", |runs| {
+        assert!(runs.access.to_member.contains("\"lanes\""), "{}", runs.access.to_member);
+    }),
+    case("api.access[].certificates", "whose rule it is; others may not ask", |runs| {
+        assert!(runs.access.known.status.success(), "{:?}", runs.access.known);
+        refused(&runs.access.stranger, 2, "the certificate `CN=stranger` may not ask");
+    }),
+    case("api.access[].role", "`query` counts packets and gets none", |runs| {
+        assert!(said(&runs.access.counted).contains(&ACCESS_PACKETS.to_string()));
+        refused(&runs.access.packets, 2, "the role query gets no packets");
+    }),
+    case("api.access[].filter", "all packets are found, or those that it takes", |runs| {
+        let half = (ACCESS_PACKETS / 2).to_string();
+        assert!(said(&runs.access.narrowed).contains(&half), "{:?}", runs.access.narrowed);
+    }),
+    case("api.access[].answers", "a second answer is one too many, or not", |runs| {
+        refused(&runs.access.second, 2, "1 answers are as many as you may have");
+    }),
+    case("api.access[].per_minute", "a question a minute, or as many as one likes", |runs| {
+        let often = &runs.access.often;
+        assert!(often[0].status.success(), "{often:?}");
+        let late = often.iter().find(|output| !output.status.success()).expect("one too many");
+        refused(late, 2, "may ask 1 times a minute");
+    }),
     case("cpus.lanes", "the lane's thread runs where the system likes, or on one CPU", |runs| {
         assert!(runs.plain.status["lanes"][0]["cpu"].is_null());
         assert_eq!(runs.short.status["lanes"][0]["cpu"], runs.cpu);
@@ -404,6 +448,10 @@ fn refused(output: &Output, code: i32, part: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{said}");
     assert!(said.contains(part), "{said}");
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn names(seen: &Seen) -> BTreeSet<&str> {

@@ -3,6 +3,7 @@
 //!
 //! A key enters the table of `config::keys` with a case here, or the gate fails.
 
+mod access;
 mod cases;
 mod runs;
 mod sources;

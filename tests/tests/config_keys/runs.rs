@@ -8,7 +8,8 @@
 //! | `replay` | a file, the rest as it is | |
 //! | `paced` | the same file in real time, rarely flushed | |
 //!
-//! Those for the keys of sources are in [`crate::sources`].
+//! Those for the keys of sources are in [`crate::sources`], those for who may ask in
+//! [`crate::access`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -28,6 +29,7 @@ use wirevault_tests::captures::{Packet, write_pcap};
 use wirevault_tests::recorder::{Exported, Recorder, Site, read_pcapng};
 use wirevault_tests::store::text;
 
+use crate::access::Access;
 use crate::sources::Sources;
 
 /// Long enough for what a configuration here puts off for 10 s.
@@ -79,6 +81,7 @@ pub(crate) struct Runs {
     pub(crate) replay: Seen,
     pub(crate) paced: Seen,
     pub(crate) sources: Sources,
+    pub(crate) access: Access,
     /// The last CPU that this process may use.
     pub(crate) cpu: usize,
     pub(crate) without_store: Output,
@@ -117,6 +120,7 @@ impl Runs {
             replay,
             paced,
             sources,
+            access: Access::make(),
         }
     }
 }
@@ -325,7 +329,7 @@ fn link(ns: &Namespace, interface: &str) -> Value {
 }
 
 /// What the recorder says when somebody asks for its status.
-fn status_for(socket: &Path, user: u32, group: u32) -> String {
+pub(crate) fn status_for(socket: &Path, user: u32, group: u32) -> String {
     let mut curl = Command::new("curl");
     curl.args(["-s", "--unix-socket"]).arg(socket).arg("http://localhost/v1/status");
     let output = curl.uid(user).gid(group).output().expect("curl");

@@ -1,0 +1,93 @@
+//! The API for programs: an OpenAPI 3.1 document, made from the table of [`api::ENDPOINTS`] and from
+//! the types that requests and answers are, with their documentation.
+
+use axum::extract::Json;
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+use wirevault_query::{FlowRow, Summary};
+
+use crate::api::{
+    self, Endpoint, ErrorBody, JSON_LINES_TYPE, JSON_TYPE, PCAPNG_TYPE, QueryBody, SegmentRow,
+    StatusReport,
+};
+
+/// Answers with the document.
+pub(crate) async fn show() -> Json<Value> {
+    Json(document())
+}
+
+fn document() -> Value {
+    let settings = SchemaSettings::draft2020_12()
+        .with(|settings| settings.definitions_path = "/components/schemas".into());
+    let mut types = settings.into_generator();
+    let mut paths = Map::new();
+    for endpoint in api::ENDPOINTS {
+        let method = endpoint.method.to_lowercase();
+        let operation = operation(endpoint, &mut types);
+        let entry = paths.entry(endpoint.path).or_insert_with(|| json!({}));
+        entry[method] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Wirevault",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "A network flight recorder: what it records, and packets of it. Times \
+                are Unix nanoseconds in requests. Who asks is known by his user on the unix \
+                socket, by his certificate over TLS. An answer without its last chunk is not whole.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": types.take_definitions(true),
+            "securitySchemes": {"certificate": {"type": "mutualTLS"}},
+        },
+        "security": [{"certificate": []}],
+    })
+}
+
+fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
+    let (kind, schema) = match endpoint.path {
+        api::STATUS => (JSON_TYPE, json!(types.subschema_for::<StatusReport>())),
+        api::SEGMENTS => (JSON_TYPE, json!(types.subschema_for::<Vec<SegmentRow>>())),
+        api::FLOWS => (JSON_LINES_TYPE, flow_line(types)),
+        api::METRICS => (wirevault_telemetry::metrics::CONTENT_TYPE, json!({"type": "string"})),
+        api::OPENAPI => (JSON_TYPE, json!({"type": "object"})),
+        _ => (PCAPNG_TYPE, json!({"type": "string", "format": "binary"})),
+    };
+    let error = json!(types.subschema_for::<ErrorBody>());
+    let refused =
+        |why: &str| json!({"description": why, "content": {JSON_TYPE: {"schema": error}}});
+    let mut operation = json!({
+        "summary": endpoint.about,
+        "description": format!("Needs the role `{}`.", endpoint.role),
+        "x-role": endpoint.role.name(),
+        "responses": {
+            "200": {"description": "The answer.", "content": {kind: {"schema": schema}}},
+            "403": refused("The role of whoever asks does not reach."),
+            "429": refused("Too much at a time; ask again later."),
+            "default": refused("The question is wrong (4xx), or cannot be answered now (5xx)."),
+        },
+    });
+    if endpoint.method == "POST" {
+        let schema = json!(types.subschema_for::<QueryBody>());
+        operation["requestBody"] =
+            json!({"required": true, "content": {JSON_TYPE: {"schema": schema}}});
+    }
+    if endpoint.path == api::TAIL {
+        operation["parameters"] = json!([{
+            "name": "filter", "in": "query", "schema": {"type": "string"},
+            "description": "tcpdump's filter language; empty takes every packet.",
+        }]);
+    }
+    operation
+}
+
+/// A line of a list of flows: all but the last are flows.
+fn flow_line(types: &mut SchemaGenerator) -> Value {
+    let (flow, summary) = (types.subschema_for::<FlowRow>(), types.subschema_for::<Summary>());
+    let last = json!({
+        "type": "object", "required": ["summary"], "properties": {"summary": summary},
+    });
+    json!({"anyOf": [flow, last]})
+}

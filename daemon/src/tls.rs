@@ -1,0 +1,250 @@
+//! The API over TCP: TLS 1.3, and nobody without a certificate.
+//!
+//! A connection gets a place, then shakes hands within [`HANDSHAKE_MAX`], each beside the others;
+//! only then it is handed to HTTP. What fails before is written down as a denial. Handshakes are
+//! never shortened from earlier ones: that would let an expired certificate in again.
+//!
+//! Source: RFC 8446; RFC 5280 for certificates.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use wirevault_config::{CertificateName, Tls};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
+
+use crate::DaemonError;
+use crate::access::{Origin, Subject};
+use crate::connections::{Connection, Holder, Places};
+use crate::server::{App, Peer};
+
+/// How long a handshake may take.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Connections whose handshake is done and that HTTP has not taken yet.
+const READY_MAX: usize = 16;
+/// Pause after the system has no descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is listened on before anything else is started.
+pub(crate) struct Bound {
+    listener: std::net::TcpListener,
+    config: Arc<ServerConfig>,
+}
+
+/// Reads the certificates, and listens.
+///
+/// # Errors
+/// `Setting`: a file cannot be read, is not what it should be, or may be read by others; the
+/// address cannot be had.
+pub(crate) fn bind(tls: &Tls) -> Result<Bound, DaemonError> {
+    let wrong = |key: &str, value: String, problem: String, way_out: &str| DaemonError::Setting {
+        path: format!("api.tls.{key}"),
+        value,
+        problem,
+        way_out: way_out.to_owned(),
+    };
+    let file = |key: &'static str, path: &Path| {
+        let path = path.display().to_string();
+        move |problem: String| wrong(key, path, problem, "name a PEM file that this user may read")
+    };
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(&tls.client_ca).map_err(file("client_ca", &tls.client_ca))? {
+        roots
+            .add(authority)
+            .map_err(|error| file("client_ca", &tls.client_ca)(error.to_string()))?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
+        .build()
+        .map_err(|error| file("client_ca", &tls.client_ca)(error.to_string()))?;
+    let chain = certificates(&tls.certificate).map_err(file("certificate", &tls.certificate))?;
+    let key = private_key(&tls.key).map_err(file("key", &tls.key))?;
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .and_then(|config| config.with_client_cert_verifier(verifier).with_single_cert(chain, key));
+    let mut config =
+        config.map_err(|error| file("certificate", &tls.certificate)(error.to_string()))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    let listener = std::net::TcpListener::bind(tls.listen)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|error| {
+            let way_out = "name an address of this machine and a port that is free";
+            wrong("listen", tls.listen.to_string(), error.to_string(), way_out)
+        })?;
+    Ok(Bound { listener, config: Arc::new(config) })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let found: Vec<_> = found.map_err(|error: rustls::pki_types::pem::Error| error.to_string())?;
+    if found.is_empty() { Err("it holds no certificate".to_owned()) } else { Ok(found) }
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let mode = fs::metadata(path).map_err(|error| error.to_string())?.mode();
+    if mode & 0o077 != 0 {
+        return Err(format!("others may use it (mode {:o}); `chmod 600` it", mode & 0o777));
+    }
+    PrivateKeyDer::from_pem_file(path).map_err(|error| error.to_string())
+}
+
+/// Gives out connections whose handshake is done.
+pub(crate) struct TlsDoor {
+    ready: Receiver<(TlsConnection, SocketAddr)>,
+    address: SocketAddr,
+    accepting: AbortHandle,
+}
+
+type TlsConnection = Connection<TlsStream<TcpStream>>;
+
+impl TlsDoor {
+    /// Takes connections from now on.
+    pub(crate) fn open(bound: Bound, app: App) -> io::Result<Self> {
+        let listener = TcpListener::from_std(bound.listener)?;
+        let address = listener.local_addr()?;
+        let (sender, ready) = channel(READY_MAX);
+        let acceptor = TlsAcceptor::from(bound.config);
+        let accepting = tokio::spawn(accept(listener, acceptor, sender, app)).abort_handle();
+        Ok(Self { ready, address, accepting })
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for TlsDoor {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Listener for TlsDoor {
+    type Io = TlsConnection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TlsConnection, SocketAddr) {
+        match self.ready.recv().await {
+            Some(ready) => ready,
+            // Whoever sends ends with this value only.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+}
+
+impl Connected<IncomingStream<'_, TlsDoor>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, TlsDoor>) -> Self {
+        Self::of(stream.io())
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    sender: Sender<(TlsConnection, SocketAddr)>,
+    app: App,
+) {
+    let places = Places::of_addresses();
+    loop {
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!("a connection could not be taken: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Whoever has no place learns it by the end of his connection: nothing is said before TLS.
+        let Ok(place) = places.take(Holder::Address(address.ip())) else { continue };
+        let (acceptor, sender, app) = (acceptor.clone(), sender.clone(), app.clone());
+        tokio::spawn(async move {
+            let why = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => match subject(&stream, address) {
+                    Ok(subject) => {
+                        let origin = Origin::Certificate(Arc::new(subject));
+                        let connection = Connection::new(stream, origin, place);
+                        // The listener is gone when the recorder stops.
+                        let _ = sender.send((connection, address)).await;
+                        return;
+                    }
+                    Err(why) => why,
+                },
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("it took longer than {} s", HANDSHAKE_MAX.as_secs()),
+            };
+            let request = format!("TLS from {address}");
+            tracing::info!("{request} was refused: {why}");
+            let deny = move || app.audit().denied(Origin::User(None).who(), request, &why);
+            drop(tokio::task::spawn_blocking(deny));
+        });
+    }
+}
+
+/// What the checked certificate at the other end says.
+fn subject(stream: &TlsStream<TcpStream>, address: SocketAddr) -> Result<Subject, String> {
+    let (_, session) = stream.get_ref();
+    let first = session.peer_certificates().and_then(<[_]>::first);
+    read(first.ok_or("it has no certificate")?, address)
+}
+
+fn read(der: &[u8], address: SocketAddr) -> Result<Subject, String> {
+    let (_, certificate) = X509Certificate::from_der(der)
+        .map_err(|error| format!("its certificate cannot be read: {error}"))?;
+    let texts =
+        |entries: &mut dyn Iterator<Item = &x509_parser::prelude::AttributeTypeAndValue<'_>>| {
+            entries.filter_map(|it| it.as_str().ok().map(str::to_owned)).collect::<Vec<_>>()
+        };
+    let units = |name: &X509Name<'_>| texts(&mut name.iter_organizational_unit());
+    let common = texts(&mut certificate.subject().iter_common_name());
+    let mut names: Vec<_> = common.into_iter().map(CertificateName::CommonName).collect();
+    names.extend(units(certificate.subject()).into_iter().map(CertificateName::Unit));
+    names.extend(units(certificate.issuer()).into_iter().map(CertificateName::IssuerUnit));
+    let alternatives = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
+    let alternatives = alternatives.iter().flat_map(|it| &it.value.general_names);
+    names.extend(alternatives.filter_map(alternative).map(CertificateName::Alternative));
+    Ok(Subject {
+        names,
+        shown: certificate.subject().to_string(),
+        serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
+        address: address.to_string(),
+    })
+}
+
+fn alternative(name: &GeneralName<'_>) -> Option<String> {
+    match name {
+        GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text) => {
+            Some((*text).to_owned())
+        }
+        GeneralName::IPAddress(bytes) => match *bytes {
+            [a, b, c, d] => Some(std::net::Ipv4Addr::new(*a, *b, *c, *d).to_string()),
+            _ => {
+                let bytes: [u8; 16] = (*bytes).try_into().ok()?;
+                Some(std::net::Ipv6Addr::from(bytes).to_string())
+            }
+        },
+        _ => None,
+    }
+}

@@ -243,10 +243,11 @@ pub(crate) struct InitArgs {
     /// Store packets unencrypted: tshark and tcpdump then open segments as they are.
     #[arg(long, conflicts_with = "key")]
     pub(crate) plaintext: bool,
-    /// Bytes that all volumes together may take, `500GiB` for example [default: half of what is
-    /// free in directories, and all of devices].
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub(crate) quota: Option<u64>,
+    /// What all volumes together may take: bytes, `500GiB` for example, or a share of their file
+    /// systems and devices, such as `80%` [default: half of what is free in directories, and 90 %
+    /// of devices].
+    #[arg(long, value_name = "SIZE", value_parser = quota)]
+    pub(crate) quota: Option<Quota>,
     /// Key file. It is used if it is there, else made. It must lie outside the store
     /// [default: /etc/wirevault/keys/ID.key, or in the user's configuration directory].
     #[arg(long, value_name = "FILE")]
@@ -456,6 +457,23 @@ pub(crate) struct InspectVolumeArgs {
     pub(crate) json: bool,
 }
 
+/// What a store may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Quota {
+    /// So many bytes.
+    Bytes(u64),
+    /// So much of the file systems and devices of its volumes.
+    Percent(u8),
+}
+
+fn quota(text: &str) -> Result<Quota, String> {
+    let Some(share) = text.strip_suffix('%') else { return size(text).map(Quota::Bytes) };
+    match share.trim_end().parse() {
+        Ok(percent @ 1..=100) => Ok(Quota::Percent(percent)),
+        _ => Err("a share is a whole number from 1 to 100 and %, such as 80%".to_owned()),
+    }
+}
+
 fn size(text: &str) -> Result<u64, String> {
     let size = text.parse::<ByteSize>().map(|size| size.as_u64());
     size.map_err(|_| "a size is a number and a unit, such as 512MiB, 1.5TiB or 100GB".to_owned())
@@ -489,6 +507,15 @@ mod tests {
         let mut command = Arguments::command();
         let status = command.find_subcommand_mut("status").unwrap();
         assert!(status.render_long_help().to_string().contains(DEFAULT_SOCKET));
+    }
+
+    #[test]
+    fn a_quota_is_a_size_or_a_share() {
+        assert_eq!(quota("1GiB"), Ok(Quota::Bytes(1 << 30)));
+        assert_eq!(quota("80%"), Ok(Quota::Percent(80)));
+        for text in ["0%", "101%", "%", "half", "1.5%"] {
+            assert!(quota(text).is_err(), "{text}");
+        }
     }
 
     #[test]

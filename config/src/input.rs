@@ -61,6 +61,8 @@ pub struct Capture {
     pub interface: String,
     /// Whether packets for other machines are captured too.
     pub promiscuous: bool,
+    /// Bytes that its packets may take in the store; `None`: what there is.
+    pub budget_bytes: Option<u64>,
     /// Bytes of kernel ring of each lane, a multiple of [`CAPTURE_RING_STEP_BYTES`].
     pub ring_bytes: u64,
     /// How packets are taken.

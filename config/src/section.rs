@@ -140,7 +140,7 @@ impl<'a> Section<'a> {
         items.iter().take(max).enumerate().map(section).collect()
     }
 
-    /// A number of bytes or of things.
+    /// A number of bytes, of things or of hundredths.
     pub(crate) fn number(&self, name: &str) -> u64 {
         match self.value(name) {
             Some(Value::Number(number)) => number,
@@ -336,6 +336,13 @@ pub(crate) fn read_scalar(kind: &Kind, text: &str) -> Result<Value, Refusal> {
                 parse_duration(text).ok_or_else(|| is_no("a length of time").way_out(unit))?;
             let fits = (*min..=*max).contains(&duration);
             if fits { Ok(Value::Duration(duration)) } else { Err(outside()) }
+        }
+        Kind::Percent { min, max } => {
+            let unit = "write a whole number and %, 10% for example";
+            let percent = text.strip_suffix('%').and_then(|number| number.trim_end().parse().ok());
+            let percent = percent.ok_or_else(|| is_no("a share").way_out(unit))?;
+            let fits = (*min..=*max).contains(&percent);
+            if fits { Ok(Value::Number(percent)) } else { Err(outside()) }
         }
         Kind::Count { min, max } => {
             let count = text.parse().map_err(|_| is_no("a whole number"))?;

@@ -168,6 +168,8 @@ pub struct Config {
     pub stores: Vec<PathBuf>,
     /// Volumes whose devices are driven past the kernel.
     pub vfio: Vec<PathBuf>,
+    /// Part of each file system that stays free for others.
+    pub reserve_percent: u8,
     /// The key file, absolute; `None` for the place that belongs to the store's id.
     pub key_file: Option<PathBuf>,
     /// Where packets come from.

@@ -243,6 +243,29 @@ pub struct StatusReport {
     pub segments: u64,
     /// What the last start had to repair; nothing offline.
     pub recovery: Option<RecoveryStatus>,
+    /// Limits beside the quotas; nothing offline.
+    #[serde(default)]
+    pub limits: Option<LimitsStatus>,
+}
+
+/// Limits of a store beside its volumes' quotas.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitsStatus {
+    /// Part of each file system that stays free for others.
+    pub reserve_percent: u8,
+    /// Budgets of interfaces.
+    pub budgets: Vec<BudgetStatus>,
+}
+
+/// What the segments of some lanes may take together, on all volumes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetStatus {
+    /// The lanes.
+    pub lanes: Vec<u16>,
+    /// Bytes at most.
+    pub budget_bytes: u64,
+    /// Bytes that they take; open segments count as full.
+    pub used_bytes: u64,
 }
 
 /// The books of one lane, and how it works.

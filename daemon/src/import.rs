@@ -13,7 +13,7 @@ use wirevault_format::VxlanPorts;
 use wirevault_index::KeySource;
 use wirevault_pipeline::decap::DecapCounters;
 use wirevault_pipeline::{Pipeline, PipelineOptions, Topology};
-use wirevault_storage::Store;
+use wirevault_storage::{RESERVE_PERCENT, Store};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::DaemonError;
@@ -147,7 +147,8 @@ pub fn run(
     let source = ChainSource::open(options.files, speed, None)?;
     let reports = source.reports();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let (store, recovery) = Store::open_dir(&options.store, &options.key, Arc::clone(&clock))?;
+    let (mut store, recovery) = Store::open_dir(&options.store, &options.key, Arc::clone(&clock))?;
+    store.set_reserve(RESERVE_PERCENT);
     let arena =
         ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
     let pool = Pool::new(Arena::new(arena)?);

@@ -83,6 +83,8 @@ fn record(
     let (mut store, recovery) = Store::open_with(first, &key, Arc::clone(&clock), &mut open)?;
     check_volumes(config, &store, &own)?;
     let below = own.below(&store.status());
+    store.set_reserve(config.reserve_percent);
+    store.set_budgets(sources::budgets(config))?;
     let recovery = recovery_status(&recovery);
     log_recovery(&recovery);
     let audit = audited(config, &mut store, &clock)?;

@@ -16,6 +16,7 @@ use wirevault_packet::{Decap, Tunnel};
 use wirevault_pipeline::duplicates::Seen;
 use wirevault_pipeline::{Filter, LaneSpec, LaneWish, Topology, affinity};
 use wirevault_query::filter;
+use wirevault_storage::Budget;
 
 use crate::DaemonError;
 use crate::chain::ChainSource;
@@ -40,6 +41,21 @@ pub(crate) fn wishes(config: &Config) -> Vec<LaneWish> {
         wish.cpu = Some(usize::from(*cpu));
     }
     wishes
+}
+
+/// What the lanes of an interface may take.
+pub(crate) fn budgets(config: &Config) -> Vec<Budget> {
+    let Input::Live(inputs) = &config.input else { return Vec::new() };
+    let mut end = 0;
+    let budget = |live: &Live| {
+        let lanes = end..end + live.lanes;
+        end = lanes.end;
+        match &live.source {
+            LiveSource::Capture(capture) => Some(Budget { lanes, bytes: capture.budget_bytes? }),
+            LiveSource::PcapOverIp(_) | LiveSource::MirrorTarget(_) => None,
+        }
+    };
+    inputs.iter().filter_map(budget).collect()
 }
 
 /// Opens every source; the lanes come in the order of the configuration. `near` has for each lane

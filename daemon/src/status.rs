@@ -10,12 +10,13 @@ use wirevault_format::{Cause, RunId};
 use wirevault_index::{Catalog, Segment, StoreReader};
 use wirevault_media::Erased;
 use wirevault_pipeline::{LaneState, LaneView, Pipeline, ThreadPlace, VolumeView};
+use wirevault_storage::{Budget, StoreStatus};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
 
 use crate::api::{
-    BufferStatus, ErasedStatus, LaneStatus, LayoutStatus, MemoryStatus, SegmentRow, State,
-    StatusReport, ThreadStatus, VolumeStatus,
+    BudgetStatus, BufferStatus, ErasedStatus, LaneStatus, LayoutStatus, LimitsStatus, MemoryStatus,
+    SegmentRow, State, StatusReport, ThreadStatus, VolumeStatus,
 };
 use crate::server::App;
 
@@ -69,6 +70,7 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
         buffer: Some(buffer_status(&pipeline)),
         layout: Some(layout_status(&pipeline)),
         recovery: Some(app.facts().recovery.clone()),
+        limits: Some(limits(&store)),
     })
 }
 
@@ -94,7 +96,18 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         layout: None,
         segments: catalog.segments.len() as u64,
         recovery: None,
+        limits: None,
     }
+}
+
+fn limits(store: &StoreStatus) -> LimitsStatus {
+    let budget = |(budget, used_bytes): &(Budget, u64)| BudgetStatus {
+        lanes: budget.lanes.clone().collect(),
+        budget_bytes: budget.bytes,
+        used_bytes: *used_bytes,
+    };
+    let budgets = store.budgets.iter().map(budget).collect();
+    LimitsStatus { reserve_percent: store.reserve_percent, budgets }
 }
 
 /// Every segment of a catalog, oldest first. Open ones are looked into for their figures.

@@ -3,6 +3,7 @@
 //! Tables and ring are made durable before any superblock, and the first volume's superblock comes
 //! last: what has a superblock is complete, and a store whose making was interrupted does not open.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use wirevault_format::limits::LBA_BYTES;
@@ -42,6 +43,20 @@ pub fn create(
         volumes.iter().zip(&file_systems).map(free).collect::<Result<_, _>>()?;
     let plan = plan(options.quota_bytes, options.lanes, &spaces)?;
     create_planned(volumes, store, options, &plan)
+}
+
+/// A share of the file systems and devices of these volumes, each counted once.
+///
+/// # Errors
+/// `Device` if one does not tell its size.
+pub fn share_bytes(volumes: &[(Arc<dyn Media>, String)], percent: u8) -> Result<u64, StorageError> {
+    let mut sizes = BTreeMap::new();
+    for (media, path) in volumes {
+        let failed = |source| device(path, "ask for its size", source);
+        sizes.insert(media.file_system().map_err(failed)?, media.total_bytes().map_err(failed)?);
+    }
+    let total: u128 = sizes.into_values().map(u128::from).sum();
+    Ok(u64::try_from(total * u128::from(percent) / 100).unwrap_or(u64::MAX))
 }
 
 /// Makes a store of given sizes.

@@ -46,7 +46,7 @@ pub mod view;
 mod volume;
 
 pub use choose::{Load, Wear};
-pub use create::{create, create_planned};
+pub use create::{create, create_planned, share_bytes};
 pub use digests::{Mended, mend_digests};
 pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};

@@ -53,8 +53,9 @@ pub(crate) type Held = (u64, u32);
 impl Store {
     /// Leaves this part of each file system to others. 0: only the quota counts.
     pub fn set_reserve(&mut self, percent: u8) {
+        self.reserve_percent = percent.min(100);
         for volume in &self.volumes {
-            volume.work(|volume| volume.set_reserve(percent));
+            volume.work(|volume| volume.set_reserve(self.reserve_percent));
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Store {
     pub(crate) next_ordinal: AtomicU64,
     desk: Mutex<Desk>,
     pub(crate) witness: Witness,
+    /// Part of each file system that is left to others.
+    pub(crate) reserve_percent: u8,
     pub(crate) budgets: Vec<Budget>,
 }
 
@@ -122,6 +124,7 @@ impl Store {
             shared,
             desk: Mutex::default(),
             witness: Box::new(|_| ()),
+            reserve_percent: 0,
             budgets: Vec::new(),
         }
     }

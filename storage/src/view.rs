@@ -8,6 +8,7 @@ use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_index::{Catalog, Segment, SegmentIndex, SharedCatalog, Volume, catalog};
 use wirevault_media::{Erased, Media};
 
+use crate::room::Budget;
 use crate::standing::SharedVolume;
 use crate::store::{OpenSegment, Store};
 use crate::volume::VolumeWriter;
@@ -21,6 +22,10 @@ pub struct StoreStatus {
     pub sealed: bool,
     /// Volumes, by number.
     pub volumes: Vec<VolumeStatus>,
+    /// Part of each file system that is left to others.
+    pub reserve_percent: u8,
+    /// What some lanes may take, and what their segments take now.
+    pub budgets: Vec<(Budget, u64)>,
     /// Why the key rings could not be written the last time; capture goes on with spare keys.
     pub key_trouble: Option<String>,
 }
@@ -71,10 +76,16 @@ impl Store {
 
     /// State of the store. Waits for no device.
     pub fn status(&self) -> StoreStatus {
+        let budget = |budget: &Budget| {
+            let each = self.volumes.iter().map(|it| it.ledger().lanes_bytes(&budget.lanes));
+            (budget.clone(), u64::try_from(each.sum::<u128>()).unwrap_or(u64::MAX))
+        };
         StoreStatus {
             id: self.id,
             sealed: self.is_sealed(),
             volumes: self.volumes.iter().map(SharedVolume::status).collect(),
+            reserve_percent: self.reserve_percent,
+            budgets: self.budgets.iter().map(budget).collect(),
             key_trouble: self.desk().key_trouble.clone(),
         }
     }

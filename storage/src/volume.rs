@@ -202,7 +202,7 @@ impl VolumeWriter {
 
     /// Leaves this part of the file system to others.
     pub(crate) fn set_reserve(&mut self, percent: u8) {
-        self.reserve_percent = percent.min(100);
+        self.reserve_percent = percent;
     }
 
     /// Cuts the file of digests behind the highest place that holds a segment, so that it takes no

@@ -8,10 +8,10 @@ use wirevault_format::StoreId;
 use wirevault_index::{KeySource, open_store};
 use wirevault_media::{BlockMedia, DirMedia, Media};
 use wirevault_seal::{FileProvider, KeyProvider, default_key_path, random};
-use wirevault_storage::{CreateOptions, create};
+use wirevault_storage::{CreateOptions, create, share_bytes};
 use wirevault_telemetry::clock::SystemClock;
 
-use crate::args::InitArgs;
+use crate::args::{InitArgs, Quota};
 use crate::error::CliError;
 use crate::outcome::Outcome;
 use crate::output::{Paint, count_text, put, size_text};
@@ -38,7 +38,11 @@ pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
         false => Some(key(args.key.as_deref(), store, &paths, &mut made)?),
     };
     let options = CreateOptions {
-        quota_bytes: args.quota,
+        quota_bytes: match args.quota {
+            Some(Quota::Bytes(bytes)) => Some(bytes),
+            Some(Quota::Percent(percent)) => Some(share_bytes(&volumes, percent)?),
+            None => None,
+        },
         lanes: args.lanes,
         key: key.as_ref().map(|key| Arc::clone(key) as Arc<dyn KeyProvider>),
         key_path: key.as_ref().map_or(Ok(String::new()), |key| text(key.path()))?,

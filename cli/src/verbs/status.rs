@@ -364,6 +364,7 @@ mod tests {
             }),
             segments: 1,
             recovery: None,
+            limits: None,
         }
     }
 

@@ -119,6 +119,7 @@ fn capture(section: &Section<'_>, seen: &mut Seen<'_>) -> Option<Live> {
         hardware_time: section.switch("hardware_time"),
         interface: interface.clone().unwrap_or_default(),
         promiscuous: section.switch("promiscuous"),
+        budget_bytes: section.has("budget").then(|| section.number("budget")),
         ring_bytes: section.number("ring"),
     };
     let source = LiveSource::Capture(capture);

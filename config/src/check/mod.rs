@@ -39,6 +39,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
     let config = Config {
         stores: stores(&root, given, faults),
         vfio: paths(&root.list("vfio"), faults, "the volume"),
+        reserve_percent: root.number("reserve").try_into().unwrap_or(u8::MAX),
         key_file: root.path("key_file"),
         // The missing input must not hide the faults of the keys after it.
         input: input::input(&root, faults).unwrap_or(Input::Live(Vec::new())),
@@ -198,6 +199,7 @@ mod tests {
         let capture = Capture {
             interface: "eth0".into(),
             promiscuous: true,
+            budget_bytes: None,
             ring_bytes: 64 << 20,
             source: SourceKind::Auto,
             udp_ports: Vec::new(),
@@ -230,9 +232,9 @@ mod tests {
     #[test]
     fn every_key_is_taken_over() {
         let config = read(
-            "store: [/a, /b]\nvfio: /b\nkey_file: /k\ncapture:\n  - {interface: eth0, lanes: 2, \
+            "store: [/a, /b]\nreserve: 0%\nvfio: /b\nkey_file: /k\ncapture:\n  - {interface: eth0, lanes: 2, \
              snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB, source: af_xdp, \
-             udp_ports: [4789, 6081], busy_poll: true}\n  \
+             udp_ports: [4789, 6081], busy_poll: true, budget: 1GiB}\n  \
              - {interface: lo, hardware_time: true}\nbuffer: {size: 128MiB, \
              hugepages: 1GiB}\nflush_age: 10ms\n\
              commit_interval: 1s\nsegment_age: 2h\napi: {socket: /s, users: [ops, 1000], \
@@ -241,10 +243,15 @@ mod tests {
         );
         assert_eq!(config.stores, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(config.vfio, [Path::new("/b")]);
+        assert_eq!((config.reserve_percent, read(MINIMAL).reserve_percent), (0, 10));
+        assert!(
+            one_fault(&format!("{MINIMAL}reserve: 10\n")).contains("write a whole number and %")
+        );
         assert_eq!(config.key_file.as_deref(), Some(Path::new("/k")));
         let capture = Capture {
             interface: "eth0".into(),
             promiscuous: false,
+            budget_bytes: Some(1 << 30),
             ring_bytes: 8 << 20,
             source: SourceKind::AfXdp,
             udp_ports: vec![4789, 6081],

@@ -58,6 +58,15 @@ pub(super) const KEYS: &[Key] = &[
         "not port 22",
         "Record only packets that this tcpdump filter selects. Without it all are recorded.",
     )),
+    hidden(key(
+        "capture[].budget",
+        size(64 * MIB, 1 << 50, 1),
+        Nothing,
+        "100GiB",
+        "Bytes that packets of this interface may take, all lanes and volumes together; then its \
+         own oldest go. Segments count for the number of their lane: who changes the order of \
+         the interfaces changes whose they are.",
+    )),
     key(
         "capture[].ring",
         size(4 * MIB, 16 * GIB, CAPTURE_RING_STEP_BYTES),

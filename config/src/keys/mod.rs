@@ -107,6 +107,13 @@ pub enum Kind {
         /// Longest.
         max: Duration,
     },
+    /// A share of something, `10%` for example: least and most.
+    Percent {
+        /// Least.
+        min: u64,
+        /// Most.
+        max: u64,
+    },
     /// A number.
     Count {
         /// Least.
@@ -153,6 +160,7 @@ impl Kind {
             Self::Duration { min, max } => {
                 format!("{} to {}", duration_text(*min), duration_text(*max))
             }
+            Self::Percent { min, max } => format!("{min}% to {max}%"),
             Self::Count { min, max } => format!("{min} to {max}"),
             Self::Switch => "true, false".to_owned(),
             Self::Choice(names) => names.join(", "),

@@ -1,6 +1,6 @@
 //! Where packets go, and the key that they are sealed with.
 
-use super::Without::{Fault, Nothing};
+use super::Without::{Fault, Nothing, Value};
 use super::{Key, Kind, PATH_BYTES_MAX, VOLUMES_MAX, hidden, key};
 
 const DIRECTORY: Kind = Kind::Path(PATH_BYTES_MAX);
@@ -13,6 +13,14 @@ pub(super) const KEYS: &[Key] = &[
         "/var/lib/wirevault",
         "Directory of the store, or a list of directories, one on each disk. The first names the \
          others. `wirevault init` makes it. `--store` on the command line goes before this key.",
+    ),
+    key(
+        "reserve",
+        Kind::Percent { min: 0, max: 90 },
+        Value("10%"),
+        "10%",
+        "Part of each file system below the store that stays free for others. What others write \
+         beyond it costs the oldest packets, whatever the quota; four segments of a volume stay.",
     ),
     hidden(key(
         "vfio",

@@ -54,6 +54,10 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(runs.changed.status["sealed"], true);
         assert!(!runs.changed.packets.is_empty(), "and what it sealed is read");
     }),
+    case("reserve", "what of the file systems stays free for others", |runs| {
+        assert_eq!(runs.plain.status["limits"]["reserve_percent"], 10);
+        assert_eq!(runs.changed.status["limits"]["reserve_percent"], 5);
+    }),
     case("capture", "one interface is recorded, or two", |runs| {
         assert_eq!(names(&runs.plain), ["va"].into());
         assert_eq!(names(&runs.changed), ["va", "vc"].into());
@@ -84,6 +88,13 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(runs.plain.promiscuity["va"], 1);
         assert_eq!(runs.changed.promiscuity["va"], 0);
         assert_eq!(runs.changed.promiscuity["vc"], 1);
+    }),
+    case("capture[].budget", "the segments of both its lanes count against it", |runs| {
+        assert_eq!(runs.plain.status["limits"]["budgets"], Value::Array(Vec::new()));
+        let budgets = runs.changed.status["limits"]["budgets"].as_array().expect("budgets");
+        assert_eq!((budgets.len(), &budgets[0]["lanes"]), (1, &serde_json::json!([0, 1])));
+        assert_eq!(budgets[0]["budget_bytes"], 512 << 20);
+        assert!(budgets[0]["used_bytes"].as_u64() > Some(0));
     }),
     case("capture[].filter", "all packets are stored, or those it selects", |runs| {
         assert_eq!(sum(&runs.plain.status, "shed"), 0);

@@ -5,9 +5,10 @@
 //!
 //! - The **quota** is what the volume may occupy. It holds always.
 //! - The **reserve** is the part of a file system that is left free for others. What others write
-//!   shrinks our share, so our oldest goes for them. It never brings a volume below
-//!   [`SEGMENTS_PER_VOLUME`] segments; only a file system without room for one segment does. A
-//!   device has no reserve here; nobody else writes there.
+//!   shrinks our share, so our oldest goes for them. It is never more than the quota: a small store
+//!   on a large disk is not what fills it. It costs closed segments down to
+//!   [`SEGMENTS_PER_VOLUME`] of a volume, and never stops the recording; only a file system without
+//!   room for one segment does. A device has no reserve here; nobody else writes there.
 //! - A **budget** is what the live segments of some lanes may take on all volumes together.
 //!
 //! Nothing goes before it is known that the rest of what goes makes room enough, so a refusal takes
@@ -216,10 +217,11 @@ impl Room {
             let used_bytes = volume.used_bytes_with(place.map_or(0, |place| place + 1));
             let left_bytes = used_bytes.saturating_sub(given_up_bytes);
             let fits_quota = left_bytes.saturating_add(segment_bytes) <= quota_bytes;
-            let held = (ledger.held() - evict.len()) as u64;
+            let closed = ledger.held() - ledger.open() - evict.len();
             let fits_disk = disk.is_none_or(|disk| {
                 let free_bytes = disk.free_bytes.saturating_add(given_up_bytes);
-                let reserve_bytes = if held < SEGMENTS_PER_VOLUME { 0 } else { disk.reserve_bytes };
+                let may_go = closed as u64 > SEGMENTS_PER_VOLUME;
+                let reserve_bytes = if may_go { disk.reserve_bytes } else { 0 };
                 segment_bytes.saturating_add(reserve_bytes) <= free_bytes
             });
             if let Some(place) = place.filter(|_| fits_quota && fits_disk) {

@@ -184,7 +184,8 @@ impl VolumeWriter {
         }
         let (free_bytes, total_bytes) = media.free_bytes().ok().zip(media.total_bytes().ok())?;
         let reserve = u128::from(total_bytes) * u128::from(self.reserve_percent) / 100;
-        Some(Disk { free_bytes, reserve_bytes: u64::try_from(reserve).unwrap_or(u64::MAX) })
+        let reserve_bytes = reserve.min(u128::from(self.superblock().quota_bytes)) as u64;
+        Some(Disk { free_bytes, reserve_bytes })
     }
 
     /// Bytes that segments may still take before something has to go.

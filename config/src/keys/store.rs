@@ -19,8 +19,9 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Percent { min: 0, max: 90 },
         Value("10%"),
         "10%",
-        "Part of each file system below the store that stays free for others. What others write \
-         beyond it costs the oldest packets, whatever the quota; four segments of a volume stay.",
+        "Part of each file system below the store that stays free for others, at most as much as \
+         the quota. What others write beyond it costs the oldest packets, whatever the quota; four \
+         segments of a volume stay.",
     ),
     hidden(key(
         "vfio",

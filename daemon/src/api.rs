@@ -217,6 +217,9 @@ pub enum State {
 pub struct StatusReport {
     /// What it is doing.
     pub state: State,
+    /// How the store is: `healthy`, `pressured`, `degraded`, `full`, `failed`; empty offline.
+    #[serde(default)]
+    pub condition: String,
     /// Why it is degraded; empty otherwise.
     pub reasons: Vec<String>,
     /// Store id.
@@ -381,9 +384,12 @@ pub struct VolumeStatus {
     /// Bytes of one segment.
     pub segment_bytes: u64,
     /// How it is: `ok`; `suspect` with the reason (a segment failed here, others are opened here
-    /// only if no other volume takes them); `stalled` (its device does not answer at the moment,
+    /// only if no other volume takes them); `full` with the reason; `stalled` (its device does not answer at the moment,
     /// and segments that wait for it were given up); `failed` with the reason (it takes no more).
     pub state: String,
+    /// The same in one word, as for the store.
+    #[serde(default)]
+    pub condition: String,
     /// Back end of its queue: `vfio`, `passthrough`, `io_uring`, `thread`; empty offline.
     pub backend: String,
     /// Why it is this one.

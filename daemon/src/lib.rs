@@ -23,6 +23,7 @@ mod answers;
 pub mod api;
 mod audit;
 mod chain;
+mod conditions;
 mod connections;
 pub mod devices;
 pub mod error;

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use wirevault_format::Cause;
 use wirevault_pipeline::LaneState;
+use wirevault_storage::condition::Condition;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::metrics::{Counter, Gauge, Histogram, MetricsPage};
 
@@ -72,6 +73,17 @@ pub(crate) fn page(app: &App) -> Option<String> {
         page.counter(Counter::IndexLostDeltas, &labels, lost);
         page.histogram(Histogram::NvmeWriteSeconds, &labels, shared.write_latency.snapshot());
         page.histogram(Histogram::NvmeSyncSeconds, &labels, syncs);
+    }
+    let (store, volumes) = app.conditions().told();
+    for condition in Condition::ALL {
+        let is = |told: Condition| f64::from(u8::from(told == condition));
+        let name = ("condition", condition.name());
+        page.gauge(Gauge::StoreConditionState, &[name], is(store));
+        for (number, told) in volumes.iter().enumerate() {
+            let number = number.to_string();
+            let labels = [("volume", number.as_str()), name];
+            page.gauge(Gauge::StorageConditionState, &labels, is(*told));
+        }
     }
     for (number, volume) in pipeline.store().status().volumes.iter().enumerate() {
         let number = number.to_string();

@@ -218,7 +218,9 @@ async fn watch(
         if watchdog.is_some() {
             supervisor.tell(&[NotifyState::Watchdog]).await;
         }
-        let ended = app.pipeline().is_none_or(|pipeline| pipeline.is_finished());
+        let pipeline = app.pipeline();
+        pipeline.iter().for_each(|pipeline| app.conditions().look(pipeline));
+        let ended = pipeline.is_none_or(|pipeline| pipeline.is_finished());
         if ended && live {
             return Err(DaemonError::EndedEarly);
         }

@@ -24,6 +24,7 @@ use crate::access::{Access, Origin, Refusal};
 use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus};
 use crate::audit::Audit;
+use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
 use crate::{DaemonError, metrics, openapi, status, tail};
@@ -49,6 +50,7 @@ struct Inner {
     facts: Facts,
     audit: Arc<Audit>,
     devices: Devices,
+    conditions: Conditions,
     answers: Arc<Semaphore>,
     tails: Arc<Semaphore>,
     looks: Arc<Semaphore>,
@@ -91,6 +93,7 @@ impl App {
         Self {
             inner: Arc::new(Inner {
                 devices,
+                conditions: Conditions::default(),
                 pipeline: RwLock::new(Some(Arc::new(pipeline))),
                 facts,
                 audit,
@@ -120,6 +123,10 @@ impl App {
 
     pub(crate) fn audit(&self) -> &Audit {
         &self.inner.audit
+    }
+
+    pub(crate) fn conditions(&self) -> &Conditions {
+        &self.inner.conditions
     }
 
     pub(crate) fn devices(&self) -> &Devices {

@@ -35,12 +35,14 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
     let pages = pipeline.pool().arena().report().pages.to_string();
     let lanes: Vec<_> =
         pipeline.lanes().iter().map(|lane| lane_status(lane, now_ns, &pages)).collect();
+    let (condition, conditions) = app.conditions().told();
     let volumes: Vec<_> = store
         .volumes
         .iter()
         .enumerate()
         .map(|(number, volume)| VolumeStatus {
             device: app.devices().of(number),
+            condition: conditions.get(number).copied().unwrap_or_default().name().to_owned(),
             ..volume_status(volume, pipeline.volumes().get(number))
         })
         .collect();
@@ -57,6 +59,7 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
     };
     Some(StatusReport {
         state,
+        condition: condition.name().to_owned(),
         reasons,
         store: store.id.to_string(),
         sealed: store.sealed,
@@ -83,6 +86,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
     let missing: Vec<_> = missing.map(|it| format!("{}: {}", it.path, it.why)).collect();
     StatusReport {
         state: State::Offline,
+        condition: String::new(),
         reasons: missing.iter().map(|volume| format!("missing volume {volume}")).collect(),
         store: reader.store.to_string(),
         sealed: first.is_some_and(|superblock| superblock.sealed),
@@ -181,10 +185,11 @@ fn volume_status(
         segments: u64::from(volume.segments),
         places: u64::from(volume.places),
         segment_bytes: volume.segment_bytes,
-        state: match (&volume.failed, &volume.suspect) {
-            (Some(why), _) => format!("failed: {why}"),
-            (None, Some(why)) => format!("suspect: {why}"),
-            (None, None) => "ok".to_owned(),
+        state: match (&volume.failed, &volume.refused, &volume.suspect) {
+            (Some(why), _, _) => format!("failed: {why}"),
+            (None, Some(why), _) => format!("full: {why}"),
+            (None, None, Some(why)) => format!("suspect: {why}"),
+            (None, None, None) => "ok".to_owned(),
         },
         erased: {
             let Erased { zeros, other, unread, kept } = volume.erased;

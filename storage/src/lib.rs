@@ -22,6 +22,7 @@
 //!   footer of a segment. `digests`: what stands for them
 //!   outside of it. [`reindex`]: its index from its chunks. [`recovery`]: closing what a crash left
 //!   open.
+//! - [`condition`]: how volumes and store are, in one word.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
 //!   to.
 
@@ -29,6 +30,7 @@
 
 mod allocate;
 mod choose;
+pub mod condition;
 pub mod create;
 mod digests;
 pub mod error;

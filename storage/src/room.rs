@@ -91,6 +91,7 @@ impl Store {
         volume: &mut VolumeWriter,
         over: Vec<Held>,
     ) -> Result<u32, StorageError> {
+        volume.note_disk();
         let room = Room::plan(volume, over)?;
         self.give_up(volume, &room.evict)?;
         Ok(room.place)

@@ -31,7 +31,7 @@ pub struct StoreStatus {
 }
 
 /// State of one volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VolumeStatus {
     /// Its place in words.
     pub path: String,
@@ -61,6 +61,8 @@ pub struct VolumeStatus {
     pub erased: Erased,
     /// A call on its tables or files takes longer than it may.
     pub hangs: bool,
+    /// When a segment was last to open here, others' files left less than the quota.
+    pub squeezed: bool,
 }
 
 impl Store {

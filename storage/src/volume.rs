@@ -45,6 +45,8 @@ pub(crate) struct VolumeWriter {
     refused: Option<String>,
     /// Part of the file system that is left to others.
     reserve_percent: u8,
+    /// Others' files left less than the quota then.
+    squeezed: bool,
     /// What the segment table adds up to.
     ledger: Arc<RwLock<Ledger>>,
     /// Places up to the highest that held a segment since the digests were cut: so many may have
@@ -86,7 +88,7 @@ impl VolumeWriter {
             return Err(key_error(&name, source));
         }
         let (spares, failed, shared) = (VecDeque::new(), None, None);
-        let (refused, reserve_percent) = (None, 0);
+        let (refused, reserve_percent, squeezed) = (None, 0, false);
         let ledger = Ledger::new(superblock.segment_bytes, &volume.segments.entries);
         let ledger = Arc::new(RwLock::new(ledger));
         let reach = reach(&volume.segments.entries);
@@ -100,6 +102,7 @@ impl VolumeWriter {
             shared,
             refused,
             reserve_percent,
+            squeezed,
             ledger,
             reach,
             lock: Some(lock),
@@ -157,6 +160,7 @@ impl VolumeWriter {
             failed: self.failed.clone(),
             suspect: None,
             refused: self.refused.clone(),
+            squeezed: self.squeezed,
             erased: self.volume.media.erased(),
             hangs: false,
         }
@@ -199,6 +203,14 @@ impl VolumeWriter {
     /// The last opening of a segment here went so. Only a lack of room is of interest.
     pub(crate) fn note_room(&mut self, error: Option<&StorageError>) {
         self.refused = error.filter(|error| error.is_exhausted()).map(ToString::to_string);
+    }
+
+    /// A segment is to open here: what others' files leave of the quota.
+    pub(crate) fn note_disk(&mut self) {
+        self.squeezed = self.disk().is_some_and(|disk| {
+            let ours_bytes = disk.free_bytes.saturating_sub(disk.reserve_bytes);
+            ours_bytes.saturating_add(self.used_bytes()) < self.superblock().quota_bytes
+        });
     }
 
     /// Leaves this part of the file system to others.

@@ -117,6 +117,10 @@ names! {
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
         StorageDegradedState = "storage_degraded_state",
             "1 while a volume is out of use or suspect.";
+        StorageConditionState = "storage_condition_state",
+            "1 for the condition that a volume is in, 0 for the others.";
+        StoreConditionState = "store_condition_state",
+            "1 for the condition that the store is in, 0 for the others.";
         QueryRunningCount = "query_running_count", "Queries running now.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
         DaemonInfoState = "daemon_info_state", "Always 1; a label says the version.";

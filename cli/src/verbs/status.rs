@@ -171,6 +171,7 @@ fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
                 Some(OK) => OK,
                 Some("suspect") => "SUSPECT",
                 Some("stalled") => "STALLED",
+                Some("full") => "FULL",
                 _ => "FAILED",
             }
             .to_owned(),
@@ -342,6 +343,7 @@ mod tests {
         };
         StatusReport {
             state: State::Degraded,
+            condition: "degraded".to_owned(),
             reasons: vec!["lane 0 lost packets".to_owned()],
             store: "ab".repeat(16),
             sealed: true,

@@ -57,6 +57,10 @@ pub(crate) const CASES: &[Case] = &[
     case("reserve", "what of the file systems stays free for others", |runs| {
         assert_eq!(runs.plain.status["limits"]["reserve_percent"], 10);
         assert_eq!(runs.changed.status["limits"]["reserve_percent"], 5);
+        let conditions = ["healthy", "pressured", "degraded", "full", "failed"];
+        let named = |value: &Value| conditions.iter().any(|it| value == it);
+        assert!(named(&runs.plain.status["condition"]), "{}", runs.plain.status);
+        assert!(named(&runs.plain.status["volumes"][0]["condition"]));
     }),
     case("capture", "one interface is recorded, or two", |runs| {
         assert_eq!(names(&runs.plain), ["va"].into());

@@ -7,9 +7,10 @@
 //! | `GET /v1/status` | status | [`StatusReport`] |
 //! | `GET /v1/segments` | status | list of [`SegmentRow`], oldest first, sent as it is made |
 //! | `GET /v1/metrics` | status | OpenMetrics text |
-//! | `POST /v1/flows` with a [`QueryBody`] | query | one JSON object a line, last `{"summary":...}` |
-//! | `POST /v1/query` with a [`QueryBody`] | query with `count_only`, else export | pcapng; the last block's comment holds the summary |
-//! | `GET /v1/tail?filter=EXPR` | export | pcapng without end; what a slow reader missed is a comment |
+//! | `POST /v1/flows`, a [`QueryBody`] | query | one JSON object a line, last `{"summary":...}` |
+//! | `POST /v1/query`, a [`QueryBody`] | export | pcapng; the last comment holds the summary |
+//! | the same with `count_only` | query | the summary alone |
+//! | `GET /v1/tail?filter=EXPR` | export | pcapng without end; comments tell what was missed |
 //!
 //! [`ENDPOINTS`] is that table for the program: what is not in it is not answered.
 //!

@@ -1,7 +1,7 @@
 //! The recorder as a service: wiring, and the API through which people and tools ask it.
 //!
 //! ```text
-//!  config ──► sources ──► Pipeline ◄── serve (signals, systemd) ──► server (HTTP: unix socket, TLS)
+//!  config ──► sources ──► Pipeline ◄── serve (signals, systemd) ──► server (unix socket, TLS)
 //!                            │                                        │ access: who, role, limits
 //!                            ├──► status, metrics ────────────────────┤
 //!                            ├──► catalog ──► answers (query, flows) ──┤

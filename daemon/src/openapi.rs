@@ -1,5 +1,5 @@
-//! The API for programs: an OpenAPI 3.1 document, made from the table of [`api::ENDPOINTS`] and from
-//! the types that requests and answers are, with their documentation.
+//! The API for programs: an OpenAPI 3.1 document, made from the table of [`api::ENDPOINTS`] and
+//! from the types that requests and answers are, with their documentation.
 
 use axum::extract::Json;
 use schemars::SchemaGenerator;
@@ -35,7 +35,7 @@ fn document() -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "description": "A network flight recorder: what it records, and packets of it. Times \
                 are Unix nanoseconds in requests. Who asks is known by his user on the unix \
-                socket, by his certificate over TLS. An answer without its last chunk is not whole.",
+                socket, by his certificate over TLS. An answer without its last chunk is cut.",
         },
         "paths": paths,
         "components": {

@@ -253,7 +253,7 @@ pub struct StatusReport {
 }
 
 /// Limits of a store beside its volumes' quotas.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitsStatus {
     /// Part of each file system that stays free for others.
     pub reserve_percent: u8,
@@ -262,7 +262,7 @@ pub struct LimitsStatus {
 }
 
 /// What the segments of some lanes may take together, on all volumes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BudgetStatus {
     /// The lanes.
     pub lanes: Vec<u16>,

@@ -101,8 +101,8 @@ pub fn volume(bytes: &[u8]) {
 /// Where `volume.wv` begins on a device.
 const VOLUME_OFFSET: usize = 1 << 20;
 
-/// A block device: its label, and behind it the beginning of `volume.wv`. Their sums are made right,
-/// since mutations would get no further.
+/// A block device: its label, and behind it the beginning of `volume.wv`. Their sums are made
+/// right, since mutations would get no further.
 pub fn block_volume(bytes: &[u8]) {
     let (label, volume) = bytes.split_at(bytes.len().min(LBA_BYTES));
     let (superblock, tables) = volume.split_at(volume.len().min(LBA_BYTES));

@@ -19,9 +19,8 @@
 //! - [`store`]: the writer. `choose`: which volume takes the next segment. `room`: what goes for
 //!   quota, reserve and budgets. `allocate`: which key, and in which order. `standing`: a volume
 //!   under its lock, and what is known without. [`view`]: catalog and status. [`finish`]: index and
-//!   footer of a segment. `digests`: what stands for them
-//!   outside of it. [`reindex`]: its index from its chunks. [`recovery`]: closing what a crash left
-//!   open.
+//!   footer of a segment. `digests`: what stands for them outside of it. [`reindex`]: its index
+//!   from its chunks. [`recovery`]: closing what a crash left open.
 //! - [`condition`]: how volumes and store are, in one word.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
 //!   to.

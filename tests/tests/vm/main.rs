@@ -1,6 +1,7 @@
 //! The real nvme driver, in a virtual machine.
 
 mod erase;
+mod faults;
 mod laboratory;
 mod own_driver;
 mod queues;

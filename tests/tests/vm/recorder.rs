@@ -5,13 +5,13 @@ use serde_json::Value;
 use wirevault_tests::vm::{Disk, Fault, Kind, NvmeOptions, Vm};
 
 const DEVICE_BYTES: u64 = 1 << 30;
-const PACKET_BYTES: u32 = 1000;
+pub(crate) const PACKET_BYTES: u32 = 1000;
 pub(crate) const RUN: u16 = 1;
 /// Packets a second that an emulated processor takes beside everything else.
 pub(crate) const RATE: u64 = 2000;
 
 /// A machine with a veth pair, and a sealed store on devices of these serial numbers.
-fn site(serials: &[&str]) -> (Vm, Vec<Disk>) {
+pub(crate) fn site(serials: &[&str]) -> (Vm, Vec<Disk>) {
     site_on(Kind::Plain, serials)
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn wait_until_durable(vm: &mut Vm, packets: u64) {
     });
 }
 
-fn patience() -> std::time::Duration {
+pub(crate) fn patience() -> std::time::Duration {
     wirevault_tests::vm::machine::PATIENCE
 }
 

@@ -385,7 +385,8 @@ pub struct VolumeStatus {
     /// Bytes of one segment.
     pub segment_bytes: u64,
     /// How it is: `ok`; `suspect` with the reason (a segment failed here, others are opened here
-    /// only if no other volume takes them); `full` with the reason; `stalled` (its device does not answer at the moment,
+    /// only if no other volume takes them); `full` with the reason; `stalled`
+    /// (its device does not answer at the moment,
     /// and segments that wait for it were given up); `failed` with the reason (it takes no more).
     pub state: String,
     /// The same in one word, as for the store.

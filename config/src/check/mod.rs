@@ -232,7 +232,8 @@ mod tests {
     #[test]
     fn every_key_is_taken_over() {
         let config = read(
-            "store: [/a, /b]\nreserve: 0%\nvfio: /b\nkey_file: /k\ncapture:\n  - {interface: eth0, lanes: 2, \
+            "store: [/a, /b]\nreserve: 0%\nvfio: /b\nkey_file: /k\n\
+             capture:\n  - {interface: eth0, lanes: 2, \
              snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB, source: af_xdp, \
              udp_ports: [4789, 6081], busy_poll: true, budget: 1GiB}\n  \
              - {interface: lo, hardware_time: true}\nbuffer: {size: 128MiB, \

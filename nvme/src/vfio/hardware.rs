@@ -20,8 +20,10 @@ use crate::error::NvmeError;
 /// Waits up to this long keep the core: the fastest devices answer in 10 us, and a sleep takes 50
 /// us at least.
 const SPIN_NS: u64 = 50_000;
-/// A nap of a longer wait.
-const NAP: Duration = Duration::from_micros(20);
+/// Naps of a longer wait: an eighth of it so far, within these bounds. Slow devices, and emulated
+/// ones above all, are not asked thousands of times for one answer.
+const NAP_MIN_NS: u64 = 20_000;
+const NAP_MAX_NS: u64 = 500_000;
 
 /// A controller taken over from the kernel. Closing it lets the kernel reset the device; it stays
 /// with vfio-pci until [`Binder::give_back`].
@@ -98,7 +100,7 @@ impl Bus for VfioBus {
         if waited_ns < SPIN_NS {
             hint::spin_loop();
         } else {
-            thread::sleep(NAP);
+            thread::sleep(Duration::from_nanos((waited_ns / 8).clamp(NAP_MIN_NS, NAP_MAX_NS)));
         }
     }
 }

@@ -148,7 +148,7 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
     fs::rename(site_changed.key(), &moved).expect("the key is moved");
     let (config, socket) = changed_config(&site_changed, "");
     let without_moved_key = site_changed.refuse(&config);
-    // A directory is no device that could be taken from the kernel: it is told and used all the same.
+    // A directory is no device that could be taken from the kernel: that is told, and it is used.
     let second = site_changed.file("volume-1");
     let more = format!("key_file: {}\nvfio: {}\n", moved.display(), second.display());
     let (config, _) = changed_config(&site_changed, &more);

@@ -117,7 +117,8 @@ pub enum SegmentState {
 /// Entry of the segment table.
 ///
 /// Layout, 128 bytes, little-endian: 0 state u8; 1 flags u8 (1 sealed, 2 import, 4 recovered, 8
-/// damaged); 2 lane u16; 4 link type u16; 6 close reason u16; 8 life id; 24 run id u64; 32 ordinal
+/// damaged, 16 contested); 2 lane u16; 4 link type u16; 6 close reason u16; 8 life id; 24 run id
+/// u64; 32 ordinal
 /// u64; 40 opened ns; 48 closed ns; 56 smallest packet time (all ones: none); 64 largest; 72
 /// packets u64; 80 captured bytes u64; 88 file bytes u64; 96 footer offset u64; 104 first stream
 /// sequence u64; 112 the one after the last u64; 120 chunks u32; 124 zero.
@@ -133,6 +134,9 @@ pub struct SegmentEntry {
     pub recovered: bool,
     /// Recovery found damage below the watermark.
     pub damaged: bool,
+    /// A writer that lost its lease may still have a write under way to the place, whatever is
+    /// there now: it is given to no new segment.
+    pub contested: bool,
     /// Lane.
     pub lane: u16,
     /// Link type.
@@ -173,6 +177,7 @@ impl Default for SegmentEntry {
             import: false,
             recovered: false,
             damaged: false,
+            contested: false,
             lane: 0,
             link_type: LinkType(0),
             close_reason: CloseReason::Full,
@@ -198,7 +203,7 @@ impl Entry for SegmentEntry {
     fn encode(&self) -> [u8; ENTRY_BYTES] {
         let mut bytes = [0; ENTRY_BYTES];
         bytes[0] = self.state as u8;
-        let flags = [self.sealed, self.import, self.recovered, self.damaged];
+        let flags = [self.sealed, self.import, self.recovered, self.damaged, self.contested];
         bytes[1] = flags.iter().enumerate().map(|(bit, set)| u8::from(*set) << bit).sum();
         put_u16(&mut bytes, 2, self.lane);
         put_u16(&mut bytes, 4, self.link_type.0);
@@ -238,6 +243,7 @@ impl Entry for SegmentEntry {
             import: flag(1),
             recovered: flag(2),
             damaged: flag(3),
+            contested: flag(4),
             lane: u16_at(bytes, 2),
             link_type: LinkType(u16_at(bytes, 4)),
             close_reason: CloseReason::from_number(reason)

@@ -10,7 +10,7 @@ use wirevault_format::gap::CAUSES;
 use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::section::{self, PART_AAD_BYTES, SectionId};
 use wirevault_format::segment::{self, REGION_BYTES_MAX, SegmentHeader};
-use wirevault_format::table::SegmentState;
+use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_format::{FormatError, Gap, Interface, LifeId, local, pcapng};
 use wirevault_media::MediaFile;
 use wirevault_seal::{DataOpener, Purpose, SegmentKeys};
@@ -49,7 +49,7 @@ impl SegmentReader {
         match &segment.content {
             Content::Live(index) => reader.index = Index::Live(Arc::clone(index)),
             Content::Stored if segment.entry.state == SegmentState::Closed => {
-                match reader.load_closed(segment.entry.footer_offset, keys.as_ref()) {
+                match reader.load_closed(&segment.entry, keys.as_ref()) {
                     Ok(()) => {}
                     // What the index says can be found out again from the chunks, more slowly.
                     Err(error) if error.is_damage() => {
@@ -235,7 +235,12 @@ impl SegmentReader {
         IndexError::Damaged { segment: self.name.clone(), chunk, source }
     }
 
-    fn load_closed(&mut self, at: u64, keys: Option<&SegmentKeys>) -> Result<(), IndexError> {
+    fn load_closed(
+        &mut self,
+        entry: &SegmentEntry,
+        keys: Option<&SegmentKeys>,
+    ) -> Result<(), IndexError> {
+        let at = entry.footer_offset;
         let page = read_up_to(&*self.file, at, FOOTER_BYTES, &self.name)?;
         let footer = Footer::decode(&page).map_err(|source| self.damaged(None, source))?;
         check_life(&self.name, self.header.life, footer.life)?;
@@ -248,6 +253,11 @@ impl SegmentReader {
             let (aad, salt, tag) = footer::seal_of(&page);
             keys.open_record(Purpose::Footer, &salt, aad, &mut tag.to_vec())
                 .map_err(|source| unsealed(&self.name, None, source))?;
+        }
+        // A writer that lost its lease may have closed it, too, and too late.
+        if (footer.chunks, footer.closed_ns) != (entry.chunks, entry.closed_ns) {
+            let (structure, field, value) = ("footer", "time closed", footer.closed_ns);
+            return Err(self.damaged(None, FormatError::Field { structure, field, value }));
         }
         let sections = Sections {
             name: self.name.clone(),
@@ -269,7 +279,12 @@ impl SegmentReader {
     }
 
     fn load_interrupted(&mut self, segment: &Segment, watermark: u64) -> Result<(), IndexError> {
-        let found = segment.found(|| self.scan_file())?;
+        let mut found = segment.found(|| self.scan_file())?;
+        // Behind the chunks that it was closed with stands what was written too late.
+        let chunks = segment.entry.chunks;
+        if segment.entry.state == SegmentState::Closed && chunks > 0 {
+            found = found.iter().filter(|it| it.header.number < chunks).cloned().collect();
+        }
         let recovered = recover::recover(&found, self.region_bytes as u64, watermark);
         let mut index = SegmentIndex::new();
         for (offset, header) in &recovered.chunks {

@@ -41,6 +41,15 @@ pub enum MediaError {
         /// The volume's place.
         volume: String,
     },
+    /// A shared volume is written under its lease only.
+    #[error(
+        "{volume} is shared by two machines: only a recorder (`wirevaultd`) that has its lease \
+         writes it"
+    )]
+    NotLeased {
+        /// The device.
+        volume: String,
+    },
     /// The kernel says that a device is used otherwise.
     #[error(
         "{volume} is in use: it, or a part of it, is mounted or belongs to another device; \

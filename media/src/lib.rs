@@ -38,6 +38,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use block::BlockMedia;
+pub use block::lease::{Claim, Fenced, Lease, LeaseRecord, LeaseState, Role, fenced};
 pub use dir::DirMedia;
 pub use error::MediaError;
 pub use sim::{Fault, SimFile, SimMedia, Survival, Trigger};
@@ -105,6 +106,16 @@ pub trait Media: Send + Sync {
     /// keeps that to itself.
     fn erased(&self) -> Erased {
         Erased::default()
+    }
+
+    /// Whether two machines may have the volume. Then it is written under a lease only.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// The lease under which this process writes a shared volume.
+    fn lease(&self) -> Option<Arc<Lease>> {
+        None
     }
 
     /// What stands there that is no volume's and would be lost, in words. Only devices can hold

@@ -37,7 +37,8 @@ pub fn create(
         let free_bytes = media.free_bytes();
         let free_bytes =
             free_bytes.map_err(|source| device(path, "ask for its free space", source))?;
-        Ok::<_, StorageError>(Space { bytes: free_bytes / sharers, device: media.is_device() })
+        let (device, shared) = (media.is_device(), media.is_shared());
+        Ok::<_, StorageError>(Space { bytes: free_bytes / sharers, device, shared })
     };
     let spaces: Vec<Space> =
         volumes.iter().zip(&file_systems).map(free).collect::<Result<_, _>>()?;
@@ -76,6 +77,10 @@ pub fn create_planned(
     }
     for (media, path) in volumes {
         refuse_if_used(&**media, path)?;
+    }
+    if volumes.len() > 1 && volumes.iter().any(|(media, _)| media.is_shared()) {
+        let what = "a store on a shared volume has that volume only".to_owned();
+        return Err(StorageError::Misuse { what });
     }
     let paths: Vec<String> = volumes.iter().map(|(_, path)| path.clone()).collect();
     let mut blank = Vec::new();

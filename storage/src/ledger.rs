@@ -72,7 +72,7 @@ impl Ledger {
         self.add(place, after);
     }
 
-    /// The first free place.
+    /// The first free place that is not contested.
     pub(crate) fn first_free(&self) -> Option<u32> {
         self.free.first().copied()
     }
@@ -111,6 +111,7 @@ impl Ledger {
 
     fn add(&mut self, place: u32, entry: &SegmentEntry) {
         match entry.state {
+            SegmentState::Free if entry.contested => {}
             SegmentState::Free => {
                 self.free.insert(place);
             }

@@ -3,6 +3,7 @@
 //! | step | writes | a crash behind it leaves |
 //! |---|---|---|
 //! | 1 | locks all volumes, reads them | the store as it was |
+//! | 1a | shared volume: marks places that a fenced writer may still write to | marks that are made again |
 //! | 2 | closes or frees what a crash left open (`recovery`) | fewer open segments |
 //! | 3 | removes files of free places, cuts the digests | nothing that counts |
 //! | 4 | marks runs as crashed | runs whose segments are all closed |
@@ -43,6 +44,8 @@ impl Store {
         let mut volumes: Vec<VolumeWriter> = opened.collect::<Result<_, _>>()?;
         volumes.sort_by_key(|volume| volume.superblock().number);
         check_complete(&volumes)?;
+        // Before anybody looks at the tables: recovery goes by what they say then.
+        volumes.iter_mut().try_for_each(VolumeWriter::contest)?;
         let Some(first) = volumes.first() else {
             return Err(StorageError::Volumes { volumes: 0, max: 1 });
         };

@@ -67,6 +67,8 @@ pub struct Space {
     pub bytes: u64,
     /// It is a device that nothing else is on. Segments have fixed places there.
     pub device: bool,
+    /// Two machines have the device, so there are several copies of the tables.
+    pub shared: bool,
 }
 
 impl Space {
@@ -127,7 +129,10 @@ pub fn plan(quota_bytes: Option<u64>, lanes: u16, spaces: &[Space]) -> Result<Pl
     let volume = |(number, quota_bytes): (usize, u64)| {
         let segments = quota_bytes / segment_bytes;
         let places = match spaces[number].device {
-            true => fixed_places(number, quota_bytes, segment_bytes, spares),
+            true => {
+                let shared = spaces[number].shared;
+                fixed_places(number, quota_bytes, segment_bytes, spares, shared)
+            }
             false => segments.saturating_mul(PLACES_PER_SEGMENT).clamp(PLACES_MIN, PLACES_MAX),
         };
         VolumePlan { quota_bytes, places: places as u32, spares }
@@ -136,11 +141,11 @@ pub fn plan(quota_bytes: Option<u64>, lanes: u16, spaces: &[Space]) -> Result<Pl
 }
 
 /// Places that lie one behind the other in so many bytes of a device, behind label and tables.
-fn fixed_places(number: usize, bytes: u64, segment_bytes: u64, spares: usize) -> u64 {
+fn fixed_places(number: usize, bytes: u64, segment_bytes: u64, spares: usize, shared: bool) -> u64 {
     let fits = |places: &u64| {
         let volume = VolumePlan { quota_bytes: bytes, places: *places as u32, spares };
         let tables_bytes = Layout::new(&volume, number == 0, true).end;
-        places_offset(tables_bytes) + places * segment_bytes <= bytes
+        places_offset(tables_bytes, shared) + places * segment_bytes <= bytes
     };
     // The tables of the most places that there can be take a small part of a segment each, so a
     // few steps down from what would fit without them are enough.
@@ -271,7 +276,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn free(bytes: u64) -> Space {
-        Space { bytes, device: false }
+        Space { bytes, device: false, shared: false }
     }
 
     #[test]
@@ -306,11 +311,12 @@ mod tests {
 
     #[test]
     fn a_device_is_filled_with_places() {
-        for (bytes, lanes) in [(GIB, 1), (300 << 20, 1), (7_500_000_000_000, 8), (900 * GIB, 64)] {
-            let spaces = [Space { bytes, device: true }, Space { bytes, device: true }];
+        let sizes = [(GIB, 1), (300 << 20, 1), (7_500_000_000_000, 8), (900 * GIB, 64)];
+        for ((bytes, lanes), shared) in sizes.iter().flat_map(|it| [(*it, false), (*it, true)]) {
+            let spaces = [Space { bytes, device: true, shared }; 2];
             let plan = plan(None, lanes, &spaces).unwrap();
             for (number, volume) in plan.volumes.iter().enumerate() {
-                let at = places_offset(Layout::new(volume, number == 0, true).end);
+                let at = places_offset(Layout::new(volume, number == 0, true).end, shared);
                 let end = at + u64::from(volume.places) * plan.segment_bytes;
                 let quota_bytes = bytes - bytes / 10;
                 assert_eq!(volume.quota_bytes, quota_bytes);
@@ -318,7 +324,7 @@ mod tests {
                 assert!(left_bytes < Some(2 * plan.segment_bytes), "{bytes}: {plan:?}");
             }
         }
-        let mixed = [Space { bytes: 64 * GIB, device: true }, free(64 * GIB)];
+        let mixed = [Space { bytes: 64 * GIB, device: true, shared: false }, free(64 * GIB)];
         let quotas: Vec<u64> =
             plan(None, 1, &mixed).unwrap().volumes.iter().map(|it| it.quota_bytes).collect();
         assert_eq!(quotas, [64 * GIB - 64 * GIB / 10, 32 * GIB]);

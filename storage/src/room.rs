@@ -213,7 +213,10 @@ impl Room {
         let mut oldest = ledger.oldest();
         let free = ledger.first_free();
         loop {
-            let place = evict.first().copied().or(free);
+            // The lowest, so that the table alone says which place a writer turns to next: another
+            // one that takes over keeps away from it.
+            let usable = |place: &u32| !volume.entries()[*place as usize].contested;
+            let place = evict.iter().copied().filter(usable).chain(free).min();
             // A higher place than ever makes the file of digests longer.
             let used_bytes = volume.used_bytes_with(place.map_or(0, |place| place + 1));
             let left_bytes = used_bytes.saturating_sub(given_up_bytes);

@@ -189,7 +189,8 @@ impl Store {
     /// `Misuse` without a run; `Device`.
     pub fn heartbeat(&self) -> Result<(), StorageError> {
         let now_ns = self.clock.unix_ns();
-        self.update_run(|run| run.alive_ns = now_ns.max(run.alive_ns))
+        self.update_run(|run| run.alive_ns = now_ns.max(run.alive_ns))?;
+        self.volumes[0].work(VolumeWriter::settle_contested)
     }
 
     /// Says durably that the run ended well.

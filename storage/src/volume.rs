@@ -10,6 +10,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use wirevault_format::LifeId;
 use wirevault_format::digest::{DIGEST_FILE, file_bytes};
@@ -29,6 +30,11 @@ use crate::ledger::{self, Ledger};
 use crate::plan::{spares_max, volume_file_bytes};
 use crate::room::Disk;
 use crate::view::{self, VolumeStatus};
+
+/// For how long places that a fenced writer may write to are not used again, unless it says before
+/// that it has ended: drivers give writes up after 30 s, on EC2's local disks after 90 s, and a
+/// machine that was paused for longer writes as soon as it goes on.
+const CONTESTED_FOR: Duration = Duration::from_secs(3600);
 
 /// A volume that this process writes.
 pub(crate) struct VolumeWriter {
@@ -52,6 +58,8 @@ pub(crate) struct VolumeWriter {
     /// Places up to the highest that held a segment since the digests were cut: so many may have
     /// digests in their file.
     reach: u32,
+    /// Since when this process keeps away from contested places, if there are any.
+    contested_since: Option<Instant>,
     /// `None` only after an attempt to take it back into use went wrong.
     lock: Option<Lock>,
 }
@@ -105,6 +113,7 @@ impl VolumeWriter {
             squeezed,
             ledger,
             reach,
+            contested_since: None,
             lock: Some(lock),
         })
     }
@@ -242,6 +251,59 @@ impl VolumeWriter {
         &mut self,
         changes: &[(u32, SegmentEntry)],
     ) -> Result<(), StorageError> {
+        // A place stays contested, whatever it holds.
+        let stays = |(place, entry): &(u32, SegmentEntry)| {
+            let contested = entry.contested || self.entries()[*place as usize].contested;
+            (*place, SegmentEntry { contested, ..entry.clone() })
+        };
+        let changes: Vec<_> = changes.iter().map(stays).collect();
+        self.write_segments(&changes)
+    }
+
+    /// A writer before us may still have writes under way: to the segments that it had open, and to
+    /// the place that it would have turned to next.
+    pub(crate) fn contest(&mut self) -> Result<(), StorageError> {
+        let may_be = self.volume.media.lease().is_some_and(|lease| lease.is_contested());
+        if !may_be {
+            self.note_contested();
+            return Ok(());
+        }
+        let next = self.ledger().first_free();
+        let late = |(place, entry): &(u32, &SegmentEntry)| {
+            entry.state == SegmentState::Open || Some(*place) == next
+        };
+        let contested = |(place, entry): (u32, &SegmentEntry)| {
+            (place, SegmentEntry { contested: true, ..entry.clone() })
+        };
+        let changes: Vec<_> = (0..).zip(self.entries()).filter(late).map(contested).collect();
+        self.write_segments(&changes)?;
+        self.note_contested();
+        Ok(())
+    }
+
+    fn note_contested(&mut self) {
+        let contested = self.entries().iter().any(|entry| entry.contested);
+        self.contested_since = contested.then(Instant::now);
+    }
+
+    /// Segments may open at contested places again, if nobody writes there any more.
+    pub(crate) fn settle_contested(&mut self) -> Result<(), StorageError> {
+        let Some(since) = self.contested_since else { return Ok(()) };
+        let lease = self.volume.media.lease();
+        let gone = lease.is_some_and(|lease| lease.rivals_are_gone().unwrap_or(false));
+        if !gone && since.elapsed() < CONTESTED_FOR {
+            return Ok(());
+        }
+        let settled = |(place, entry): (u32, &SegmentEntry)| {
+            entry.contested.then(|| (place, SegmentEntry { contested: false, ..entry.clone() }))
+        };
+        let changes: Vec<_> = (0..).zip(self.entries()).filter_map(settled).collect();
+        self.write_segments(&changes)?;
+        self.contested_since = None;
+        Ok(())
+    }
+
+    fn write_segments(&mut self, changes: &[(u32, SegmentEntry)]) -> Result<(), StorageError> {
         let mut rest = changes;
         while let Some((place, _)) = rest.first() {
             let page = *place as usize / PAGE_ENTRIES;
@@ -511,14 +573,24 @@ impl VolumeWriter {
 
     fn check(&self) -> Result<(), StorageError> {
         match &self.failed {
-            None => Ok(()),
+            None => self.check_lease(),
             Some(why) => Err(StorageError::Failed { volume: self.name.clone(), why: why.clone() }),
         }
     }
 
+    /// Errors: another machine has taken the volume over.
+    fn check_lease(&self) -> Result<(), StorageError> {
+        let Some(lease) = self.volume.media.lease() else { return Ok(()) };
+        lease.check().map_err(|source| device(&self.name, "keep its lease", source))
+    }
+
+    /// On a shared volume the lease is looked at before, so that at most one write is late, and
+    /// behind, so that nothing counts which another writer does not know of.
     fn write(&mut self, doing: &str, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
         self.check()?;
         let written = self.file.write_at(bytes, offset).and_then(|()| self.file.sync());
+        let kept = || self.volume.media.lease().map_or(Ok(()), |lease| lease.check());
+        let written = written.and_then(|()| kept());
         written.map_err(|source| {
             self.failed = Some(format!("cannot {doing}: {source}"));
             device(&self.name, doing, source)

@@ -70,7 +70,7 @@ impl BlockDevice for HostDevice {
         Ok(Arc::new(AlignedFile::new(DirectFile { file, path, bytes })))
     }
 
-    fn lock(&self) -> Result<Lock, MediaError> {
+    fn lock(&self, leased: bool) -> Result<Lock, MediaError> {
         let volume = || self.path.display().to_string();
         let failed = |action, source| MediaError::Io { volume: volume(), action, source };
         // The kernel refuses O_EXCL where a device, or a partition of it, is mounted or built upon,
@@ -93,6 +93,10 @@ impl BlockDevice for HostDevice {
                 }
                 Err(e) => return Err(failed("open it to lock it", e)),
             };
+            // A lock belongs to one machine, and a recorder that hangs would keep it.
+            if leased {
+                return Ok(Lock::new(file));
+            }
             match file.try_lock() {
                 Ok(()) => return Ok(Lock::new(file)),
                 Err(TryLockError::WouldBlock) if self.is_block && tries < LOCK_TRIES => {

@@ -5,10 +5,10 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `WVDEVICE` |
-//! | 8 | 4 | version, 1 |
+//! | 8 | 4 | version: 1; 2 if the volume is shared |
 //! | 12 | 4 | places |
 //! | 16 | 8 | offset of `volume.wv`, 1 MiB |
-//! | 24 | 8 | its bytes |
+//! | 24 | 8 | its bytes; of a shared volume there are 8, one behind the other |
 //! | 32 | 8 | offset of place 0 |
 //! | 40 | 8 | bytes of a place |
 //! | 48 | 8 | bytes of the device when it was laid out |
@@ -17,6 +17,7 @@
 
 use std::io;
 
+use super::lease::AREAS;
 use crate::Shape;
 
 /// Bytes of a label.
@@ -29,7 +30,8 @@ pub const VOLUME_OFFSET: u64 = 1 << 20;
 pub const PARTS_ALIGN_BYTES: u64 = 1 << 20;
 
 const MAGIC: &[u8; 8] = b"WVDEVICE";
-const VERSION: u32 = 1;
+/// An older release must not write a shared volume, so that has a version of its own.
+const VERSIONS: [u32; 2] = [1, 2];
 const CRC_AT: usize = LABEL_BYTES - 4;
 /// Writes start and end on such a border.
 const LBA_BYTES: u64 = 4096;
@@ -47,20 +49,28 @@ pub struct Label {
     pub places: u32,
     /// Bytes of the device when it was laid out.
     pub device_bytes: u64,
+    /// Two machines may have it, see [`lease`](super::lease).
+    pub shared: bool,
 }
 
 impl Label {
     /// The layout of a device of that size. Errors: it is too small, or sizes are no whole blocks.
-    pub(super) fn new(shape: &Shape, device_bytes: u64) -> io::Result<Self> {
+    pub(super) fn new(shape: &Shape, device_bytes: u64, shared: bool) -> io::Result<Self> {
         let volume_bytes = shape.volume_bytes.next_multiple_of(LBA_BYTES);
         let label = Self {
             volume_bytes,
-            places_offset: places_offset(volume_bytes),
+            places_offset: places_offset(volume_bytes, shared),
             place_bytes: shape.place_bytes,
             places: shape.places,
             device_bytes,
+            shared,
         };
         label.check().map(|()| label)
+    }
+
+    /// Where `volume.wv` of an epoch begins; a volume that is not shared has one only.
+    pub fn volume_offset(&self, epoch: u64) -> u64 {
+        VOLUME_OFFSET + epoch % areas(self.shared) * self.volume_bytes
     }
 
     /// Where a place begins.
@@ -71,7 +81,8 @@ impl Label {
     pub(super) fn encode(&self) -> [u8; LABEL_BYTES] {
         let mut block = [0; LABEL_BYTES];
         block[..8].copy_from_slice(MAGIC);
-        block[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        let version = VERSIONS[usize::from(self.shared)];
+        block[8..12].copy_from_slice(&version.to_le_bytes());
         block[12..16].copy_from_slice(&self.places.to_le_bytes());
         let fields = [
             VOLUME_OFFSET,
@@ -96,10 +107,10 @@ impl Label {
         if &block[..8] != MAGIC || crc32c::crc32c(&block[..CRC_AT]) != u32_at(CRC_AT) {
             return Ok(None);
         }
-        if u32_at(8) != VERSION || u64_at(16) != VOLUME_OFFSET {
+        if !VERSIONS.contains(&u32_at(8)) || u64_at(16) != VOLUME_OFFSET {
+            let (found, known) = (u32_at(8), VERSIONS[1]);
             return Err(invalid(format!(
-                "its label has version {}; this release reads {VERSION}",
-                u32_at(8)
+                "its label has version {found}; this release reads up to {known}"
             )));
         }
         let label = Self {
@@ -108,6 +119,7 @@ impl Label {
             place_bytes: u64_at(40),
             places: u32_at(12),
             device_bytes: u64_at(48),
+            shared: u32_at(8) == VERSIONS[1],
         };
         if label.device_bytes > device_bytes {
             return Err(invalid(format!(
@@ -122,7 +134,8 @@ impl Label {
         let whole = |bytes: u64| bytes > 0 && bytes.is_multiple_of(LBA_BYTES);
         let places_bytes = self.place_bytes.checked_mul(self.places.into());
         let end = places_bytes.and_then(|bytes| bytes.checked_add(self.places_offset));
-        let behind = VOLUME_OFFSET.checked_add(self.volume_bytes);
+        let volumes_bytes = self.volume_bytes.checked_mul(areas(self.shared));
+        let behind = volumes_bytes.and_then(|bytes| VOLUME_OFFSET.checked_add(bytes));
         if !whole(self.volume_bytes) || !whole(self.place_bytes) || !whole(self.places_offset) {
             return Err(invalid(format!("{self:?}: parts are whole blocks of {LBA_BYTES} bytes")));
         }
@@ -138,8 +151,12 @@ impl Label {
 }
 
 /// Where the first place begins behind a `volume.wv` of so many bytes.
-pub fn places_offset(volume_bytes: u64) -> u64 {
-    (VOLUME_OFFSET + volume_bytes).next_multiple_of(PARTS_ALIGN_BYTES)
+pub fn places_offset(volume_bytes: u64, shared: bool) -> u64 {
+    (VOLUME_OFFSET + areas(shared) * volume_bytes).next_multiple_of(PARTS_ALIGN_BYTES)
+}
+
+fn areas(shared: bool) -> u64 {
+    if shared { AREAS } else { 1 }
 }
 
 fn invalid(text: String) -> io::Error {
@@ -154,7 +171,7 @@ mod tests {
 
     fn label() -> Label {
         let shape = Shape { volume_bytes: 2_100_000, place_bytes: 1 << 20, places: 9 };
-        Label::new(&shape, 13 << 20).unwrap()
+        Label::new(&shape, 13 << 20, false).unwrap()
     }
 
     #[test]
@@ -171,19 +188,27 @@ mod tests {
     #[test]
     fn a_newer_label_is_refused() {
         let mut block = label().encode();
-        block[8] = 2;
+        block[8] = 3;
         let crc = crc32c::crc32c(&block[..CRC_AT]);
         block[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        assert!(Label::decode(&block, 1 << 30).unwrap_err().to_string().contains("version 2"));
+        assert!(Label::decode(&block, 1 << 30).unwrap_err().to_string().contains("version 3"));
     }
 
     proptest! {
         /// Whatever the sizes: what is read is a layout that fits the device, or nothing.
         #[test]
-        fn labels_are_checked(fields in any::<[u64; 5]>(), places: u32, device_bytes: u64) {
-            let [volume_bytes, places_offset, place_bytes, laid_out, _] = fields;
-            let written =
-                Label { volume_bytes, places_offset, place_bytes, places, device_bytes: laid_out };
+        fn labels_are_checked(
+            fields in any::<[u64; 4]>(), places: u32, device_bytes: u64, shared: bool
+        ) {
+            let [volume_bytes, places_offset, place_bytes, laid_out] = fields;
+            let written = Label {
+                volume_bytes,
+                places_offset,
+                place_bytes,
+                places,
+                device_bytes: laid_out,
+                shared,
+            };
             if let Ok(Some(label)) = Label::decode(&written.encode(), device_bytes) {
                 prop_assert!(label.place_offset(label.places) <= device_bytes);
             }

@@ -13,6 +13,9 @@
 //! All reading and writing goes past the page cache: queues write to the device beside it, some of
 //! them without the kernel's block layer, and pages of an earlier use would be read instead.
 //!
+//! A volume that two machines have is shared: it has several copies of `volume.wv`, and who writes
+//! it holds a [`lease`].
+//!
 //! [`aligned`]: transfers of any length. `content`: what else may stand on one. [`device`]: the
 //! device itself, or a plain file standing for one. [`sim`]: a simulated one.
 
@@ -20,6 +23,7 @@ pub mod aligned;
 mod content;
 pub mod device;
 pub mod label;
+pub mod lease;
 pub mod sim;
 
 use std::collections::HashSet;
@@ -33,6 +37,7 @@ use crate::{Erased, Extent, Lock, Media, MediaError, MediaFile, OpenMode, Shape,
 
 use device::HostDevice;
 use label::{LABEL_BYTES, LABELS, Label, PARTS_ALIGN_BYTES, VOLUME_OFFSET};
+use lease::{Claim, Lease, LeaseRecord};
 
 /// Blocks that are looked at after a place was given up.
 const PLACE_SAMPLES: u64 = 4;
@@ -44,8 +49,8 @@ pub trait BlockDevice: Send + Sync {
     /// Opens it; every file of the volume has a handle of its own.
     fn open(&self, writable: bool) -> io::Result<Arc<dyn MediaFile>>;
 
-    /// Keeps other writers out, and whoever would mount it.
-    fn lock(&self) -> Result<Lock, MediaError>;
+    /// Keeps whoever would mount it out, and other writers, unless a lease does that.
+    fn lock(&self, leased: bool) -> Result<Lock, MediaError>;
 
     /// Says that these bytes are not wanted any more; `false` if the device cannot take that.
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool>;
@@ -78,6 +83,10 @@ pub struct BlockMedia {
 #[derive(Default)]
 struct State {
     label: Option<Label>,
+    /// What is laid out next is shared.
+    shared: bool,
+    /// Our right to write a shared volume.
+    lease: Option<Arc<Lease>>,
     /// Places whose bytes were discarded and that were not opened since.
     discarded: HashSet<u32>,
     erased: Erased,
@@ -109,6 +118,40 @@ impl BlockMedia {
     /// Where its parts are, if it is laid out.
     pub fn label(&self) -> Option<Label> {
         self.state().label.clone()
+    }
+
+    /// The same device, to be laid out as a volume that two machines have.
+    pub fn to_be_shared(self) -> Self {
+        self.state().shared = true;
+        self
+    }
+
+    /// Leases of a shared volume as they stand on the device, one for each area that was ever
+    /// written; none if it is not shared.
+    ///
+    /// # Errors
+    /// The system's own.
+    pub fn leases(&self) -> io::Result<Vec<LeaseRecord>> {
+        match self.is_shared() {
+            true => lease::read(&*self.device.open(false)?),
+            false => Ok(Vec::new()),
+        }
+    }
+
+    /// Takes the lease of a shared volume, whoever has it now: that one is fenced. From then on
+    /// this value may be locked and written.
+    ///
+    /// # Errors
+    /// It is not shared; [`Fenced`](lease::Fenced) if somebody else took it meanwhile; the system's
+    /// own.
+    pub fn take_lease(&self, claim: &Claim) -> io::Result<Arc<Lease>> {
+        let Some(label) = self.label().filter(|label| label.shared) else {
+            let text = format!("{} is not a shared volume", self.describe());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        };
+        let lease = Arc::new(Lease::take(self.device.open(true)?, &label, claim)?);
+        self.state().lease = Some(Arc::clone(&lease));
+        Ok(lease)
     }
 
     /// Makes it a device without a volume: labels and superblocks become zeros, durably, then the
@@ -173,6 +216,14 @@ impl BlockMedia {
         Ok(None)
     }
 
+    /// Whose `volume.wv` counts: ours while we write, else that of the newest writer.
+    fn epoch(&self) -> io::Result<u64> {
+        match self.lease() {
+            Some(lease) => Ok(lease.epoch()),
+            None => Ok(lease::ready_epoch(&self.leases()?, u64::MAX)),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -183,12 +234,11 @@ impl BlockMedia {
             let text = format!("{} has no {name}: {why}", self.describe());
             io::Error::new(io::ErrorKind::NotFound, text)
         };
-        let state = self.state();
-        let Some(label) = &state.label else {
+        let Some(label) = self.label() else {
             return Err(missing("it is not laid out as a volume"));
         };
         if name == VOLUME_FILE {
-            return Ok((None, VOLUME_OFFSET, label.volume_bytes));
+            return Ok((None, label.volume_offset(self.epoch()?), label.volume_bytes));
         }
         let place = place_of(name).filter(|place| *place < label.places);
         let place = place.ok_or_else(|| missing("it has volume.wv and its places only"))?;
@@ -218,7 +268,8 @@ impl Media for BlockMedia {
             let text = format!("{name} was removed already");
             return Err(io::Error::new(io::ErrorKind::NotFound, text));
         }
-        self.forget(start, bytes)
+        // A discard that is carried out late would hit what another writer put there.
+        if self.is_shared() { Ok(()) } else { self.forget(start, bytes) }
     }
 
     /// Places come and go with the tables, which say what is in them; `volume.wv` is a file.
@@ -232,7 +283,11 @@ impl Media for BlockMedia {
     }
 
     fn lock(&self) -> Result<Lock, MediaError> {
-        self.device.lock()
+        let shared = self.label().is_some_and(|label| label.shared);
+        match shared && self.lease().is_none() {
+            true => Err(MediaError::NotLeased { volume: self.describe() }),
+            false => self.device.lock(shared),
+        }
     }
 
     fn describe(&self) -> String {
@@ -259,6 +314,15 @@ impl Media for BlockMedia {
         self.state().erased
     }
 
+    fn is_shared(&self) -> bool {
+        let state = self.state();
+        state.label.as_ref().map_or(state.shared, |label| label.shared)
+    }
+
+    fn lease(&self) -> Option<Arc<Lease>> {
+        self.state().lease.clone()
+    }
+
     fn foreign(&self) -> io::Result<Option<&'static str>> {
         match self.state().label {
             Some(_) => Ok(None),
@@ -270,11 +334,13 @@ impl Media for BlockMedia {
     /// can be opened after the last one only: a crash in between leaves a device without a volume.
     fn lay_out(&self, shape: &Shape) -> io::Result<()> {
         let file = self.device.open(true)?;
-        let label = Label::new(shape, file.len()?)?;
+        let shared = self.state().shared;
+        let label = Label::new(shape, file.len()?, shared)?;
         self.state().label = None;
         zero(&*file, 0, LABELS.len() as u64 * LABEL_BYTES as u64)?;
         file.sync()?;
-        zero(&*file, VOLUME_OFFSET, VOLUME_OFFSET + label.volume_bytes)?;
+        let leases = if shared { lease::LEASES_OFFSET } else { VOLUME_OFFSET };
+        zero(&*file, leases, VOLUME_OFFSET + label.volume_bytes)?;
         file.sync()?;
         let encoded = label.encode();
         for offset in LABELS {

@@ -48,7 +48,8 @@ impl<B: Bus + 'static> BlockDevice for VfioVolume<B> {
         Ok(Arc::new(AlignedFile::new(OpenDisk { disk, path, writable })))
     }
 
-    fn lock(&self) -> Result<Lock, MediaError> {
+    /// One process drives the device, whoever has the lease.
+    fn lock(&self, _leased: bool) -> Result<Lock, MediaError> {
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         if writer.strong_count() > 0 {
             let holder = Some(std::process::id());

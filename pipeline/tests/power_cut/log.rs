@@ -161,7 +161,7 @@ impl BlockDevice for LoggedDevice {
         Ok(Arc::new(LoggedFile { device: self.clone(), unflushed: AtomicBool::new(false) }))
     }
 
-    fn lock(&self) -> Result<Lock, MediaError> {
+    fn lock(&self, _leased: bool) -> Result<Lock, MediaError> {
         wirevault_media::Media::lock(&self.locks)
     }
 

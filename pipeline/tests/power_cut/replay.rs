@@ -52,7 +52,7 @@ fn record(seed: u64, flushes: bool) -> Recording {
     create_planned(&volumes, random::store_id().expect("an id"), &options, &plan).expect("a store");
 
     let label = BlockMedia::over(Arc::new(device.clone())).expect("a volume").label();
-    let places = places_offset(label.expect("a label").volume_bytes);
+    let places = places_offset(label.expect("a label").volume_bytes, false);
     let device = LoggedDevice::new(device.log().prefix(usize::MAX));
     let device =
         if flushes { device } else { device.without_flushes_of_chunks(places, SEGMENT_BYTES) };

@@ -9,5 +9,6 @@ mod recovery_table;
 mod rejoin;
 mod room;
 mod support;
+mod takeover;
 mod watched;
 mod workload;

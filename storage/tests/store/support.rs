@@ -14,7 +14,7 @@ use wirevault_format::{Cause, Gap, Interface, LifeId, LinkType, RunId, StoreId};
 use wirevault_index::flow_table::FlowOptions;
 use wirevault_index::{ChunkDelta, FlowTable, KeySource, PacketNote, SegmentIndex, Volume};
 use wirevault_media::block::sim::{DEVICE_FILE, SimDevice};
-use wirevault_media::{BlockMedia, Media, OpenMode, SimMedia, Survival};
+use wirevault_media::{BlockMedia, Lease, Media, OpenMode, SimMedia, Survival};
 use wirevault_packet::dissect;
 use wirevault_seal::chain::Chain;
 use wirevault_seal::locked::LockedBytes;
@@ -153,6 +153,8 @@ pub(crate) struct Recorder {
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) ledger: Ledger,
     pub(crate) run: RunId,
+    /// What has to be ours when something is acknowledged.
+    pub(crate) lease: Option<Arc<Lease>>,
     lanes: Vec<Lane>,
 }
 
@@ -169,7 +171,8 @@ impl Recorder {
         };
         ledger.runs.insert(run, false);
         let lane = |number| Lane { number, open: None, next_sequence: 0, watermark: 0, gaps: 0 };
-        Ok(Self { store, clock, ledger, run, lanes: (0..lanes).map(lane).collect() })
+        let lanes = (0..lanes).map(lane).collect();
+        Ok(Self { store, clock, ledger, run, lease: None, lanes })
     }
 
     pub(crate) fn open_segment(&mut self, lane: usize) -> Result<(), StorageError> {
@@ -340,6 +343,9 @@ impl Recorder {
         let lane = &mut self.lanes[lane];
         if let Some(open) = &lane.open {
             open.segment.file.sync()?;
+        }
+        if let Some(lease) = &self.lease {
+            lease.check()?;
         }
         lane.watermark = lane.next_sequence;
         self.ledger.acknowledged.insert(stream, lane.watermark);

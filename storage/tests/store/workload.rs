@@ -41,7 +41,12 @@ pub(crate) fn workload(
     Ok(())
 }
 
-fn record(media: &SimMedia, recorder: &mut Recorder, rng: &mut SplitMix64) -> Result<(), String> {
+/// One run of it.
+pub(crate) fn record(
+    media: &SimMedia,
+    recorder: &mut Recorder,
+    rng: &mut SplitMix64,
+) -> Result<(), String> {
     let text = |error: StorageError| error.to_string();
     for step in 0..26 {
         let lane = rng.below(2) as usize;

@@ -188,6 +188,7 @@ fn table_samples(out: &mut String) {
         import: true,
         recovered: true,
         damaged: true,
+        contested: true,
         lane: 1,
         link_type: LINK,
         close_reason: CloseReason::DeviceFailed,

@@ -1,0 +1,325 @@
+//! Two writers of one device: the first is stopped before any of its operations, or in the middle
+//! of a write; the second takes over, records, and only then the first goes on.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use wirevault_media::block::BlockDevice;
+use wirevault_media::block::sim::SimDevice;
+use wirevault_media::sim::SplitMix64;
+use wirevault_media::{
+    BlockMedia, Claim, Lease, LeaseState, Lock, Media, MediaError, MediaFile, Role, SimMedia,
+};
+use wirevault_storage::{Plan, create_planned};
+
+use crate::checks::{Held, check_held, read_all};
+use crate::support::*;
+use crate::workload::record;
+
+const PLACES: u32 = 12;
+/// Label, leases, eight times the tables, and the places.
+const DEVICE_BYTES: u64 = (1 + 8 * 3 + PLACES as u64) << 20;
+
+/// An empty store on a shared device.
+fn shared(sealed: bool) -> SimMedia {
+    let disk = disk_for(Some(DEVICE_BYTES));
+    let media = BlockMedia::over(Arc::new(SimDevice::on(&disk))).unwrap().to_be_shared();
+    let quota_bytes = (3 << 20) + 9 * SEGMENT_BYTES;
+    let plan = Plan::exact(SEGMENT_BYTES, &[(quota_bytes, PLACES)], 2).unwrap();
+    let volumes: Vec<(Arc<dyn Media>, String)> = vec![(Arc::new(media), "/sim".into())];
+    create_planned(&volumes, STORE, &options(sealed), &plan).unwrap();
+    disk
+}
+
+fn claim(role: Role) -> Claim {
+    let name = format!("{role:?}");
+    Claim { role, holder: [role as u8; 16], name, interval: Duration::from_secs(1) }
+}
+
+/// A writer that takes the lease. Its clock is `hours` late.
+fn writer(device: Arc<dyn BlockDevice>, role: Role, hours: u64) -> Result<Recorder, String> {
+    let media = BlockMedia::over(device).map_err(|error| error.to_string())?;
+    let lease = media.take_lease(&claim(role)).map_err(|error| error.to_string())?;
+    let clock = clock();
+    clock.advance(Duration::from_secs(3600 * hours));
+    let (store, report) =
+        open_through(Arc::new(media), Arc::clone(&clock)).map_err(|error| error.to_string())?;
+    let damaged = report.segments.iter().find(|it| !it.damage.is_empty() || it.entry.damaged);
+    assert!(damaged.is_none() && report.set_aside.is_empty(), "{report:?}");
+    let started = Recorder::start(store, clock, Ledger::default(), 2);
+    let mut recorder = started.map_err(|failed| failed.0.to_string())?;
+    recorder.lease = Some(lease);
+    Ok(recorder)
+}
+
+/// A device whose user is stopped before its operation number `at`; `half`: when the first half of
+/// that is done.
+struct Stopping {
+    device: SimDevice,
+    point: Arc<Point>,
+}
+
+struct Point {
+    at: u64,
+    half: bool,
+    done: AtomicU64,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Point {
+    /// Whether the user is stopped here.
+    fn reached(&self) -> bool {
+        self.done.fetch_add(1, Ordering::Relaxed) + 1 == self.at
+    }
+
+    fn stop(&self) {
+        if let Some(meanwhile) = self.meanwhile.lock().unwrap().take() {
+            meanwhile();
+        }
+    }
+}
+
+impl BlockDevice for Stopping {
+    fn open(&self, writable: bool) -> io::Result<Arc<dyn MediaFile>> {
+        let (file, point) = (self.device.open(writable)?, Arc::clone(&self.point));
+        Ok(Arc::new(StoppingFile { file, point }))
+    }
+
+    fn lock(&self, leased: bool) -> Result<Lock, MediaError> {
+        self.device.lock(leased)
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
+        self.device.discard(offset, bytes)
+    }
+
+    fn describe(&self) -> String {
+        self.device.describe()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    fn number(&self) -> io::Result<u64> {
+        self.device.number()
+    }
+}
+
+struct StoppingFile {
+    file: Arc<dyn MediaFile>,
+    point: Arc<Point>,
+}
+
+impl MediaFile for StoppingFile {
+    fn name(&self) -> &str {
+        self.file.name()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.point.reached() {
+            self.point.stop();
+        }
+        self.file.read_at(buf, offset)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let mut done = 0;
+        if self.point.reached() {
+            if self.point.half {
+                // Whole sectors, as devices write.
+                done = (data.len() / 2).next_multiple_of(512).min(data.len());
+                self.file.write_at(&data[..done], offset)?;
+            }
+            self.point.stop();
+        }
+        self.file.write_at(&data[done..], offset + done as u64)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.point.reached() {
+            self.point.stop();
+        }
+        self.file.sync()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.file.set_len(len_bytes)
+    }
+
+    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        self.file.allocate(len_bytes)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn direct_path(&self) -> Option<PathBuf> {
+        None
+    }
+}
+
+/// What the second writer found and did while the first one was stopped.
+struct Takeover {
+    /// What was there when it took over.
+    found: Held,
+    /// What the quota had taken by then.
+    evicted_ns: u64,
+    recorder: Recorder,
+}
+
+fn take_over(disk: &SimMedia) -> Takeover {
+    let mut recorder = writer(Arc::new(SimDevice::on(disk)), Role::Standby, 1).unwrap();
+    let catalog = recorder.store.catalog(START_NS);
+    let found = read_all(&catalog, true).unwrap();
+    some_segments(&mut recorder);
+    Takeover { found, evicted_ns: catalog.evicted_live_ns, recorder }
+}
+
+/// Two closed segments and an open one, all acknowledged.
+fn some_segments(recorder: &mut Recorder) {
+    for segment in 0..3 {
+        if !recorder.is_open(0) {
+            recorder.open_segment(0).unwrap();
+        }
+        for _ in 0..3 {
+            recorder.write_chunk(0, 5, 700, false).unwrap().unwrap();
+        }
+        recorder.sync(0).unwrap();
+        if segment < 2 {
+            recorder.close(0, wirevault_format::footer::CloseReason::Age).unwrap();
+        }
+    }
+}
+
+/// Runs the first writer until it ends or notices; gives its operations, and whether it was
+/// stopped.
+fn run(sealed: bool, at: u64, half: bool) -> (u64, bool) {
+    let disk = shared(sealed);
+    // The epochs of the second are the higher ones then, whoever claims first.
+    let before = BlockMedia::over(Arc::new(SimDevice::on(&disk))).unwrap();
+    before.take_lease(&claim(Role::Standby)).unwrap().end().unwrap();
+    let second: Arc<Mutex<Option<Takeover>>> = Arc::default();
+    let meanwhile = {
+        let (disk, second) = (disk.clone(), Arc::clone(&second));
+        move || *second.lock().unwrap() = Some(take_over(&disk))
+    };
+    let meanwhile: Box<dyn FnOnce() + Send> = Box::new(meanwhile);
+    let (done, meanwhile) = (AtomicU64::new(0), Mutex::new(Some(meanwhile)));
+    let point = Arc::new(Point { at, half, done, meanwhile });
+    let device = Stopping { device: SimDevice::on(&disk), point: Arc::clone(&point) };
+    let (mut ledger, mut ended) = (Ledger::default(), Ok(()));
+    let mut lease: Option<Arc<Lease>> = None;
+    match writer(Arc::new(device), Role::Primary, 0) {
+        Ok(mut first) => {
+            ended = record(&disk, &mut first, &mut SplitMix64::new(7));
+            (ledger, lease) = (first.ledger.clone(), first.lease.clone());
+        }
+        Err(why) => ended = ended.and(Err(why)),
+    }
+    let operations = point.done.load(Ordering::Relaxed);
+    let Some(Takeover { found, evicted_ns, mut recorder }) = second.lock().unwrap().take() else {
+        ended.unwrap();
+        return (operations, false);
+    };
+    let what = format!("sealed {sealed}, stopped at operation {at}, half {half}");
+    if let Err(why) = recorder.lease.as_ref().unwrap().check() {
+        // The first one had not looked at the leases yet, and took over itself.
+        assert!(at <= 2 && ended.is_ok(), "{what}: {why}");
+        return (operations, false);
+    }
+    // The first writer's last acknowledgements: what was there when it was stopped.
+    check_held(&found, &ledger, evicted_ns).unwrap_or_else(|why| panic!("{what}: {why}"));
+    if let Some(lease) = &lease {
+        let lost = lease.lost().unwrap_or_else(|| panic!("{what}: it did not notice"));
+        assert_eq!(lost.by.as_ref().map(|(_, name)| name.as_str()), Some("Standby"));
+        lease.end().unwrap();
+    }
+    assert!(ended.is_err(), "{what}: {ended:?}");
+    some_segments(&mut recorder);
+    let evicted_ns = recorder.store.catalog(START_NS).evicted_live_ns;
+    let check = |held: &Held, who: &str, ledger: &Ledger| {
+        let mut both = ledger.clone();
+        both.written.extend(found.iter().map(|(it, all)| (*it, all.last().unwrap() + 1)));
+        check_held(held, &both, evicted_ns).unwrap_or_else(|why| panic!("{what}, {who}: {why}"));
+        for (stream, sequences) in held.iter().filter(|(stream, _)| found.contains_key(stream)) {
+            let before = &found[stream];
+            let from = before.iter().position(|it| *it == sequences[0]).unwrap();
+            assert_eq!(sequences[..], before[from..], "{what}, {who}: {stream:?}");
+        }
+    };
+    let reader = crate::checks::offline_catalog(&disk).unwrap();
+    let offline = read_all(&reader, true).unwrap_or_else(|why| panic!("{what}, reader: {why}"));
+    check(&offline, "a reader", &recorder.ledger);
+    let (written, lease) = (recorder.ledger.clone(), recorder.lease.clone());
+    recorder.end().unwrap();
+    drop(recorder);
+    lease.unwrap().end().unwrap();
+    // The first machine comes back.
+    let third = writer(Arc::new(SimDevice::on(&disk)), Role::Primary, 2).unwrap();
+    let held = read_all(&third.store.catalog(START_NS), true).unwrap();
+    check(&held, "the next writer", &written);
+    (operations, true)
+}
+
+/// Stops it at each `step`th operation, by turns before it and when half of it is done.
+fn stopped_everywhere(sealed: bool, step: usize) {
+    let (operations, _) = run(sealed, u64::MAX, false);
+    let (mut tried, mut stops) = (0, 0);
+    for at in (1..=operations).step_by(step) {
+        stops += u64::from(run(sealed, at, tried % 2 == 0).1);
+        tried += 1;
+    }
+    println!("sealed {sealed}: {stops} take-overs within {operations} operations");
+    assert!(stops + 2 >= tried, "{stops} of {tried}: the second took over everywhere");
+}
+
+#[test]
+fn a_sealed_store_survives_a_take_over_at_every_operation() {
+    stopped_everywhere(true, 1);
+}
+
+#[test]
+fn a_plain_store_survives_a_take_over_at_every_third_operation() {
+    stopped_everywhere(false, 3);
+}
+
+/// The two never claim the same epoch, and what each says of itself is what the other reads.
+#[test]
+fn epochs_and_states_are_told() {
+    let disk = shared(false);
+    let media = || BlockMedia::over(Arc::new(SimDevice::on(&disk))).unwrap();
+    assert!(matches!(media().lock(), Err(MediaError::NotLeased { .. })));
+    assert_eq!(media().leases().unwrap(), []);
+    let first = media();
+    let a = first.take_lease(&claim(Role::Primary)).unwrap();
+    assert_eq!((a.epoch(), a.is_contested()), (2, false));
+    a.beat().unwrap();
+    let second = media();
+    let b = second.take_lease(&claim(Role::Standby)).unwrap();
+    assert_eq!((b.epoch(), b.is_contested()), (3, true));
+    assert!(b.check().is_ok() && !b.rivals_are_gone().unwrap());
+    let lost = a.beat().unwrap_err();
+    assert_eq!(wirevault_media::fenced(&lost).unwrap().epoch, 2);
+    a.end().unwrap();
+    assert!(b.rivals_are_gone().unwrap());
+    let states: Vec<_> = media().leases().unwrap().iter().map(|it| (it.epoch, it.state)).collect();
+    assert_eq!(states, [(2, LeaseState::Fenced), (3, LeaseState::Held)]);
+    b.end().unwrap();
+    // A writer that is silent for as many take-overs as there are areas still has its own.
+    let third = media();
+    let silent = third.take_lease(&claim(Role::Primary)).unwrap();
+    for n in 0..20 {
+        let lease = media().take_lease(&claim(Role::Standby)).unwrap();
+        assert_ne!(lease.epoch() % 8, silent.epoch() % 8, "take-over {n}");
+    }
+}

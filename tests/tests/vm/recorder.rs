@@ -8,7 +8,7 @@ const DEVICE_BYTES: u64 = 1 << 30;
 pub(crate) const PACKET_BYTES: u32 = 1000;
 pub(crate) const RUN: u16 = 1;
 /// Packets a second that an emulated processor takes beside everything else.
-const RATE: u64 = 2000;
+pub(crate) const RATE: u64 = 2000;
 
 /// A machine with a veth pair, and a sealed store on devices of these serial numbers.
 pub(crate) fn site(serials: &[&str]) -> (Vm, Vec<Disk>) {

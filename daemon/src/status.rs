@@ -293,7 +293,7 @@ fn stored_volume(volume: &wirevault_index::Volume) -> VolumeStatus {
     let superblock = &volume.superblock;
     let present = volume.segments.entries.iter().filter(|entry| entry.state != SegmentState::Free);
     let bytes = |entry: &wirevault_format::table::SegmentEntry| match entry.state {
-        SegmentState::Closed => entry.file_bytes,
+        SegmentState::Closed | SegmentState::Forgetting => entry.file_bytes,
         _ => superblock.segment_bytes,
     };
     VolumeStatus {

@@ -112,6 +112,16 @@ pub enum SegmentState {
     Open = 1,
     /// Complete, with index and footer.
     Closed = 2,
+    /// Deleted: its key goes, then its space. Nobody reads it any more; the entry stays until that
+    /// is done, so that a start after a crash finishes it.
+    Forgetting = 3,
+}
+
+impl SegmentState {
+    /// Whether the place holds a segment that may be read.
+    pub fn is_readable(self) -> bool {
+        matches!(self, Self::Open | Self::Closed)
+    }
 }
 
 /// Entry of the segment table.
@@ -232,6 +242,7 @@ impl Entry for SegmentEntry {
             0 => SegmentState::Free,
             1 => SegmentState::Open,
             2 => SegmentState::Closed,
+            3 => SegmentState::Forgetting,
             other => return Err(field("state", u64::from(other))),
         };
         let reason = u16_at(bytes, 6);

@@ -60,6 +60,7 @@ impl Ledger {
             SegmentState::Closed => {
                 self.closed.remove(&(before.ordinal, place));
             }
+            SegmentState::Forgetting => {}
         }
         let bytes = u128::from(self.bytes_of(before));
         self.used_bytes -= bytes;
@@ -119,6 +120,8 @@ impl Ledger {
             SegmentState::Closed => {
                 self.closed.insert((entry.ordinal, place));
             }
+            // Nobody's any more, but its bytes are still there.
+            SegmentState::Forgetting => {}
         }
         let bytes = u128::from(self.bytes_of(entry));
         self.used_bytes += bytes;
@@ -136,7 +139,7 @@ impl Ledger {
         match entry.state {
             SegmentState::Free => 0,
             SegmentState::Open => self.segment_bytes,
-            SegmentState::Closed => entry.file_bytes,
+            SegmentState::Closed | SegmentState::Forgetting => entry.file_bytes,
         }
     }
 }
@@ -156,7 +159,12 @@ mod tests {
 
     #[test]
     fn after_any_changes_it_is_what_the_table_adds_up_to() {
-        let states = [SegmentState::Free, SegmentState::Open, SegmentState::Closed];
+        let states = [
+            SegmentState::Free,
+            SegmentState::Open,
+            SegmentState::Closed,
+            SegmentState::Forgetting,
+        ];
         let mut table = vec![SegmentEntry::default(); 40];
         let mut ledger = Ledger::new(1000, &table);
         let mut random = 1u64;
@@ -166,7 +174,7 @@ mod tests {
             let after = SegmentEntry {
                 lane: (random >> 44) as u16 % 4,
                 import: random & 1 << 60 == 0,
-                ..entry(states[(random >> 40) as usize % 3], ordinal, random >> 50)
+                ..entry(states[(random >> 40) as usize % 4], ordinal, random >> 50)
             };
             ledger.change(place as u32, &table[place], &after);
             table[place] = after;
@@ -180,7 +188,8 @@ mod tests {
         assert_eq!(ledger.oldest().collect::<Vec<_>>(), closed);
         let full = of(SegmentState::Open).count();
         assert_eq!((ledger.open(), ledger.held()), (full, full + closed.len()));
-        let bytes: u64 = of(SegmentState::Closed).map(|(_, entry)| entry.file_bytes).sum();
+        let bytes = |state| of(state).map(|(_, entry)| entry.file_bytes).sum::<u64>();
+        let bytes = bytes(SegmentState::Closed) + bytes(SegmentState::Forgetting);
         assert_eq!(ledger.used_bytes(), bytes + 1000 * full as u64);
         let mine = |entry: &&SegmentEntry| !entry.import && (1..3).contains(&entry.lane);
         let held = table.iter().filter(|entry| entry.state != SegmentState::Free).filter(mine);

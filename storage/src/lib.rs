@@ -20,7 +20,8 @@
 //!   quota, reserve and budgets. `allocate`: which key, and in which order. `standing`: a volume
 //!   under its lock, and what is known without. [`view`]: catalog and status. [`finish`]: index and
 //!   footer of a segment. `digests`: what stands for them outside of it. [`reindex`]: its index
-//!   from its chunks. [`recovery`]: closing what a crash left open.
+//!   from its chunks. [`recovery`]: closing what a crash left open. [`forget`]: deleting segments
+//!   so that nobody can read them again.
 //! - [`condition`]: how volumes and store are, in one word.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
 //!   to.
@@ -34,6 +35,7 @@ pub mod create;
 mod digests;
 pub mod error;
 pub mod finish;
+pub mod forget;
 mod ledger;
 pub mod open;
 pub mod options;
@@ -51,6 +53,7 @@ pub use create::{create, create_planned, share_bytes};
 pub use digests::{Mended, mend_digests};
 pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};
+pub use forget::{DeletedSegment, Deletion};
 pub use open::VolumeOpener;
 pub use options::CreateOptions;
 pub use plan::{Plan, Space, VolumePlan, plan, volume_file_bytes};

@@ -15,6 +15,7 @@ use wirevault_media::OpenMode;
 
 use crate::StorageError;
 use crate::finish::{ClosingFacts, finish_segment};
+use crate::forget::Deletion;
 use crate::plan::{flows_max, index_reserve_bytes};
 use crate::reindex::{self, Chunks};
 use crate::store::{OpenSegment, Store};
@@ -33,6 +34,9 @@ pub struct RecoveryReport {
     pub set_aside: Vec<(String, String)>,
     /// Files removed that a crash left at free places.
     pub files_removed: u32,
+    /// Deletions that were begun and not settled: their keys are gone now. Whoever opened the
+    /// store writes that down and gives them to [`Store::settle`].
+    pub deletions: Vec<Deletion>,
     /// Runs that a crash ended.
     pub runs_crashed: Vec<RunId>,
 }
@@ -44,6 +48,7 @@ impl RecoveryReport {
             && self.segments_freed == 0
             && self.set_aside.is_empty()
             && self.files_removed == 0
+            && self.deletions.is_empty()
             && self.runs_crashed.is_empty()
     }
 }

@@ -172,18 +172,7 @@ impl Store {
         let given_up: Vec<SegmentEntry> =
             places.iter().map(|place| volume.entries()[*place as usize].clone()).collect();
         given_up.iter().for_each(|entry| (self.witness)(entry));
-        let latest = |import: bool| {
-            let these = given_up.iter().filter(|entry| entry.import == import);
-            these.map(last_ns).max().unwrap_or(0)
-        };
-        let (live_ns, import_ns) = (latest(false), latest(true));
-        let superblock = volume.superblock();
-        if live_ns > superblock.evicted_live_ns || import_ns > superblock.evicted_import_ns {
-            volume.set_superblock(|superblock| {
-                superblock.evicted_live_ns = live_ns.max(superblock.evicted_live_ns);
-                superblock.evicted_import_ns = import_ns.max(superblock.evicted_import_ns);
-            })?;
-        }
+        note_given_up(volume, &given_up)?;
         let freed: Vec<_> = places.iter().map(|place| (*place, SegmentEntry::default())).collect();
         volume.set_segments(&freed)?;
         volume.remove_segment_files(places)
@@ -268,6 +257,27 @@ fn no_room(volume: &VolumeWriter) -> StorageError {
         superblock.places
     );
     StorageError::Exhausted { volume: volume.name.clone(), arithmetic }
+}
+
+/// Writes down how late the packets are that go with these segments: what readers must know
+/// before anything is gone.
+pub(crate) fn note_given_up(
+    volume: &mut VolumeWriter,
+    given_up: &[SegmentEntry],
+) -> Result<(), StorageError> {
+    let latest = |import: bool| {
+        let these = given_up.iter().filter(|entry| entry.import == import);
+        these.map(last_ns).max().unwrap_or(0)
+    };
+    let (live_ns, import_ns) = (latest(false), latest(true));
+    let superblock = volume.superblock();
+    if live_ns > superblock.evicted_live_ns || import_ns > superblock.evicted_import_ns {
+        volume.set_superblock(|superblock| {
+            superblock.evicted_live_ns = live_ns.max(superblock.evicted_live_ns);
+            superblock.evicted_import_ns = import_ns.max(superblock.evicted_import_ns);
+        })?;
+    }
+    Ok(())
 }
 
 /// The last time that a segment can answer for. Live packets are no later than the closing.

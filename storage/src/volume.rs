@@ -22,7 +22,8 @@ use wirevault_format::table::{
 use wirevault_index::volume::{Table, page_offset, segment_file_name};
 use wirevault_index::{IndexError, KeySource, SharedCatalog, Volume};
 use wirevault_media::{Lock, Media, MediaFile, OpenMode, VOLUME_FILE};
-use wirevault_seal::{KeyProvider, KeyRing, SealError, SegmentKeys};
+use wirevault_seal::ring::wrapped_root;
+use wirevault_seal::{ForgetLevel, KeyProvider, KeyRing, SealError, SegmentKeys};
 
 use crate::StorageError;
 use crate::create::{encode_error, encode_ring};
@@ -395,7 +396,7 @@ impl VolumeWriter {
         let failed = |source| key_error(&self.name, source);
         let superblock = &self.volume.superblock;
         let mut ring: KeyRing = ring.clone();
-        let held = self.entries().iter().filter(|entry| entry.state != SegmentState::Free);
+        let held = self.entries().iter().filter(|entry| entry.state.is_readable());
         let spare = self.spares.iter().map(SegmentKeys::life);
         let named: HashSet<LifeId> = held.map(|entry| entry.life).chain(spare).collect();
         ring.retain(|keys| named.contains(&keys.life()));
@@ -415,6 +416,42 @@ impl VolumeWriter {
         self.volume.ring_slot = slot;
         self.spares.extend(fresh);
         Ok(())
+    }
+
+    /// Leaves one ring only: reads the newest back, has the provider forget every other root, and
+    /// overwrites the other slot. Gives how far that reaches and the epoch that is left; nothing in
+    /// plain stores.
+    pub(crate) fn forget_older_ring(&mut self) -> Result<Option<(ForgetLevel, u64)>, StorageError> {
+        let (Some(provider), Some(Ok(ring))) = (&self.provider, &self.volume.ring) else {
+            return Ok(None);
+        };
+        let provider = Arc::clone(provider);
+        let epoch = ring.epoch();
+        let Superblock { ring_offset, ring_slot_bytes, .. } = *self.superblock();
+        let at = |slot: usize| ring_offset + slot as u64 * ring_slot_bytes;
+        let (newest, other) = (at(self.volume.ring_slot), at(1 - self.volume.ring_slot));
+        let mut slot = vec![0; ring_slot_bytes as usize];
+        let read = |slot: &mut [u8], at| {
+            let read = self.file.read_exact_at(slot, at);
+            read.map_err(|source| device(&self.name, "read the key ring back", source))
+        };
+        read(&mut slot, newest)?;
+        let failed = |source| key_error(&self.name, source);
+        if KeyRing::decode(&slot, &*provider).map_err(failed)?.epoch() != epoch {
+            let (what, detail) = ("the key ring", "it does not read back as it was written");
+            return Err(failed(SealError::Damaged { what, detail }));
+        }
+        let kept = wrapped_root(&slot).unwrap_or_default();
+        provider.forget_others(kept).map_err(failed)?;
+        slot.fill(0);
+        self.write("overwrite the older key ring", other, &slot)?;
+        let read = self.file.read_exact_at(&mut slot, other);
+        read.map_err(|source| device(&self.name, "read the older key ring back", source))?;
+        if slot.iter().any(|byte| *byte != 0) {
+            let source = io::Error::other("it is still there after it was overwritten");
+            return Err(device(&self.name, "overwrite the older key ring", source));
+        }
+        Ok(Some((provider.forget_level(), epoch)))
     }
 
     /// A key for a new life, durable already. It is spent whatever becomes of the segment.

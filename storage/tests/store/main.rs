@@ -3,7 +3,9 @@
 mod checks;
 mod crash;
 mod directory;
+mod every_byte;
 mod faults;
+mod forgetting;
 mod quota;
 mod recovery_table;
 mod rejoin;

@@ -105,7 +105,7 @@ impl Disk {
         let changes = next.iter().zip(first..).filter_map(|(entry, place)| {
             let now = self.state(place as u32);
             (entry.state != now).then_some(match entry.state {
-                SegmentState::Free => Change::Frees,
+                SegmentState::Free | SegmentState::Forgetting => Change::Frees,
                 SegmentState::Open => Change::Opens,
                 SegmentState::Closed => Change::Closes,
             })

@@ -119,7 +119,9 @@ fn names(out: &mut String) {
     for codec in [Codec::Raw, Codec::Zstd] {
         line(out, &format!("codec {} = {codec:?}", codec as u8));
     }
-    for state in [SegmentState::Free, SegmentState::Open, SegmentState::Closed] {
+    for state in
+        [SegmentState::Free, SegmentState::Open, SegmentState::Closed, SegmentState::Forgetting]
+    {
         line(out, &format!("segment state {} = {state:?}", state as u8));
     }
     for state in [RunState::None, RunState::Running, RunState::Ended, RunState::Crashed] {

@@ -1,0 +1,380 @@
+//! Deletions: cut off at every operation, and looked for in every byte that was ever written.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use wirevault_format::LifeId;
+use wirevault_format::chunk::{self, ChunkHeader};
+use wirevault_format::footer::CloseReason;
+use wirevault_format::section;
+use wirevault_index::{KeySource, Volume};
+use wirevault_media::{Fault, Media, SimMedia, Survival, Trigger, VOLUME_FILE};
+use wirevault_seal::forget::SecretId;
+use wirevault_seal::locked::LockedBytes;
+use wirevault_seal::{
+    ForgetLevel, ForgetStore, Forgetful, KeyProvider, KeyRing, Purpose, SealError, SegmentKeys,
+};
+use wirevault_storage::{Deletion, StorageError, Store};
+
+use crate::checks::{check_after_crash, offline_catalog, read_all};
+use crate::every_byte::{Recording, Written};
+use crate::support::*;
+
+const QUOTA_BYTES: u64 = (3 << 20) + 8 * SEGMENT_BYTES;
+const PLACES: u32 = 9;
+
+fn disk(device: bool) -> SimMedia {
+    let media = disk_for(device.then_some(16 << 20));
+    make(&media, true, QUOTA_BYTES, PLACES).unwrap();
+    media.crash_as(Survival::Nothing, 0)
+}
+
+/// Records six segments of two lanes.
+fn record(store: Store, ledger: Ledger) -> Result<(Store, Ledger), Box<(StorageError, Ledger)>> {
+    let mut recorder = Recorder::start(store, clock(), ledger, 2)?;
+    for _ in 0..3 {
+        for lane in 0..2 {
+            recorder.open_segment(lane).unwrap();
+            recorder.write_chunk(lane, 5, 200, false).unwrap().unwrap();
+            recorder.write_chunk(lane, 3, 700, true).unwrap().unwrap();
+            recorder.sync(lane).unwrap();
+            recorder.close(lane, CloseReason::Age).unwrap();
+        }
+    }
+    recorder.end().unwrap();
+    Ok((recorder.store, recorder.ledger))
+}
+
+/// The lives of the oldest closed segments.
+fn oldest(store: &Store, count: usize) -> Vec<LifeId> {
+    let catalog = store.catalog(START_NS);
+    catalog.segments.iter().take(count).map(|segment| segment.entry.life).collect()
+}
+
+/// Deletes two segments, then one more, each time to the end.
+fn delete(store: &Store, begun: &mut Vec<LifeId>) -> Result<(), StorageError> {
+    for count in [2, 1] {
+        let lives = oldest(store, count);
+        begun.extend(&lives);
+        for deletion in store.forget(&lives)? {
+            assert_eq!(deletion.segments.len(), count);
+            assert!(deletion.segments.iter().all(|segment| segment.chain.is_some()));
+            store.settle(&deletion)?;
+        }
+    }
+    Ok(())
+}
+
+/// The rings that a disk shows through its interface.
+fn rings(media: &SimMedia) -> Vec<KeyRing> {
+    let superblock = superblock(media);
+    let file = volume_of(media).open(VOLUME_FILE, wirevault_media::OpenMode::Read).unwrap();
+    let slot = |slot: u64| {
+        let mut bytes = vec![0; superblock.ring_slot_bytes as usize];
+        let at = superblock.ring_offset + slot * superblock.ring_slot_bytes;
+        file.read_exact_at(&mut bytes, at).unwrap();
+        KeyRing::decode(&bytes, &*key()).ok()
+    };
+    [0, 1].into_iter().filter_map(slot).collect()
+}
+
+fn cut_everywhere(device: bool) {
+    let media = disk(device);
+    let (store, ledger) = record(open(&media, clock()).unwrap().0, Ledger::default())
+        .unwrap_or_else(|failed| panic!("{}", failed.0));
+    drop(store);
+    let recorded = media.crash_as(Survival::Everything, 0);
+    let whole = recorded.crash_as(Survival::Everything, 0);
+    delete(&open(&whole, clock()).unwrap().0, &mut Vec::new()).unwrap();
+    for n in 1..=whole.counts().operations {
+        for survival in 0..3 {
+            let media = recorded.crash_as(Survival::Everything, 0);
+            media.inject(Trigger::Operation(n), Fault::PowerCut);
+            let mut begun = Vec::new();
+            let cut = open(&media, clock()).and_then(|(store, _)| delete(&store, &mut begun));
+            assert!(cut.is_err() && media.power_is_cut(), "operation {n}: {cut:?}");
+            let found = media.crash(3 * n + survival);
+            if let Err(why) = goes_on(&found, &begun, &ledger) {
+                panic!("cut {n}, survival {survival}: {why}");
+            }
+        }
+    }
+}
+
+/// What was begun is either finished, or nothing of it has happened.
+fn goes_on(found: &SimMedia, begun: &[LifeId], ledger: &Ledger) -> Result<(), String> {
+    let readable = |media: &SimMedia| -> Result<HashSet<LifeId>, String> {
+        let catalog = offline_catalog(media)?;
+        read_all(&catalog, true)?;
+        Ok(catalog.segments.iter().map(|segment| segment.entry.life).collect())
+    };
+    let before = readable(found)?;
+    let (store, report) = open(found, clock()).map_err(|error| error.to_string())?;
+    let deleted: HashSet<LifeId> =
+        begun.iter().copied().filter(|life| !before.contains(life)).collect();
+    let finished = report.deletions.iter().flat_map(|deletion| &deletion.segments);
+    if let Some(other) = finished.map(|it| it.entry.life).find(|life| !deleted.contains(life)) {
+        return Err(format!("{other} was finished, though readers saw it"));
+    }
+    let named = |ring: &KeyRing| deleted.iter().find(|life| ring.get(**life).is_some()).copied();
+    if !report.deletions.is_empty()
+        && let Some(life) = rings(found).iter().find_map(named)
+    {
+        return Err(format!("a ring still holds the key of {life}"));
+    }
+    for deletion in &report.deletions {
+        store.settle(deletion).map_err(|error| error.to_string())?;
+        store.settle(deletion).map_err(|error| format!("again: {error}"))?;
+    }
+    drop(store);
+    if readable(found)? != before {
+        return Err("finishing a deletion changed what is there".to_owned());
+    }
+    check_after_crash(found, ledger)
+}
+
+#[test]
+fn a_deletion_survives_a_cut_at_every_operation() {
+    cut_everywhere(false);
+}
+
+#[test]
+fn a_deletion_on_a_device_survives_a_cut_at_every_operation() {
+    cut_everywhere(true);
+}
+
+#[test]
+fn a_deleted_segment_is_gone_and_the_space_is_free() {
+    let media = disk(false);
+    let (store, _) = record(open(&media, clock()).unwrap().0, Ledger::default())
+        .unwrap_or_else(|failed| panic!("{}", failed.0));
+    let used_bytes = |store: &Store| store.status().volumes[0].used_bytes;
+    let (lives, before) = (oldest(&store, 2), used_bytes(&store));
+    let deletions = store.forget(&lives).unwrap();
+    let [deletion] = &deletions[..] else { panic!("{deletions:?}") };
+    assert_eq!((deletion.level, deletion.volume), (Some(ForgetLevel::L0), 0));
+    assert_eq!(store.catalog(START_NS).segments.len(), 4, "nobody sees them from here on");
+    let latest_ns = deletion.segments.iter().filter_map(|it| it.entry.times_ns).map(|it| it.1);
+    assert_eq!(Some(store.catalog(START_NS).evicted_live_ns), latest_ns.max());
+    let one_ring = rings(&media);
+    assert!(one_ring.len() == 1 && one_ring[0].epoch() == deletion.epoch);
+    assert_eq!(used_bytes(&store), before, "their bytes count while they are there");
+    store.settle(deletion).unwrap();
+    let bytes: u64 = deletion.segments.iter().map(|it| it.entry.file_bytes).sum();
+    assert_eq!(used_bytes(&store), before - bytes);
+    for segment in &deletion.segments {
+        let name = wirevault_index::volume::segment_file_name(segment.place);
+        assert!(!media.list().unwrap().contains(&name), "{name}");
+    }
+    let again = store.forget(&lives[..1]).unwrap_err();
+    assert!(again.to_string().contains("not there, or not closed"), "{again}");
+}
+
+/// Secrets that are really forgotten; what was destroyed is kept beside, to show that it mattered.
+#[derive(Default)]
+struct Forgets {
+    there: Mutex<HashMap<SecretId, Vec<u8>>>,
+    destroyed: Mutex<HashMap<SecretId, Vec<u8>>>,
+    /// Calls that change something, before one fails.
+    calls_left: Mutex<Option<u32>>,
+}
+
+impl Forgets {
+    fn call(&self) -> Result<(), SealError> {
+        let mut left = self.calls_left.lock().unwrap();
+        if *left == Some(0) {
+            let source = "out of reach".into();
+            return Err(SealError::Provider { provider: self.id(), source });
+        }
+        *left = left.map(|left| left - 1);
+        Ok(())
+    }
+}
+
+impl ForgetStore for Forgets {
+    fn id(&self) -> String {
+        "simulated".to_owned()
+    }
+
+    fn level(&self) -> ForgetLevel {
+        ForgetLevel::L2
+    }
+
+    fn put(&self, id: SecretId, secret: &[u8]) -> Result<(), SealError> {
+        self.call()?;
+        self.there.lock().unwrap().insert(id, secret.to_vec());
+        Ok(())
+    }
+
+    fn get(&self, id: SecretId) -> Result<LockedBytes, SealError> {
+        LockedBytes::copy_of(self.there.lock().unwrap().get(&id).ok_or(SealError::Forgotten)?)
+    }
+
+    fn destroy_others(&self, kept: SecretId) -> Result<(), SealError> {
+        self.call()?;
+        let mut there = self.there.lock().unwrap();
+        let gone: Vec<SecretId> = there.keys().copied().filter(|id| *id != kept).collect();
+        let gone = gone.into_iter().filter_map(|id| Some((id, there.remove(&id)?)));
+        self.destroyed.lock().unwrap().extend(gone);
+        Ok(())
+    }
+}
+
+/// A store whose every byte is remembered, and whose ring hangs from secrets that can be forgotten.
+struct Case {
+    media: SimMedia,
+    written: Arc<Mutex<Vec<Written>>>,
+    secrets: Arc<Forgets>,
+    provider: Arc<dyn KeyProvider>,
+}
+
+impl Case {
+    fn new() -> Self {
+        let secrets = Arc::new(Forgets::default());
+        let forgets = Arc::clone(&secrets) as Arc<dyn ForgetStore>;
+        let provider: Arc<dyn KeyProvider> = Arc::new(Forgetful::new(key(), forgets));
+        let (media, written) = (SimMedia::new(), Arc::default());
+        let case = Self { media, written, secrets, provider };
+        let plan = wirevault_storage::Plan::exact(SEGMENT_BYTES, &[(QUOTA_BYTES, PLACES)], 1);
+        let options = wirevault_storage::CreateOptions {
+            key: Some(Arc::clone(&case.provider)),
+            ..options(true)
+        };
+        let volumes = [(case.through(), "/sim".to_owned())];
+        wirevault_storage::create_planned(&volumes, STORE, &options, &plan.unwrap()).unwrap();
+        case
+    }
+
+    fn through(&self) -> Arc<dyn Media> {
+        Arc::new(Recording::new(self.media.clone(), Arc::clone(&self.written)))
+    }
+
+    fn open(&self) -> Result<(Store, Vec<Deletion>), StorageError> {
+        let key = KeySource::Provider(Arc::clone(&self.provider));
+        let (store, report) = Store::open(vec![self.through()], &key, clock())?;
+        Ok((store, report.deletions))
+    }
+
+    /// Deletes the two oldest segments after `cut` operations or `calls` calls went well, starts
+    /// again, finishes, and looks for them.
+    fn run(cut: Option<u64>, calls: Option<u32>) -> (Self, bool) {
+        let mut case = Self::new();
+        let (store, _) = record(case.open().unwrap().0, Ledger::default())
+            .unwrap_or_else(|failed| panic!("{}", failed.0));
+        let lives = oldest(&store, 2);
+        if let Some(cut) = cut {
+            let at = case.media.counts().operations + cut;
+            case.media.inject(Trigger::Operation(at), Fault::PowerCut);
+        }
+        *case.secrets.calls_left.lock().unwrap() = calls;
+        let went_well = store
+            .forget(&lives)
+            .and_then(|done| done.iter().try_for_each(|deletion| store.settle(deletion)))
+            .is_ok();
+        drop(store);
+        *case.secrets.calls_left.lock().unwrap() = None;
+        case.media = case.media.crash(cut.unwrap_or(0));
+        let (store, deletions) = case.open().unwrap();
+        let still: Vec<LifeId> =
+            oldest(&store, 2).into_iter().filter(|life| lives.contains(life)).collect();
+        assert!(still.is_empty() || still.len() == 2, "half of a deletion");
+        let more = if still.is_empty() { Vec::new() } else { store.forget(&still).unwrap() };
+        for deletion in deletions.iter().chain(&more) {
+            assert_eq!(deletion.level, Some(ForgetLevel::L2));
+            store.settle(deletion).unwrap();
+        }
+        drop(store);
+        case.look_for(&lives);
+        (case, went_well)
+    }
+
+    /// Tries every key of every ring that was ever written, as far as the ring opens with what
+    /// secrets there are, on everything that was ever written of these lives.
+    fn look_for(&self, lives: &[LifeId]) {
+        let (rings, found) = self.opens(lives);
+        assert!(rings > 0, "the ring that counts opens");
+        assert_eq!(found, Found { named: 0, ..found }, "a ring that opens holds a deleted key");
+        assert!(found.chunks.0 >= 4 && found.records.0 >= 2, "{found:?}");
+        assert_eq!((found.chunks.1, found.records.1), (0, 0), "{found:?}");
+    }
+
+    fn opens(&self, lives: &[LifeId]) -> (usize, Found) {
+        let written = self.written.lock().unwrap();
+        let decode = |it: &Written| KeyRing::decode(&it.bytes, &*self.provider).ok();
+        let rings: Vec<KeyRing> =
+            written.iter().filter(|it| it.file == VOLUME_FILE).filter_map(decode).collect();
+        let mut keys: HashMap<LifeId, SegmentKeys> = HashMap::new();
+        for ring in &rings {
+            keys.extend(ring.entries().map(|entry| (entry.life(), entry.clone())));
+        }
+        let named = lives.iter().filter(|life| keys.contains_key(life)).count();
+        let mut found = Found { named, ..Found::default() };
+        for it in written.iter().filter(|it| it.file.ends_with(".pcapng")) {
+            if let Ok(header) = ChunkHeader::decode(&it.bytes)
+                && lives.contains(&header.life)
+            {
+                let opens = |keys: &SegmentKeys| {
+                    let mut bytes = it.bytes.clone();
+                    let parts = chunk::sealed_parts(&mut bytes, &header).unwrap();
+                    let opener = keys.data_opener().unwrap();
+                    opener.open(header.number, parts.aad, parts.ciphertext, &parts.tag).is_ok()
+                };
+                found.chunks.0 += 1;
+                found.chunks.1 += usize::from(keys.values().any(opens));
+            }
+            for at in (0..it.bytes.len()).step_by(4) {
+                let Ok(part) = section::decode(&it.bytes[at..]) else { continue };
+                let opens = |keys: &SegmentKeys| {
+                    let (mut body, aad) = (part.body.to_vec(), part.header.aad());
+                    keys.open_record(Purpose::Index, &part.salt, &aad, &mut body).is_ok()
+                };
+                if lives.contains(&part.header.life) {
+                    found.records.0 += 1;
+                    found.records.1 += usize::from(keys.values().any(opens));
+                }
+            }
+        }
+        (rings.len(), found)
+    }
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    /// Deleted lives that a ring holds.
+    named: usize,
+    /// Chunks of deleted lives that were written, and those that open.
+    chunks: (usize, usize),
+    /// Parts of their indexes and filters, likewise.
+    records: (usize, usize),
+}
+
+/// At level L2: not even who has every byte that was ever written, and every secret that is left.
+#[test]
+fn nothing_ever_written_opens_a_deleted_segment() {
+    let (case, went_well) = Case::run(None, None);
+    assert!(went_well);
+    // The forgetting is what does it: with the destroyed secrets all of it opens.
+    let catalog = Volume::read(case.through(), &KeySource::Provider(Arc::clone(&case.provider)));
+    assert!(catalog.unwrap().ring.unwrap().is_ok());
+    let lives: Vec<LifeId> = {
+        let written = case.written.lock().unwrap();
+        let lives = written.iter().filter_map(|it| ChunkHeader::decode(&it.bytes).ok());
+        lives.map(|header| header.life).take(3).collect()
+    };
+    let destroyed = std::mem::take(&mut *case.secrets.destroyed.lock().unwrap());
+    case.secrets.there.lock().unwrap().extend(destroyed);
+    let (_, found) = case.opens(&lives[..1]);
+    assert!(found.named == 1 && found.chunks.0 > 0 && found.chunks.0 == found.chunks.1);
+    assert!(found.records.0 > 0 && found.records.0 == found.records.1, "{found:?}");
+}
+
+#[test]
+fn nor_after_a_crash_between_any_two_steps() {
+    let mut cuts = 0;
+    while !Case::run(Some(cuts + 1), None).1 {
+        cuts += 1;
+    }
+    let calls = (0..4).filter(|calls| !Case::run(None, Some(*calls)).1).count();
+    println!("{cuts} operations of the disk, {calls} calls of what forgets");
+    assert!(cuts >= 8 && calls == 2, "{cuts} {calls}");
+}

@@ -2,11 +2,14 @@
 //!
 //! - [`audit`]: the log of everything that was done with a store, each line chained to the one
 //!   before it.
+//! - [`retention`]: rules, and what they want deleted. [`certificate`]: what a deletion came to.
 //! - [`error`] has the one error, [`AuditError`].
 
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod certificate;
 pub mod error;
+pub mod retention;
 
 pub use error::AuditError;

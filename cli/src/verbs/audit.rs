@@ -124,6 +124,13 @@ fn line(entry: &Entry) -> String {
         Event::Deleted { segment, life, reason, packets, .. } => {
             format!("deleted: segment {segment} (life {life}), {packets} packets, for {reason}")
         }
+        Event::Forgotten(erasure) => {
+            let level = erasure.level.as_deref().unwrap_or("no level: the store is plain");
+            let segments: Vec<_> =
+                erasure.segments.iter().map(|it| it.segment.to_string()).collect();
+            let segments = segments.join(", ");
+            format!("forgotten ({level}): segments {segments} of {}", erasure.path)
+        }
         Event::Cut { bytes } => format!("{bytes} bytes of an unfinished line were cut off"),
     };
     format!("{:>6}  {}  {who:<9}  {what}\n", entry.number, Instant::from(entry.time_ns))

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::Erasure;
+
 /// One thing that was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
@@ -82,19 +84,21 @@ pub enum Event {
         /// Denials since the last such entry that have none of their own: one a second has.
         others: u64,
     },
-    /// A segment is given up: this stands here before its key and its bytes go.
+    /// A segment is given up or deleted: this stands here before its key and its bytes go.
     Deleted {
         /// Ordinal in the store.
         segment: u64,
         /// Life id, hex.
         life: String,
-        /// Why: `quota`.
+        /// Why: `quota`, `rule NAME`, or `by hand`.
         reason: String,
         /// Packets in it.
         packets: u64,
         /// Packet time of the first and of the last packet, Unix ns.
         times_ns: Option<(u64, u64)>,
     },
+    /// Deleted segments cannot be read again from here on; their space is given back next.
+    Forgotten(Erasure),
     /// The log ended in a part of a line when it was opened, which was cut off: a crash.
     Cut {
         /// Bytes cut off.

@@ -82,6 +82,13 @@ impl AuditLog {
     ///
     /// Errors: the system's. Then nothing was added, and the next call tries again.
     pub fn append(&self, who: Who, event: Event) -> Result<u64, AuditError> {
+        self.append_hashed(who, event).map(|(number, _)| number)
+    }
+
+    /// As [`AuditLog::append`], and gives the line's hash as well.
+    ///
+    /// Errors: as [`AuditLog::append`].
+    pub fn append_hashed(&self, who: Who, event: Event) -> Result<(u64, String), AuditError> {
         let mut end = lock(&self.end);
         if end.len >= self.file_bytes_max {
             let number = end.number + 1;
@@ -96,8 +103,13 @@ impl AuditLog {
         end.write(format!("{head} {entry}\n").as_bytes())
             .map_err(failed(&folder::path(&self.folder, end.number), "append"))?;
         end.next = number + 1;
-        *lock(&self.head) = head;
-        Ok(number)
+        (*lock(&self.head)).clone_from(&head);
+        Ok((number, head))
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Hash of the last line, 64 hex digits: who keeps it can tell later whether anything up to it

@@ -1,0 +1,210 @@
+//! What a deletion came to, for whoever has to prove it: an entry of the audit log, and the same
+//! text as a file beside it.
+//!
+//! # Format
+//! Folder `certificates` of the log's folder, a file `NNNNNNNN.json` for each deletion, named by
+//! the number of its entry: a JSON object of [`Certificate`]. It is written to a file of another
+//! name first, which is then renamed: it is there whole or not at all.
+//!
+//! A certificate is worth as much as the log: [`verify`] compares the file with the entry that has
+//! its number and hash. Where the log's head is kept elsewhere, neither can be made afterwards.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::AuditError;
+use crate::audit::{self, AuditLog, Event, Who};
+
+/// Name of the folder within that of the audit log.
+pub const FOLDER: &str = "certificates";
+
+/// What was deleted, and how far that reaches.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erasure {
+    /// Store id, hex.
+    pub store: String,
+    /// Number of the volume.
+    pub volume: u16,
+    /// The volume in words.
+    pub path: String,
+    /// Why: `rule NAME`, `by hand`, or `begun before a crash`.
+    pub reason: String,
+    /// How far the forgetting of the keys reaches, `L0` to `L3`; nothing in a plain store: there
+    /// the bytes were given back to the device, and that is all.
+    pub level: Option<String>,
+    /// Epoch of the key ring that no longer holds the keys.
+    pub epoch: u64,
+    /// The segments.
+    pub segments: Vec<Erased>,
+}
+
+/// A segment that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erased {
+    /// Ordinal in the store.
+    pub segment: u64,
+    /// Life id, hex.
+    pub life: String,
+    /// Run, hex.
+    pub run: String,
+    /// Lane.
+    pub lane: u16,
+    /// Packets that were in it.
+    pub packets: u64,
+    /// Bytes that it took.
+    pub bytes: u64,
+    /// Packet time of the first and of the last packet, Unix ns.
+    pub times_ns: Option<(u64, u64)>,
+    /// When it was opened and closed, Unix ns.
+    pub record_ns: (u64, u64),
+    /// SHA-256 over its chunks as its footer stated it, hex; nothing if that did not read.
+    pub chain: Option<String>,
+}
+
+/// A deletion as it stands in the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// Number of its entry.
+    pub entry: u64,
+    /// Hash of its entry.
+    pub hash: String,
+    /// What was deleted.
+    #[serde(flatten)]
+    pub erasure: Erasure,
+}
+
+/// Writes a deletion down: into the log, and as a file. Durable on return.
+///
+/// # Errors
+/// The system's.
+pub fn certify(log: &AuditLog, who: Who, erasure: Erasure) -> Result<Certificate, AuditError> {
+    let (entry, hash) = log.append_hashed(who, Event::Forgotten(erasure.clone()))?;
+    let certificate = Certificate { entry, hash, erasure };
+    let folder = log.folder().join(FOLDER);
+    let name = folder.join(format!("{entry:08}.json"));
+    let failed = |source| AuditError::Io { path: name.clone(), what: "write", source };
+    let mut text = serde_json::to_vec_pretty(&certificate).map_err(|e| failed(e.into()))?;
+    text.push(b'\n');
+    write(&folder, &name, &text).map_err(failed)?;
+    Ok(certificate)
+}
+
+fn write(folder: &Path, name: &Path, text: &[u8]) -> std::io::Result<()> {
+    fs::create_dir_all(folder)?;
+    let draft = name.with_extension("draft");
+    let mut file = File::create(&draft)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&draft, name)?;
+    File::open(folder)?.sync_all()
+}
+
+/// Paths of all certificates of a log, oldest first.
+///
+/// # Errors
+/// The system's; a log without a certificate has none.
+pub fn list(log: &Path) -> Result<Vec<PathBuf>, AuditError> {
+    let folder = log.join(FOLDER);
+    let failed = |source| AuditError::Io { path: folder.clone(), what: "list", source };
+    let entries = match fs::read_dir(&folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let paths: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|it| it.path())).collect();
+    let mut paths = paths.map_err(failed)?;
+    paths.retain(|path| path.extension().is_some_and(|it| it == "json"));
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+/// Reads a certificate.
+///
+/// # Errors
+/// [`AuditError::Io`]; text that is none counts as unreadable.
+pub fn read(path: &Path) -> Result<Certificate, AuditError> {
+    let failed = |source| AuditError::Io { path: path.to_owned(), what: "read", source };
+    let text = fs::read(path).map_err(failed)?;
+    serde_json::from_slice(&text).map_err(|error| failed(error.into()))
+}
+
+/// Why a certificate is not what the log says; nothing if it is.
+///
+/// # Errors
+/// As [`audit::verify`].
+pub fn verify(log: &Path, certificate: &Certificate) -> Result<Option<String>, AuditError> {
+    let mut entry = None;
+    let report = audit::read(log, Some(&certificate.hash), &mut |found| {
+        if found.number == certificate.entry {
+            entry = Some(found);
+        }
+    })?;
+    let number = certificate.entry;
+    Ok(if !report.faults.is_empty() {
+        Some("the audit log is broken: see `wirevault audit verify`".to_owned())
+    } else if report.anchored == Some(false) {
+        Some(format!("no entry of the audit log has the hash {}", certificate.hash))
+    } else {
+        match entry.map(|entry| entry.event) {
+            Some(Event::Forgotten(erasure)) if erasure == certificate.erasure => None,
+            Some(_) => Some(format!("entry {number} of the audit log says something else")),
+            None => Some(format!("the audit log has no entry {number}")),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use wirevault_telemetry::clock::ManualClock;
+
+    use super::*;
+
+    fn erasure() -> Erasure {
+        Erasure {
+            store: "07".repeat(16),
+            volume: 0,
+            path: "/store".into(),
+            reason: "by hand".into(),
+            level: Some("L0".into()),
+            epoch: 7,
+            segments: vec![Erased {
+                segment: 3,
+                life: "0a".repeat(16),
+                run: "0b".repeat(8),
+                lane: 1,
+                packets: 100,
+                bytes: 4096,
+                times_ns: Some((1, 2)),
+                record_ns: (1, 3),
+                chain: Some("0c".repeat(32)),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_what_the_log_says_or_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = AuditLog::open(dir.path(), Arc::new(ManualClock::new(1))).unwrap();
+        assert_eq!(list(dir.path()).unwrap(), [PathBuf::new(); 0]);
+        log.append(Who::Recorder, Event::Stopped).unwrap();
+        let made = certify(&log, Who::Recorder, erasure()).unwrap();
+        log.append(Who::Recorder, Event::Stopped).unwrap();
+        let paths = list(dir.path()).unwrap();
+        assert_eq!(paths, [dir.path().join("certificates/00000001.json")]);
+        let read = read(&paths[0]).unwrap();
+        assert_eq!((&read, verify(dir.path(), &read).unwrap()), (&made, None));
+
+        let refused = |certificate: &Certificate| verify(dir.path(), certificate).unwrap().unwrap();
+        let mut other = made.clone();
+        other.erasure.segments[0].packets = 99;
+        assert!(refused(&other).contains("something else"));
+        let other = Certificate { hash: "0".repeat(64), ..made.clone() };
+        assert!(refused(&other).contains("no entry"));
+        let other = Certificate { entry: 2, ..made };
+        assert!(refused(&other).contains("something else"));
+    }
+}

@@ -36,8 +36,8 @@ pub use access::{Api, CertificateName, Principal, Role, Rule, Tls};
 pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 pub use settings::{
-    Buffer, Config, DecapMode, Duplicates, Hugepages, LogLevel, MirrorTunnel, SourceKind, Speed,
-    Topology, Tunnel,
+    Buffer, Config, DecapMode, Duplicates, Hugepages, LogLevel, MirrorTunnel, RetentionAction,
+    RetentionRule, SourceKind, Speed, Topology, Tunnel,
 };
 pub use units::size_text;
 

@@ -363,6 +363,12 @@ pub(crate) fn read_scalar(kind: &Kind, text: &str) -> Result<Value, Refusal> {
             })
         }
         Kind::Path(max) => read_path(text, *max),
+        Kind::Word(max) => {
+            match text.is_empty() || text.len() > *max || text.contains(char::is_whitespace) {
+                true => Err(is_no("a word")),
+                false => Ok(Value::Text(text.to_owned())),
+            }
+        }
         Kind::Interface => read_interface(text),
         Kind::Filter(max) if text.trim().is_empty() || text.len() > *max => {
             let refusal = Refusal::new(format!("the filter has {} bytes", text.len()));

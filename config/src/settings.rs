@@ -112,6 +112,16 @@ choice! {
 }
 
 choice! {
+    /// What becomes of segments that a retention rule matches.
+    RetentionAction {
+        /// They are deleted.
+        Delete = "delete",
+        /// No later rule deletes them.
+        Keep = "keep",
+    }
+}
+
+choice! {
     /// What becomes of second copies of packets.
     Duplicates {
         /// They are stored like any other packet.
@@ -182,6 +192,8 @@ pub struct Config {
     pub commit_interval: Duration,
     /// Longest time that a segment stays open.
     pub segment_age: Duration,
+    /// What is deleted before the quota takes it, in the order of asking.
+    pub retention: Vec<RetentionRule>,
     /// Where questions come in, and who may ask what.
     pub api: Api,
     /// CPUs for the lanes, in order, no two alike: none (no pinning), or at least one for each
@@ -211,6 +223,24 @@ pub struct Buffer {
     pub size_bytes: u64,
     /// The pages it asks for.
     pub hugepages: Hugepages,
+}
+
+/// A rule of what is deleted. What is `None` matches every segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RetentionRule {
+    /// Its name; no two have the same.
+    pub name: String,
+    /// What becomes of what it matches.
+    pub action: RetentionAction,
+    /// Closed so long ago.
+    pub age: Option<Duration>,
+    /// Bytes that stay. Only to delete.
+    pub size_bytes: Option<u64>,
+    /// The interface that its packets came from.
+    pub interface: Option<String>,
+    /// A tcpdump filter for its flows.
+    pub flows: Option<String>,
 }
 
 const _: () = assert!(VOLUMES_MAX > 0);

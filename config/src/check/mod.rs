@@ -2,6 +2,7 @@
 
 mod access;
 mod input;
+mod retention;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -47,6 +48,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
         flush_age: root.duration("flush_age"),
         commit_interval: root.duration("commit_interval"),
         segment_age: root.duration("segment_age"),
+        retention: retention::rules(&root),
         api: access::api(&root.section("api")),
         lane_cpus: cpus(&cpu_keys.list("lanes"), faults),
         topology: choice(&cpu_keys, "topology", Topology::from_name, Topology::Auto),

@@ -3,10 +3,8 @@
 use wirevault_format::limits::CHUNK_BYTES;
 
 use super::Without::{Nothing, Value};
-use super::{GIB, Key, Kind, MIB, SECOND_MS, key, millis, size};
+use super::{DAY_MS, GIB, Key, Kind, MIB, SECOND_MS, key, millis, size};
 use crate::settings::Hugepages;
-
-const DAY_MS: u64 = 24 * 3600 * SECOND_MS;
 
 pub(super) const KEYS: &[Key] = &[
     key("buffer", Kind::Section, Nothing, "", "Memory for packets on their way to the disk."),

@@ -11,6 +11,7 @@ mod mirror_targets;
 mod pcap_over_ip;
 mod process;
 mod replay;
+mod retention;
 mod store;
 
 use std::time::Duration;
@@ -127,6 +128,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// An absolute path of at most so many bytes.
     Path(usize),
+    /// A word of at most so many bytes.
+    Word(usize),
     /// A name the kernel accepts for a network interface.
     Interface,
     /// A tcpdump filter of at most so many bytes.
@@ -165,6 +168,7 @@ impl Kind {
             Self::Switch => "true, false".to_owned(),
             Self::Choice(names) => names.join(", "),
             Self::Path(max) => format!("an absolute path of at most {max} bytes"),
+            Self::Word(max) => format!("a word of 1 to {max} bytes, no spaces"),
             Self::Interface => format!(
                 "an interface name of 1 to {INTERFACE_NAME_BYTES_MAX} bytes, no space, `/` or `:`"
             ),
@@ -220,6 +224,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const SECOND_MS: u64 = 1000;
+const DAY_MS: u64 = 24 * 3600 * SECOND_MS;
 
 /// All keys by section, in the order of the example file. A section stands before its keys.
 const SECTIONS: &[&[Key]] = &[
@@ -229,6 +234,7 @@ const SECTIONS: &[&[Key]] = &[
     mirror_targets::KEYS,
     replay::KEYS,
     buffer::KEYS,
+    retention::KEYS,
     api::KEYS,
     process::KEYS,
 ];

@@ -366,6 +366,34 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(reasons, ["\"age\"".to_owned()].into());
         assert!(runs.short.elapsed >= Duration::from_secs(10), "{:?}", runs.short.elapsed);
     }),
+    case("retention", "what it wants deleted is planned; without it nothing is", |runs| {
+        assert_eq!(planned(runs, "").len(), 0);
+        assert!(!planned(runs, &rule("")).is_empty());
+    }),
+    case("retention[].name", "the reason that is told", |runs| {
+        assert_eq!(planned(runs, &rule(""))[0]["reason"], "rule gone");
+    }),
+    case("retention[].action", "delete, or keep from a later rule", |runs| {
+        let keep = format!("  - name: kept\n    action: keep\n{}", rule(""));
+        assert_eq!(planned(runs, &keep).len(), 0);
+    }),
+    case("retention[].age", "what is younger stays", |runs| {
+        assert_eq!(planned(runs, &rule("    age: 36500days\n")).len(), 0);
+    }),
+    case("retention[].size", "so many bytes stay", |runs| {
+        assert_eq!(planned(runs, &rule("    size: 1000TiB\n")).len(), 0);
+        assert!(!planned(runs, &rule("    size: 0B\n")).is_empty());
+    }),
+    case("retention[].interface", "what came from others stays", |runs| {
+        assert_eq!(planned(runs, &rule("    interface: vz\n")).len(), 0);
+        assert!(!planned(runs, &rule("    interface: va\n")).is_empty());
+    }),
+    case("retention[].flows", "what holds such flows is kept, what holds none is not", |runs| {
+        let keep =
+            |flows| format!("  - name: kept\n    action: keep\n    flows: {flows}\n{}", rule(""));
+        assert_eq!(planned(runs, &keep("ip")).len(), 0);
+        assert!(!planned(runs, &keep("host 192.0.2.99")).is_empty());
+    }),
     case("api.socket", "where it answers", |runs| {
         assert!(runs.changed.socket.ends_with("folder/other.sock"));
         for seen in [&runs.plain, &runs.changed] {
@@ -467,6 +495,26 @@ fn refused(output: &Output, code: i32, part: &str) {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A rule that deletes.
+fn rule(more: &str) -> String {
+    format!("  - name: gone\n    action: delete\n{more}")
+}
+
+/// What such rules want deleted of the plain run's store.
+fn planned(runs: &Runs, rules: &str) -> Vec<Value> {
+    let site = &runs.plain.site;
+    let (file, store) = (site.file("rules.yaml"), site.store().display().to_string());
+    let rules = if rules.is_empty() { String::new() } else { format!("retention:\n{rules}") };
+    let text = format!("store: {store}\ncapture:\n  - interface: va\n{rules}");
+    std::fs::write(&file, text).expect("the rules are written");
+    let config = file.display().to_string();
+    let output = site.offline_of("lifecycle", "plan", &["--config", &config, "--json"]);
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
+    });
+    plan["steps"].as_array().expect("steps").clone()
 }
 
 fn names(seen: &Seen) -> BTreeSet<&str> {

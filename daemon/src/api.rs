@@ -7,6 +7,9 @@
 //! | `GET /v1/status` | status | [`StatusReport`] |
 //! | `GET /v1/segments` | status | list of [`SegmentRow`], oldest first, sent as it is made |
 //! | `GET /v1/metrics` | status | OpenMetrics text |
+//! | `GET /v1/lifecycle/plan` | status | [`Deletions`]: what the rules want deleted now |
+//! | `POST /v1/lifecycle/apply`, an [`ApplyBody`] | admin | [`Deletions`]: what was deleted |
+//! | `POST /v1/delete`, a [`DeleteBody`] | admin | [`Deletions`] |
 //! | `POST /v1/flows`, a [`QueryBody`] | query | one JSON object a line, last `{"summary":...}` |
 //! | `POST /v1/query`, a [`QueryBody`] | export | pcapng; the last comment holds the summary |
 //! | the same with `count_only` | query | the summary alone |
@@ -37,6 +40,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wirevault_config::Role;
+use wirevault_lifecycle::certificate::Certificate;
+use wirevault_lifecycle::retention::Step;
 use wirevault_packet::TunnelId;
 use wirevault_query::Request;
 pub use wirevault_query::summary::Instant;
@@ -53,6 +58,12 @@ pub const METRICS: &str = "/v1/metrics";
 pub const QUERY: &str = "/v1/query";
 /// Path of flow queries.
 pub const FLOWS: &str = "/v1/flows";
+/// Path of the plan of the retention rules.
+pub const PLAN: &str = "/v1/lifecycle/plan";
+/// Path to have a plan carried out.
+pub const APPLY: &str = "/v1/lifecycle/apply";
+/// Path to delete segments.
+pub const DELETE: &str = "/v1/delete";
 /// Path of the live view; the query parameter is `filter`.
 pub const TAIL: &str = "/v1/tail";
 /// Path of the description of all these.
@@ -86,6 +97,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("GET", STATUS, Role::Status, "What the recorder does, and its books."),
     endpoint("GET", SEGMENTS, Role::Status, "Segments, oldest first."),
     endpoint("GET", METRICS, Role::Status, "Metrics, as OpenMetrics text."),
+    endpoint("GET", PLAN, Role::Status, "What the retention rules want deleted now."),
+    endpoint("POST", APPLY, Role::Admin, "Deletes what they want deleted."),
+    endpoint("POST", DELETE, Role::Admin, "Deletes segments so that nobody can read them again."),
     endpoint("POST", FLOWS, Role::Query, "Flows, one a line; the last line is the summary."),
     endpoint(
         "POST",
@@ -136,6 +150,35 @@ pub struct QueryBody {
     pub tunnel: Option<TunnelId>,
     /// Leave out packets that are marked as second copies of others.
     pub without_duplicates: bool,
+}
+
+/// Which part of the plan to carry out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApplyBody {
+    /// Only these lives, of those that the rules still want deleted; nothing: all of them.
+    pub lives: Option<Vec<String>>,
+}
+
+/// Which closed segments to delete.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeleteBody {
+    /// Those whose packets are all older than this, Unix ns.
+    pub before_ns: Option<u64>,
+    /// Those of these ordinals.
+    pub segments: Vec<u64>,
+    /// Only say which.
+    pub dry_run: bool,
+}
+
+/// What is to be deleted, and what was.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Deletions {
+    /// What was asked for, oldest first.
+    pub steps: Vec<Step>,
+    /// What was done; empty where it was only asked what would be.
+    pub certificates: Vec<Certificate>,
 }
 
 /// A tunnel as text.

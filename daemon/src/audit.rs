@@ -15,6 +15,8 @@ use wirevault_format::StoreId;
 use wirevault_format::table::SegmentEntry;
 use wirevault_lifecycle::AuditError;
 use wirevault_lifecycle::audit::{self, AuditLog, Event, Outcome, Who};
+use wirevault_lifecycle::certificate::{Certificate, Erasure, certify};
+use wirevault_lifecycle::retention::Step;
 use wirevault_query::Summary;
 use wirevault_telemetry::clock::Clock;
 
@@ -80,6 +82,23 @@ impl Audit {
         });
     }
 
+    /// Writes down that a segment is about to be deleted; without this it is not.
+    pub(crate) fn will_delete(&self, who: &Who, step: &Step) -> Result<(), AuditError> {
+        let event = Event::Deleted {
+            segment: step.segment,
+            life: step.life.clone(),
+            reason: step.reason.clone(),
+            packets: step.packets,
+            times_ns: step.times_ns,
+        };
+        self.append(who.clone(), event).map(drop)
+    }
+
+    /// Writes down that segments are gone.
+    pub(crate) fn certify(&self, who: &Who, erasure: Erasure) -> Result<Certificate, AuditError> {
+        self.watched(certify(&self.log, who.clone(), erasure))
+    }
+
     /// Somebody was turned away.
     pub(crate) fn denied(&self, who: Who, request: String, why: &str) {
         let mut denials = self.denials.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,7 +151,10 @@ impl Audit {
     }
 
     fn append(&self, who: Who, event: Event) -> Result<u64, AuditError> {
-        let appended = self.log.append(who, event);
+        self.watched(self.log.append(who, event))
+    }
+
+    fn watched<T>(&self, appended: Result<T, AuditError>) -> Result<T, AuditError> {
         let trouble = appended.as_ref().err().map(ToString::to_string);
         if let Some(trouble) = &trouble {
             tracing::error!("{trouble}");

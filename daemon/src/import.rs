@@ -18,8 +18,10 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::DaemonError;
 use crate::api::RecoveryStatus;
+use crate::audit::Audit;
 pub use crate::chain::FileReport;
 use crate::chain::{ChainSource, Reports, lock};
+use crate::lifecycle;
 use crate::serve::recovery_status;
 use crate::sources;
 
@@ -149,6 +151,10 @@ pub fn run(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (mut store, recovery) = Store::open_dir(&options.store, &options.key, Arc::clone(&clock))?;
     store.set_reserve(RESERVE_PERCENT);
+    if !recovery.deletions.is_empty() {
+        let audit = Audit::open(&options.store, store.id(), Arc::clone(&clock))?;
+        lifecycle::settle(&store, &audit, &recovery.deletions)?;
+    }
     let arena =
         ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
     let pool = Pool::new(Arena::new(arena)?);

@@ -29,6 +29,7 @@ pub mod devices;
 pub mod error;
 mod health;
 pub mod import;
+pub mod lifecycle;
 mod mending;
 mod metrics;
 mod openapi;

@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use wirevault_query::{FlowRow, Summary};
 
 use crate::api::{
-    self, Endpoint, ErrorBody, JSON_LINES_TYPE, JSON_TYPE, PCAPNG_TYPE, QueryBody, SegmentRow,
-    StatusReport,
+    self, ApplyBody, DeleteBody, Deletions, Endpoint, ErrorBody, JSON_LINES_TYPE, JSON_TYPE,
+    PCAPNG_TYPE, QueryBody, SegmentRow, StatusReport,
 };
 
 /// Answers with the document.
@@ -51,6 +51,9 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
         api::STATUS => (JSON_TYPE, json!(types.subschema_for::<StatusReport>())),
         api::SEGMENTS => (JSON_TYPE, json!(types.subschema_for::<Vec<SegmentRow>>())),
         api::FLOWS => (JSON_LINES_TYPE, flow_line(types)),
+        api::PLAN | api::APPLY | api::DELETE => {
+            (JSON_TYPE, json!(types.subschema_for::<Deletions>()))
+        }
         api::METRICS => (wirevault_telemetry::metrics::CONTENT_TYPE, json!({"type": "string"})),
         api::OPENAPI => (JSON_TYPE, json!({"type": "object"})),
         _ => (PCAPNG_TYPE, json!({"type": "string", "format": "binary"})),
@@ -70,7 +73,11 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
         },
     });
     if endpoint.method == "POST" {
-        let schema = json!(types.subschema_for::<QueryBody>());
+        let schema = match endpoint.path {
+            api::APPLY => types.subschema_for::<ApplyBody>(),
+            api::DELETE => types.subschema_for::<DeleteBody>(),
+            _ => types.subschema_for::<QueryBody>(),
+        };
         operation["requestBody"] =
             json!({"required": true, "content": {JSON_TYPE: {"schema": schema}}});
     }

@@ -26,6 +26,7 @@ use crate::access::Access;
 use crate::api::RecoveryStatus;
 use crate::audit::Audit;
 use crate::connections::Door;
+use crate::lifecycle::{self, Keeper, Rules};
 use crate::mending::Mending;
 use crate::probe::{self, Level};
 use crate::server::{self, App, Facts, Peer};
@@ -80,14 +81,16 @@ fn record(
     // Declared before whatever uses the devices, so that it is dropped behind them.
     let mut own = OwnDevices::new(&config.vfio, first);
     let mut open = |path: &Path| own.open(path);
-    let (mut store, recovery) = Store::open_with(first, &key, Arc::clone(&clock), &mut open)?;
+    let (mut store, mut recovery) = Store::open_with(first, &key, Arc::clone(&clock), &mut open)?;
     check_volumes(config, &store, &own)?;
     let below = own.below(&store.status());
     store.set_reserve(config.reserve_percent);
     store.set_budgets(sources::budgets(config))?;
+    let deletions = std::mem::take(&mut recovery.deletions);
     let recovery = recovery_status(&recovery);
     log_recovery(&recovery);
     let audit = audited(config, &mut store, &clock)?;
+    lifecycle::settle(&store, &audit, &deletions)?;
     let machine = Machine::here();
     let topology = sources::topology(config.topology);
     let volumes = store.status().volumes.len();
@@ -121,9 +124,13 @@ fn record(
     log_queues(&pipeline);
     log_layout(pipeline.layout());
     let mending = Mending::start(pipeline.catalog());
-    let app = App::new(pipeline, below, Facts { started_ns, recovery, notes }, Arc::clone(&audit));
+    let rules = Rules::new(&config.retention);
+    let facts = Facts { started_ns, recovery, notes };
+    let app = App::new(pipeline, below, facts, Arc::clone(&audit), rules);
+    let keeper = Keeper::start(&app);
     let watched = serve(&app, access, doors, live);
     mending.end();
+    keeper.end();
     let books = finish(&app)?;
     for books in &books {
         let (lane, received, stored) = (books.lane, books.received, books.stored);

@@ -27,7 +27,8 @@ use crate::audit::Audit;
 use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
-use crate::{DaemonError, metrics, openapi, status, tail};
+use crate::lifecycle::Rules;
+use crate::{DaemonError, lifecycle, metrics, openapi, status, tail};
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
 /// for their turn.
@@ -49,6 +50,7 @@ struct Inner {
     pipeline: RwLock<Option<Arc<Pipeline>>>,
     facts: Facts,
     audit: Arc<Audit>,
+    rules: Arc<Rules>,
     devices: Devices,
     conditions: Conditions,
     answers: Arc<Semaphore>,
@@ -88,6 +90,7 @@ impl App {
         below: Vec<Below>,
         facts: Facts,
         audit: Arc<Audit>,
+        rules: Rules,
     ) -> Self {
         let devices = Devices::watch(below, &Arc::downgrade(pipeline.store()));
         Self {
@@ -97,6 +100,7 @@ impl App {
                 pipeline: RwLock::new(Some(Arc::new(pipeline))),
                 facts,
                 audit,
+                rules: Arc::new(rules),
                 answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
                 tails: Arc::new(Semaphore::new(TAILS_MAX)),
                 looks: Arc::new(Semaphore::new(LOOKS_MAX)),
@@ -127,6 +131,10 @@ impl App {
 
     pub(crate) fn conditions(&self) -> &Conditions {
         &self.inner.conditions
+    }
+
+    pub(crate) fn rules(&self) -> &Arc<Rules> {
+        &self.inner.rules
     }
 
     pub(crate) fn devices(&self) -> &Devices {
@@ -203,6 +211,7 @@ pub(crate) fn router(app: App, access: Access) -> Router {
         .route(api::FLOWS, post(answers::flow_rows))
         .route(api::TAIL, get(tail::watch))
         .route(api::OPENAPI, get(openapi::show))
+        .merge(lifecycle::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state((app.clone(), Arc::new(access)), admit))

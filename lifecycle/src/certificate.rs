@@ -13,6 +13,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::AuditError;
@@ -22,7 +23,7 @@ use crate::audit::{self, AuditLog, Event, Who};
 pub const FOLDER: &str = "certificates";
 
 /// What was deleted, and how far that reaches.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Erasure {
     /// Store id, hex.
     pub store: String,
@@ -42,7 +43,7 @@ pub struct Erasure {
 }
 
 /// A segment that is gone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Erased {
     /// Ordinal in the store.
     pub segment: u64,
@@ -65,7 +66,7 @@ pub struct Erased {
 }
 
 /// A deletion as it stands in the log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Certificate {
     /// Number of its entry.
     pub entry: u64,

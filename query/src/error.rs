@@ -3,6 +3,8 @@
 
 use std::io;
 
+use wirevault_index::IndexError;
+
 use crate::filter::FilterError;
 use crate::time::rfc3339;
 
@@ -41,6 +43,9 @@ pub enum QueryError {
         /// Bytes of packets that may be held back.
         limit_bytes: usize,
     },
+    /// The one segment that was asked about cannot be opened.
+    #[error(transparent)]
+    Segment(IndexError),
     /// The receiver of the answer failed.
     #[error("writing the answer failed: {0}")]
     Sink(#[source] io::Error),

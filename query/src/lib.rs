@@ -15,6 +15,7 @@
 //! - nothing is written, and no lock is taken.
 //!
 //! - [`run()`]: packets. [`flows()`]: flows.
+//! - [`matching_chunks()`]: what the index alone says of one segment.
 //! - [`filter`]: the filter language. [`time`]: points in time as people write them.
 //! - [`export`]: pcapng, pcap, lines. [`summary`]: what an answer says of itself.
 //! - `prune`: what need not be opened. `ahead`: what is looked into by several threads. `stream`,
@@ -32,6 +33,7 @@ pub mod export;
 pub mod filter;
 mod flows;
 mod held_flows;
+mod matching;
 mod merge;
 mod prune;
 mod reading;
@@ -53,6 +55,7 @@ use wirevault_index::{Catalog, Segment};
 pub use error::QueryError;
 pub use export::{PacketOut, Sink};
 pub use flows::{FLOWS_HELD_MAX, FlowRow, RowSink};
+pub use matching::matching_chunks;
 pub use run::Request;
 pub use summary::Summary;
 

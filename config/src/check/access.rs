@@ -25,6 +25,11 @@ pub(super) fn api(section: &Section<'_>) -> Api {
             let way_out = "add the section `tls`, or remove the certificates";
             section.fault("certificates", problem.to_owned(), way_out.to_owned());
         }
+        if rule.role == Role::Admin && !rule.filter.is_empty() {
+            let problem = "a filter narrows questions, and an admin deletes whole segments";
+            let way_out = "remove it, or give the role `export`";
+            section.fault("filter", problem.to_owned(), way_out.to_owned());
+        }
     }
     api
 }

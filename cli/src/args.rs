@@ -78,6 +78,22 @@ Examples:
     /// Check every chunk of every segment. Exit code 0: whole; 3: damaged.
     #[command(after_help = "Example: wirevault verify --store ./store --json")]
     Verify(VerifyArgs),
+    /// What the retention rules want deleted, and having it done.
+    #[command(after_help = "Example: wirevault lifecycle plan")]
+    #[command(subcommand)]
+    Lifecycle(LifecycleVerb),
+    /// Delete segments, so that nobody can read them again. Shows which; --yes deletes them.
+    ///
+    /// Their keys go first, then their space. A certificate says how far that reaches.
+    #[command(after_help = "\
+Examples:
+  wirevault delete --before '30 days ago'
+  wirevault delete --store ./store --segment 17 --yes")]
+    Delete(DeleteArgs),
+    /// What was deleted, as the audit log states it.
+    #[command(after_help = "Example: wirevault certificate show --store /var/lib/wirevault")]
+    #[command(subcommand)]
+    Certificate(CertificateVerb),
     /// Read the log of what was done with a store, and check that nobody changed it.
     #[command(after_help = "Example: wirevault audit verify --store /var/lib/wirevault")]
     #[command(subcommand)]
@@ -140,6 +156,80 @@ pub(crate) enum EraseHow {
     Format,
     /// Sanitize, spare areas and caches included; where the device offers it.
     Sanitize,
+}
+
+/// What is done by the rules.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LifecycleVerb {
+    /// Show what the rules want deleted now.
+    #[command(after_help = "\
+Example: wirevault lifecycle plan --store ./store --config /etc/wirevault/wirevault.yaml")]
+    Plan(LifecycleArgs),
+    /// Delete what the rules want deleted. The daemon does that by itself, every minute.
+    #[command(after_help = "Example: wirevault lifecycle apply")]
+    Apply(LifecycleArgs),
+}
+
+/// Whose rules.
+#[derive(Debug, Args)]
+pub(crate) struct LifecycleArgs {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Configuration with the rules; the daemon has its own.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub(crate) config: Option<PathBuf>,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What to delete.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").args(["before", "segment"]).required(true).multiple(true))]
+pub(crate) struct DeleteArgs {
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Segments whose packets are all older than this time.
+    #[arg(long, value_name = "TIME")]
+    pub(crate) before: Option<String>,
+    /// Segments of these numbers: `wirevault segments` shows them behind the `#`.
+    #[arg(long, value_name = "N")]
+    pub(crate) segment: Vec<u64>,
+    /// Delete them, instead of showing which they are.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is done with certificates.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertificateVerb {
+    /// Show certificates of deletions, one a line.
+    #[command(after_help = "Example: wirevault certificate show --store ./store --json")]
+    Show {
+        /// Directory of the store: its first volume.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// As JSON, with the hashes of what was in the segments.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare certificates with the audit log, and look whether their segments are gone. Exit code
+    /// 0: it is so; 3: it is not.
+    #[command(after_help = "Example: wirevault certificate verify --store ./store")]
+    Verify {
+        /// Directory of the store: its first volume.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// Key file of a sealed store, where it is not where `init` put it.
+        #[arg(long, value_name = "FILE")]
+        key: Option<PathBuf>,
+        /// Only this certificate.
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
 }
 
 /// What is done with the audit log.

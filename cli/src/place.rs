@@ -50,22 +50,24 @@ pub(crate) fn key_source(key: Option<&Path>) -> KeySource {
 /// # Errors
 /// `Time`.
 pub(crate) fn request(question: &Question) -> Result<Request, CliError> {
-    let now_ns = SystemClock.unix_ns();
-    let time = |flag: &'static str, text: &Option<String>| {
-        let read = |text: &String| {
-            parse(text, now_ns, &local_zone()).map_err(|source| CliError::Time { flag, source })
-        };
-        text.as_ref().map(read).transpose()
-    };
     Ok(Request {
         filter: question.filter.join(" "),
-        since_ns: time("since", &question.since)?,
-        until_ns: time("until", &question.until)?,
+        since_ns: time("since", question.since.as_deref())?,
+        until_ns: time("until", question.until.as_deref())?,
         skip_link_types: question.skip_linktype,
         tunnel: question.tunnel,
         without_duplicates: question.without_duplicates,
         ..Request::default()
     })
+}
+
+/// The time that a flag names, ns.
+///
+/// # Errors
+/// `Time`.
+pub(crate) fn time(flag: &'static str, text: Option<&str>) -> Result<Option<u64>, CliError> {
+    let read = |text: &str| parse(text, SystemClock.unix_ns(), &local_zone());
+    text.map(read).transpose().map_err(|source| CliError::Time { flag, source })
 }
 
 #[cfg(test)]

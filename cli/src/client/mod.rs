@@ -66,10 +66,21 @@ impl Client {
     /// `Refused`, `Answer`.
     pub(crate) fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, CliError> {
         let response = self.send(Method::GET, path, Bytes::new())?;
-        let bytes = self.collect(response.into_body())?;
-        serde_json::from_slice(&bytes).map_err(|error| {
-            answer(format!("does not fit this release: {error}; use the release of the daemon"))
-        })
+        self.document(response)
+    }
+
+    /// Has something done whose answer is a JSON document.
+    ///
+    /// # Errors
+    /// `Refused`, `Answer`.
+    pub(crate) fn have_done<T: DeserializeOwned>(
+        &mut self,
+        path: &str,
+        order: &impl Serialize,
+    ) -> Result<T, CliError> {
+        let json = serde_json::to_vec(order).map_err(io::Error::from)?;
+        let response = self.send(Method::POST, path, json.into())?;
+        self.document(response)
     }
 
     /// Asks for a stream.
@@ -119,6 +130,13 @@ impl Client {
             StatusCode::OK => Ok(response),
             status => Err(self.refusal(status, response.into_body())),
         }
+    }
+
+    fn document<T: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<T, CliError> {
+        let bytes = self.collect(response.into_body())?;
+        serde_json::from_slice(&bytes).map_err(|error| {
+            answer(format!("does not fit this release: {error}; use the release of the daemon"))
+        })
     }
 
     fn refusal(&self, status: StatusCode, body: Incoming) -> CliError {

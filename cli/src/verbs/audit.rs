@@ -53,7 +53,7 @@ fn show(store: &Path, json: bool) -> Result<Outcome, CliError> {
 }
 
 /// Where the log is: the id of a store on devices stands in its superblock.
-fn folder(store: &Path) -> Result<PathBuf, CliError> {
+pub(crate) fn folder(store: &Path) -> Result<PathBuf, CliError> {
     match store.is_dir() {
         true => Ok(store.join(audit::FOLDER)),
         false => {

@@ -1,6 +1,8 @@
 //! The verbs, one file each.
 
 pub(crate) mod audit;
+pub(crate) mod certificate;
+pub(crate) mod delete;
 pub(crate) mod flows;
 pub(crate) mod import;
 pub(crate) mod init;

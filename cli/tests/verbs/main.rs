@@ -1,6 +1,7 @@
 //! Every verb, flag and output of the program, end to end.
 
 mod common;
+mod deleting;
 mod questions;
 mod socket;
 mod store;

@@ -114,6 +114,8 @@ mod tests {
             assert!(half.contains(&format!("api.tls.{key}: the key is missing")), "{half}");
         }
         assert!(fault("  access:\n    - {users: 1, role: root}\n").contains("api.access[0].role"));
+        let wide = fault("  access:\n    - {users: 1, role: admin, filter: port 1}\n");
+        assert!(wide.contains("an admin deletes whole segments"), "{wide}");
         let odd = fault(&format!("{TLS}  access:\n    - {{certificates: alice, role: query}}\n"));
         assert!(odd.contains("is not a name in a certificate"), "{odd}");
     }

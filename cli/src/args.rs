@@ -237,8 +237,8 @@ pub(crate) enum CertificateVerb {
 pub(crate) enum AuditVerb {
     /// Check the chain of all lines. Exit code 0: whole; 3: something was done to it.
     ///
-    /// Lines that are missing at the end show only against a head that was kept elsewhere: the
-    /// system's log has one of each start and end of the recorder.
+    /// Lines that are missing at the end show only against heads that were kept elsewhere: in the
+    /// file of `audit.anchor`, and in the system's log at each start and end of the recorder.
     #[command(after_help = "\
 Example: wirevault audit verify --store /var/lib/wirevault --head $(journalctl -u wirevaultd \
 -o cat | grep -o 'head=\"[0-9a-f]*' | tail -1 | cut -d'\"' -f2)")]
@@ -249,9 +249,23 @@ Example: wirevault audit verify --store /var/lib/wirevault --head $(journalctl -
         /// Hash of a line that must be in the log: 64 hex digits.
         #[arg(long, value_name = "HASH")]
         head: Option<String>,
+        /// File of heads that the recorder kept (`audit.anchor`): none of them may be missing.
+        #[arg(long, value_name = "FILE")]
+        anchor: Option<PathBuf>,
         /// Report as JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Write the whole log to a file, as it stands: it is checked as the log itself is.
+    #[command(after_help = "\
+Example: wirevault audit export --store /var/lib/wirevault -w audit.log; tail -1 audit.log")]
+    Export {
+        /// Directory of the store: its first volume.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// File to write; `-` is standard output.
+        #[arg(short, long, value_name = "FILE")]
+        write: PathBuf,
     },
     /// Show the entries, one a line.
     #[command(after_help = "\

@@ -194,6 +194,8 @@ pub struct Config {
     pub segment_age: Duration,
     /// What is deleted before the quota takes it, in the order of asking.
     pub retention: Vec<RetentionRule>,
+    /// File that heads of the audit log are kept in, absolute.
+    pub audit_anchor: Option<PathBuf>,
     /// Where questions come in, and who may ask what.
     pub api: Api,
     /// CPUs for the lanes, in order, no two alike: none (no pinning), or at least one for each

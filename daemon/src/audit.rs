@@ -14,7 +14,7 @@ use serde::Serialize;
 use wirevault_format::StoreId;
 use wirevault_format::table::SegmentEntry;
 use wirevault_lifecycle::AuditError;
-use wirevault_lifecycle::audit::{self, AuditLog, Event, Outcome, Who};
+use wirevault_lifecycle::audit::{self, Anchor, AuditLog, Event, FileAnchor, Mark, Outcome, Who};
 use wirevault_lifecycle::certificate::{Certificate, Erasure, certify};
 use wirevault_lifecycle::retention::Step;
 use wirevault_query::Summary;
@@ -28,9 +28,20 @@ const DENIAL_PAUSE: Duration = Duration::from_secs(1);
 /// The log, as the API and the store write into it.
 pub(crate) struct Audit {
     log: AuditLog,
+    /// Where heads of the log are kept, beside the system's log.
+    anchor: Option<Kept>,
     denials: Mutex<Denials>,
     /// Why the last entry could not be written; nothing when it could.
     trouble: Mutex<Option<String>>,
+}
+
+/// A place for heads.
+struct Kept {
+    place: Box<dyn Anchor>,
+    store: String,
+    clock: Arc<dyn Clock>,
+    /// The last entry whose hash is there.
+    entry: Mutex<Option<u64>>,
 }
 
 #[derive(Default)]
@@ -60,9 +71,30 @@ impl Audit {
         volume: &Path,
         store: StoreId,
         clock: Arc<dyn Clock>,
-    ) -> Result<Arc<Self>, AuditError> {
+    ) -> Result<Self, AuditError> {
         let log = AuditLog::open(&audit::folder_of(volume, &store.to_string()), clock)?;
-        Ok(Arc::new(Self { log, denials: Mutex::default(), trouble: Mutex::default() }))
+        let (denials, trouble, anchor) = Default::default();
+        Ok(Self { log, anchor, denials, trouble })
+    }
+
+    /// Keeps heads in this file as well.
+    pub(crate) fn anchored(self, file: &Path, store: StoreId, clock: Arc<dyn Clock>) -> Self {
+        let (place, store, entry) = (Box::new(FileAnchor::new(file)), store.to_string(), None);
+        Self { anchor: Some(Kept { place, store, clock, entry: Mutex::new(entry) }), ..self }
+    }
+
+    /// Keeps the head outside, if it is another than the last time.
+    pub(crate) fn anchor(&self) {
+        let (Some(kept), Some((entry, hash))) = (&self.anchor, self.log.last()) else { return };
+        let mut last = kept.entry.lock().unwrap_or_else(PoisonError::into_inner);
+        if *last == Some(entry) {
+            return;
+        }
+        let (store, time_ns) = (kept.store.clone(), kept.clock.unix_ns());
+        let mark = Mark { store, entry, hash, time_ns };
+        if self.watched(kept.place.keep(&mark)).is_ok() {
+            *last = Some(entry);
+        }
     }
 
     /// Writes down what the recorder does itself. A failure is told by the status.
@@ -96,7 +128,9 @@ impl Audit {
 
     /// Writes down that segments are gone.
     pub(crate) fn certify(&self, who: &Who, erasure: Erasure) -> Result<Certificate, AuditError> {
-        self.watched(certify(&self.log, who.clone(), erasure))
+        let certificate = self.watched(certify(&self.log, who.clone(), erasure))?;
+        self.anchor();
+        Ok(certificate)
     }
 
     /// Somebody was turned away.

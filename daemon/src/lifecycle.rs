@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -83,9 +83,6 @@ impl Rules {
 
     /// What the rules want deleted of this catalog.
     pub fn plan(&self, catalog: &Catalog, now_ns: u64) -> Vec<Step> {
-        if self.rules.is_empty() {
-            return Vec::new();
-        }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let segments: HashMap<u64, &Arc<Segment>> =
             closed(catalog).map(|segment| (segment.entry.ordinal, segment)).collect();
@@ -278,29 +275,30 @@ fn delete_live(app: &App, who: &Who, steps: &[Step]) -> Result<Vec<Certificate>,
 }
 
 fn planned(app: &App, rules: &Rules) -> Vec<Step> {
+    if rules.rules.is_empty() {
+        return Vec::new();
+    }
     let now_ns = SystemClock.unix_ns();
     app.pipeline().map_or(Vec::new(), |pipeline| rules.plan(&pipeline.catalog(), now_ns))
 }
 
 /// The thread that does what the rules say.
 pub(crate) struct Keeper {
-    stop: Option<Sender<()>>,
+    stop: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
-    /// Begins at once, and goes on every minute. Without rules there is nothing to do.
+    /// Begins at once, and goes on every minute; keeps the head of the audit log outside as often.
     pub(crate) fn start(app: &App) -> Self {
         let (app, rules) = (app.clone(), Arc::clone(app.rules()));
-        if rules.rules.is_empty() {
-            return Self { stop: None, thread: None };
-        }
-        let (stop, stopped) = channel();
+        let (stop, stopped) = sync_channel(1);
         let work = move || loop {
             let steps = planned(&app, &rules);
             if let Err(error) = delete_live(&app, &Who::Recorder, &steps) {
                 tracing::error!("what the rules want cannot be deleted: {}", error.chain());
             }
+            app.audit().anchor();
             if stopped.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
                 return;
             }

@@ -139,6 +139,7 @@ fn record(
     }
     tracing::info!("every segment is closed");
     audit.note(Event::Stopped);
+    audit.anchor();
     tracing::info!(head = audit.head(), "the audit log ends");
     watched
 }
@@ -150,6 +151,10 @@ fn audited(
     clock: &Arc<dyn Clock>,
 ) -> Result<Arc<Audit>, DaemonError> {
     let audit = Audit::open(first_volume(config), store.id(), Arc::clone(clock))?;
+    let audit = Arc::new(match &config.audit_anchor {
+        Some(file) => audit.anchored(file, store.id(), Arc::clone(clock)),
+        None => audit,
+    });
     tracing::info!(head = audit.head(), "the audit log is open");
     audit.note(Event::Started {
         store: store.id().to_string(),

@@ -190,7 +190,7 @@ mod tests {
     fn a_certificate_is_what_the_log_says_or_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let log = AuditLog::open(dir.path(), Arc::new(ManualClock::new(1))).unwrap();
-        assert_eq!(list(dir.path()).unwrap(), [PathBuf::new(); 0]);
+        assert!(list(dir.path()).unwrap().is_empty());
         log.append(Who::Recorder, Event::Stopped).unwrap();
         let made = certify(&log, Who::Recorder, erasure()).unwrap();
         log.append(Who::Recorder, Event::Stopped).unwrap();

@@ -93,9 +93,10 @@ fn a_changed_line_is_found_and_a_cut_log_is_known_by_its_head() {
     recorder.ask("query", &["udp port 53"]);
     recorder.kill();
     // A killed recorder leaves a whole log that its successor goes on with.
-    let recorder = site.record("va", OPTIONS);
+    let heads = site.file("heads").display().to_string();
+    let recorder = site.record("va", &format!("{OPTIONS}audit:\n  anchor: {heads}\n"));
     assert!(recorder.terminate().success());
-    let (code, text) = verify(&site, &[]);
+    let (code, text) = verify(&site, &["--anchor", &heads]);
     assert_eq!(code, Some(0), "{text}");
     let head = text.split("head ").nth(1).expect("head")[..64].to_owned();
     assert_eq!(verify(&site, &["--head", &head]).0, Some(0));
@@ -112,6 +113,9 @@ fn a_changed_line_is_found_and_a_cut_log_is_known_by_its_head() {
     let (code, text) = verify(&site, &["--head", &head]);
     assert_eq!(code, Some(3), "{text}");
     assert!(text.contains("cut off or written anew"), "{text}");
+    let (code, text) = verify(&site, &["--anchor", &heads]);
+    assert_eq!(code, Some(3), "{text}");
+    assert!(text.contains("entry 2 is missing, and all up to"), "{text}");
     let (code, _) = verify(&site, &["--head", "12"]);
     assert_eq!(code, Some(2));
 }

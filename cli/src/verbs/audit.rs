@@ -2,14 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use wirevault_index::{KeySource, open_store};
+use wirevault_lifecycle::audit::anchor::{self, Difference};
 use wirevault_lifecycle::audit::{self, Entry, Event, FaultKind, Report, Who};
 use wirevault_query::summary::Instant;
 
 use crate::args::AuditVerb;
 use crate::error::CliError;
 use crate::outcome::Outcome;
-use crate::output::{Paint, count_text, put, put_json};
+use crate::output::{Paint, count_text, put, put_json, tell};
 
 /// Digits of a hash.
 const HASH_DIGITS: usize = 64;
@@ -17,12 +19,33 @@ const HASH_DIGITS: usize = 64;
 /// Shows or checks the log.
 pub(crate) fn audit(verb: &AuditVerb) -> Result<Outcome, CliError> {
     match verb {
-        AuditVerb::Verify { store, head, json } => verify(store, head.as_deref(), *json),
+        AuditVerb::Verify { store, head, anchor, json } => {
+            verify(store, head.as_deref(), anchor.as_deref(), *json)
+        }
+        AuditVerb::Export { store, write } => export(store, write),
         AuditVerb::Show { store, json } => show(store, *json),
     }
 }
 
-fn verify(store: &Path, head: Option<&str>, json: bool) -> Result<Outcome, CliError> {
+/// The whole log, once it is known to be whole.
+fn export(store: &Path, file: &Path) -> Result<Outcome, CliError> {
+    let log = folder(store)?;
+    let report = audit::verify(&log, None)?;
+    let bytes = audit::bytes(&log)?;
+    match file == Path::new("-") {
+        true => put(&String::from_utf8_lossy(&bytes))?,
+        false => std::fs::write(file, bytes)?,
+    }
+    tell(&text(&report, None, Paint::stderr()));
+    Ok(if report.faults.is_empty() { Outcome::Found } else { Outcome::Incomplete })
+}
+
+fn verify(
+    store: &Path,
+    head: Option<&str>,
+    anchor: Option<&Path>,
+    json: bool,
+) -> Result<Outcome, CliError> {
     if let Some(head) = head
         && (head.len() != HASH_DIGITS || !head.bytes().all(|byte| byte.is_ascii_hexdigit()))
     {
@@ -30,15 +53,39 @@ fn verify(store: &Path, head: Option<&str>, json: bool) -> Result<Outcome, CliEr
         return Err(CliError::Usage(what));
     }
     let head = head.map(str::to_ascii_lowercase);
-    let report = audit::verify(&folder(store)?, head.as_deref())?;
+    let log = folder(store)?;
+    let report = audit::verify(&log, head.as_deref())?;
+    let difference = anchor.map(|file| compared(store, &log, file)).transpose()?.flatten();
     match json {
-        true => put_json(&report)?,
-        false => put(&text(&report, Paint::stdout()))?,
+        true => put_json(&Verdict { report: &report, difference: difference.as_ref() })?,
+        false => put(&text(&report, difference.as_ref(), Paint::stdout()))?,
     }
-    Ok(match report.faults.is_empty() && report.anchored != Some(false) {
+    Ok(match is_whole(&report, difference.as_ref()) {
         true => Outcome::Found,
         false => Outcome::Incomplete,
     })
+}
+
+/// A report, and how the log differs from the heads that were kept.
+#[derive(Serialize)]
+struct Verdict<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    difference: Option<&'a Difference>,
+}
+
+fn compared(store: &Path, log: &Path, file: &Path) -> Result<Option<Difference>, CliError> {
+    let id = open_store(store, &KeySource::Recorded)?.store.to_string();
+    let marks = anchor::marks(file, &id)?;
+    if marks.is_empty() {
+        let what = format!("{} holds no head of store {id}", file.display());
+        return Err(CliError::Usage(what));
+    }
+    Ok(anchor::compare(log, &marks)?)
+}
+
+fn is_whole(report: &Report, difference: Option<&Difference>) -> bool {
+    report.faults.is_empty() && report.anchored != Some(false) && difference.is_none()
 }
 
 fn show(store: &Path, json: bool) -> Result<Outcome, CliError> {
@@ -63,7 +110,7 @@ pub(crate) fn folder(store: &Path) -> Result<PathBuf, CliError> {
     }
 }
 
-fn text(report: &Report, paint: Paint) -> String {
+fn text(report: &Report, difference: Option<&Difference>, paint: Paint) -> String {
     let mut text = String::new();
     for fault in &report.faults {
         let what = match &fault.kind {
@@ -87,7 +134,21 @@ fn text(report: &Report, paint: Paint) -> String {
         let what = "no line has the hash asked for: the log was cut off or written anew";
         text += &format!("{}: {what}\n", paint.bad("broken"));
     }
-    let verdict = match report.faults.is_empty() && report.anchored != Some(false) {
+    if let Some(difference) = difference {
+        let what = match difference {
+            Difference::CutOff { from, until } => format!(
+                "its end was cut off: entry {from} is missing, and all up to {until} at least"
+            ),
+            Difference::Rewritten { after: Some(after), until } => format!(
+                "entry {until} is not the one that was kept: it was made anew behind entry {after}"
+            ),
+            Difference::Rewritten { after: None, until } => {
+                format!("entry {until} is not the one that was kept, nor is any before it")
+            }
+        };
+        text += &format!("{}: {what}\n", paint.bad("broken"));
+    }
+    let verdict = match is_whole(report, difference) {
         true => paint.good("whole"),
         false => paint.bad("BROKEN"),
     };

@@ -25,7 +25,7 @@ pub(super) fn api(section: &Section<'_>) -> Api {
             let way_out = "add the section `tls`, or remove the certificates";
             section.fault("certificates", problem.to_owned(), way_out.to_owned());
         }
-        if rule.role == Role::Admin && !rule.filter.is_empty() {
+        if rule.role == Role::Admin && rule.filter.is_some() {
             let problem = "a filter narrows questions, and an admin deletes whole segments";
             let way_out = "remove it, or give the role `export`";
             section.fault("filter", problem.to_owned(), way_out.to_owned());

@@ -49,6 +49,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
         commit_interval: root.duration("commit_interval"),
         segment_age: root.duration("segment_age"),
         retention: retention::rules(&root),
+        audit_anchor: root.section("audit").path("anchor"),
         api: access::api(&root.section("api")),
         lane_cpus: cpus(&cpu_keys.list("lanes"), faults),
         topology: choice(&cpu_keys, "topology", Topology::from_name, Topology::Auto),

@@ -5,6 +5,7 @@
 //! that packets wait in `buffer.rs`, `log` in `process.rs`.
 
 mod api;
+mod audit;
 mod buffer;
 mod capture;
 mod mirror_targets;
@@ -235,6 +236,7 @@ const SECTIONS: &[&[Key]] = &[
     replay::KEYS,
     buffer::KEYS,
     retention::KEYS,
+    audit::KEYS,
     api::KEYS,
     process::KEYS,
 ];

@@ -107,6 +107,12 @@ impl AuditLog {
         Ok((number, head))
     }
 
+    /// Number and hash of the last line; nothing while there is none.
+    pub fn last(&self) -> Option<(u64, String)> {
+        let end = lock(&self.end);
+        Some((end.next.checked_sub(1)?, self.head()))
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Path {
         &self.folder

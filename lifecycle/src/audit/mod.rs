@@ -19,26 +19,29 @@
 //!
 //! # What that proves
 //! Who knows the hash of a line knows that no earlier line was changed, removed or moved since.
-//! Lines that are missing at the end are noticed only by who kept a newer hash: the head is told in
-//! the system's log at each start and end ([`verify::Report::head`] finds it again).
-//! Somebody who may write to the folder can make a whole new chain; its head is another one.
+//! Lines that are missing at the end are noticed only by who kept a newer hash: heads are kept
+//! outside, see [`anchor`], and told in the system's log at each start and end. Somebody who may
+//! write to the folder can make a whole new chain; its head is another one.
 //!
 //! # Durability
 //! [`AuditLog::append`] returns when the line is on the disk (`fdatasync`). What a crash leaves of
 //! a line was not answered for, and is cut off at the next opening, which is an entry of its own.
 //!
-//! Files: [`entry`], [`log`] (the writer), [`mod@verify`] (the reader), `folder` (names and lines).
+//! Files: [`anchor`] (heads that are kept elsewhere), [`entry`], [`log`] (the writer),
+//! [`mod@verify`] (the reader), `folder` (names and lines).
 
 use std::path::{Path, PathBuf};
 
+pub mod anchor;
 pub mod entry;
 mod folder;
 pub mod log;
 pub mod verify;
 
+pub use anchor::{Anchor, FileAnchor, Mark};
 pub use entry::{Entry, Event, Outcome, Who};
 pub use log::AuditLog;
-pub use verify::{Fault, FaultKind, Report, read, verify};
+pub use verify::{Fault, FaultKind, Report, bytes, read, verify};
 
 /// Name of the log's folder within the first volume of a store.
 pub const FOLDER: &str = "audit";

@@ -66,6 +66,21 @@ pub fn verify(folder: &Path, anchor: Option<&str>) -> Result<Report, AuditError>
     read(folder, anchor, &mut |_| ())
 }
 
+/// The whole log as it stands, one file behind the other.
+///
+/// Errors: the system's.
+pub fn bytes(folder: &Path) -> Result<Vec<u8>, AuditError> {
+    let mut all = Vec::new();
+    for number in folder::files(folder)? {
+        all.extend(file_bytes(&folder::path(folder, number))?);
+    }
+    Ok(all)
+}
+
+fn file_bytes(path: &Path) -> Result<Vec<u8>, AuditError> {
+    fs::read(path).map_err(|source| AuditError::Io { path: path.into(), what: "read", source })
+}
+
 /// As [`verify`], and gives out every entry on the way.
 ///
 /// Errors: as [`verify`].
@@ -73,6 +88,17 @@ pub fn read(
     folder: &Path,
     anchor: Option<&str>,
     sink: &mut dyn FnMut(Entry),
+) -> Result<Report, AuditError> {
+    read_hashed(folder, anchor, &mut |entry, _| sink(entry))
+}
+
+/// As [`read`], and gives out the hash of every line as well.
+///
+/// Errors: as [`verify`].
+pub fn read_hashed(
+    folder: &Path,
+    anchor: Option<&str>,
+    sink: &mut dyn FnMut(Entry, &str),
 ) -> Result<Report, AuditError> {
     let files = folder::files(folder)?;
     if files.is_empty() {
@@ -92,11 +118,7 @@ pub fn read(
     };
     for number in files {
         let path = folder::path(folder, number);
-        let bytes = fs::read(&path).map_err(|source| AuditError::Io {
-            path: path.clone(),
-            what: "read",
-            source,
-        })?;
+        let bytes = file_bytes(&path)?;
         for (line, text) in (1..).zip(bytes.split_inclusive(|byte| *byte == b'\n')) {
             if let Some(kind) = check.line(text) {
                 check.report.faults.push(Fault { file: path.clone(), line, kind });
@@ -110,7 +132,7 @@ struct Check<'a> {
     report: Report,
     anchor: Option<&'a str>,
     next: u64,
-    sink: &'a mut dyn FnMut(Entry),
+    sink: &'a mut dyn FnMut(Entry, &str),
 }
 
 impl Check<'_> {
@@ -137,7 +159,7 @@ impl Check<'_> {
             self.report.anchored = Some(true);
         }
         self.next = expected.max(number.saturating_add(1));
-        (self.sink)(line.entry);
+        (self.sink)(line.entry, line.hash);
         fault
     }
 }

@@ -394,6 +394,12 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(planned(runs, &keep("ip")).len(), 0);
         assert!(!planned(runs, &keep("host 192.0.2.99")).is_empty());
     }),
+    case("audit.anchor", "heads of the log are kept there, and found again in it", |runs| {
+        let heads = runs.changed.site.file("heads").display().to_string();
+        let checked = runs.changed.site.offline_of("audit", "verify", &["--anchor", &heads]);
+        assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+        assert!(!runs.plain.site.file("heads").exists());
+    }),
     case("api.socket", "where it answers", |runs| {
         assert!(runs.changed.socket.ends_with("folder/other.sock"));
         for seen in [&runs.plain, &runs.changed] {

@@ -187,12 +187,14 @@ fn changed_config(site: &Site, more: &str) -> (String, PathBuf) {
     let socket = site.file("folder/other.sock");
     let config = format!(
         "store: [{}, {}]\n{more}reserve: 5%\nflush_age: 10s\nlog: error\n\
+         audit:\n  anchor: {}\n\
          buffer:\n  size: 8MiB\n  hugepages: off\ncpus:\n  topology: run_to_completion\n\
          api:\n  socket: {}\n  users: [{USER}]\n\
          capture:\n  - interface: va\n    lanes: 2\n    snaplen: 200\n    promiscuous: false\n    \
          budget: 512MiB\n    ring: 4MiB\n  - interface: vc\n    filter: udp dst port {}\n",
         site.store().display(),
         site.file("volume-1").display(),
+        site.file("heads").display(),
         socket.display(),
         Stamp::port(1)
     );

@@ -1,0 +1,206 @@
+//! Heads of the log, kept where who can write to the log cannot: only they tell that its end was
+//! cut off, or that all of it was made anew.
+//!
+//! An [`Anchor`] is a place for them. [`FileAnchor`] is a file on another path, best on another
+//! machine or on a medium that is only appended to: a JSON object of [`Mark`] a line.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::AuditError;
+use crate::audit::{Entry, verify};
+
+/// The head of a log at some moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Store id, hex: several stores may have one place.
+    pub store: String,
+    /// Number of the last entry.
+    pub entry: u64,
+    /// Hash of its line.
+    pub hash: String,
+    /// When it was kept, Unix ns.
+    pub time_ns: u64,
+}
+
+/// A place outside of the log that keeps heads.
+pub trait Anchor: Send + Sync {
+    /// Keeps a head, durably.
+    ///
+    /// # Errors
+    /// It cannot be reached.
+    fn keep(&self, mark: &Mark) -> Result<(), AuditError>;
+}
+
+/// A file that heads are appended to.
+#[derive(Debug)]
+pub struct FileAnchor {
+    path: PathBuf,
+}
+
+impl FileAnchor {
+    /// In this file, which is made when the first head is kept.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+}
+
+impl Anchor for FileAnchor {
+    fn keep(&self, mark: &Mark) -> Result<(), AuditError> {
+        let append = || {
+            let mut line = serde_json::to_vec(mark)?;
+            line.push(b'\n');
+            let mut options = OpenOptions::new();
+            let mut file = options.append(true).create(true).mode(0o600).open(&self.path)?;
+            file.write_all(&line)?;
+            file.sync_all()?;
+            self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        };
+        append().map_err(|source| failed(&self.path, "append", source))
+    }
+}
+
+/// Reads the heads of a store out of a file that [`FileAnchor`] wrote. A last line that a crash cut
+/// off is no head.
+///
+/// # Errors
+/// [`AuditError::Io`]; also for a line that is none.
+pub fn marks(path: &Path, store: &str) -> Result<Vec<Mark>, AuditError> {
+    let text = fs::read(path).map_err(|source| failed(path, "read", source))?;
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let lines = text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let marks: Result<Vec<Mark>, _> = lines.map(serde_json::from_slice).collect();
+    let mut marks = marks.map_err(|error| failed(path, "read", error.into()))?;
+    marks.retain(|mark| mark.store == store);
+    Ok(marks)
+}
+
+fn failed(path: &Path, what: &'static str, source: io::Error) -> AuditError {
+    AuditError::Io { path: path.to_owned(), what, source }
+}
+
+/// How a log differs from what was kept of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Difference {
+    /// Its end was cut off.
+    CutOff {
+        /// First number that is missing.
+        from: u64,
+        /// Last number that was kept; more may be missing behind it.
+        until: u64,
+    },
+    /// It was written anew, or its lines changed, somewhere between two kept heads.
+    Rewritten {
+        /// The last entry that is as it was kept; nothing if none is.
+        after: Option<u64>,
+        /// The first that is not.
+        until: u64,
+    },
+}
+
+/// Compares a log with the heads that were kept of it; nothing is wrong if it gives nothing.
+///
+/// # Errors
+/// As [`verify::read`].
+pub fn compare(folder: &Path, marks: &[Mark]) -> Result<Option<Difference>, AuditError> {
+    let mut marks: Vec<&Mark> = marks.iter().collect();
+    marks.sort_by_key(|mark| mark.entry);
+    let (mut at, mut after, mut changed, mut next) = (0, None, None, 0);
+    verify::read_hashed(folder, None, &mut |entry: Entry, hash: &str| {
+        next = entry.number + 1;
+        while let Some(mark) = marks.get(at).filter(|mark| mark.entry <= entry.number) {
+            let same = mark.entry == entry.number && mark.hash == hash;
+            match same && changed.is_none() {
+                true => after = Some(mark.entry),
+                false => drop(changed.get_or_insert(mark.entry)),
+            }
+            at += 1;
+        }
+    })?;
+    Ok(match (changed, marks.get(at..).and_then(|rest| rest.last())) {
+        (Some(until), _) => Some(Difference::Rewritten { after, until }),
+        (None, Some(mark)) => Some(Difference::CutOff { from: next, until: mark.entry }),
+        (None, None) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use wirevault_telemetry::clock::ManualClock;
+
+    use super::*;
+    use crate::audit::{AuditLog, Event, Who};
+
+    const STORE: &str = "07070707070707070707070707070707";
+
+    fn log(folder: &Path) -> AuditLog {
+        AuditLog::open(folder, Arc::new(ManualClock::new(1))).unwrap()
+    }
+
+    /// A log of six entries, of which heads were kept after the second and the fifth.
+    fn anchored() -> (tempfile::TempDir, Vec<Mark>) {
+        let dir = tempfile::tempdir().unwrap();
+        let anchor = FileAnchor::new(&dir.path().join("marks"));
+        let log = log(dir.path());
+        for number in 0..6 {
+            log.append(Who::Recorder, Event::Stopped).unwrap();
+            if [1, 4].contains(&number) {
+                let (entry, hash) = log.last().unwrap();
+                let mark = Mark { store: STORE.into(), entry, hash, time_ns: 1 };
+                anchor.keep(&mark).unwrap();
+                anchor.keep(&Mark { store: "other".into(), ..mark }).unwrap();
+            }
+        }
+        let path = dir.path().join("marks");
+        let mut torn = fs::read(&path).unwrap();
+        torn.extend_from_slice(b"{\"store\":");
+        fs::write(&path, torn).unwrap();
+        let marks = marks(&path, STORE).unwrap();
+        assert_eq!(marks.iter().map(|mark| mark.entry).collect::<Vec<_>>(), [1, 4]);
+        (dir, marks)
+    }
+
+    fn keep_lines(dir: &tempfile::TempDir, count: usize) {
+        let path = dir.path().join("audit-00000001.log");
+        let text = fs::read_to_string(&path).unwrap();
+        let kept: String = text.split_inclusive('\n').take(count).collect();
+        fs::write(path, kept).unwrap();
+    }
+
+    #[test]
+    fn an_end_that_was_cut_off_is_found_and_located() {
+        let (dir, marks) = anchored();
+        assert_eq!(compare(dir.path(), &marks).unwrap(), None);
+        keep_lines(&dir, 5);
+        assert_eq!(compare(dir.path(), &marks).unwrap(), None, "no head was kept of the last");
+        for count in (0..5).rev() {
+            keep_lines(&dir, count);
+            let expected = Difference::CutOff { from: count as u64, until: 4 };
+            assert_eq!(compare(dir.path(), &marks).unwrap(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_log_that_was_made_anew_is_found_and_located() {
+        for (kept, after) in [(3, Some(1)), (1, None)] {
+            let (dir, marks) = anchored();
+            keep_lines(&dir, kept);
+            let log = log(dir.path());
+            for number in kept..7 {
+                let (request, why) = (number.to_string(), String::new());
+                log.append(Who::Unknown, Event::Denied { request, why, others: 0 }).unwrap();
+            }
+            assert!(verify::verify(dir.path(), None).unwrap().faults.is_empty(), "it chains well");
+            let until = if kept == 3 { 4 } else { 1 };
+            let expected = Difference::Rewritten { after, until };
+            assert_eq!(compare(dir.path(), &marks).unwrap(), Some(expected));
+        }
+    }
+}

@@ -27,7 +27,7 @@ pub(crate) enum Below {
     /// The kernel has the device that holds this path.
     Kernel(PathBuf),
     /// We have it; it is known as the kernel described it before.
-    Own(Device, Weak<Controller<VfioBus>>),
+    Own(Box<Device>, Weak<Controller<VfioBus>>),
 }
 
 /// What is known of each volume's device. Dropping it ends the threads when they next wake.

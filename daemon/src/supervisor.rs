@@ -34,7 +34,7 @@ impl Supervisor {
             Ok(_) => None,
             Err(_) => {
                 tracing::warn!(
-                    "NOTIFY_SOCKET is full and nobody reads it; nothing more is told until somebody does"
+                    "NOTIFY_SOCKET is full and nobody reads it; nothing more is told until then"
                 );
                 Some(telling)
             }

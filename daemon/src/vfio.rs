@@ -133,7 +133,7 @@ impl OwnDevices {
     /// Whom to ask for the health of each volume's device.
     pub(crate) fn below(&self, store: &StoreStatus) -> Vec<Below> {
         let below = |path: &String| match self.own.iter().find(|own| own.name == *path) {
-            Some(own) => Below::Own(own.device.clone(), Weak::clone(&own.controller)),
+            Some(own) => Below::Own(Box::new(own.device.clone()), Weak::clone(&own.controller)),
             None => Below::Kernel(PathBuf::from(path)),
         };
         store.volumes.iter().map(|volume| below(&volume.path)).collect()

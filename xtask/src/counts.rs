@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write, fs, path::PathBuf, process::Command
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::root;
+use crate::{root, said};
 
 const BASELINE: &str = "bench/counts/baseline.txt";
 /// Crates whose code is counted.
@@ -81,12 +81,6 @@ fn count(program: &PathBuf, job: &str) -> Result<f64> {
 fn collected(told: &str) -> Option<f64> {
     let line = told.lines().find_map(|line| line.split_once("Collected : "))?;
     line.1.trim().parse().ok().filter(|count| *count > 0.0)
-}
-
-fn said(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(output.status.success(), "{command:?} failed");
-    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The compiler, and each job's count.

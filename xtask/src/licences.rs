@@ -1,8 +1,13 @@
 //! Other people's crates: their licence, where they come from, and the ones we chose against.
 
+use std::collections::HashSet;
+use std::process::Command;
+
 use anyhow::Result;
 use cargo_metadata::{Metadata, Package};
 use spdx::{Expression, ParseMode};
+
+use crate::said;
 
 /// Licences that ask for no more than naming the authors.
 const ALLOWED: &[&str] = &[
@@ -34,15 +39,27 @@ const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// Checks every package of the dependency graph that is not ours.
 pub(crate) fn check(metadata: &Metadata) -> Result<Vec<String>> {
+    let built = built()?;
     let foreign: Vec<_> = metadata
         .packages
         .iter()
         .filter(|package| !metadata.workspace_members.contains(&package.id))
+        .filter(|package| built.contains(&format!("{} v{}", package.name, package.version)))
         .collect();
     let mut faults: Vec<_> = foreign.iter().flat_map(|package| faults_of(package)).collect();
     faults.sort();
     println!("{} dependencies, {} licences allowed", foreign.len(), ALLOWED.len());
     Ok(faults)
+}
+
+/// `NAME vVERSION` of every package that some target has built. The metadata has more: also what
+/// only a feature `other?/feature` names, without whose dependency it is never built.
+fn built() -> Result<HashSet<String>> {
+    let mut tree = Command::new("cargo");
+    tree.args(["tree", "--workspace", "--target", "all", "--edges", "all"]);
+    let lines = said(tree.args(["--prefix", "none", "--format", "{p}"]))?;
+    let named = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    Ok(lines.lines().map(named).collect())
 }
 
 fn faults_of(package: &Package) -> Vec<String> {

@@ -15,9 +15,10 @@ mod licences;
 mod reach;
 mod tidy;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use cargo_metadata::{Metadata, MetadataCommand};
 
 const USAGE: &str = "\
@@ -79,6 +80,13 @@ fn everything() -> Result<Metadata> {
     let mut command = MetadataCommand::new();
     command.manifest_path(root().join("Cargo.toml"));
     command.exec().context("`cargo metadata` failed")
+}
+
+/// What a command that has to succeed prints.
+fn said(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(output.status.success(), "{command:?} failed");
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Prints faults, one a line; true when there are none.

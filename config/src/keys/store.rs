@@ -29,9 +29,9 @@ pub(super) const KEYS: &[Key] = &[
         Nothing,
         "/dev/disk/by-id/nvme-Amazon_EC2_NVMe_Instance_Storage_AWS1A4FC2",
         "Volumes of the store, by their paths there, whose NVMe devices the recorder drives \
-         itself: it takes them from the kernel (VFIO), which then has no device of that name, and hands \
-         them back when it ends. It needs root and an IOMMU. Where that cannot be had the kernel's \
-         driver is used, and `wirevault status` says why.",
+         itself: it takes them from the kernel (VFIO), which then has no device of that name, and \
+         hands them back when it ends. It needs root and an IOMMU. Where that cannot be had the \
+         kernel's driver is used, and `wirevault status` says why.",
     )),
     hidden(key(
         "key_file",

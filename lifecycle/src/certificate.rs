@@ -134,7 +134,7 @@ pub fn read(path: &Path) -> Result<Certificate, AuditError> {
 /// Why a certificate is not what the log says; nothing if it is.
 ///
 /// # Errors
-/// As [`audit::verify`].
+/// As [`audit::verify()`].
 pub fn verify(log: &Path, certificate: &Certificate) -> Result<Option<String>, AuditError> {
     let mut entry = None;
     let report = audit::read(log, Some(&certificate.hash), &mut |found| {

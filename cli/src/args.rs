@@ -130,6 +130,7 @@ Example: wirevault volume format /dev/disk/by-id/nvme-Amazon_EC2_NVMe_Instance_S
         force: bool,
     },
     /// Hand back to the kernel devices that a recorder drove itself (`vfio`) when it was killed.
+    #[command(after_help = "Example: wirevault volume release")]
     Release,
     /// End a volume: erase its tables and keys, then everything else.
     #[command(after_help = "\

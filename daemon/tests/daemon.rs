@@ -226,7 +226,7 @@ fn a_supervisor_that_does_not_read_holds_up_nothing() {
     }
     let (code, log) = recorder.end(Signal::SIGTERM);
     assert_eq!(code, Some(0), "{log}");
-    assert!(log.contains("nothing more is told until somebody does"), "{log}");
+    assert!(log.contains("nothing more is told until then"), "{log}");
 }
 
 #[test]

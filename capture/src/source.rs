@@ -136,7 +136,7 @@ pub enum SourceState {
 }
 
 /// What `status` shows of a source.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SourceReport {
     /// Kind of source: `packet_mmap`, `af_xdp`, `pcap_over_ip` or `replay`.
     pub kind: &'static str,

@@ -17,7 +17,7 @@ use wirevault_buffer::{Arena, ArenaOptions, ArenaReport, Pool};
 use wirevault_config::{Config, Input};
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::Event;
-use wirevault_pipeline::{Layout, Machine, Pipeline, PipelineOptions, affinity};
+use wirevault_pipeline::{Layout, Machine, Pipeline, PipelineOptions, Rounds, affinity};
 use wirevault_storage::{RecoveryReport, Store};
 use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -204,7 +204,8 @@ fn serve(app: &App, access: Access, doors: Doors, live: bool) -> Result<(), Daem
     result
 }
 
-/// Waits for a signal, and beats the watchdog's drum. A live pipeline that ends is an error.
+/// Waits for a signal, and beats the watchdog's drum as long as every lane goes on. A live pipeline
+/// that ends is an error.
 async fn watch(
     app: &App,
     live: bool,
@@ -214,6 +215,7 @@ async fn watch(
 ) -> Result<(), DaemonError> {
     let watchdog = sd_notify::watchdog_enabled();
     let beat = watchdog.map_or(LOOK, |limit| LOOK.min(limit / 3));
+    let mut rounds = Rounds::default();
     let mut told = false;
     loop {
         tokio::select! {
@@ -227,10 +229,11 @@ async fn watch(
             }
             () = tokio::time::sleep(beat) => {}
         }
-        if watchdog.is_some() {
+        let pipeline = app.pipeline();
+        let lanes = pipeline.as_ref().map_or(&[][..], |pipeline| pipeline.lanes());
+        if watchdog.is_some() && rounds.all_went_on(lanes) {
             supervisor.tell(&[NotifyState::Watchdog]).await;
         }
-        let pipeline = app.pipeline();
         pipeline.iter().for_each(|pipeline| app.conditions().look(pipeline));
         let ended = pipeline.is_none_or(|pipeline| pipeline.is_finished());
         if ended && live {

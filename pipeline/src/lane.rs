@@ -173,6 +173,7 @@ impl Lane {
             self.count();
             self.fill.flush_aged(self.flush_age);
             self.fill.shared.polled_ns.store(polled_ns, Ordering::Release);
+            self.fill.shared.rounds.fetch_add(1, Ordering::Relaxed);
             rest = POLL_WAIT.min(self.fill.seal_waiting());
             match polled {
                 Ok(Polled::Packets(0)) => std::thread::sleep(STARVED_PAUSE.min(rest)),

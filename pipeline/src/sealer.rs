@@ -199,6 +199,7 @@ impl Sealer {
     /// those that came back one. Gives the time after which there is something to do again, if no
     /// chunk comes before.
     pub(crate) fn advance(&mut self, chunks_max: usize) -> Duration {
+        self.shared.seal_rounds.fetch_add(1, Ordering::Relaxed);
         self.collect_returned();
         let now = Instant::now();
         let pauses = |sealer: &Self| sealer.paused_until.is_some_and(|until| now < until);

@@ -65,6 +65,10 @@ pub struct LaneShared {
     pub flows: AtomicU64,
     /// Flows that it can have.
     pub flows_max: AtomicU64,
+    /// How often its sealer looked for something to do, whichever thread drives it.
+    pub(crate) seal_rounds: AtomicU64,
+    /// How often it came back from its source.
+    pub(crate) rounds: OwnLines<AtomicU64>,
     /// Everything that reached the source before this time was taken.
     pub polled_ns: OwnLines<AtomicU64>,
     /// Largest packet time below the watermark with nothing older under way. Queries may not see
@@ -97,6 +101,7 @@ struct SourceFigures {
 
 const _: () = {
     let own = [
+        offset_of!(LaneShared, rounds),
         offset_of!(LaneShared, polled_ns),
         offset_of!(LaneShared, durable_ns),
         offset_of!(LaneShared, decap),
@@ -121,6 +126,8 @@ impl LaneShared {
             filtered_chunks: AtomicU64::new(0),
             flows: AtomicU64::new(0),
             flows_max: AtomicU64::new(0),
+            seal_rounds: AtomicU64::new(0),
+            rounds: OwnLines::default(),
             polled_ns: OwnLines::default(),
             durable_ns: OwnLines::default(),
             shown: Shown::default(),
@@ -146,6 +153,11 @@ impl LaneShared {
     /// As `state`, as if segments could always be opened.
     pub(crate) fn source_state(&self) -> LaneState {
         LaneState::from_u8(self.state.load(Ordering::Relaxed))
+    }
+
+    /// It takes nothing any more, and never will.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.source_state() == LaneState::Ended
     }
 
     /// The last thing that went wrong.

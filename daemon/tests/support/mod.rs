@@ -85,16 +85,19 @@ impl Place {
 
     /// Writes a configuration that replays `file`.
     pub(crate) fn config(&self, file: &Path, more: &str) -> PathBuf {
+        self.config_of(&format!("replay:\n  file: {}\n{more}", file.display()))
+    }
+
+    /// Writes a configuration with this input.
+    pub(crate) fn config_of(&self, input: &str) -> PathBuf {
         let path = self.path("wirevaultd.yaml");
         let (store, socket) = (self.store.display(), self.socket());
         let key = self.key.as_ref().map(|key| format!("key_file: {}\n", key.display()));
         let text = format!(
             "store: {store}\n{}flush_age: 20ms\ncommit_interval: 10ms\n\
-             buffer:\n  size: 4MiB\n  hugepages: off\napi:\n  socket: {}\n\
-             replay:\n  file: {}\n{more}",
+             buffer:\n  size: 4MiB\n  hugepages: off\napi:\n  socket: {}\n{input}",
             key.unwrap_or_default(),
-            socket.display(),
-            file.display()
+            socket.display()
         );
         std::fs::write(&path, text).unwrap();
         path
@@ -172,6 +175,11 @@ impl Recorder {
         told
     }
 
+    /// Process id.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.as_ref().unwrap().id().cast_signed())
+    }
+
     /// Leaves no room for what systemd is to be told.
     pub(crate) fn fill_notify_socket(&self) {
         let stranger = UnixDatagram::unbound().unwrap();
@@ -211,9 +219,8 @@ impl Recorder {
     /// Sends a signal and waits for the end: exit code, if it has one, and what was logged and
     /// told to systemd.
     pub(crate) fn end(mut self, signal: Signal) -> (Option<i32>, String) {
-        let child = self.child.take().unwrap();
-        kill(Pid::from_raw(child.id() as i32), signal).unwrap();
-        let output = child.wait_with_output().unwrap();
+        kill(self.pid(), signal).unwrap();
+        let output = self.child.take().unwrap().wait_with_output().unwrap();
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code(), log + &self.told())
     }

@@ -4,12 +4,14 @@
 //! - [`tidy`]: what no compiler checks in the tracked files.
 //! - [`licences`]: what other people's crates may be.
 //! - [`counts`]: instructions that the small jobs of the packet path take.
+//! - [`deb`]: the Debian package.
 //! - [`ci`]: every check, in one command, the same here and on a server.
 
 #![forbid(unsafe_code)]
 
 mod ci;
 mod counts;
+mod deb;
 mod layers;
 mod licences;
 mod reach;
@@ -29,6 +31,8 @@ usage: cargo xtask COMMAND
   tidy            line lengths, banned words, big or unreachable files, links of the documents
   licences        licences, sources and bans of all dependencies
   loom            model checks of the lock-free parts
+  deb [--programs FOLDER] [--revision N] [--out FOLDER]
+                  the Debian package, of a release build or of programs that are built already
   counts [--note] instructions of codecs, dissecting, flow table and sealing, against those noted
 ";
 
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         ["ci", stages @ ..] => ci::run(stages),
         ["loom"] => ci::run(&["loom"]),
+        ["deb", options @ ..] => deb::run(options),
         ["counts"] => counts::run(false),
         ["counts", "--note"] => counts::run(true),
         ["layers"] => workspace().and_then(|metadata| report(&layers::check(&metadata)?)),

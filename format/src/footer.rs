@@ -69,6 +69,8 @@ pub enum CloseReason {
     DeviceFailed = 5,
     /// Its device was slower than its lane; the lane went on elsewhere.
     SlowDevice = 6,
+    /// It is a copy of chunks of another one, for a hold.
+    Copied = 7,
 }
 
 impl CloseReason {
@@ -82,6 +84,7 @@ impl CloseReason {
             4 => Self::Recovered,
             5 => Self::DeviceFailed,
             6 => Self::SlowDevice,
+            7 => Self::Copied,
             _ => return None,
         })
     }
@@ -96,6 +99,7 @@ impl CloseReason {
             Self::Recovered => "recovered",
             Self::DeviceFailed => "device_failed",
             Self::SlowDevice => "slow_device",
+            Self::Copied => "copied",
         }
     }
 }

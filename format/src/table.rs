@@ -117,13 +117,6 @@ pub enum SegmentState {
     Forgetting = 3,
 }
 
-impl SegmentState {
-    /// Whether the place holds a segment that may be read.
-    pub fn is_readable(self) -> bool {
-        matches!(self, Self::Open | Self::Closed)
-    }
-}
-
 /// Entry of the segment table.
 ///
 /// Layout, 128 bytes, little-endian: 0 state u8; 1 flags u8 (1 sealed, 2 import, 4 recovered, 8
@@ -131,7 +124,7 @@ impl SegmentState {
 /// u64; 32 ordinal
 /// u64; 40 opened ns; 48 closed ns; 56 smallest packet time (all ones: none); 64 largest; 72
 /// packets u64; 80 captured bytes u64; 88 file bytes u64; 96 footer offset u64; 104 first stream
-/// sequence u64; 112 the one after the last u64; 120 chunks u32; 124 zero.
+/// sequence u64; 112 the one after the last u64; 120 chunks u32; 124 hold u32.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentEntry {
     /// What the place holds.
@@ -177,6 +170,21 @@ pub struct SegmentEntry {
     pub sequences: (u64, u64),
     /// Chunks.
     pub chunks: u32,
+    /// Number of the hold for which this is a copy of chunks of another segment; 0: it is none.
+    /// Run, lane and sequences are those of the other one. Quota and retention leave it alone.
+    pub hold: u32,
+}
+
+impl SegmentEntry {
+    /// Whether the place holds a segment that may be read. A copy for a hold may be once it is
+    /// closed: until then all that is in it lies where it was copied from.
+    pub fn is_readable(&self) -> bool {
+        match self.state {
+            SegmentState::Open => self.hold == 0,
+            SegmentState::Closed => true,
+            SegmentState::Free | SegmentState::Forgetting => false,
+        }
+    }
 }
 
 impl Default for SegmentEntry {
@@ -203,6 +211,7 @@ impl Default for SegmentEntry {
             footer_offset: 0,
             sequences: (0, 0),
             chunks: 0,
+            hold: 0,
         }
     }
 }
@@ -233,6 +242,7 @@ impl Entry for SegmentEntry {
         put_u64(&mut bytes, 104, self.sequences.0);
         put_u64(&mut bytes, 112, self.sequences.1);
         put_u32(&mut bytes, 120, self.chunks);
+        put_u32(&mut bytes, 124, self.hold);
         bytes
     }
 
@@ -271,6 +281,7 @@ impl Entry for SegmentEntry {
             footer_offset: u64_at(bytes, 96),
             sequences: (u64_at(bytes, 104), u64_at(bytes, 112)),
             chunks: u32_at(bytes, 120),
+            hold: u32_at(bytes, 124),
         })
     }
 }

@@ -216,7 +216,7 @@ impl StoreReader {
         let mut segments = Vec::new();
         for volume in &self.volumes {
             for (place, entry) in volume.segments.entries.iter().enumerate() {
-                if entry.state.is_readable() {
+                if entry.is_readable() {
                     segments.push(Segment::stored(volume, place as u32, entry.clone()));
                 }
             }

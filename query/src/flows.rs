@@ -5,7 +5,7 @@
 //! all of them lie in the window. Otherwise its packets are read and counted, so rows are exact for
 //! any filter and window.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use wirevault_format::footer::ChunkEntry;
 use wirevault_format::pcapng::Epb;
 use wirevault_format::{LinkType, VxlanPorts};
 use wirevault_index::Flows;
@@ -28,7 +29,7 @@ use crate::held_flows::{Flow, HeldFlows};
 use crate::merge::Cursor;
 use crate::reading::{Findings, Reading};
 use crate::run::{Request, Store, conclude, plan};
-use crate::source::{Question, Reader, Source};
+use crate::source::{Look, Question, Reader, Source};
 use crate::stream::{Demand, Member, StreamCursor, StreamId};
 use crate::summary::{Instant, Summary};
 
@@ -111,6 +112,7 @@ pub(crate) fn list<'a, S: Source>(
     let mut members: VecDeque<_> =
         members.into_iter().map(|member| (member, Glance::Unknown)).collect();
     let mut held = HeldFlows::new(store.flows_held_max);
+    let mut copied = Copied::new();
     let mut rows = Rows { out, given: 0, limit: request.limit, summary: &mut plan.summary };
     loop {
         reading.check_cancelled()?;
@@ -122,7 +124,7 @@ pub(crate) fn list<'a, S: Source>(
             continue;
         }
         let link_type = id.link_type;
-        for (key, stats) in flows_of(id, demand, from, member, &mut reading)? {
+        for (key, stats) in flows_of(id, demand, from, member, &mut copied, &mut reading)? {
             if request.count_only {
                 rows.summary.packets += stats.packets;
                 rows.summary.bytes += stats.bytes;
@@ -196,17 +198,37 @@ impl Rows<'_, '_> {
 }
 
 /// Segments of one stream, each with the sequence from which on it counts: copies of packets that
-/// another one holds do not.
+/// another one holds do not. A copy for a hold whose source is there is left out.
 fn with_starts<'a, S: Source>(
     mut segments: Vec<Member<'a, S>>,
 ) -> impl Iterator<Item = (u64, Member<'a, S>)> {
     segments.sort_by_key(|member| (member.sequences.0, member.source.entry().ordinal));
     let mut end = 0;
-    segments.into_iter().map(move |member| {
+    segments.into_iter().filter_map(move |member| {
+        if member.source.entry().hold != 0 {
+            return (member.sequences.1 > end).then_some((0, member));
+        }
         let from = if member.sequences.0 < end { end } else { 0 };
         end = end.max(member.sequences.1);
-        (from, member)
+        Some((from, member))
     })
+}
+
+/// Chunks that were met in copies for holds, by stream and first sequence. Several holds may have
+/// copied the same ones.
+type Copied = BTreeSet<(StreamId, u64)>;
+
+/// Leaves out what other copies held of a copy; notes what it holds. Whether anything was left out.
+fn without_copied(copied: &mut Copied, id: StreamId, look: &mut Look) -> bool {
+    let key = |chunk: &ChunkEntry| (id, chunk.first_sequence);
+    let known: HashSet<u32> = (0..)
+        .zip(&look.chunks)
+        .filter(|(_, chunk)| chunk.packets > 0 && copied.contains(&key(chunk)))
+        .map(|(number, _)| number)
+        .collect();
+    look.selected.retain(|number| !known.contains(number));
+    copied.extend(look.chunks.iter().filter(|chunk| chunk.packets > 0).map(key));
+    !known.is_empty()
 }
 
 type Counted = Vec<(FlowKey, FlowStats)>;
@@ -217,6 +239,7 @@ fn flows_of<'a, S: Source>(
     demand: Demand,
     from: u64,
     mut member: Member<'a, S>,
+    copied: &mut Copied,
     reading: &mut Reading<'a>,
 ) -> Result<Counted, QueryError> {
     let Demand { program, since_ns, until_ns, .. } = &demand;
@@ -228,9 +251,11 @@ fn flows_of<'a, S: Source>(
         .or_else(|| reading.open(member.source, Some(&question)));
     let Some((reader, mut look)) = opened else { return Ok(Vec::new()) };
     let held_something = !look.selected.is_empty();
+    let is_copy = member.source.entry().hold != 0;
+    let is_whole = !(is_copy && without_copied(copied, id, &mut look)) && from == 0;
     let (mut counted, unsure) = reader.with_flows(*since_ns, *until_ns, |flows| match flows {
         // The index counts copies as well.
-        Some(flows) if from == 0 => {
+        Some(flows) if is_whole => {
             let (certain, unsure) = sort_out(flows, &question, demand.is_of_packets());
             (certain, Some(unsure))
         }

@@ -165,7 +165,9 @@ pub(crate) fn plan<'a, S: Source>(
         let run = runs.of(entry.run);
         run.opened_ns = run.opened_ns.min(entry.opened_ns);
         let lane = run.lane(entry.lane);
-        lane.segments.push((busy(entry, store.now_ns), *source));
+        if entry.hold == 0 {
+            lane.segments.push((busy(entry, store.now_ns), *source));
+        }
         let stream = lane.stream(entry.link_type);
         let mut times_ns = entry.times_ns;
         let may_hold = times_ns.map_or(entry.state == SegmentState::Open, touches);
@@ -194,7 +196,10 @@ pub(crate) fn plan<'a, S: Source>(
             let ruled_out = false;
             stream.members.push(Member { source, times_ns, sequences, opened, ruled_out });
         }
-        lane.contribute(entry.import, times_ns);
+        // A copy for a hold covers nothing: what lay around it may have been given up.
+        if entry.hold == 0 {
+            lane.contribute(entry.import, times_ns);
+        }
     }
     let link_types = programs.finish(&mut summary)?;
     if !request.filter.trim().is_empty() {

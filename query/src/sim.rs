@@ -40,6 +40,13 @@ impl SimPacket {
         frame
     }
 
+    /// The packet as it was given to [`SimSegment::chunk`].
+    fn of(packet: &Epb<'_>) -> Self {
+        let port_at = packet.data.len() - 14;
+        let port = u16::from_be_bytes([packet.data[port_at], packet.data[port_at + 1]]);
+        Self { ts_ns: packet.ts_ns, port, number: Self::number_of(packet.data) }
+    }
+
     pub(crate) fn number_of(frame: &[u8]) -> u64 {
         u64::from_be_bytes(*frame.last_chunk().unwrap())
     }
@@ -93,6 +100,20 @@ impl SimSegment {
             generous: 0,
             unindexed: false,
         }
+    }
+
+    /// A copy of some of its chunks, for a hold.
+    pub(crate) fn copy_of(&self, hold: u32, ordinal: u64, chunks: &[usize]) -> Self {
+        let SegmentEntry { run, lane, link_type, import, .. } = self.entry;
+        let mut copy = Self::new(run.0, lane, link_type, ordinal);
+        (copy.entry.hold, copy.entry.import) = (hold, import);
+        for at in chunks {
+            let packets: Vec<SimPacket> = Blocks::new(&self.chunks[*at].payload)
+                .map(|block| SimPacket::of(&Epb::parse(&block.unwrap()).unwrap()))
+                .collect();
+            copy = copy.chunk(self.chunks[*at].entry.first_sequence, &packets);
+        }
+        copy
     }
 
     /// Appends a chunk whose first packet has the sequence given.

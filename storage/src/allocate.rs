@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering;
 
 use wirevault_format::segment::SegmentHeader;
-use wirevault_format::table::{RunEntry, SegmentEntry, SegmentState};
-use wirevault_format::{FormatError, Interface};
+use wirevault_format::table::{SegmentEntry, SegmentState};
+use wirevault_format::{FormatError, Interface, RunId};
 use wirevault_seal::{Purpose, SealError, SegmentKeys, random};
 
 use crate::StorageError;
@@ -17,6 +17,17 @@ use crate::standing::SharedVolume;
 use crate::store::{OpenRequest, OpenSegment, Store};
 use crate::view::Showing;
 use crate::volume::{VolumeWriter, key_error};
+
+/// What a new segment is to be.
+#[derive(Clone, Copy)]
+pub(crate) struct Opening<'a> {
+    pub(crate) request: OpenRequest<'a>,
+    pub(crate) run: RunId,
+    pub(crate) import: bool,
+    pub(crate) opened_ns: u64,
+    /// Number of the hold for which it is a copy; 0: it is none.
+    pub(crate) hold: u32,
+}
 
 impl Store {
     /// Opens a segment on the volume that ranks first (module `choose`). If that volume refuses,
@@ -62,7 +73,14 @@ impl Store {
         self.desk().opening.push(request.lane);
         let opened = self.room_in_budget(number, request.lane, run.import).and_then(|over| {
             volume.work(|volume| {
-                let opened = self.open_on((number, volume), &run, &request, over);
+                let opening = Opening {
+                    request,
+                    run: run.run,
+                    import: run.import,
+                    opened_ns: self.clock.unix_ns(),
+                    hold: 0,
+                };
+                let opened = self.open_on((number, volume), &opening, over);
                 volume.note_room(opened.as_ref().err());
                 opened
             })
@@ -74,13 +92,13 @@ impl Store {
         opened.inspect(|_| volume.note_opened())
     }
 
-    fn open_on(
+    pub(crate) fn open_on(
         &self,
         (number, volume): (usize, &mut VolumeWriter),
-        run: &RunEntry,
-        request: &OpenRequest<'_>,
+        opening: &Opening<'_>,
         over: Vec<Held>,
     ) -> Result<OpenSegment, StorageError> {
+        let Opening { request, run, import, opened_ns, hold } = *opening;
         let place = self.make_room(volume, over)?;
         let keys = self.take_key(volume)?;
         let life = match &keys {
@@ -90,14 +108,15 @@ impl Store {
         let entry = SegmentEntry {
             state: SegmentState::Open,
             sealed: keys.is_some(),
-            import: run.import,
+            import,
             lane: request.lane,
             link_type: request.link_type,
             life,
-            run: run.run,
+            run,
             // The number is spent whatever becomes of the segment: who knows what a device kept.
             ordinal: self.next_ordinal.fetch_add(1, Ordering::Relaxed),
-            opened_ns: self.clock.unix_ns(),
+            opened_ns,
+            hold,
             ..SegmentEntry::default()
         };
         let region =

@@ -134,6 +134,12 @@ pub enum StorageError {
     },
 
     // Exhausted.
+    /// A copy for a hold does not fit the part of the volumes that holds may take.
+    #[error("no room for a copy for a hold: {arithmetic}; release a hold, or raise `hold_share`")]
+    HoldBudget {
+        /// The budget and what uses it, in bytes.
+        arithmetic: String,
+    },
     /// Nothing can be given up to make room.
     #[error("volume {volume}: no room for another segment: {arithmetic}")]
     Exhausted {
@@ -162,6 +168,11 @@ impl StorageError {
     /// A device failed: another volume may still do.
     pub fn is_device(&self) -> bool {
         matches!(self, Self::Device { .. } | Self::Failed { .. })
+    }
+
+    /// Copies for holds have no room left; other segments do.
+    pub fn is_hold_budget(&self) -> bool {
+        matches!(self, Self::HoldBudget { .. })
     }
 
     /// There is no room, by quota or by file system.

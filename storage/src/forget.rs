@@ -17,6 +17,8 @@
 //!
 //! What is not reached from here: a query that has a segment open goes on to its end.
 
+use std::num::NonZeroU32;
+
 use wirevault_format::LifeId;
 use wirevault_format::footer::{FOOTER_BYTES, Footer};
 use wirevault_format::table::{SegmentEntry, SegmentState};
@@ -26,6 +28,7 @@ use wirevault_seal::ForgetLevel;
 
 use crate::StorageError;
 use crate::room::note_given_up;
+use crate::standing::SharedVolume;
 use crate::store::Store;
 use crate::volume::VolumeWriter;
 
@@ -69,6 +72,30 @@ impl Store {
             let (number, place) = self.closed(*life)?;
             of_volumes[number].push((place, *life));
         }
+        self.forget_places(of_volumes)
+    }
+
+    /// Deletes all copies for a hold, as [`Store::forget`] deletes segments. There may be none.
+    ///
+    /// # Errors
+    /// `Device`, `Failed`, `Key`: what was begun is finished by the next start.
+    pub fn forget_hold(&self, hold: NonZeroU32) -> Result<Vec<Deletion>, StorageError> {
+        let copies = |volume: &SharedVolume| {
+            let volume = volume.look();
+            let entries = (0..).zip(volume.entries());
+            let copies = entries.filter(|(_, entry)| {
+                entry.state == SegmentState::Closed && entry.hold == hold.get()
+            });
+            copies.map(|(place, entry)| (place, entry.life)).collect()
+        };
+        self.forget_places(self.volumes.iter().map(copies).collect())
+    }
+
+    /// Places and lives by volume.
+    fn forget_places(
+        &self,
+        mut of_volumes: Vec<Vec<(u32, LifeId)>>,
+    ) -> Result<Vec<Deletion>, StorageError> {
         let mut deletions = Vec::new();
         for (number, places) in of_volumes.iter_mut().enumerate() {
             places.sort_unstable();
@@ -104,7 +131,7 @@ impl Store {
         Ok(deletions)
     }
 
-    /// Volume and place of a closed segment.
+    /// Volume and place of a closed segment that no hold has.
     fn closed(&self, life: LifeId) -> Result<(usize, u32), StorageError> {
         for (number, volume) in self.volumes.iter().enumerate() {
             let volume = volume.look();

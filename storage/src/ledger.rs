@@ -27,6 +27,17 @@ pub(crate) struct Ledger {
     used_bytes: u128,
     /// The same of each lane's live segments, for budgets.
     lanes: BTreeMap<u16, LaneShare>,
+    /// The same of each hold's copies, which are in neither of them.
+    holds: BTreeMap<u32, HoldShare>,
+    /// Places of closed segments that are being copied for a hold, which nobody gives up meanwhile.
+    pinned: BTreeSet<u32>,
+}
+
+/// What the copies for one hold take.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct HoldShare {
+    pub(crate) segments: u64,
+    pub(crate) used_bytes: u128,
 }
 
 /// What the live segments of one lane take.
@@ -56,14 +67,19 @@ impl Ledger {
             SegmentState::Free => {
                 self.free.remove(&place);
             }
-            SegmentState::Open => self.open -= 1,
+            SegmentState::Open if before.hold == 0 => self.open -= 1,
             SegmentState::Closed => {
                 self.closed.remove(&(before.ordinal, place));
             }
-            SegmentState::Forgetting => {}
+            SegmentState::Open | SegmentState::Forgetting => {}
         }
         let bytes = u128::from(self.bytes_of(before));
         self.used_bytes -= bytes;
+        if let Some(share) = hold_of(before).and_then(|hold| self.holds.get_mut(&hold)) {
+            share.segments -= 1;
+            share.used_bytes -= bytes;
+        }
+        self.holds.retain(|_, share| share.segments > 0);
         if let Some(share) = lane_of(before).and_then(|lane| self.lanes.get_mut(&lane)) {
             share.segments -= 1;
             share.used_bytes -= bytes;
@@ -78,9 +94,15 @@ impl Ledger {
         self.free.first().copied()
     }
 
-    /// Places that hold a segment.
-    pub(crate) fn held(&self) -> usize {
-        self.open + self.closed.len()
+    /// Places with a segment: open ones, closed ones, copies for holds.
+    pub(crate) fn segments(&self) -> usize {
+        let copies: u64 = self.holds.values().map(|share| share.segments).sum();
+        self.open + self.closed.len() + copies as usize
+    }
+
+    /// Closed segments that may be given up.
+    pub(crate) fn closed(&self) -> usize {
+        self.closed.len()
     }
 
     /// Open segments.
@@ -88,9 +110,29 @@ impl Ledger {
         self.open
     }
 
-    /// Ordinals and places of the closed segments, oldest first.
+    /// Ordinals and places of the closed segments that may be given up, oldest first.
     pub(crate) fn oldest(&self) -> impl Iterator<Item = (u64, u32)> {
-        self.closed.iter().copied()
+        self.closed.iter().copied().filter(|(_, place)| !self.pinned.contains(place))
+    }
+
+    /// What the copies for each hold take; one that is being written counts as full.
+    pub(crate) fn holds(&self) -> &BTreeMap<u32, HoldShare> {
+        &self.holds
+    }
+
+    /// What the copies for all holds take.
+    pub(crate) fn holds_bytes(&self) -> u64 {
+        let bytes = self.holds.values().map(|share| share.used_bytes).sum::<u128>();
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Keeps the closed segment of a place from being given up, until [`Ledger::unpin`].
+    pub(crate) fn pin(&mut self, place: u32) {
+        self.pinned.insert(place);
+    }
+
+    pub(crate) fn unpin(&mut self, place: u32) {
+        self.pinned.remove(&place);
     }
 
     /// Bytes of all segments; an open one counts as full.
@@ -107,7 +149,8 @@ impl Ledger {
     /// first.
     pub(crate) fn lanes_closed(&self, lanes: &Range<u16>) -> impl Iterator<Item = (u64, u32, u64)> {
         let closed = self.lanes.range(lanes.clone()).flat_map(|(_, share)| &share.closed);
-        closed.map(|((ordinal, place), bytes)| (*ordinal, *place, *bytes))
+        let free_to_go = closed.filter(|((_, place), _)| !self.pinned.contains(place));
+        free_to_go.map(|((ordinal, place), bytes)| (*ordinal, *place, *bytes))
     }
 
     fn add(&mut self, place: u32, entry: &SegmentEntry) {
@@ -116,15 +159,21 @@ impl Ledger {
             SegmentState::Free => {
                 self.free.insert(place);
             }
-            SegmentState::Open => self.open += 1,
-            SegmentState::Closed => {
+            SegmentState::Open if entry.hold == 0 => self.open += 1,
+            SegmentState::Closed if entry.hold == 0 => {
                 self.closed.insert((entry.ordinal, place));
             }
+            SegmentState::Open | SegmentState::Closed => {}
             // Nobody's any more, but its bytes are still there.
             SegmentState::Forgetting => {}
         }
         let bytes = u128::from(self.bytes_of(entry));
         self.used_bytes += bytes;
+        if let Some(hold) = hold_of(entry) {
+            let share = self.holds.entry(hold).or_default();
+            share.segments += 1;
+            share.used_bytes += bytes;
+        }
         if let Some(lane) = lane_of(entry) {
             let share = self.lanes.entry(lane).or_default();
             share.segments += 1;
@@ -144,9 +193,16 @@ impl Ledger {
     }
 }
 
-/// The lane whose budget a segment counts against. Lanes of an import are no interfaces.
+/// The lane whose budget a segment counts against. Lanes of an import are no interfaces, and copies
+/// have the budget of holds.
 fn lane_of(entry: &SegmentEntry) -> Option<u16> {
-    (entry.state != SegmentState::Free && !entry.import).then_some(entry.lane)
+    let counts = entry.state != SegmentState::Free && !entry.import && entry.hold == 0;
+    counts.then_some(entry.lane)
+}
+
+/// The hold whose copy a segment is.
+fn hold_of(entry: &SegmentEntry) -> Option<u32> {
+    (entry.state != SegmentState::Free && entry.hold != 0).then_some(entry.hold)
 }
 
 #[cfg(test)]
@@ -174,6 +230,7 @@ mod tests {
             let after = SegmentEntry {
                 lane: (random >> 44) as u16 % 4,
                 import: random & 1 << 60 == 0,
+                hold: ((random >> 55) as u32 % 8).saturating_sub(5),
                 ..entry(states[(random >> 40) as usize % 4], ordinal, random >> 50)
             };
             ledger.change(place as u32, &table[place], &after);
@@ -182,21 +239,36 @@ mod tests {
         }
         let of = |state| (0u32..).zip(&table).filter(move |(_, entry)| entry.state == state);
         assert_eq!(ledger.first_free(), of(SegmentState::Free).map(|(place, _)| place).next());
-        let closed = of(SegmentState::Closed).map(|(place, entry)| (entry.ordinal, place));
+        let recorded = |state| of(state).filter(|(_, entry)| entry.hold == 0);
+        let closed = recorded(SegmentState::Closed).map(|(place, entry)| (entry.ordinal, place));
         let mut closed: Vec<_> = closed.collect();
         closed.sort_unstable();
         assert_eq!(ledger.oldest().collect::<Vec<_>>(), closed);
+        let open = recorded(SegmentState::Open).count();
+        let copies = table.iter().filter(|entry| hold_of(entry).is_some());
+        let of_a_hold = copies.clone().filter(|entry| entry.hold == 1);
+        assert_eq!(ledger.holds()[&1].segments, of_a_hold.count() as u64);
+        let taken: u64 = copies.clone().map(|entry| ledger.bytes_of(entry)).sum();
+        assert_eq!(ledger.holds_bytes(), taken);
+        assert_eq!((ledger.open(), ledger.closed()), (open, closed.len()));
+        assert_eq!(ledger.segments(), open + closed.len() + copies.count());
         let full = of(SegmentState::Open).count();
-        assert_eq!((ledger.open(), ledger.held()), (full, full + closed.len()));
         let bytes = |state| of(state).map(|(_, entry)| entry.file_bytes).sum::<u64>();
         let bytes = bytes(SegmentState::Closed) + bytes(SegmentState::Forgetting);
         assert_eq!(ledger.used_bytes(), bytes + 1000 * full as u64);
-        let mine = |entry: &&SegmentEntry| !entry.import && (1..3).contains(&entry.lane);
+        let mine = |entry: &&SegmentEntry| {
+            !entry.import && entry.hold == 0 && (1..3).contains(&entry.lane)
+        };
         let held = table.iter().filter(|entry| entry.state != SegmentState::Free).filter(mine);
         let bytes: u128 = held.map(|entry| u128::from(ledger.bytes_of(entry))).sum();
         assert_eq!(ledger.lanes_bytes(&(1..3)), bytes);
         let closed = of(SegmentState::Closed).filter(|(_, entry)| mine(entry)).count();
         assert_eq!(ledger.lanes_closed(&(1..3)).count(), closed);
+        let (_, oldest) = ledger.oldest().next().unwrap();
+        ledger.pin(oldest);
+        assert!(ledger.oldest().all(|(_, place)| place != oldest), "it is being copied");
+        ledger.unpin(oldest);
+        assert_eq!(ledger.oldest().next().unwrap().1, oldest);
     }
 
     #[test]

@@ -21,7 +21,8 @@
 //!   under its lock, and what is known without. [`view`]: catalog and status. [`finish`]: index and
 //!   footer of a segment. `digests`: what stands for them outside of it. [`reindex`]: its index
 //!   from its chunks. [`recovery`]: closing what a crash left open. [`forget`]: deleting segments
-//!   so that nobody can read them again.
+//!   so that nobody can read them again. [`hold`]: copies that neither
+//!   quota nor retention takes.
 //! - [`condition`]: how volumes and store are, in one word.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
 //!   to.
@@ -36,6 +37,7 @@ mod digests;
 pub mod error;
 pub mod finish;
 pub mod forget;
+pub mod hold;
 mod ledger;
 pub mod open;
 pub mod options;
@@ -54,6 +56,7 @@ pub use digests::{Mended, mend_digests};
 pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};
 pub use forget::{DeletedSegment, Deletion};
+pub use hold::{HOLD_PERCENT, HoldUse};
 pub use open::VolumeOpener;
 pub use options::CreateOptions;
 pub use plan::{Plan, Space, VolumePlan, plan, volume_file_bytes};

@@ -27,7 +27,8 @@ use crate::volume::device;
 pub struct RecoveryReport {
     /// Interrupted segments that were closed, oldest first.
     pub segments: Vec<RecoveredSegment>,
-    /// Interrupted segments that held no chunk; their places are free.
+    /// Interrupted segments that held no chunk, and interrupted copies for holds: their places are
+    /// free.
     pub segments_freed: u32,
     /// Interrupted segments that could not be closed now: name and reason. They stay as they are,
     /// queries read what they can of them, and the next start tries again.
@@ -69,7 +70,7 @@ pub struct RecoveredSegment {
 
 /// Closes or frees every interrupted segment of the store.
 pub(crate) fn recover_segments(store: &Store) -> Result<RecoveryReport, StorageError> {
-    let mut report = RecoveryReport::default();
+    let mut report = RecoveryReport { segments_freed: free_copies(store)?, ..Default::default() };
     let catalog = store.catalog(store.clock.unix_ns());
     let interrupted = catalog.segments.iter().filter(|it| it.entry.state == SegmentState::Open);
     for segment in interrupted {
@@ -93,6 +94,24 @@ pub(crate) fn recover_segments(store: &Store) -> Result<RecoveryReport, StorageE
         }
     }
     Ok(report)
+}
+
+/// Frees the places of copies that were not complete. What they were copied from is there: it is
+/// not given up before they are closed.
+fn free_copies(store: &Store) -> Result<u32, StorageError> {
+    let mut freed = 0;
+    for volume in &store.volumes {
+        volume.work(|volume| {
+            let copies = (0..)
+                .zip(volume.entries())
+                .filter(|(_, entry)| entry.state == SegmentState::Open && entry.hold != 0);
+            let changes: Vec<_> =
+                copies.map(|(place, _)| (place, SegmentEntry::default())).collect();
+            freed += changes.len() as u32;
+            volume.set_segments(&changes)
+        })?;
+    }
+    Ok(freed)
 }
 
 enum Outcome {

@@ -20,7 +20,7 @@ use crate::store::OpenSegment;
 use crate::volume::{device, key_error};
 
 /// Where the CRC of a plain chunk's body stands in its tail.
-const BODY_CRC_AT: usize = 40;
+pub(crate) const BODY_CRC_AT: usize = 40;
 
 /// Makes the index of a segment anew from the first `chunks` chunks in its file, which are durable,
 /// and the hash over them. Whatever the file holds behind them counts as not written.

@@ -210,7 +210,7 @@ impl Room {
             let used_bytes = volume.used_bytes_with(place.map_or(0, |place| place + 1));
             let left_bytes = used_bytes.saturating_sub(given_up_bytes);
             let fits_quota = left_bytes.saturating_add(segment_bytes) <= quota_bytes;
-            let closed = ledger.held() - ledger.open() - evict.len();
+            let closed = ledger.closed() - evict.len();
             let fits_disk = disk.is_none_or(|disk| {
                 let free_bytes = disk.free_bytes.saturating_add(given_up_bytes);
                 let may_go = closed as u64 > SEGMENTS_PER_VOLUME;
@@ -266,7 +266,9 @@ pub(crate) fn note_given_up(
     given_up: &[SegmentEntry],
 ) -> Result<(), StorageError> {
     let latest = |import: bool| {
-        let these = given_up.iter().filter(|entry| entry.import == import);
+        // What copies for holds cover was given up with what they were copied from.
+        let counts = |entry: &&SegmentEntry| entry.hold == 0 && entry.import == import;
+        let these = given_up.iter().filter(counts);
         these.map(last_ns).max().unwrap_or(0)
     };
     let (live_ns, import_ns) = (latest(false), latest(true));

@@ -23,6 +23,7 @@ use wirevault_telemetry::clock::Clock;
 use crate::StorageError;
 use crate::choose::Wear;
 use crate::finish::Finished;
+use crate::hold::HOLD_PERCENT;
 use crate::plan::{flows_max, spares_wanted};
 use crate::room::Budget;
 use crate::standing::SharedVolume;
@@ -46,6 +47,8 @@ pub struct Store {
     /// Part of each file system that is left to others.
     pub(crate) reserve_percent: u8,
     pub(crate) budgets: Vec<Budget>,
+    /// Part of each volume's quota that copies for holds may take.
+    pub(crate) hold_percent: u8,
 }
 
 /// What belongs to no volume. Its lock is taken last, and never while a device is waited for.
@@ -126,6 +129,7 @@ impl Store {
             witness: Box::new(|_| ()),
             reserve_percent: 0,
             budgets: Vec::new(),
+            hold_percent: HOLD_PERCENT,
         }
     }
 
@@ -137,6 +141,11 @@ impl Store {
     /// Packets, index and flow data are encrypted.
     pub fn is_sealed(&self) -> bool {
         self.sealed
+    }
+
+    /// The key that the store is sealed with, as its provider names it; nothing in a plain store.
+    pub fn key_id(&self) -> Option<String> {
+        self.volumes.first().and_then(|volume| volume.look().key_id())
     }
 
     /// Sets who is told of segments that are given up; until then nobody is.

@@ -123,7 +123,7 @@ pub(crate) fn catalog(volumes: &[VolumeWriter]) -> Catalog {
     let mut segments = Vec::new();
     for volume in volumes {
         for (place, entry) in volume.entries().iter().enumerate() {
-            if entry.state.is_readable() {
+            if entry.is_readable() {
                 segments.push(Segment::stored(&volume.volume, place as u32, entry.clone()));
             }
         }
@@ -159,7 +159,7 @@ pub(crate) fn show_segments(
     };
     let come: Vec<_> = changes.iter().filter(closed).map(stored).collect();
     shared.change(|catalog| {
-        for entry in before.iter().filter(|entry| entry.state.is_readable()) {
+        for entry in before.iter().filter(|entry| entry.is_readable()) {
             catalog.segments = catalog.segments.without(entry);
         }
         for segment in &come {

@@ -124,6 +124,10 @@ impl VolumeWriter {
         self.shared = Some(Arc::clone(shared));
     }
 
+    pub(crate) fn key_id(&self) -> Option<String> {
+        self.provider.as_ref().map(|provider| provider.id())
+    }
+
     pub(crate) fn superblock(&self) -> &Superblock {
         &self.volume.superblock
     }
@@ -162,7 +166,7 @@ impl VolumeWriter {
             path: self.name.clone(),
             quota_bytes: superblock.quota_bytes,
             used_bytes: self.used_bytes(),
-            segments: self.ledger().held() as u32,
+            segments: self.ledger().segments() as u32,
             open_segments: self.ledger().open() as u32,
             places: superblock.places,
             segment_bytes: superblock.segment_bytes,
@@ -377,6 +381,23 @@ impl VolumeWriter {
         Ok(())
     }
 
+    /// Keeps a closed segment from being given up until [`VolumeWriter::unpin`]. `false`: this
+    /// life is not there, not closed, or a copy for a hold.
+    pub(crate) fn pin(&mut self, place: u32, life: LifeId) -> bool {
+        let entry = self.entries().get(place as usize);
+        let there = entry.is_some_and(|entry| {
+            (entry.state, entry.life, entry.hold) == (SegmentState::Closed, life, 0)
+        });
+        if there {
+            self.ledger.write().unwrap_or_else(PoisonError::into_inner).pin(place);
+        }
+        there
+    }
+
+    pub(crate) fn unpin(&mut self, place: u32) {
+        self.ledger.write().unwrap_or_else(PoisonError::into_inner).unpin(place);
+    }
+
     /// Spare keys at hand.
     pub(crate) fn spares(&self) -> usize {
         self.spares.len()
@@ -396,7 +417,10 @@ impl VolumeWriter {
         let failed = |source| key_error(&self.name, source);
         let superblock = &self.volume.superblock;
         let mut ring: KeyRing = ring.clone();
-        let held = self.entries().iter().filter(|entry| entry.state.is_readable());
+        let has_key = |entry: &&SegmentEntry| {
+            matches!(entry.state, SegmentState::Open | SegmentState::Closed)
+        };
+        let held = self.entries().iter().filter(has_key);
         let spare = self.spares.iter().map(SegmentKeys::life);
         let named: HashSet<LifeId> = held.map(|entry| entry.life).chain(spare).collect();
         ring.retain(|keys| named.contains(&keys.life()));

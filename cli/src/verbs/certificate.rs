@@ -65,9 +65,7 @@ fn still_there(store: &StoreReader, certificate: &Certificate) -> Option<String>
     let deleted = |life: String| certificate.erasure.segments.iter().any(|it| it.life == life);
     for volume in &store.volumes {
         let mut entries = volume.segments.entries.iter();
-        if let Some(entry) =
-            entries.find(|it| it.state.is_readable() && deleted(it.life.to_string()))
-        {
+        if let Some(entry) = entries.find(|it| it.is_readable() && deleted(it.life.to_string())) {
             return Some(format!("segment {} is in the table still", entry.ordinal));
         }
         if let Some(Ok(ring)) = &volume.ring

@@ -55,7 +55,10 @@ pub(crate) fn read_all(catalog: &Catalog, strict: bool) -> Result<Held, String> 
                 if packet.data != frame(stream, sequence, packet.data.len()) {
                     return Err(format!("{name}: packet {sequence} is not as written"));
                 }
-                held.entry(stream).or_default().push(sequence);
+                // What a hold copied is there twice.
+                if segment.entry.hold == 0 {
+                    held.entry(stream).or_default().push(sequence);
+                }
                 sequence += 1;
                 packets += 1;
             }

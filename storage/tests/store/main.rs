@@ -6,6 +6,7 @@ mod directory;
 mod every_byte;
 mod faults;
 mod forgetting;
+mod holding;
 mod quota;
 mod recovery_table;
 mod rejoin;

@@ -206,6 +206,7 @@ fn table_samples(out: &mut String) {
         footer_offset: 10,
         sequences: (11, 12),
         chunks: 13,
+        hold: 14,
     };
     sample(out, "segment entry", &entry.encode());
     let run = RunEntry {

@@ -156,6 +156,7 @@ fn json(volume: &Volume) -> Value {
             "place": place, "ordinal": entry.ordinal,
             "state": format!("{:?}", entry.state).to_lowercase(), "sealed": entry.sealed,
             "import": entry.import, "recovered": entry.recovered, "damaged": entry.damaged,
+            "hold": entry.hold,
             "lane": entry.lane, "link_type": entry.link_type.to_string(),
             "run": entry.run.to_string(), "life": entry.life.to_string(),
             "opened": time(entry.opened_ns), "closed": time(entry.closed_ns),

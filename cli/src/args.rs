@@ -129,6 +129,20 @@ Example: wirevault volume format /dev/disk/by-id/nvme-Amazon_EC2_NVMe_Instance_S
         #[arg(long)]
         force: bool,
     },
+    /// Tell a store where one of its volumes is now: moved, or a device under another name.
+    #[command(after_help = "\
+Example: wirevault volume adopt /dev/disk/by-id/nvme-NEWNAME --store /dev/disk/by-id/nvme-OTHER")]
+    Adopt {
+        /// The volume, where it is now.
+        #[arg(value_name = "DEV")]
+        volume: PathBuf,
+        /// Another volume of its store.
+        #[arg(long, value_name = "DIR")]
+        store: PathBuf,
+        /// Record it; without this it is only looked at.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Hand back to the kernel devices that a recorder drove itself (`vfio`) when it was killed.
     #[command(after_help = "Example: wirevault volume release")]
     Release,

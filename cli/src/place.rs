@@ -45,6 +45,19 @@ pub(crate) fn key_source(key: Option<&Path>) -> KeySource {
     key.map_or(KeySource::Recorded, |path| KeySource::File(PathBuf::from(path)))
 }
 
+/// A path as a store records it.
+///
+/// # Errors
+/// `Usage` if it is not UTF-8.
+pub(crate) fn text(path: &Path) -> Result<String, CliError> {
+    path.to_str().map(ToOwned::to_owned).ok_or_else(|| {
+        CliError::Usage(format!(
+            "{} is not UTF-8; a store records its paths as text",
+            path.display()
+        ))
+    })
+}
+
 /// The question as the query crate takes it.
 ///
 /// # Errors

@@ -47,8 +47,9 @@ pub enum StorageError {
     Index(#[from] IndexError),
     /// A volume of the store is not there.
     #[error(
-        "volume {number} of the store, {path}, is missing: {why}; \
-         mount it, or read what is left with the query commands, which need no writer"
+        "volume {number} of the store, {path}, is missing: {why}; mount it, name its new path \
+         with `wirevault volume adopt`, or read what is left with the query commands, which need \
+         no writer"
     )]
     MissingVolume {
         /// Its number.

@@ -16,6 +16,7 @@
 //! the power at every one of them.
 //!
 //! - [`plan`](mod@plan): sizes. [`create`](mod@create): making a store. [`open`]: opening one.
+//!   [`adopt`](mod@adopt): a volume that has another path now.
 //! - [`store`]: the writer. `choose`: which volume takes the next segment. `room`: what goes for
 //!   quota, reserve and budgets. `allocate`: which key, and in which order. `standing`: a volume
 //!   under its lock, and what is known without. [`view`]: catalog and status. [`finish`]: index and
@@ -29,6 +30,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod adopt;
 mod allocate;
 mod choose;
 pub mod condition;
@@ -50,6 +52,7 @@ pub mod store;
 pub mod view;
 mod volume;
 
+pub use adopt::{Adoption, adopt};
 pub use choose::{Load, Wear};
 pub use create::{create, create_planned, share_bytes};
 pub use digests::{Mended, mend_digests};

@@ -15,6 +15,7 @@ use crate::args::{InitArgs, Quota};
 use crate::error::CliError;
 use crate::outcome::Outcome;
 use crate::output::{Paint, count_text, put, size_text};
+use crate::place::text;
 
 /// Makes a store. What a failed attempt made is removed again.
 pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
@@ -133,15 +134,6 @@ fn tell_key(key: Option<&FileProvider>, made: bool) -> Result<(), CliError> {
              nothing in the store can ever be read."
         )
     ))
-}
-
-fn text(path: &Path) -> Result<String, CliError> {
-    path.to_str().map(ToOwned::to_owned).ok_or_else(|| {
-        CliError::Usage(format!(
-            "{} is not UTF-8; a store records its paths as text",
-            path.display()
-        ))
-    })
 }
 
 /// What this attempt made, removed unless it is kept.

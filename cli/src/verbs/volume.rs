@@ -9,11 +9,13 @@ use wirevault_format::StoreId;
 use wirevault_index::{KeySource, Volume};
 use wirevault_media::block::Sampled;
 use wirevault_media::{BlockMedia, Media, MediaError};
+use wirevault_storage::{Adoption, adopt};
 
 use crate::args::{EraseHow, VolumeVerb};
 use crate::error::CliError;
 use crate::outcome::Outcome;
-use crate::output::{put, put_json, size_text, table, table_text};
+use crate::output::{put, put_json, size_text, table, table_text, tell};
+use crate::place;
 
 /// Blocks that are looked at after a device was erased.
 const SAMPLES: u64 = 256;
@@ -23,6 +25,7 @@ pub(crate) fn volume(verb: &VolumeVerb) -> Result<Outcome, CliError> {
     match verb {
         VolumeVerb::List { json } => list(*json),
         VolumeVerb::Format { device, force } => format(device, *force),
+        VolumeVerb::Adopt { volume, store, yes } => take_in(volume, store, *yes),
         VolumeVerb::Release => release(),
         VolumeVerb::Retire { device, store, erase } => retire(device, *store, *erase),
     }
@@ -124,6 +127,25 @@ fn format(path: &Path, force: bool) -> Result<Outcome, CliError> {
     }
     erase(path, None)?;
     put(&format!("{} is empty: `wirevault init {0}` takes it\n", path.display()))?;
+    Ok(Outcome::Found)
+}
+
+/// Has a store find one of its volumes under its new path.
+fn take_in(volume: &Path, store: &Path, yes: bool) -> Result<Outcome, CliError> {
+    let path = match volume.is_dir() {
+        // As `init` records it.
+        true => std::fs::canonicalize(volume),
+        false => std::path::absolute(volume),
+    };
+    let path = place::text(&path.map_err(CliError::file(volume))?)?;
+    let Adoption { store, number, was, missing } = adopt(store, &path, yes)?;
+    put(&format!("volume {number} of store {store}: {was} -> {path}\n"))?;
+    for (path, why) in missing {
+        tell(&format!("{path} is still missing: {why}"));
+    }
+    if !yes {
+        tell("nothing was recorded; --yes records the new path");
+    }
     Ok(Outcome::Found)
 }
 

@@ -52,3 +52,25 @@ fn disks_of_this_machine_are_listed() {
     let table = run(["volume", "list"]);
     assert!(table.out.contains("serial"), "{table:?}");
 }
+
+#[test]
+fn a_moved_volume_is_adopted_when_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (first, second, moved) = (at("first"), at("second"), at("moved"));
+    let made = run(["init", &first, "--volume", &second, "--plaintext", "--quota", "512MiB"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    std::fs::rename(&second, &moved).unwrap();
+    let looked = run(["volume", "adopt", &moved, "--store", &first]);
+    assert_eq!(looked.code, Some(0), "{looked:?}");
+    assert!(looked.out.contains(&format!("{second} -> {moved}")), "{looked:?}");
+    assert!(looked.err.contains("--yes records"), "{looked:?}");
+    let missing = run(["verify", "--store", &first]);
+    assert_ne!(missing.code, Some(0), "nothing was recorded: {missing:?}");
+    let adopted = run(["volume", "adopt", &moved, "--store", &first, "--yes"]);
+    assert_eq!(adopted.code, Some(0), "{adopted:?}");
+    assert_eq!(run(["verify", "--store", &first]).code, Some(0));
+    let again = run(["volume", "adopt", &moved, "--store", &first, "--yes"]);
+    assert_eq!(again.code, Some(2), "{again:?}");
+    assert!(again.err.contains("already"), "{again:?}");
+}

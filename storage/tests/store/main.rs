@@ -1,5 +1,6 @@
 //! A store on simulated disks and in directories: crashes, quotas, devices that fail.
 
+mod adopt;
 mod checks;
 mod crash;
 mod directory;

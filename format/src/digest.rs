@@ -33,8 +33,6 @@ use crate::bytes::{all_zero, array_at, put, put_u16, put_u32, put_u64, u16_at, u
 use crate::limits::LBA_BYTES;
 use crate::{FormatError, LifeId, crc32c};
 
-/// Name of the file on the volume.
-pub const DIGEST_FILE: &str = "digests.wv";
 /// Bytes of a page.
 pub const PAGE_BYTES: usize = LBA_BYTES;
 /// Bytes of a page that the seal authenticates beside the payload.

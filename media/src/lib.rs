@@ -46,6 +46,9 @@ pub use sim::{Fault, SimFile, SimMedia, Survival, Trigger};
 /// File that carries a volume's superblocks, and the single writer's lock.
 pub const VOLUME_FILE: &str = "volume.wv";
 
+/// File of what the segments of a volume may hold, so that a question need not open each.
+pub const DIGEST_FILE: &str = "digests.wv";
+
 /// Bytes a file name may have (ext4 and XFS allow no more).
 pub const NAME_BYTES_MAX: usize = 255;
 
@@ -149,6 +152,8 @@ pub struct Erased {
 pub struct Shape {
     /// Bytes of [`VOLUME_FILE`].
     pub volume_bytes: u64,
+    /// Bytes of [`DIGEST_FILE`] at most; 0 if there is to be none.
+    pub digests_bytes: u64,
     /// Bytes of a full segment.
     pub place_bytes: u64,
     /// Segments that the volume has places for.

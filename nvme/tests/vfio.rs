@@ -479,7 +479,14 @@ fn a_volume_keeps_its_parts_apart_and_forgets_what_is_given_up() {
     let bench = bench(ModelOptions::default());
     let open = || Arc::new(VfioVolume::open(&bench.controller, "the name").unwrap());
     let volume = BlockMedia::over(open()).unwrap();
-    volume.lay_out(&Shape { volume_bytes: 1 << 20, place_bytes: 4 << 20, places: 3 }).unwrap();
+    volume
+        .lay_out(&Shape {
+            volume_bytes: 1 << 20,
+            digests_bytes: 0,
+            place_bytes: 4 << 20,
+            places: 3,
+        })
+        .unwrap();
     let lock = volume.lock().unwrap();
     assert!(volume.lock().unwrap_err().is_locked());
     drop(lock);

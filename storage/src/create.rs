@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use wirevault_format::digest::file_bytes;
 use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
 use wirevault_format::table::{Entry, RunEntry, SegmentEntry, encode_page};
@@ -146,6 +147,7 @@ impl<'a> NewVolume<'a> {
         let superblock = encoded.map_err(|source| encode_error(path, source))?;
         let shape = Shape {
             volume_bytes: layout.end,
+            digests_bytes: file_bytes(plan.segment_bytes, sizes.places),
             place_bytes: plan.segment_bytes,
             places: sizes.places,
         };

@@ -10,13 +10,11 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use wirevault_format::digest::{
-    DIGEST_FILE, FACTS_PAGE, PAGE_BYTES, PageHeader, host_pages, page_offset,
-};
+use wirevault_format::digest::{FACTS_PAGE, PAGE_BYTES, PageHeader, host_pages, page_offset};
 use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_index::digest::PagePayload;
 use wirevault_index::{Catalog, Digest, Segment};
-use wirevault_media::{Media, OpenMode};
+use wirevault_media::{DIGEST_FILE, Media, OpenMode};
 use wirevault_seal::{SALT_BYTES, SegmentKeys};
 
 /// Pause after each digest made anew: a thousand of them take some seconds, and what records has

@@ -1,5 +1,6 @@
 //! How large segments are, how many places a volume has, and where its tables lie.
 
+use wirevault_format::digest::file_bytes;
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_format::segment::REGION_BYTES_MAX;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock, VOLUMES_MAX};
@@ -145,9 +146,10 @@ fn fixed_places(number: usize, bytes: u64, segment_bytes: u64, spares: usize, sh
     let fits = |places: &u64| {
         let volume = VolumePlan { quota_bytes: bytes, places: *places as u32, spares };
         let tables_bytes = Layout::new(&volume, number == 0, true).end;
-        places_offset(tables_bytes, shared) + places * segment_bytes <= bytes
+        let digests_bytes = file_bytes(segment_bytes, volume.places);
+        places_offset(tables_bytes, digests_bytes, shared) + places * segment_bytes <= bytes
     };
-    // The tables of the most places that there can be take a small part of a segment each, so a
+    // Tables and digests of the most places that there can be take a small part of each, so a
     // few steps down from what would fit without them are enough.
     (0..=(bytes / segment_bytes).min(PLACES_MAX)).rev().find(fits).unwrap_or(0)
 }
@@ -316,7 +318,9 @@ mod tests {
             let spaces = [Space { bytes, device: true, shared }; 2];
             let plan = plan(None, lanes, &spaces).unwrap();
             for (number, volume) in plan.volumes.iter().enumerate() {
-                let at = places_offset(Layout::new(volume, number == 0, true).end, shared);
+                let tables_bytes = Layout::new(volume, number == 0, true).end;
+                let digests_bytes = file_bytes(plan.segment_bytes, volume.places);
+                let at = places_offset(tables_bytes, digests_bytes, shared);
                 let end = at + u64::from(volume.places) * plan.segment_bytes;
                 let quota_bytes = bytes - bytes / 10;
                 assert_eq!(volume.quota_bytes, quota_bytes);

@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use wirevault_format::LifeId;
-use wirevault_format::digest::{DIGEST_FILE, file_bytes};
+use wirevault_format::digest::file_bytes;
 use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
 use wirevault_format::table::{
@@ -21,7 +21,7 @@ use wirevault_format::table::{
 };
 use wirevault_index::volume::{Table, page_offset, segment_file_name};
 use wirevault_index::{IndexError, KeySource, SharedCatalog, Volume};
-use wirevault_media::{Lock, Media, MediaFile, OpenMode, VOLUME_FILE};
+use wirevault_media::{DIGEST_FILE, Lock, Media, MediaFile, OpenMode, VOLUME_FILE};
 use wirevault_seal::ring::wrapped_root;
 use wirevault_seal::{ForgetLevel, KeyProvider, KeyRing, SealError, SegmentKeys};
 

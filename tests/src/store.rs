@@ -2,7 +2,7 @@
 //! program.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -56,18 +56,33 @@ impl TestStore {
     /// If `wirevault init` fails.
     pub fn with_lanes(sealed: bool, volumes: usize, lanes: usize, quota: &str) -> Self {
         let store = Self { folder: folder(), sealed };
-        let mut args: Vec<String> = vec!["init".to_owned(), text(&store.dir())];
+        store.init(volumes, lanes, quota);
+        store
+    }
+
+    /// An empty store on a plain file of so many bytes that stands for a device.
+    ///
+    /// # Panics
+    /// If `wirevault init` fails.
+    pub fn on_device(sealed: bool, bytes: u64, quota: &str) -> Self {
+        let store = Self { folder: folder(), sealed };
+        File::create(store.dir()).and_then(|file| file.set_len(bytes)).expect("a device");
+        store.init(1, 1, quota);
+        store
+    }
+
+    fn init(&self, volumes: usize, lanes: usize, quota: &str) {
+        let mut args: Vec<String> = vec!["init".to_owned(), text(&self.dir())];
         args.extend(["--quota".to_owned(), quota.to_owned()]);
         args.extend(["--lanes".to_owned(), lanes.to_string()]);
         for number in 1..volumes {
-            args.extend(["--volume".to_owned(), text(&store.volume(number))]);
+            args.extend(["--volume".to_owned(), text(&self.volume(number))]);
         }
-        match sealed {
-            true => args.extend(["--key".to_owned(), text(&store.key_file())]),
+        match self.sealed {
+            true => args.extend(["--key".to_owned(), text(&self.key_file())]),
             false => args.push("--plaintext".to_owned()),
         }
         succeed(&wirevault(&args));
-        store
     }
 
     /// A store that holds these packets, imported from one file.

@@ -1,13 +1,16 @@
 //! What a question learns without opening segments changes no answer: with digests, without them,
 //! and with damaged ones it is the same, and segments that hold no answer are left alone.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use wirevault_format::LinkType;
-use wirevault_format::digest::{DIGEST_FILE, PAGE_BYTES};
-use wirevault_index::Catalog;
+use wirevault_format::digest::PAGE_BYTES;
+use wirevault_index::{Catalog, Segment};
+use wirevault_media::{BlockMedia, DIGEST_FILE};
 use wirevault_query::filter::compile;
 use wirevault_storage::{Mended, mend_digests};
 use wirevault_testkit::random::Random;
@@ -25,7 +28,10 @@ const SEGMENTS: usize = 9;
 const FILTERS: usize = 40;
 
 fn store_of(sealed: bool, captures: &[&[Packet]]) -> TestStore {
-    let store = TestStore::with(sealed, 1, QUOTA);
+    filled(TestStore::with(sealed, 1, QUOTA), captures)
+}
+
+fn filled(store: TestStore, captures: &[&[Packet]]) -> TestStore {
     for (number, packets) in captures.iter().enumerate() {
         let file = store.path(&format!("{number}.pcap"));
         write_pcap(&file, packets);
@@ -145,5 +151,41 @@ fn digests_that_are_lost_are_made_anew() {
         // Under a seal every writing has salts of its own.
         assert!(sealed || anew == written, "what an index says is what its closing said");
         assert_eq!(mend_digests(&store.catalog(), &stop), Mended::default());
+    }
+}
+
+/// There the digests have a part of the device, between the tables and the segments.
+#[test]
+fn segments_on_a_device_have_digests() {
+    const DEVICE_BYTES: u64 = 1400 << 20;
+    let captures: Vec<Vec<Packet>> = (0..4).map(to_host).collect();
+    let captures: Vec<&[Packet]> = captures.iter().map(Vec::as_slice).collect();
+    for sealed in [false, true] {
+        let store = filled(TestStore::on_device(sealed, DEVICE_BYTES, QUOTA), &captures);
+        let label = BlockMedia::open(store.dir()).unwrap().label().unwrap();
+        let device = File::options().read(true).write(true).open(store.dir()).unwrap();
+        let mut headers = vec![[0; 4096]; captures.len()];
+        for (place, header) in (0..).zip(&mut headers) {
+            let at = label.place_offset(place);
+            device.read_exact_at(header, at).unwrap();
+            device.write_all_at(&[0; 4096], at).unwrap();
+        }
+        device.write_all_at(&headers[0], label.place_offset(0)).unwrap();
+        let asked = |filter: &str| ask(&store.catalog(), &all(filter)).unwrap();
+        let answer = asked("host 10.0.1.0");
+        assert_eq!(answer.packets.len(), 100);
+        assert!(answer.summary.complete, "the others were not opened: {}", answer.summary);
+        assert!(!asked("udp").summary.complete, "there the others cannot be read");
+
+        for (place, header) in (0..).zip(&headers) {
+            device.write_all_at(header, label.place_offset(place)).unwrap();
+        }
+        let pages = vec![0; label.digests_bytes as usize];
+        device.write_all_at(&pages, label.digests_offset()).unwrap();
+        let mended = mend_digests(&store.catalog(), &AtomicBool::new(false));
+        assert_eq!(mended, Mended { made: 4, without: 0 });
+        let has = |it: &Arc<Segment>| it.has_digest() == Some(true);
+        assert!(store.catalog().segments.iter().all(has));
+        assert_eq!(asked("udp").packets.len(), 400);
     }
 }

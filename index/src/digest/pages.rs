@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wirevault_format::LifeId;
 use wirevault_format::digest::{
-    DIGEST_FILE, FACTS_PAGE, HOSTS_PAGE, PAGE_BYTES, decode, host_pages, page_offset,
+    FACTS_PAGE, HOSTS_PAGE, PAGE_BYTES, decode, host_pages, page_offset,
 };
-use wirevault_media::{Media, MediaFile, OpenMode};
+use wirevault_media::{DIGEST_FILE, Media, MediaFile, OpenMode};
 use wirevault_seal::{DataOpener, SALT_BYTES, TAG_BYTES};
 
 use super::unpacked;

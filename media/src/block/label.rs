@@ -12,7 +12,8 @@
 //! | 32 | 8 | offset of place 0 |
 //! | 40 | 8 | bytes of a place |
 //! | 48 | 8 | bytes of the device when it was laid out |
-//! | 56 | 4036 | zero |
+//! | 56 | 8 | bytes of `digests.wv`, which begins behind the last `volume.wv`; 0 if there is none |
+//! | 64 | 4028 | zero |
 //! | 4092 | 4 | CRC-32C of bytes 0 to 4091 |
 
 use std::io;
@@ -41,6 +42,8 @@ const LBA_BYTES: u64 = 4096;
 pub struct Label {
     /// Bytes of `volume.wv`.
     pub volume_bytes: u64,
+    /// Bytes of `digests.wv`; 0 if there is none, as on devices of older releases.
+    pub digests_bytes: u64,
     /// Offset of the first place.
     pub places_offset: u64,
     /// Bytes of each.
@@ -57,9 +60,11 @@ impl Label {
     /// The layout of a device of that size. Errors: it is too small, or sizes are no whole blocks.
     pub(super) fn new(shape: &Shape, device_bytes: u64, shared: bool) -> io::Result<Self> {
         let volume_bytes = shape.volume_bytes.next_multiple_of(LBA_BYTES);
+        let digests_bytes = shape.digests_bytes.next_multiple_of(LBA_BYTES);
         let label = Self {
             volume_bytes,
-            places_offset: places_offset(volume_bytes, shared),
+            digests_bytes,
+            places_offset: places_offset(volume_bytes, digests_bytes, shared),
             place_bytes: shape.place_bytes,
             places: shape.places,
             device_bytes,
@@ -71,6 +76,12 @@ impl Label {
     /// Where `volume.wv` of an epoch begins; a volume that is not shared has one only.
     pub fn volume_offset(&self, epoch: u64) -> u64 {
         VOLUME_OFFSET + epoch % areas(self.shared) * self.volume_bytes
+    }
+
+    /// Where `digests.wv` begins. Two machines have it together: what a fenced writer writes there
+    /// late counts for nobody, because it names a life that the table does not.
+    pub fn digests_offset(&self) -> u64 {
+        VOLUME_OFFSET + areas(self.shared) * self.volume_bytes
     }
 
     /// Where a place begins.
@@ -90,6 +101,7 @@ impl Label {
             self.places_offset,
             self.place_bytes,
             self.device_bytes,
+            self.digests_bytes,
         ];
         for (field, at) in fields.iter().zip((16..).step_by(8)) {
             block[at..at + 8].copy_from_slice(&field.to_le_bytes());
@@ -115,6 +127,7 @@ impl Label {
         }
         let label = Self {
             volume_bytes: u64_at(24),
+            digests_bytes: u64_at(56),
             places_offset: u64_at(32),
             place_bytes: u64_at(40),
             places: u32_at(12),
@@ -135,12 +148,14 @@ impl Label {
         let places_bytes = self.place_bytes.checked_mul(self.places.into());
         let end = places_bytes.and_then(|bytes| bytes.checked_add(self.places_offset));
         let volumes_bytes = self.volume_bytes.checked_mul(areas(self.shared));
-        let behind = volumes_bytes.and_then(|bytes| VOLUME_OFFSET.checked_add(bytes));
+        let behind = volumes_bytes
+            .and_then(|bytes| bytes.checked_add(self.digests_bytes))
+            .and_then(|bytes| VOLUME_OFFSET.checked_add(bytes));
         if !whole(self.volume_bytes) || !whole(self.place_bytes) || !whole(self.places_offset) {
             return Err(invalid(format!("{self:?}: parts are whole blocks of {LBA_BYTES} bytes")));
         }
         if behind.is_none_or(|behind| behind > self.places_offset) {
-            return Err(invalid(format!("{self:?}: places begin behind volume.wv")));
+            return Err(invalid(format!("{self:?}: places begin behind the other parts")));
         }
         if end.is_none_or(|end| end > self.device_bytes) {
             let text = format!("{self:?}: the device is too small for its parts");
@@ -150,9 +165,10 @@ impl Label {
     }
 }
 
-/// Where the first place begins behind a `volume.wv` of so many bytes.
-pub fn places_offset(volume_bytes: u64, shared: bool) -> u64 {
-    (VOLUME_OFFSET + areas(shared) * volume_bytes).next_multiple_of(PARTS_ALIGN_BYTES)
+/// Where the first place begins behind a `volume.wv` and a `digests.wv` of so many bytes.
+pub fn places_offset(volume_bytes: u64, digests_bytes: u64, shared: bool) -> u64 {
+    (VOLUME_OFFSET + areas(shared) * volume_bytes + digests_bytes)
+        .next_multiple_of(PARTS_ALIGN_BYTES)
 }
 
 fn areas(shared: bool) -> u64 {
@@ -170,7 +186,8 @@ mod tests {
     use super::*;
 
     fn label() -> Label {
-        let shape = Shape { volume_bytes: 2_100_000, place_bytes: 1 << 20, places: 9 };
+        let shape =
+            Shape { volume_bytes: 2_100_000, digests_bytes: 5000, place_bytes: 1 << 20, places: 9 };
         Label::new(&shape, 13 << 20, false).unwrap()
     }
 
@@ -179,6 +196,8 @@ mod tests {
         let label = label();
         assert_eq!((label.places_offset, label.volume_bytes % 4096), (4 << 20, 0));
         assert_eq!(label.place_offset(2), 6 << 20);
+        assert_eq!(label.digests_offset(), VOLUME_OFFSET + label.volume_bytes);
+        assert_eq!(label.digests_bytes, 8192);
         assert_eq!(Label::decode(&label.encode(), 13 << 20).unwrap(), Some(label.clone()));
         let shrunk = Label::decode(&label.encode(), 12 << 20).unwrap_err();
         assert!(shrunk.to_string().contains("has 12582912 now"), "{shrunk}");
@@ -198,11 +217,12 @@ mod tests {
         /// Whatever the sizes: what is read is a layout that fits the device, or nothing.
         #[test]
         fn labels_are_checked(
-            fields in any::<[u64; 4]>(), places: u32, device_bytes: u64, shared: bool
+            fields in any::<[u64; 5]>(), places: u32, device_bytes: u64, shared: bool
         ) {
-            let [volume_bytes, places_offset, place_bytes, laid_out] = fields;
+            let [volume_bytes, digests_bytes, places_offset, place_bytes, laid_out] = fields;
             let written = Label {
                 volume_bytes,
+                digests_bytes,
                 places_offset,
                 place_bytes,
                 places,

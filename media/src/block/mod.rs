@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  0        1 MiB            places offset
-//!  | labels | volume.wv ... | place 0 | place 1 | ...
+//!  | labels | volume.wv | digests.wv | place 0 | place 1 | ...
 //! ```
 //!
 //! The label says where the parts are ([`label`]); it is written when the volume is laid out and
@@ -33,7 +33,9 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Erased, Extent, Lock, Media, MediaError, MediaFile, OpenMode, Shape, VOLUME_FILE};
+use crate::{
+    DIGEST_FILE, Erased, Extent, Lock, Media, MediaError, MediaFile, OpenMode, Shape, VOLUME_FILE,
+};
 
 use device::HostDevice;
 use label::{LABEL_BYTES, LABELS, Label, PARTS_ALIGN_BYTES, VOLUME_OFFSET};
@@ -240,8 +242,11 @@ impl BlockMedia {
         if name == VOLUME_FILE {
             return Ok((None, label.volume_offset(self.epoch()?), label.volume_bytes));
         }
+        if name == DIGEST_FILE && label.digests_bytes > 0 {
+            return Ok((None, label.digests_offset(), label.digests_bytes));
+        }
         let place = place_of(name).filter(|place| *place < label.places);
-        let place = place.ok_or_else(|| missing("it has volume.wv and its places only"))?;
+        let place = place.ok_or_else(|| missing("that is none of its parts"))?;
         Ok((Some(place), label.place_offset(place), label.place_bytes))
     }
 }
@@ -272,9 +277,11 @@ impl Media for BlockMedia {
         if self.is_shared() { Ok(()) } else { self.forget(start, bytes) }
     }
 
-    /// Places come and go with the tables, which say what is in them; `volume.wv` is a file.
+    /// Places come and go with the tables, which say what is in them; the others are files.
     fn list(&self) -> io::Result<Vec<String>> {
-        Ok(self.state().label.iter().map(|_| VOLUME_FILE.to_owned()).collect())
+        let Some(label) = self.label() else { return Ok(Vec::new()) };
+        let digests = (label.digests_bytes > 0).then_some(DIGEST_FILE);
+        Ok(digests.into_iter().chain([VOLUME_FILE]).map(ToOwned::to_owned).collect())
     }
 
     /// There are no names to make durable.
@@ -482,7 +489,8 @@ fn place_of(name: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { volume_bytes: 3 << 20, place_bytes: 1 << 20, places: 4 };
+    const SHAPE: Shape =
+        Shape { volume_bytes: 3 << 20, digests_bytes: 1 << 20, place_bytes: 1 << 20, places: 4 };
 
     fn device(bytes: u64) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -502,10 +510,12 @@ mod tests {
         assert!(media.content().unwrap().is_some() && media.foreign().unwrap().is_none());
 
         let media = BlockMedia::open(&path).unwrap();
-        assert_eq!(media.list().unwrap(), [VOLUME_FILE]);
-        for (name, start, bytes) in
-            [(VOLUME_FILE, 1 << 20, 3 << 20), ("000000.pcapng", 4 << 20, 1 << 20)]
-        {
+        assert_eq!(media.list().unwrap(), [DIGEST_FILE, VOLUME_FILE]);
+        for (name, start, bytes) in [
+            (VOLUME_FILE, 1 << 20, 3 << 20),
+            (DIGEST_FILE, 4 << 20, 1 << 20),
+            ("000000.pcapng", 5 << 20, 1 << 20),
+        ] {
             let file = media.open(name, OpenMode::ReadWrite).unwrap();
             let extent = file.extent().unwrap();
             assert_eq!((extent.start, extent.bytes, file.len().unwrap()), (start, bytes, bytes));
@@ -522,6 +532,9 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::NotFound, "{name}");
         }
         assert!(media.lay_out(&Shape { places: 40, ..SHAPE }).is_err(), "the device is too small");
+        media.lay_out(&Shape { digests_bytes: 0, ..SHAPE }).unwrap();
+        let error = media.open(DIGEST_FILE, OpenMode::Create).err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

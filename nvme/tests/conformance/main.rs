@@ -90,7 +90,12 @@ fn on_device(label: &'static str, queue: Box<dyn Queue>, pool: Pool) -> Bench {
     let path = dir.path().join("device");
     File::create(&path).unwrap().set_len(150 << 20).unwrap();
     let media = BlockMedia::open(&path).unwrap();
-    let shape = Shape { volume_bytes: 1 << 20, place_bytes: suite::FILE_BYTES, places: 8 };
+    let shape = Shape {
+        volume_bytes: 1 << 20,
+        digests_bytes: 0,
+        place_bytes: suite::FILE_BYTES,
+        places: 8,
+    };
     media.lay_out(&shape).unwrap();
     Bench { label, queue, media: Box::new(media), pool, _dir: Some(dir) }
 }
@@ -131,7 +136,12 @@ fn on_model(bus: &ModelBus) -> Bench {
     let queue = Box::new(VfioQueue::new(&controller, &options(true)).unwrap());
     let volume = VfioVolume::open(&controller, "model").unwrap();
     let media = BlockMedia::over(Arc::new(volume)).unwrap();
-    let shape = Shape { volume_bytes: 1 << 20, place_bytes: suite::FILE_BYTES, places: 4 };
+    let shape = Shape {
+        volume_bytes: 1 << 20,
+        digests_bytes: 0,
+        place_bytes: suite::FILE_BYTES,
+        places: 4,
+    };
     media.lay_out(&shape).unwrap();
     Bench { label: "vfio", queue, media: Box::new(media), pool, _dir: None }
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use wirevault_format::Cause;
 use wirevault_index::KeySource;
-use wirevault_media::block::label::places_offset;
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{BlockMedia, Media};
 use wirevault_nvme::{Backend, QueueOptions, open_best};
@@ -52,7 +51,7 @@ fn record(seed: u64, flushes: bool) -> Recording {
     create_planned(&volumes, random::store_id().expect("an id"), &options, &plan).expect("a store");
 
     let label = BlockMedia::over(Arc::new(device.clone())).expect("a volume").label();
-    let places = places_offset(label.expect("a label").volume_bytes, false);
+    let places = label.expect("a label").places_offset;
     let device = LoggedDevice::new(device.log().prefix(usize::MAX));
     let device =
         if flushes { device } else { device.without_flushes_of_chunks(places, SEGMENT_BYTES) };

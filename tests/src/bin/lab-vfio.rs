@@ -103,7 +103,12 @@ fn volume(controller: &Arc<Controller<VfioBus>>) -> BlockMedia {
     let volume = VfioVolume::open(controller, "volume").unwrap_or_else(|error| panic!("{error}"));
     let media = BlockMedia::over(Arc::new(volume)).unwrap_or_else(|error| panic!("{error}"));
     if media.label().is_none() {
-        let shape = Shape { volume_bytes: 1 << 20, place_bytes: FILE_BYTES, places: FILES };
+        let shape = Shape {
+            volume_bytes: 1 << 20,
+            digests_bytes: 0,
+            place_bytes: FILE_BYTES,
+            places: FILES,
+        };
         media.lay_out(&shape).unwrap_or_else(|error| panic!("{error}"));
     }
     media

@@ -13,6 +13,7 @@
 //! - [`VfioQueue`]: queue pairs of our own on a controller taken from the kernel ([`vfio`]);
 //! - [`ThreadQueue`]: a plain pwrite thread, where io_uring is forbidden;
 //! - [`SimQueue`]: a simulated disk with late and reordered completions;
+//! - [`LeasedQueue`]: any of them, to a shared volume: it tells of no sync once the lease is lost;
 //! - [`NullQueue`]: completes everything and writes nothing, for measuring what comes before it.
 //!
 //! [`open_best`] picks between io_uring, passthrough and the thread, and says why. A controller is
@@ -49,6 +50,7 @@ pub mod device;
 pub mod erase;
 pub mod error;
 pub mod health;
+pub mod leased;
 pub mod null;
 pub mod open;
 pub mod options;
@@ -75,6 +77,7 @@ use wirevault_media::MediaFile;
 pub use device::{Controller, Device, DeviceKind, Namespace, Roots, Use};
 pub use error::{NvmeError, Refused, is_poisoned};
 pub use health::Health;
+pub use leased::LeasedQueue;
 pub use null::NullQueue;
 pub use open::{open_best, open_instead, open_vfio};
 pub use options::{Backend, QueueOptions, QueueReport};

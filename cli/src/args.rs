@@ -374,6 +374,9 @@ pub(crate) struct InitArgs {
     /// A further volume: a directory on another device, or a device. May be given several times.
     #[arg(long = "volume", value_name = "DIR")]
     pub(crate) volumes: Vec<PathBuf>,
+    /// Two machines have the device: one records, the other takes over when that falls silent.
+    #[arg(long, conflicts_with = "volumes")]
+    pub(crate) shared: bool,
     /// Lanes that will record at the same time; it decides the size of segments.
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]

@@ -180,6 +180,8 @@ pub struct Config {
     pub vfio: Vec<PathBuf>,
     /// Part of each file system that stays free for others.
     pub reserve_percent: u8,
+    /// Of two machines that have the store's device, this is the one that waits.
+    pub standby: bool,
     /// The key file, absolute; `None` for the place that belongs to the store's id.
     pub key_file: Option<PathBuf>,
     /// Where packets come from.

@@ -54,6 +54,9 @@ const PIECES: usize = 4;
 /// Bytes of flow rows that are collected before they are sent.
 const ROWS_BYTES: usize = 64 << 10;
 
+/// Why there is nothing more to look at.
+pub(crate) const STOPPED: &str = "the recorder has stopped";
+
 /// Why there is no answer, or no more of it.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -395,8 +398,12 @@ fn question(
 }
 
 fn catalog(app: &App) -> Result<Catalog, Failure> {
+    if let Some(stored) = app.stored() {
+        let opened = stored.open().map_err(|error| Failure::Failed(chain(&error)));
+        return opened.map(|(_, catalog)| catalog);
+    }
     let catalog = app.pipeline().map(|pipeline| pipeline.catalog());
-    catalog.ok_or_else(|| Failure::Failed("the recorder has stopped".to_owned()))
+    catalog.ok_or_else(|| Failure::Failed(STOPPED.to_owned()))
 }
 
 /// Writes a JSON list, a value a line.

@@ -111,6 +111,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("GET", TAIL, Role::Export, "Packets as they arrive, as pcapng without end."),
 ];
 
+/// What a machine that stands by answers. The rest is the business of the one that records.
+pub(crate) const OF_STANDBY: &[&str] = &[OPENAPI, STATUS, SEGMENTS, METRICS, FLOWS, QUERY];
+
 /// Content type of pcapng answers.
 pub const PCAPNG_TYPE: &str = "application/x-pcapng";
 /// Content type of JSON that is made while it is sent.
@@ -250,6 +253,10 @@ pub enum State {
     Degraded,
     /// Every source came to its end.
     Ended,
+    /// Another machine writes the store; this one answers from it and waits for its turn.
+    Standby,
+    /// Another machine took the store over: nothing more is acknowledged, and the recorder ends.
+    Fenced,
     /// It was told to stop and drains.
     Stopping,
     /// Read from the store; no recorder was asked.
@@ -293,6 +300,28 @@ pub struct StatusReport {
     /// Limits beside the quotas; nothing offline.
     #[serde(default)]
     pub limits: Option<LimitsStatus>,
+    /// Who writes the store, if it is on a device that two machines have; nothing offline.
+    #[serde(default)]
+    pub shared: Option<SharedStatus>,
+}
+
+/// A store's device that two machines have, as this one sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SharedStatus {
+    /// What this machine is for: `primary` or `standby`.
+    pub role: String,
+    /// Whether this machine writes.
+    pub writes: bool,
+    /// Name of the machine that has the newest lease.
+    pub holder: String,
+    /// Number of that lease: each take-over has a higher one.
+    pub epoch: u64,
+    /// What its holder says: `claimed` (it takes over), `held`, `released` (it has ended), `fenced`
+    /// (it noticed a take-over and has ended), `none` (nobody ever wrote).
+    pub lease: String,
+    /// How long the lease has been as it is, by this machine's clock. A writer changes it every
+    /// second.
+    pub beat_age_ms: u64,
 }
 
 /// Limits of a store beside its volumes' quotas.

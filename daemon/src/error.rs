@@ -10,6 +10,7 @@ use wirevault_config::ConfigError;
 use wirevault_index::IndexError;
 use wirevault_index::error::chain;
 use wirevault_lifecycle::AuditError;
+use wirevault_media::Fenced;
 use wirevault_nvme::NvmeError;
 use wirevault_pipeline::PipelineError;
 use wirevault_query::filter::FilterError;
@@ -34,13 +35,16 @@ pub enum Exit {
     Busy = 5,
     /// The machine does not give what is needed: a privilege, an interface, memory.
     Machine = 6,
+    /// Another machine took the shared volume over.
+    Fenced = 7,
 }
 
 impl Exit {
     /// The codes and their meanings, for `--help`.
     pub const HELP: &str = "Exit codes: 0 ended well; 1 failed while running; 2 wrong arguments or \
         configuration; 3 the store cannot be used; 4 its key cannot; 5 another process has the \
-        store or the socket; 6 the machine lacks a privilege, an interface or memory.";
+        store or the socket; 6 the machine lacks a privilege, an interface or memory; 7 another \
+        machine took the shared volume over.";
 }
 
 impl From<Exit> for ExitCode {
@@ -132,6 +136,15 @@ pub enum DaemonError {
     /// The pipeline ended although nobody asked it to.
     #[error("all lanes ended although nobody asked them to; the messages before this say why")]
     EndedEarly,
+    /// An answer holds on to the pipeline: its last segments are not closed.
+    #[error("an answer did not end in time; the next start closes the last segments")]
+    Unended,
+    /// Another machine took the shared volume over.
+    #[error("{lost}; what it acknowledged is safe, and a new start waits for its turn")]
+    Fenced {
+        /// By whom.
+        lost: Fenced,
+    },
     /// There is nothing to import.
     #[error("no file to import was named")]
     NoFiles,
@@ -156,11 +169,14 @@ impl DaemonError {
             | Self::Buffer(_)
             | Self::Socket { .. } => Exit::Machine,
             Self::SocketInUse { .. } => Exit::Busy,
+            Self::Fenced { .. } => Exit::Fenced,
             Self::Pipeline(PipelineError::Store(error)) => store_exit(error),
             Self::Pipeline(PipelineError::TooFewBuffers { .. }) => Exit::Usage,
-            Self::Pipeline(_) | Self::Log(_) | Self::System { .. } | Self::EndedEarly => {
-                Exit::Failed
-            }
+            Self::Pipeline(_)
+            | Self::Log(_)
+            | Self::System { .. }
+            | Self::EndedEarly
+            | Self::Unended => Exit::Failed,
         }
     }
 
@@ -202,7 +218,7 @@ mod tests {
 
     #[test]
     fn the_help_names_every_code() {
-        for code in 0..=Exit::Machine as u8 {
+        for code in 0..=Exit::Fenced as u8 {
             assert!(Exit::HELP.contains(&format!(" {code} ")), "{code}");
         }
     }

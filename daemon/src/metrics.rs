@@ -8,16 +8,28 @@ use wirevault_storage::condition::Condition;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::metrics::{Counter, Gauge, Histogram, MetricsPage};
 
+use crate::answers::STOPPED;
 use crate::server::App;
 use crate::status::VERSION;
 
-/// The page as OpenMetrics text; nothing once the pipeline was taken away.
-pub(crate) fn page(app: &App) -> Option<String> {
-    let pipeline = app.pipeline()?;
+/// The page as OpenMetrics text.
+///
+/// # Errors
+/// In words: the pipeline was taken away.
+pub(crate) fn page(app: &App) -> Result<String, String> {
     let now_ns = SystemClock.unix_ns();
     let mut page = MetricsPage::new();
     page.gauge(Gauge::DaemonInfoState, &[("version", VERSION)], 1.0);
     page.gauge(Gauge::DaemonStartedSeconds, &[], app.facts().started_ns as f64 / 1e9);
+    if let Some(shared) = app.facts().shared.as_ref().map(|shared| shared.status()) {
+        page.gauge(Gauge::SharedWriterState, &[], f64::from(u8::from(shared.writes)));
+        page.gauge(Gauge::SharedBeatSeconds, &[], shared.beat_age_ms as f64 / 1e3);
+    }
+    questions(app, &mut page);
+    if app.stored().is_some() {
+        return Ok(page.render());
+    }
+    let pipeline = app.pipeline().ok_or(STOPPED)?;
     for lane in pipeline.lanes() {
         let books = lane.books.snapshot();
         page.books(&books, now_ns, |at| Cause::ALL.get(at).map(|cause| cause.name()));
@@ -94,8 +106,7 @@ pub(crate) fn page(app: &App) -> Option<String> {
         let failed = f64::from(u8::from(volume.failed.is_some() || volume.suspect.is_some()));
         page.gauge(Gauge::StorageDegradedState, &labels, failed);
     }
-    questions(app, &mut page);
-    Some(page.render())
+    Ok(page.render())
 }
 
 fn questions(app: &App, page: &mut MetricsPage) {

@@ -1,6 +1,7 @@
 //! What `wirevaultd --config FILE` does: open, start, answer, and end cleanly when told to.
 //!
 //! ```text
+//!  a volume that two machines have: stand by until the other is silent, take its lease
 //!  lock and recover the store ─► buffer ─► sources ─► pipeline ─► socket ─► READY=1
 //!  SIGTERM, SIGINT ─► STOPPING=1 ─► drain rings ─► end answers ─► close segments ─► end run
 //! ```
@@ -11,10 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
-use tokio::net::UnixListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use wirevault_buffer::{Arena, ArenaOptions, ArenaReport, Pool};
 use wirevault_config::{Config, Input};
+use wirevault_format::StoreId;
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::Event;
 use wirevault_pipeline::{Layout, Machine, Pipeline, PipelineOptions, Rounds, affinity};
@@ -25,20 +25,18 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 use crate::access::Access;
 use crate::api::RecoveryStatus;
 use crate::audit::Audit;
-use crate::connections::Door;
+use crate::doors::{ANSWERS_END, Calls, Doors};
 use crate::lifecycle::{self, Keeper, Rules};
 use crate::mending::Mending;
 use crate::probe::{self, Level};
-use crate::server::{self, App, Facts, Peer};
-use crate::supervisor::Supervisor;
-use crate::tls::{self, TlsDoor};
+use crate::server::{App, Facts};
+use crate::shared::{Leased, Shared};
+use crate::standby::Waited;
 use crate::vfio::OwnDevices;
-use crate::{DaemonError, sources};
+use crate::{DaemonError, sources, standby};
 
 /// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long answers may take to notice that they are to end.
-const ANSWERS_END: Duration = Duration::from_secs(3);
 /// How long the lanes may take to drain before the segments are closed all the same.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 
@@ -51,36 +49,53 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     no_core_dumps();
     open_files();
     let notes = log_probe(config);
-    let access = Access::new(&config.api)?;
     // The store's lock decides who records; the socket is checked first for the better message.
-    let tls = config.api.tls.as_ref().map(tls::bind).transpose()?;
-    let unix = server::bind(&config.api.socket)?;
-    let ended = record(config, access, Doors { unix, tls }, notes);
+    let doors = Doors::bind(&config.api)?;
+    let ended = in_turn(config, doors, notes);
     if let Err(error) = std::fs::remove_file(&config.api.socket) {
         tracing::warn!("the socket {} stays: {error}", config.api.socket.display());
     }
     ended
 }
 
-/// Where questions come in.
-struct Doors {
-    unix: std::os::unix::net::UnixListener,
-    tls: Option<tls::Bound>,
+/// Records, on a shared volume when nobody else does.
+fn in_turn(config: &Config, doors: Doors, notes: Vec<String>) -> Result<(), DaemonError> {
+    let Some(shared) = Shared::of(config)? else {
+        return record(config, doors, notes, None, None);
+    };
+    let Waited::Turn(audit) = standby::wait(config, &shared, doors.again()?, notes.clone())? else {
+        return Ok(());
+    };
+    let leased = shared.take()?;
+    let ended = record(config, doors, notes, Some(&leased), audit);
+    match leased.end(!matches!(ended, Err(DaemonError::Unended))) {
+        // What it could not write down after that is no news.
+        Some(lost) => Err(DaemonError::Fenced { lost }),
+        None => ended,
+    }
 }
 
 fn record(
     config: &Config,
-    access: Access,
     doors: Doors,
     notes: Vec<String>,
+    leased: Option<&Leased>,
+    audit: Option<Arc<Audit>>,
 ) -> Result<(), DaemonError> {
+    let access = Access::new(&config.api)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let started_ns = clock.unix_ns();
     let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
     let first = first_volume(config);
     // Declared before whatever uses the devices, so that it is dropped behind them.
     let mut own = OwnDevices::new(&config.vfio, first);
-    let mut open = |path: &Path| own.open(path);
+    if leased.is_some() {
+        own.leave(first, "two machines have the device");
+    }
+    let mut open = |path: &Path| match leased.and_then(|leased| leased.volume(path)) {
+        Some(volume) => Ok(volume),
+        None => own.open(path),
+    };
     let (mut store, mut recovery) = Store::open_with(first, &key, Arc::clone(&clock), &mut open)?;
     check_volumes(config, &store, &own)?;
     let below = own.below(&store.status());
@@ -89,7 +104,17 @@ fn record(
     let deletions = std::mem::take(&mut recovery.deletions);
     let recovery = recovery_status(&recovery);
     log_recovery(&recovery);
-    let audit = audited(config, &mut store, &clock)?;
+    let audit = match audit {
+        Some(audit) => audit,
+        None => Arc::new(open_audit(config, store.id(), &clock)?),
+    };
+    tracing::info!(head = audit.head(), "the audit log is open");
+    audit.note(Event::Started {
+        store: store.id().to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    });
+    let witness = Arc::clone(&audit);
+    store.set_witness(Box::new(move |entry| witness.deleting(entry)));
     lifecycle::settle(&store, &audit, &deletions)?;
     let machine = Machine::here();
     let topology = sources::topology(config.topology);
@@ -117,7 +142,10 @@ fn record(
         // The times of a file's packets say nothing about when this process recorded.
         import: !live,
         topology,
-        queue: own.queues(&store.status()),
+        queue: match leased {
+            Some(leased) => leased.queues(own.queues(&store.status())),
+            None => own.queues(&store.status()),
+        },
         ..PipelineOptions::default()
     };
     let pipeline = Pipeline::start(store, Pool::new(arena), lanes, &options, clock)?;
@@ -125,8 +153,9 @@ fn record(
     log_layout(pipeline.layout());
     let mending = Mending::start(pipeline.catalog());
     let rules = Rules::new(&config.retention);
-    let facts = Facts { started_ns, recovery, notes };
-    let app = App::new(pipeline, below, facts, Arc::clone(&audit), rules);
+    let shared = leased.map(|leased| Arc::clone(&leased.shared));
+    let facts = Facts { started_ns, recovery, notes, shared };
+    let app = App::recording(pipeline, below, facts, Arc::clone(&audit), rules);
     let keeper = Keeper::start(&app);
     let watched = serve(&app, access, doors, live);
     mending.end();
@@ -144,95 +173,61 @@ fn record(
     watched
 }
 
-/// Opens the audit log, writes the start down, and has the store tell what it gives up.
-fn audited(
+/// Opens the audit log of the store.
+///
+/// # Errors
+/// `Audit`.
+pub(crate) fn open_audit(
     config: &Config,
-    store: &mut Store,
+    store: StoreId,
     clock: &Arc<dyn Clock>,
-) -> Result<Arc<Audit>, DaemonError> {
-    let audit = Audit::open(first_volume(config), store.id(), Arc::clone(clock))?;
-    let audit = Arc::new(match &config.audit_anchor {
-        Some(file) => audit.anchored(file, store.id(), Arc::clone(clock)),
+) -> Result<Audit, DaemonError> {
+    let audit = Audit::open(first_volume(config), store, Arc::clone(clock))?;
+    Ok(match &config.audit_anchor {
+        Some(file) => audit.anchored(file, store, Arc::clone(clock)),
         None => audit,
-    });
-    tracing::info!(head = audit.head(), "the audit log is open");
-    audit.note(Event::Started {
-        store: store.id().to_string(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    });
-    let witness = Arc::clone(&audit);
-    store.set_witness(Box::new(move |entry| witness.deleting(entry)));
-    Ok(audit)
+    })
 }
 
 /// Answers until told to stop, then until the lanes are drained.
 fn serve(app: &App, access: Access, doors: Doors, live: bool) -> Result<(), DaemonError> {
-    let system = |what| move |source| DaemonError::System { what, source };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("starting the runtime of the API"))?;
-    let result = runtime.block_on(async {
-        let listener = UnixListener::from_std(doors.unix).map_err(system("listening"))?;
-        let mut terminate = signal(SignalKind::terminate()).map_err(system("taking SIGTERM"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(system("taking SIGINT"))?;
-        let router = server::router(app.clone(), access);
-        let service = router.into_make_service_with_connect_info::<Peer>();
-        let far = doors.tls.map(|bound| TlsDoor::open(bound, app.clone())).transpose();
-        let far = far.map_err(system("listening for TLS"))?.map(|door| {
-            tracing::info!(address = %door.address(), "questions are taken over TLS, too");
-            tokio::spawn(axum::serve(door, service.clone()).into_future())
-        });
-        let answering = tokio::spawn(axum::serve(Door::new(listener), service).into_future());
-        let mut supervisor = Supervisor::default();
-        supervisor.tell(&[NotifyState::Ready, NotifyState::Status("recording")]).await;
+    doors.answer_while(app, access, async |calls| {
+        calls.supervisor.tell(&[NotifyState::Ready, NotifyState::Status("recording")]).await;
         tracing::info!("recording");
-        let watched = watch(app, live, &mut supervisor, &mut terminate, &mut interrupt).await;
-        supervisor.tell(&[NotifyState::Stopping, NotifyState::Status("draining")]).await;
+        let watched = watch(app, live, calls).await;
+        calls.supervisor.tell(&[NotifyState::Stopping, NotifyState::Status("draining")]).await;
         app.set_stopping();
         if let Some(pipeline) = app.pipeline() {
             pipeline.stop();
-            drained(&pipeline).await;
+            // Who lost a shared volume has nowhere to drain to.
+            if app.lost().is_none() {
+                drained(&pipeline).await;
+            }
         }
-        answering.abort();
-        far.inspect(tokio::task::JoinHandle::abort);
-        app.cancel_answers();
         watched
-    });
-    // Connections end here: their answers are dropped, and their threads notice.
-    runtime.shutdown_timeout(ANSWERS_END);
-    result
+    })
 }
 
-/// Waits for a signal, and beats the watchdog's drum as long as every lane goes on. A live pipeline
-/// that ends is an error.
-async fn watch(
-    app: &App,
-    live: bool,
-    supervisor: &mut Supervisor,
-    terminate: &mut Signal,
-    interrupt: &mut Signal,
-) -> Result<(), DaemonError> {
+/// Waits for a signal or the loss of a shared volume, and beats the watchdog's drum as long as every
+/// lane goes on. A live pipeline that ends is an error.
+async fn watch(app: &App, live: bool, calls: &mut Calls) -> Result<(), DaemonError> {
     let watchdog = sd_notify::watchdog_enabled();
     let beat = watchdog.map_or(LOOK, |limit| LOOK.min(limit / 3));
     let mut rounds = Rounds::default();
     let mut told = false;
     loop {
-        tokio::select! {
-            _ = terminate.recv() => {
-                tracing::info!("SIGTERM: draining");
-                return Ok(());
-            }
-            _ = interrupt.recv() => {
-                tracing::info!("SIGINT: draining");
-                return Ok(());
-            }
-            () = tokio::time::sleep(beat) => {}
+        if let Some(signal) = calls.pause(beat).await {
+            tracing::info!("{signal}: draining");
+            return Ok(());
         }
         let pipeline = app.pipeline();
         let lanes = pipeline.as_ref().map_or(&[][..], |pipeline| pipeline.lanes());
         if watchdog.is_some() && rounds.all_went_on(lanes) {
-            supervisor.tell(&[NotifyState::Watchdog]).await;
+            calls.supervisor.tell(&[NotifyState::Watchdog]).await;
+        }
+        if let Some(lost) = app.lost() {
+            tracing::error!("{lost}");
+            return Ok(());
         }
         pipeline.iter().for_each(|pipeline| app.conditions().look(pipeline));
         let ended = pipeline.is_none_or(|pipeline| pipeline.is_finished());
@@ -267,14 +262,13 @@ fn finish(app: &App) -> Result<Vec<Snapshot>, DaemonError> {
             Err(shared) => pipeline = shared,
         }
         if since.elapsed() > ANSWERS_END {
-            let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
-            return Err(DaemonError::System { what: "waiting for the last answer to end", source });
+            return Err(DaemonError::Unended);
         }
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn first_volume(config: &Config) -> &Path {
+pub(crate) fn first_volume(config: &Config) -> &Path {
     // A checked configuration has at least one.
     config.stores.first().map_or(Path::new("/"), |path| path.as_path())
 }

@@ -17,6 +17,7 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use tokio::sync::Semaphore;
+use wirevault_media::Fenced;
 use wirevault_pipeline::Pipeline;
 use wirevault_telemetry::histogram::Latency;
 
@@ -28,6 +29,8 @@ use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
 use crate::lifecycle::Rules;
+use crate::shared::Shared;
+use crate::standby::Stored;
 use crate::{DaemonError, lifecycle, metrics, openapi, status, tail};
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
@@ -52,6 +55,8 @@ struct Inner {
     audit: Arc<Audit>,
     rules: Arc<Rules>,
     devices: Devices,
+    /// What a machine that stands by answers from.
+    stored: Option<Stored>,
     conditions: Conditions,
     answers: Arc<Semaphore>,
     tails: Arc<Semaphore>,
@@ -62,7 +67,6 @@ struct Inner {
 }
 
 /// What does not change while the recorder runs.
-#[derive(Debug, Clone)]
 pub(crate) struct Facts {
     /// When it started, ns.
     pub(crate) started_ns: u64,
@@ -70,6 +74,8 @@ pub(crate) struct Facts {
     pub(crate) recovery: RecoveryStatus,
     /// What is not as it should be on this machine.
     pub(crate) notes: Vec<String>,
+    /// The device, if two machines have it.
+    pub(crate) shared: Option<Arc<Shared>>,
 }
 
 /// Counters of questions.
@@ -85,7 +91,8 @@ pub(crate) struct Questions {
 }
 
 impl App {
-    pub(crate) fn new(
+    /// Of a machine that records.
+    pub(crate) fn recording(
         pipeline: Pipeline,
         below: Vec<Below>,
         facts: Facts,
@@ -93,11 +100,29 @@ impl App {
         rules: Rules,
     ) -> Self {
         let devices = Devices::watch(below, &Arc::downgrade(pipeline.store()));
+        Self::of(Some(pipeline), None, devices, facts, audit, rules)
+    }
+
+    /// Of a machine that stands by.
+    pub(crate) fn standing_by(stored: Stored, facts: Facts, audit: Arc<Audit>) -> Self {
+        let devices = Devices::watch(Vec::new(), &Weak::new());
+        Self::of(None, Some(stored), devices, facts, audit, Rules::new(&[]))
+    }
+
+    fn of(
+        pipeline: Option<Pipeline>,
+        stored: Option<Stored>,
+        devices: Devices,
+        facts: Facts,
+        audit: Arc<Audit>,
+        rules: Rules,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 devices,
+                stored,
                 conditions: Conditions::default(),
-                pipeline: RwLock::new(Some(Arc::new(pipeline))),
+                pipeline: RwLock::new(pipeline.map(Arc::new)),
                 facts,
                 audit,
                 rules: Arc::new(rules),
@@ -119,6 +144,16 @@ impl App {
     /// Takes the pipeline away; later questions are told that the recorder has stopped.
     pub(crate) fn take_pipeline(&self) -> Option<Arc<Pipeline>> {
         self.inner.pipeline.write().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The store that another machine writes, while this one stands by.
+    pub(crate) fn stored(&self) -> Option<&Stored> {
+        self.inner.stored.as_ref()
+    }
+
+    /// Why this machine may not write the shared volume any more.
+    pub(crate) fn lost(&self) -> Option<&Fenced> {
+        self.inner.facts.shared.as_ref()?.lost()
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -256,6 +291,7 @@ async fn admit(
     let endpoint = api::ENDPOINTS.iter().find(|it| it.path == path && it.method == method.as_str());
     let known = api::ENDPOINTS.iter().any(|it| it.path == path);
     tracing::trace!(who = peer.origin.name(), path, "a question");
+    let here = app.stored().is_none() || api::OF_STANDBY.contains(&path);
     let may = move || {
         let asker = access.admit(&peer.origin, Instant::now());
         let asker = asker.and_then(|asker| match endpoint {
@@ -274,6 +310,10 @@ async fn admit(
     };
     // The user database may be asked and the audit log written, which blocks.
     match tokio::task::spawn_blocking(may).await {
+        Ok(Ok(_)) if known && !here => {
+            let why = "this machine stands by; ask the one that writes the store".to_owned();
+            answers::error(StatusCode::SERVICE_UNAVAILABLE, why)
+        }
         Ok(Ok(asker)) if known => {
             request.extensions_mut().insert(asker);
             next.run(request).await
@@ -296,13 +336,16 @@ async fn show_metrics(State(app): State<App>) -> Response {
     look(app, |app| {
         let page = metrics::page(&app)?;
         let kind = [(header::CONTENT_TYPE, wirevault_telemetry::metrics::CONTENT_TYPE)];
-        Some((kind, page).into_response())
+        Ok((kind, page).into_response())
     })
     .await
 }
 
 /// Looks at the pipeline on a thread of its own: making a page takes a while.
-async fn look(app: App, show: impl FnOnce(App) -> Option<Response> + Send + 'static) -> Response {
+async fn look(
+    app: App,
+    show: impl FnOnce(App) -> Result<Response, String> + Send + 'static,
+) -> Response {
     // It is never closed.
     let place = Arc::clone(&app.inner.looks).acquire_owned().await;
     let looking = tokio::task::spawn_blocking(move || {
@@ -310,11 +353,8 @@ async fn look(app: App, show: impl FnOnce(App) -> Option<Response> + Send + 'sta
         show(app)
     });
     match looking.await {
-        Ok(Some(response)) => response,
-        Ok(None) => {
-            let text = "the recorder has stopped".to_owned();
-            answers::error(StatusCode::SERVICE_UNAVAILABLE, text)
-        }
+        Ok(Ok(response)) => response,
+        Ok(Err(why)) => answers::error(StatusCode::SERVICE_UNAVAILABLE, why),
         Err(error) => answers::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use wirevault_format::gap::CAUSES;
 use wirevault_format::table::SegmentState;
 use wirevault_format::{Cause, RunId};
+use wirevault_index::error::chain;
 use wirevault_index::{Catalog, Segment, StoreReader};
 use wirevault_media::Erased;
 use wirevault_pipeline::{LaneState, LaneView, Pipeline, ThreadPlace, VolumeView};
@@ -14,6 +15,7 @@ use wirevault_storage::{Budget, StoreStatus};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
 
+use crate::answers::STOPPED;
 use crate::api::{
     BudgetStatus, BufferStatus, ErasedStatus, LaneStatus, LayoutStatus, LimitsStatus, MemoryStatus,
     SegmentRow, State, StatusReport, ThreadStatus, VolumeStatus,
@@ -27,9 +29,22 @@ pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 const DROP_CAUSES: [Cause; 4] =
     [Cause::RingOverflow, Cause::NoBuffer, Cause::InterfaceDown, Cause::DeviceFailed];
 
-/// Report of a running recorder; nothing once its pipeline was taken away.
-pub(crate) fn live(app: &App) -> Option<StatusReport> {
-    let pipeline = app.pipeline()?;
+/// Report of a running recorder, or of a machine that stands by.
+///
+/// # Errors
+/// In words: the recorder has stopped; the store of the other machine cannot be read.
+pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
+    let shared = app.facts().shared.as_ref().map(|shared| shared.status());
+    if let Some(stored) = app.stored() {
+        let (reader, catalog) = stored.open().map_err(|error| chain(&error))?;
+        return Ok(StatusReport {
+            state: State::Standby,
+            started: Some(app.facts().started_ns.into()),
+            shared,
+            ..offline(&reader, &catalog)
+        });
+    }
+    let pipeline = app.pipeline().ok_or(STOPPED)?;
     let now_ns = SystemClock.unix_ns();
     let store = pipeline.store().status();
     let pages = pipeline.pool().arena().report().pages.to_string();
@@ -52,12 +67,13 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
     reasons.extend(troubles(&lanes, &volumes));
     let ended = pipeline.is_finished();
     let state = match () {
+        () if app.lost().is_some() => State::Fenced,
         () if app.is_stopping() => State::Stopping,
         () if ended => State::Ended,
         () if reasons.is_empty() => State::Recording,
         () => State::Degraded,
     };
-    Some(StatusReport {
+    Ok(StatusReport {
         state,
         condition: condition.name().to_owned(),
         reasons,
@@ -74,6 +90,7 @@ pub(crate) fn live(app: &App) -> Option<StatusReport> {
         layout: Some(layout_status(&pipeline)),
         recovery: Some(app.facts().recovery.clone()),
         limits: Some(limits(&store)),
+        shared,
     })
 }
 
@@ -101,6 +118,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         segments: catalog.segments.len() as u64,
         recovery: None,
         limits: None,
+        shared: None,
     }
 }
 
@@ -419,7 +437,7 @@ fn look_into(segment: &Segment, row: &mut SegmentRow) {
     let reader = match segment.open() {
         Ok(reader) => reader,
         Err(error) => {
-            row.error = Some(wirevault_index::error::chain(&error));
+            row.error = Some(chain(&error));
             return;
         }
     };

@@ -25,7 +25,7 @@ use wirevault_pipeline::{Missed, TailChunk};
 use wirevault_query::filter;
 
 use crate::access::Asker;
-use crate::answers::{self, Failure, Pipe};
+use crate::answers::{self, Failure, Pipe, STOPPED};
 use crate::api::PCAPNG_TYPE;
 use crate::audit::Answered;
 use crate::server::App;
@@ -77,7 +77,7 @@ fn follow(
     cancel: &AtomicBool,
 ) -> Result<Answered, Failure> {
     let Some(pipeline) = app.pipeline() else {
-        return Err(Failure::Failed("the recorder has stopped".to_owned()));
+        return Err(Failure::Failed(STOPPED.to_owned()));
     };
     let mut encoder = Encoder::new(filters);
     // Link types that are being recorded now; a filter that does not fit one is refused at once.

@@ -47,6 +47,17 @@ pub(crate) struct Bound {
     config: Arc<ServerConfig>,
 }
 
+impl Bound {
+    /// The same listener, for another who answers.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        let listener = self.listener.try_clone()?;
+        Ok(Self { listener, config: Arc::clone(&self.config) })
+    }
+}
+
 /// Reads the certificates, and listens.
 ///
 /// # Errors

@@ -106,6 +106,13 @@ impl OwnDevices {
         }
     }
 
+    /// Leaves a volume to the kernel, if it was wanted from here.
+    pub(crate) fn leave(&mut self, path: &Path, why: &str) {
+        if self.wanted.iter().any(|wanted| is_same(wanted, path)) {
+            self.refused.push((path.display().to_string(), why.to_owned()));
+        }
+    }
+
     /// Makes the queues of a store whose volumes were opened here.
     pub(crate) fn queues(&self, store: &StoreStatus) -> QueueMaker {
         let own = |name: &str| self.own.iter().find(|own| own.name == name);

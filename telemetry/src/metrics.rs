@@ -121,6 +121,10 @@ names! {
             "1 for the condition that a volume is in, 0 for the others.";
         StoreConditionState = "store_condition_state",
             "1 for the condition that the store is in, 0 for the others.";
+        SharedWriterState = "shared_writer_state",
+            "1 while this machine writes the volume that two machines have, 0 while it does not.";
+        SharedBeatSeconds = "shared_beat_seconds",
+            "Time since the writer of a shared volume showed that it lives.";
         QueryRunningCount = "query_running_count", "Queries running now.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
         DaemonInfoState = "daemon_info_state", "Always 1; a label says the version.";

@@ -53,6 +53,41 @@ impl Site {
         site
     }
 
+    /// Makes a store on a file of `bytes` bytes that stands for a device which two machines have.
+    pub fn shared(bytes: u64) -> Self {
+        let site = Self { folder: tempfile::tempdir().expect("folder"), volumes: 1 };
+        let device = File::create(site.store()).expect("device");
+        device.set_len(bytes).expect("device");
+        let mut init = Command::new(program("wirevault"));
+        init.arg("init").arg(site.store()).args(["--shared", "--key"]).arg(site.key());
+        let output = init.output().expect("wirevault init");
+        assert!(output.status.success(), "{output:?}");
+        site
+    }
+
+    /// Starts a recorder of `interface` as if on a machine of this name, and waits until it
+    /// answers. `more` is added to the configuration. Each machine has its own `/var/lib`, for the
+    /// audit log.
+    pub fn on_machine(&self, machine: &str, interface: &str, more: &str) -> Recorder {
+        let (socket, log) = (self.path(&format!("{machine}.socket")), format!("{machine}.log"));
+        let (file, files) = (self.path(&format!("{machine}.yaml")), self.path(machine));
+        let (store, answers) = (self.store(), socket.display());
+        let input = format!("capture:\n  - interface: {interface}\n{more}");
+        let config = format!("store: {}\napi:\n  socket: {answers}\n{input}", store.display());
+        fs::write(&file, config).expect("configuration");
+        fs::create_dir_all(&files).expect("a folder");
+        let log = self.path(&log);
+        let to = File::options().create(true).append(true).open(&log).expect("log");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--uts", "sh", "-ec"]);
+        let script =
+            "echo $0 > /proc/sys/kernel/hostname; mount --bind $1 /var/lib; shift; exec $@";
+        command.args([script, machine]).arg(files).arg(program("wirevaultd"));
+        command.arg("--config").arg(file).stdout(to.try_clone().expect("log")).stderr(to);
+        let process = Process::Child(command.spawn().expect("unshare"));
+        Recorder { process, socket, log }.answering()
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -126,14 +161,7 @@ impl Site {
     }
 
     fn recorder(&self, process: Process, socket: &Path) -> Recorder {
-        let mut recorder = Recorder { process, socket: socket.to_owned(), log: self.path("log") };
-        wait_for("the recorder's first status", PATIENCE, || {
-            if let Some(status) = recorder.process.ended() {
-                panic!("wirevaultd ended at once, {status}:\n{}", recorder.log());
-            }
-            recorder.try_status()
-        });
-        recorder
+        Recorder { process, socket: socket.to_owned(), log: self.path("log") }.answering()
     }
 
     /// Asks the store, without a daemon.
@@ -188,6 +216,16 @@ pub struct Recorder {
 }
 
 impl Recorder {
+    fn answering(mut self) -> Self {
+        wait_for("the recorder's first status", PATIENCE, || {
+            if let Some(status) = self.process.ended() {
+                panic!("wirevaultd ended at once, {status}:\n{}", self.log());
+            }
+            self.try_status()
+        });
+        self
+    }
+
     /// Everything it said.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -224,6 +262,11 @@ impl Recorder {
         let (head, body) = answer.split_once("\r\n\r\n")?;
         assert!(head.starts_with("HTTP/1.0 200"), "{answer}");
         Some(body.to_owned())
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.ended()
     }
 
     /// Process id.

@@ -25,7 +25,7 @@ pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
     let mut volumes: Vec<(Arc<dyn Media>, String)> = Vec::new();
     let mut paths: Vec<PathBuf> = Vec::new();
     for dir in dirs {
-        let (media, path) = volume(dir, &mut made)?;
+        let (media, path) = volume(dir, args.shared, &mut made)?;
         if let Some(other) = paths.iter().find(|other| **other == path) {
             let path = other.display();
             return Err(CliError::Usage(format!("{path} was named twice; a volume is one place")));
@@ -58,11 +58,23 @@ pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
 }
 
 /// The place of a volume and its absolute path. What is neither directory nor missing is a device.
-fn volume(dir: &Path, made: &mut Made) -> Result<(Arc<dyn Media>, PathBuf), CliError> {
+fn volume(
+    dir: &Path,
+    shared: bool,
+    made: &mut Made,
+) -> Result<(Arc<dyn Media>, PathBuf), CliError> {
     let missing = !dir.exists();
     if !missing && !dir.is_dir() {
         let path = std::path::absolute(dir).map_err(CliError::file(dir))?;
-        return Ok((Arc::new(BlockMedia::open(&path)?), path));
+        let media = BlockMedia::open(&path)?;
+        let media = if shared { media.to_be_shared() } else { media };
+        return Ok((Arc::new(media), path));
+    }
+    if shared {
+        let dir = dir.display();
+        return Err(CliError::Usage(format!(
+            "{dir} is no block device; only a device can be shared by two machines"
+        )));
     }
     if missing {
         made.dirs.push(dir.to_owned());

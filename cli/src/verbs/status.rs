@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use wirevault_daemon::api::{
-    self, BufferStatus, DeviceStatus, LaneStatus, LayoutStatus, State, StatusReport, VolumeStatus,
+    self, BufferStatus, DeviceStatus, LaneStatus, LayoutStatus, SharedStatus, State, StatusReport,
+    VolumeStatus,
 };
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -63,6 +64,8 @@ fn head(report: &StatusReport, paint: Paint) -> String {
         State::Recording => paint.good("recording"),
         State::Degraded => paint.warn("recording, DEGRADED"),
         State::Ended => "all sources have ended".to_owned(),
+        State::Standby => "standing by: another machine records".to_owned(),
+        State::Fenced => paint.bad("FENCED: another machine has taken over"),
         State::Stopping => paint.warn("stopping"),
         State::Offline => "offline: read from the store, no daemon was asked".to_owned(),
     };
@@ -75,6 +78,15 @@ fn head(report: &StatusReport, paint: Paint) -> String {
         line(&mut head, &format!("running   since {started}, {}", duration(seconds)));
     }
     line(&mut head, &format!("release   {}", report.version));
+    if let Some(shared) = &report.shared {
+        let SharedStatus { role, holder, epoch, lease, .. } = shared;
+        let writer = if shared.writes { "this machine" } else { holder.as_str() };
+        let seconds = shared.beat_age_ms as f64 / 1e3;
+        line(
+            &mut head,
+            &format!("shared    {role}; {writer}, epoch {epoch}, lease {lease} {seconds:.1} s ago"),
+        );
+    }
     head
 }
 
@@ -365,6 +377,7 @@ mod tests {
                 others: Vec::new(),
             }),
             segments: 1,
+            shared: None,
             recovery: None,
             limits: None,
         }

@@ -41,6 +41,7 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
         stores: stores(&root, given, faults),
         vfio: paths(&root.list("vfio"), faults, "the volume"),
         reserve_percent: root.number("reserve").try_into().unwrap_or(u8::MAX),
+        standby: root.switch("standby"),
         key_file: root.path("key_file"),
         // The missing input must not hide the faults of the keys after it.
         input: input::input(&root, faults).unwrap_or(Input::Live(Vec::new())),

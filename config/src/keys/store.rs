@@ -33,6 +33,15 @@ pub(super) const KEYS: &[Key] = &[
          hands them back when it ends. It needs root and an IOMMU. Where that cannot be had the \
          kernel's driver is used, and `wirevault status` says why.",
     )),
+    key(
+        "standby",
+        Kind::Switch,
+        Value("false"),
+        "false",
+        "For a store on a device that two machines have (`wirevault init --shared`): `true` on one \
+         of them. It answers from the store, and records once it has missed five beats of the \
+         other, which are a second apart.",
+    ),
     hidden(key(
         "key_file",
         Kind::Path(PATH_BYTES_MAX),

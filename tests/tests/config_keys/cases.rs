@@ -5,7 +5,8 @@ use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
-use wirevault_testkit::net::Stamp;
+use wirevault_testkit::net::{Stamp, wait_for};
+use wirevault_tests::recorder::{PATIENCE, Site};
 
 use crate::access::ACCESS_PACKETS;
 use crate::runs::{FILE_PACKETS, PACKET_BYTES, PACKETS, Runs, Seen, file_packets, sum};
@@ -47,6 +48,21 @@ pub(crate) const CASES: &[Case] = &[
             assert!(reasons(1).contains("the kernel drives the device: "), "{}", reasons(1));
             assert!(!reasons(0).contains("the kernel drives the device"), "{}", reasons(0));
             refused(&runs.with_foreign_device, 2, "vfio[0]");
+        },
+    ),
+    case(
+        "standby",
+        "it waits while the other machine records, and records when it does not",
+        |_| {
+            let site = Site::shared(1 << 30);
+            let primary = site.on_machine("one", "lo", "standby: false\n");
+            let standby = site.on_machine("two", "lo", "standby: true\n");
+            assert_eq!(standby.status()["state"], "standby");
+            assert_eq!(primary.status()["shared"]["writes"], true);
+            assert!(primary.terminate().success());
+            wait_for("the take-over", PATIENCE, || {
+                standby.try_status().filter(|status| status["shared"]["writes"] == true)
+            });
         },
     ),
     case("key_file", "the key is found where it was moved to; else exit code 4", |runs| {

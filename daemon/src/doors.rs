@@ -1,0 +1,111 @@
+//! Where questions come in, and what goes on while they are answered: recording, or standing by.
+//!
+//! ```text
+//!  bind ─► answer_while(app, work) ─► doors answer, work runs ─► doors shut, answers end
+//! ```
+//! The doors of a machine that stands by are [kept](Doors::again): whoever connects while it takes
+//! over waits for the recorder's answer instead of being turned away.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use wirevault_config::Api;
+
+use crate::DaemonError;
+use crate::access::Access;
+use crate::connections::Door;
+use crate::server::{self, App, Peer};
+use crate::supervisor::Supervisor;
+use crate::tls::{self, TlsDoor};
+
+/// How long answers may take to notice that they are to end.
+pub(crate) const ANSWERS_END: Duration = Duration::from_secs(3);
+
+/// The socket, and the TLS port if there is one.
+pub(crate) struct Doors {
+    unix: std::os::unix::net::UnixListener,
+    tls: Option<tls::Bound>,
+}
+
+/// Who may interrupt the work, and who is told of it.
+pub(crate) struct Calls {
+    pub(crate) supervisor: Supervisor,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Calls {
+    /// Waits; gives the signal that ended it early, if one did.
+    pub(crate) async fn pause(&mut self, pause: Duration) -> Option<&'static str> {
+        tokio::select! {
+            _ = self.terminate.recv() => Some("SIGTERM"),
+            _ = self.interrupt.recv() => Some("SIGINT"),
+            () = tokio::time::sleep(pause) => None,
+        }
+    }
+}
+
+impl Doors {
+    /// Listens. Nobody is answered yet.
+    ///
+    /// # Errors
+    /// `SocketInUse`, `Socket`, `Setting`.
+    pub(crate) fn bind(api: &Api) -> Result<Self, DaemonError> {
+        let tls = api.tls.as_ref().map(tls::bind).transpose()?;
+        Ok(Self { unix: server::bind(&api.socket)?, tls })
+    }
+
+    /// The same doors, for another who answers.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn again(&self) -> Result<Self, DaemonError> {
+        let tls = self.tls.as_ref().map(tls::Bound::again).transpose();
+        let doors = self.unix.try_clone().and_then(|unix| Ok(Self { unix, tls: tls? }));
+        doors.map_err(system("listening"))
+    }
+
+    /// Answers until `work` has ended.
+    ///
+    /// # Errors
+    /// The system's, and those of the work.
+    pub(crate) fn answer_while<T>(
+        self,
+        app: &App,
+        access: Access,
+        work: impl AsyncFnOnce(&mut Calls) -> Result<T, DaemonError>,
+    ) -> Result<T, DaemonError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(system("starting the runtime of the API"))?;
+        let result = runtime.block_on(async {
+            let listener = UnixListener::from_std(self.unix).map_err(system("listening"))?;
+            let terminate = signal(SignalKind::terminate()).map_err(system("taking SIGTERM"))?;
+            let interrupt = signal(SignalKind::interrupt()).map_err(system("taking SIGINT"))?;
+            let mut calls = Calls { supervisor: Supervisor::default(), terminate, interrupt };
+            let service = server::router(app.clone(), access);
+            let service = service.into_make_service_with_connect_info::<Peer>();
+            let far = self.tls.map(|bound| TlsDoor::open(bound, app.clone())).transpose();
+            let far = far.map_err(system("listening for TLS"))?.map(|door| {
+                tracing::info!(address = %door.address(), "questions are taken over TLS, too");
+                tokio::spawn(axum::serve(door, service.clone()).into_future())
+            });
+            let answering = tokio::spawn(axum::serve(Door::new(listener), service).into_future());
+            let ended = work(&mut calls).await;
+            answering.abort();
+            far.inspect(tokio::task::JoinHandle::abort);
+            app.cancel_answers();
+            ended
+        });
+        // Connections end here: their answers are dropped, and their threads notice.
+        runtime.shutdown_timeout(ANSWERS_END);
+        result
+    }
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
+    move |source| DaemonError::System { what, source }
+}

@@ -1,0 +1,106 @@
+//! A machine that waits for its turn to write a shared volume, and answers from it meanwhile.
+//!
+//! It reads the store like `wirevault query --store` does: without a lock, and looking at the
+//! device anew for each question, because the other machine goes on writing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sd_notify::NotifyState;
+use wirevault_config::Config;
+use wirevault_index::{Catalog, IndexError, KeySource, StoreReader, open_store};
+use wirevault_lifecycle::audit::Event;
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use crate::DaemonError;
+use crate::access::Access;
+use crate::audit::Audit;
+use crate::doors::Doors;
+use crate::serve::{first_volume, open_audit};
+use crate::server::{App, Facts};
+use crate::shared::Shared;
+
+/// How often it looks whether the other one is still there.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A store that another machine writes.
+pub(crate) struct Stored {
+    path: PathBuf,
+    key: KeySource,
+}
+
+impl Stored {
+    /// The store as it is now.
+    ///
+    /// # Errors
+    /// As [`open_store`].
+    pub(crate) fn open(&self) -> Result<(StoreReader, Catalog), IndexError> {
+        let reader = open_store(&self.path, &self.key)?;
+        let catalog = reader.catalog(SystemClock.unix_ns());
+        Ok((reader, catalog))
+    }
+}
+
+/// How waiting ended.
+pub(crate) enum Waited {
+    /// It is this machine's turn. The audit log is open if anybody could ask meanwhile.
+    Turn(Option<Arc<Audit>>),
+    /// We were told to stop before it was.
+    Stopped,
+}
+
+/// Waits until this machine may write the volume, and answers questions meanwhile.
+///
+/// # Errors
+/// The volume cannot be read, the audit log not be opened.
+pub(crate) fn wait(
+    config: &Config,
+    shared: &Arc<Shared>,
+    doors: Doors,
+    notes: Vec<String>,
+) -> Result<Waited, DaemonError> {
+    shared.look()?;
+    if shared.is_silent(Instant::now()) {
+        return Ok(Waited::Turn(None));
+    }
+    let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
+    let stored = Stored { path: first_volume(config).to_owned(), key };
+    let store = stored.open()?.0.store;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let audit = Arc::new(open_audit(config, store, &clock)?);
+    audit.note(Event::Started {
+        store: store.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    });
+    let facts = Facts {
+        started_ns: clock.unix_ns(),
+        recovery: Default::default(),
+        notes,
+        shared: Some(Arc::clone(shared)),
+    };
+    let app = App::standing_by(stored, facts, Arc::clone(&audit));
+    let holder = shared.status().holder;
+    tracing::info!(holder, "another machine writes the shared volume: standing by");
+    let turn = doors.answer_while(&app, Access::new(&config.api)?, async |calls| {
+        calls.supervisor.tell(&[NotifyState::Ready, NotifyState::Status("standing by")]).await;
+        loop {
+            if let Some(signal) = calls.pause(LOOK).await {
+                tracing::info!("{signal}: it was not this machine's turn to record");
+                return Ok(false);
+            }
+            calls.supervisor.tell(&[NotifyState::Watchdog]).await;
+            shared.look()?;
+            if shared.is_silent(Instant::now()) {
+                tracing::warn!("nobody writes the shared volume any more: taking over");
+                return Ok(true);
+            }
+        }
+    })?;
+    if turn {
+        return Ok(Waited::Turn(Some(audit)));
+    }
+    audit.note(Event::Stopped);
+    audit.anchor();
+    Ok(Waited::Stopped)
+}

@@ -1,0 +1,79 @@
+//! Two machines and one device: the first is stopped under load, the second takes over, and only
+//! then the first goes on.
+
+#[path = "crash/load.rs"]
+mod load;
+
+use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
+use wirevault_testkit::net::{Namespace, wait_for};
+use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
+
+use load::{Load, check};
+
+/// Segments of 16 MiB; nothing goes for the quota.
+const DEVICE_BYTES: u64 = 2 << 30;
+/// What a fenced recorder exits with.
+const FENCED: i32 = 7;
+
+/// Packets acknowledged, once there are some.
+fn acknowledged(recorder: &Recorder, more_than: u64) -> u64 {
+    wait_for("an acknowledgement", PATIENCE, || {
+        let watermark = lane_count(&recorder.try_status()?, "watermark");
+        Some(watermark).filter(|watermark| *watermark > more_than)
+    })
+}
+
+/// The status of a machine once it writes the volume.
+fn writing(recorder: &Recorder) -> Value {
+    wait_for("the take-over", 2 * PATIENCE, || {
+        recorder.try_status().filter(|status| status["state"] == "recording")
+    })
+}
+
+#[test]
+fn a_stopped_writer_is_taken_over_and_nothing_of_it_is_lost_or_comes_late() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::shared(DEVICE_BYTES);
+    let mut first = site.on_machine("first", "va", "");
+    assert_eq!(writing(&first)["shared"]["epoch"], 2);
+    let second = site.on_machine("second", "va", "standby: true\n");
+    let shared = second.status();
+    assert_eq!((&shared["state"], &shared["shared"]["writes"]), (&"standby".into(), &false.into()));
+    assert_eq!(shared["shared"]["holder"], "first");
+    let refused = second.ask("tail", &[]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("stands by"), "{refused:?}");
+
+    let load = Load::start(0);
+    let promised = acknowledged(&first, 5000);
+    // What stands by answers what the other one records.
+    check(&site, &second, 0, promised, u64::MAX);
+    let promised = acknowledged(&first, promised);
+    kill(first.pid(), Signal::SIGSTOP).expect("SIGSTOP");
+    let sent = load.stop();
+    let shared = writing(&second)["shared"].clone();
+    assert_eq!((&shared["epoch"], &shared["holder"]), (&3.into(), &"second".into()), "{shared}");
+    let again = Load::start(1);
+    acknowledged(&second, 5000);
+    kill(first.pid(), Signal::SIGCONT).expect("SIGCONT");
+    let ended = wait_for("the end of the first", 2 * PATIENCE, || first.ended());
+    assert_eq!(ended.code(), Some(FENCED), "{}", first.log());
+    assert!(first.log().contains("second took over with epoch 3"), "{}", first.log());
+    let promised_again = acknowledged(&second, 10_000);
+    let sent_again = again.stop();
+
+    let (found, _) = check(&site, &second, 0, promised, sent);
+    let (found_again, _) = check(&site, &second, 1, promised_again, sent_again);
+    println!("first: {promised} acknowledged, {found} found; second: {found_again} found");
+    // The first machine comes back, and stands by.
+    let third = site.on_machine("first", "va", "");
+    assert_eq!(third.status()["state"], "standby");
+    assert_eq!(check(&site, &third, 0, promised, sent).0, found);
+    assert!(second.terminate().success());
+    // The other one said that it has ended: nobody waits for its beats.
+    assert_eq!(writing(&third)["shared"]["epoch"], 4);
+    assert_eq!(check(&site, &third, 0, promised, sent).0, found);
+    check(&site, &third, 1, promised_again, sent_again);
+    assert!(third.terminate().success());
+}

@@ -127,7 +127,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let device = dir.path().join("device");
         File::create(&device).unwrap().set_len(40 << 20).unwrap();
-        let shape = Shape { volume_bytes: 3 << 20, place_bytes: 1 << 20, places: 4 };
+        let shape =
+            Shape { volume_bytes: 3 << 20, digests_bytes: 0, place_bytes: 1 << 20, places: 4 };
         BlockMedia::open(&device).unwrap().to_be_shared().lay_out(&shape).unwrap();
         let (media, lease) = taken(&device, Role::Primary);
         let file = media.open("000001.pcapng", OpenMode::ReadWrite).unwrap();

@@ -1,15 +1,12 @@
 //! Two machines and one device: the first is stopped under load, the second takes over, and only
 //! then the first goes on.
 
-#[path = "crash/load.rs"]
-mod load;
-
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use wirevault_testkit::net::{Namespace, wait_for};
 use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
 
-use load::{Load, check};
+use crate::load::{Load, check};
 
 /// Segments of 16 MiB; nothing goes for the quota.
 const DEVICE_BYTES: u64 = 2 << 30;

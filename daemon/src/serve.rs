@@ -208,8 +208,8 @@ fn serve(app: &App, access: Access, doors: Doors, live: bool) -> Result<(), Daem
     })
 }
 
-/// Waits for a signal or the loss of a shared volume, and beats the watchdog's drum as long as every
-/// lane goes on. A live pipeline that ends is an error.
+/// Waits for a signal or the loss of a shared volume, and beats the watchdog's drum as long as
+/// every lane goes on. A live pipeline that ends is an error.
 async fn watch(app: &App, live: bool, calls: &mut Calls) -> Result<(), DaemonError> {
     let watchdog = sd_notify::watchdog_enabled();
     let beat = watchdog.map_or(LOOK, |limit| LOOK.min(limit / 3));

@@ -98,6 +98,14 @@ Examples:
     #[command(after_help = "Example: wirevault audit verify --store /var/lib/wirevault")]
     #[command(subcommand)]
     Audit(AuditVerb),
+    /// What limits this machine, and what to do about it. Exit code 0: it can record; 1: something
+    /// keeps it from that.
+    ///
+    /// Looks at memory, cores, clock, interfaces and disks, and changes nothing. With a
+    /// configuration also at what that asks for, as `wirevaultd validate` does.
+    #[command(after_help = "\
+Example: wirevault doctor --config /etc/wirevault/wirevault.yaml")]
+    Doctor(DoctorArgs),
     /// Devices without a file system, as volumes.
     #[command(after_help = "Example: wirevault volume list")]
     #[command(subcommand)]
@@ -510,6 +518,16 @@ pub(crate) struct TailArgs {
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) place: Place,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Configuration that the recorder is to have.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// As JSON.
     #[arg(long)]
     pub(crate) json: bool,

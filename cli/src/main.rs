@@ -69,6 +69,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
         Verb::Delete(args) => verbs::delete::delete(args),
         Verb::Certificate(verb) => verbs::certificate::certificate(verb),
         Verb::Audit(verb) => verbs::audit::audit(verb),
+        Verb::Doctor(args) => verbs::doctor::doctor(args),
         Verb::Volume(verb) => verbs::volume::volume(verb),
         Verb::Inspect(verb) => verbs::inspect::inspect(verb),
     }

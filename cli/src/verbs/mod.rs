@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod certificate;
 pub(crate) mod delete;
+pub(crate) mod doctor;
 pub(crate) mod flows;
 pub(crate) mod import;
 pub(crate) mod init;

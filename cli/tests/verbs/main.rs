@@ -2,6 +2,7 @@
 
 mod common;
 mod deleting;
+mod doctor;
 mod questions;
 mod socket;
 mod store;

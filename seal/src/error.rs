@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use wirevault_format::LifeId;
 
+use crate::service::ServiceFailure;
+
 /// Failure of a key operation. Messages name ids, sizes, paths and fingerprints, never key bytes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -170,6 +172,26 @@ pub enum SealError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The service that keeps the key did not do what it was asked.
+    #[error(transparent)]
+    Service(Box<ServiceFailure>),
+    /// The service refuses, and the configuration says that recording stops then.
+    #[error("no segment is begun, as `kms.{setting}: stop` says: {failure}")]
+    Stopped {
+        /// Which setting says so.
+        setting: &'static str,
+        /// What the service said.
+        failure: Box<ServiceFailure>,
+    },
+    /// The key of this store is kept by a service that this program does not know.
+    #[error(
+        "the store's key is {key}, and this program has no such key service; \
+         use a build with the feature `aws`"
+    )]
+    NoService {
+        /// Id of the key.
+        key: String,
+    },
     /// The cipher library refused a well-formed request; it gives no reason.
     #[error("the cipher library failed to {doing}")]
     Cipher {
@@ -187,5 +209,11 @@ impl SealError {
     /// Whether another key would help.
     pub fn is_wrong_key(&self) -> bool {
         matches!(self, Self::WrongKey { .. })
+    }
+}
+
+impl From<ServiceFailure> for SealError {
+    fn from(failure: ServiceFailure) -> Self {
+        Self::Service(Box::new(failure))
     }
 }

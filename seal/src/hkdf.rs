@@ -16,6 +16,8 @@ use crate::{KEY_BYTES, SealError};
 pub(crate) enum Domain {
     /// The 32 bytes of a key file.
     KeyFile,
+    /// A key that a service made for an epoch.
+    Epoch,
     /// The root of one writing of a key ring.
     RingRoot,
     /// The random key of one life.
@@ -28,6 +30,7 @@ impl Domain {
     fn label(self) -> &'static [u8] {
         match self {
             Self::KeyFile => b"wirevault/1 key file",
+            Self::Epoch => b"wirevault/1 epoch key",
             Self::RingRoot => b"wirevault/1 ring root",
             Self::Segment => b"wirevault/1 segment",
             Self::Forgettable => b"wirevault/1 forgettable",

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  key file ──HKDF──► wrapping key ──wraps──► root (fresh at every writing of the ring)
-//!  (provider)                                  │ encrypts
+//!  or epoch key of                             │ encrypts
+//!  a key service                               │
 //!                                              ▼
 //!                             key ring: life id ─► segment key (random, one per life)
 //!                                                      │ HKDF(purpose, life, salt)
@@ -28,6 +29,7 @@
 //! Plaintext stores have no ring and do not need this crate but for [`random`].
 
 pub mod chain;
+pub mod epoch;
 pub mod error;
 pub mod forget;
 mod hkdf;
@@ -36,12 +38,16 @@ pub mod provider;
 pub mod random;
 pub mod ring;
 pub mod segment;
+pub mod service;
+pub mod sim;
 
+pub use epoch::{EpochKeys, EpochOptions, ServiceKeys};
 pub use error::SealError;
 pub use forget::{ForgetLevel, ForgetStore, Forgetful};
 pub use provider::{FileProvider, KeyProvider, default_key_path};
 pub use ring::KeyRing;
 pub use segment::{DataOpener, DataSealer, Purpose, Sealed, SegmentKeys};
+pub use service::{KeyService, ServiceFailure};
 
 /// Bytes of every key in this crate: AES-256 and HKDF-SHA256 both take 32.
 pub const KEY_BYTES: usize = 32;

@@ -1,8 +1,8 @@
 //! Who keeps the key that everything else hangs from.
 //!
 //! A provider wraps the root of a key ring and unwraps it again; the key itself never leaves it.
-//! This crate has one: [`FileProvider`], a key in a file outside the store. Layout of what it
-//! wraps:
+//! This crate has two: [`FileProvider`], a key in a file outside the store, and
+//! [`EpochKeys`](crate::EpochKeys), a key in a service. Layout of what the first one wraps:
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -47,6 +47,14 @@ pub trait KeyProvider: Send + Sync {
     /// [`SealError::WrongKey`] when another key wrapped it; [`SealError::Damaged`] when the key is
     /// right and bytes or `aad` are not.
     fn unwrap(&self, wrapped: &[u8], aad: &[u8]) -> Result<LockedBytes, SealError>;
+
+    /// Whether a segment may be begun under keys that it wrapped.
+    ///
+    /// # Errors
+    /// Why not, when the key was taken away and the configuration says to stop then.
+    fn may_begin(&self) -> Result<(), SealError> {
+        Ok(())
+    }
 
     /// How far [`KeyProvider::forget_others`] reaches.
     fn forget_level(&self) -> ForgetLevel {

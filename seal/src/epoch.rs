@@ -1,0 +1,470 @@
+//! Keys of a store whose key is kept by a service: epoch keys, fetched ahead.
+//!
+//! ```text
+//!  key in the service ──generate(store, epoch)──► epoch key ──wraps──► root of a ring ─► ...
+//!                                 │ `ahead` of them wait in locked memory
+//!  tend (a thread of its own) ────┘            wrap never waits for the service while it has one
+//! ```
+//! Invariants:
+//!
+//! 1. While this process has an epoch key, [`KeyProvider::wrap`] does not call the service: an
+//!    outage is felt by [`EpochKeys::tend`] alone.
+//! 2. An epoch key wraps for `age`; then the next one does. So an outage of `ahead` times `age`
+//!    changes nothing. A longer one is met as [`WhenOut`] says; nothing is ever stored unencrypted.
+//! 3. A ring names the key and the wrapped epoch key that it hangs from: it opens by itself.
+
+mod wrapped;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use wirevault_format::StoreId;
+use wirevault_telemetry::clock::{Clock, SECOND_NS};
+
+use crate::locked::{LockedBytes, Secret};
+use crate::service::{Context, DataKey, EpochId, KeyService, Refusal, ServiceFailure};
+use crate::{ForgetLevel, KEY_BYTES, KeyProvider, SealError, random};
+use wrapped::Wrapped;
+
+/// Epoch keys remembered after they were opened or used: two rings of each of eight volumes.
+const KNOWN_MAX: usize = 16;
+
+/// So long after it was last heard of, the service is asked whether the key still opens. A
+/// revocation is noticed within this time; it costs 288 calls a day.
+const CHECK_NS: u64 = 300 * SECOND_NS;
+
+/// Pauses between attempts that fail: the first, and the longest.
+const PAUSE_NS: (u64, u64) = (SECOND_NS, 60 * SECOND_NS);
+
+/// How epoch keys are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EpochOptions {
+    /// Keys that wait for their turn, at least 1.
+    pub ahead: usize,
+    /// For how long a key wraps.
+    pub age: Duration,
+    /// What to do when the last one is older than that and the service does not answer.
+    pub when_exhausted: WhenOut,
+    /// What to do when the service says that the key may not be used.
+    pub when_revoked: WhenOut,
+}
+
+impl Default for EpochOptions {
+    fn default() -> Self {
+        let (ahead, age) = (3, Duration::from_secs(3600));
+        Self { ahead, age, when_exhausted: WhenOut::Extend, when_revoked: WhenOut::Extend }
+    }
+}
+
+/// What to do without new epoch keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenOut {
+    /// The last epoch key goes on. What it wraps is as strong as before; only more hangs from it.
+    Extend,
+    /// No segment is begun.
+    Stop,
+}
+
+/// How it stands with a store's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyCondition {
+    /// The service answers, and epoch keys wait.
+    Ready,
+    /// The service does not answer as it should; epoch keys still wait, or the last one is young.
+    Waiting,
+    /// The last epoch key is older than it should get.
+    Exhausted,
+    /// The service says that the key may not be used. After a restart nothing of the store opens.
+    Revoked,
+}
+
+impl KeyCondition {
+    /// All of them, the best first.
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Waiting, Self::Exhausted, Self::Revoked];
+
+    /// Its name in status, metrics and logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Waiting => "waiting",
+            Self::Exhausted => "exhausted",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// What [`EpochKeys::status`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyStatus {
+    /// Name of the key at its service.
+    pub key: String,
+    /// How it stands.
+    pub condition: KeyCondition,
+    /// Epoch keys that wait for their turn.
+    pub ahead: usize,
+    /// The epoch that wraps now, and since when, Unix ns; nothing before the first wrapping.
+    pub epoch: Option<(EpochId, u64)>,
+    /// Why the service did not do what it was asked, if it did not.
+    pub trouble: Option<ServiceFailure>,
+    /// Whether no segment may be begun.
+    pub stopped: bool,
+}
+
+/// The keys of one store. Made by [`ServiceKeys`].
+pub struct EpochKeys {
+    service: Arc<dyn KeyService>,
+    store: StoreId,
+    options: EpochOptions,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Name of the key that new epoch keys hang from.
+    key: String,
+    current: Option<Current>,
+    ahead: VecDeque<Arc<Epoch>>,
+    /// Opened or used, the newest last.
+    known: VecDeque<Arc<Epoch>>,
+    trouble: Option<ServiceFailure>,
+    /// Monotonic time of the last answer.
+    heard_ns: Option<u64>,
+    /// Monotonic time before which the service is not asked again, and the pause that led to it.
+    retry_ns: u64,
+    pause_ns: u64,
+}
+
+struct Current {
+    epoch: Arc<Epoch>,
+    /// Monotonic; nothing for one of an earlier process, which is as old as can be.
+    began_ns: Option<u64>,
+    began_unix_ns: u64,
+}
+
+/// An epoch key in the clear.
+struct Epoch {
+    id: EpochId,
+    key: String,
+    wrapped: Vec<u8>,
+    secret: Secret,
+}
+
+impl EpochKeys {
+    fn new(
+        service: Arc<dyn KeyService>,
+        store: StoreId,
+        key: &str,
+        options: EpochOptions,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let state = State {
+            key: key.to_owned(),
+            current: None,
+            ahead: VecDeque::new(),
+            known: VecDeque::new(),
+            trouble: None,
+            heard_ns: None,
+            retry_ns: 0,
+            pause_ns: PAUSE_NS.0,
+        };
+        Self { service, store, options, clock, state: Mutex::new(state) }
+    }
+
+    /// Name of the key at its service, in full once the service has answered.
+    pub fn key(&self) -> String {
+        self.state().key.clone()
+    }
+
+    /// Fetches what is missing, and asks now and then whether the key still opens. To be called
+    /// every second or so by a thread that may wait for the service.
+    pub fn tend(&self) {
+        let now_ns = self.clock.monotonic_ns();
+        loop {
+            let (missing, check) = {
+                let state = self.state();
+                if now_ns < state.retry_ns {
+                    return;
+                }
+                let silent = state.heard_ns.is_none_or(|heard| now_ns - heard >= CHECK_NS);
+                let known = state.known.back().or(state.ahead.front());
+                (state.ahead.len() < self.options.ahead, known.filter(|_| silent).cloned())
+            };
+            match (missing, check) {
+                (true, _) => match self.fetch() {
+                    Ok(epoch) => self.state().ahead.push_back(epoch),
+                    Err(_) => return,
+                },
+                (false, Some(epoch)) => {
+                    let context = Context { store: self.store, epoch: epoch.id };
+                    let opened = self.service.decrypt(&epoch.key, &context, &epoch.wrapped);
+                    return drop(self.heard(opened));
+                }
+                (false, None) => return,
+            }
+        }
+    }
+
+    /// Lets the next epoch begin, whatever the age of this one. What hangs from this one stays so
+    /// until its ring is written again.
+    ///
+    /// # Errors
+    /// `Service` if none waits and none can be made.
+    pub fn turn(&self) -> Result<(), SealError> {
+        let waiting = self.state().ahead.pop_front();
+        let epoch = waiting.map_or_else(|| self.fetch(), Ok)?;
+        self.begin(epoch, Some(self.clock.monotonic_ns()));
+        Ok(())
+    }
+
+    /// Goes over to another key of the service: the next epoch begins under it. Rings written
+    /// before go on to name the key that they hang from.
+    ///
+    /// # Errors
+    /// `Service` if that key makes none; then all stays as it is.
+    pub fn move_to(&self, key: &str) -> Result<(), SealError> {
+        let (epoch, name) = self.generate(key)?;
+        {
+            let mut state = self.state();
+            state.key = name;
+            state.ahead.clear();
+        }
+        self.begin(epoch, Some(self.clock.monotonic_ns()));
+        Ok(())
+    }
+
+    /// Whether an epoch key that waits should take over: rings are to be written again.
+    pub fn is_due(&self) -> bool {
+        let state = self.state();
+        !state.ahead.is_empty() && self.overdue(&state)
+    }
+
+    /// How it stands. Asks nobody.
+    pub fn status(&self) -> KeyStatus {
+        let state = self.state();
+        KeyStatus {
+            key: state.key.clone(),
+            condition: self.condition(&state),
+            ahead: state.ahead.len(),
+            epoch: state.current.as_ref().map(|it| (it.epoch.id, it.began_unix_ns)),
+            trouble: state.trouble.clone(),
+            stopped: self.check(&state).is_err(),
+        }
+    }
+
+    fn condition(&self, state: &State) -> KeyCondition {
+        match &state.trouble {
+            None => KeyCondition::Ready,
+            Some(failure) if failure.refusal.is_revocation() => KeyCondition::Revoked,
+            Some(_) if state.ahead.is_empty() && self.overdue(state) => KeyCondition::Exhausted,
+            Some(_) => KeyCondition::Waiting,
+        }
+    }
+
+    /// Whether the epoch that wraps is older than it should get.
+    fn overdue(&self, state: &State) -> bool {
+        let now_ns = self.clock.monotonic_ns();
+        let age_ns = self.options.age.as_nanos();
+        let old = |began_ns: u64| u128::from(now_ns.saturating_sub(began_ns)) >= age_ns;
+        state.current.as_ref().is_some_and(|it| it.began_ns.is_none_or(old))
+    }
+
+    /// Refuses as the options say.
+    fn check(&self, state: &State) -> Result<(), SealError> {
+        let (policy, setting) = match self.condition(state) {
+            KeyCondition::Revoked => (self.options.when_revoked, "when_revoked"),
+            KeyCondition::Exhausted => (self.options.when_exhausted, "when_exhausted"),
+            KeyCondition::Ready | KeyCondition::Waiting => return Ok(()),
+        };
+        match (policy, &state.trouble) {
+            (WhenOut::Stop, Some(failure)) => {
+                Err(SealError::Stopped { setting, failure: Box::new(failure.clone()) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The epoch key that wraps now.
+    fn current(&self) -> Result<Arc<Epoch>, SealError> {
+        let now_ns = self.clock.monotonic_ns();
+        let (next, spent) = {
+            let mut state = self.state();
+            self.check(&state)?;
+            match &state.current {
+                Some(it) if !self.overdue(&state) || state.ahead.is_empty() => {
+                    return Ok(Arc::clone(&it.epoch));
+                }
+                _ => (state.ahead.pop_front(), state.known.back().cloned()),
+            }
+        };
+        let (epoch, began_ns) = match next.map_or_else(|| self.fetch(), Ok) {
+            Ok(epoch) => (epoch, Some(now_ns)),
+            // One that an earlier process used: the service opened it a moment ago.
+            Err(failure) => (spent.ok_or(failure)?, None),
+        };
+        self.begin(Arc::clone(&epoch), began_ns);
+        self.check(&self.state()).map(|()| epoch)
+    }
+
+    fn begin(&self, epoch: Arc<Epoch>, began_ns: Option<u64>) {
+        let began_unix_ns = self.clock.unix_ns();
+        let mut state = self.state();
+        state.remember(&epoch);
+        state.current = Some(Current { epoch, began_ns, began_unix_ns });
+    }
+
+    /// A new epoch key under the key of now.
+    fn fetch(&self) -> Result<Arc<Epoch>, SealError> {
+        let key = self.key();
+        let (epoch, name) = self.generate(&key)?;
+        self.state().key = name;
+        Ok(epoch)
+    }
+
+    fn generate(&self, key: &str) -> Result<(Arc<Epoch>, String), SealError> {
+        let id: EpochId = random::array()?;
+        let made = self.service.generate(key, &Context { store: self.store, epoch: id });
+        let DataKey { key, plaintext, wrapped } = self.heard(made)?;
+        let epoch = Epoch { id, key: key.clone(), wrapped, secret: secret(&plaintext)? };
+        Ok((Arc::new(epoch), key))
+    }
+
+    /// Notes how a call ended.
+    fn heard<T>(&self, answer: Result<T, ServiceFailure>) -> Result<T, SealError> {
+        let now_ns = self.clock.monotonic_ns();
+        // Recorders that lost the service together do not come back together.
+        let jitter = random::array::<1>()?[0];
+        let mut state = self.state();
+        match &answer {
+            Ok(_) => {
+                (state.trouble, state.heard_ns) = (None, Some(now_ns));
+                (state.retry_ns, state.pause_ns) = (now_ns, PAUSE_NS.0);
+            }
+            Err(failure) => {
+                state.trouble = Some(failure.clone());
+                state.retry_ns = now_ns + state.pause_ns * (256 + u64::from(jitter)) / 256;
+                state.pause_ns = (state.pause_ns * 2).min(PAUSE_NS.1);
+            }
+        }
+        Ok(answer?)
+    }
+
+    /// An epoch key that a ring names.
+    fn opened(&self, wrapped: &Wrapped<'_>) -> Result<Arc<Epoch>, SealError> {
+        {
+            let state = self.state();
+            if let Some(epoch) = state.known.iter().find(|epoch| epoch.id == wrapped.epoch) {
+                return Ok(Arc::clone(epoch));
+            }
+            // A start reads two rings of each volume; one that must fail is not to wait for each.
+            let silent = state.trouble.as_ref().filter(|it| it.refusal == Refusal::Unreachable);
+            if let Some(failure) = silent
+                && self.clock.monotonic_ns() < state.retry_ns
+            {
+                return Err(failure.clone().into());
+            }
+        }
+        let context = Context { store: self.store, epoch: wrapped.epoch };
+        let opened = self.service.decrypt(wrapped.key, &context, wrapped.epoch_key);
+        let secret = secret(&*self.heard(opened)?)?;
+        let (key, epoch_key) = (wrapped.key.to_owned(), wrapped.epoch_key.to_vec());
+        let epoch = Arc::new(Epoch { id: wrapped.epoch, key, wrapped: epoch_key, secret });
+        self.state().remember(&epoch);
+        Ok(epoch)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn remember(&mut self, epoch: &Arc<Epoch>) {
+        self.known.retain(|known| known.id != epoch.id);
+        self.known.push_back(Arc::clone(epoch));
+        if self.known.len() > KNOWN_MAX {
+            self.known.pop_front();
+        }
+    }
+}
+
+fn secret(plaintext: &[u8]) -> Result<Secret, SealError> {
+    let plaintext: &[u8; KEY_BYTES] = plaintext.try_into().map_err(|_| SealError::Damaged {
+        what: "an epoch key",
+        detail: "it has not the length of a key",
+    })?;
+    Secret::filled_by(|slot| {
+        slot.copy_from_slice(plaintext);
+        Ok(())
+    })
+}
+
+impl KeyProvider for EpochKeys {
+    fn id(&self) -> String {
+        let key = self.key();
+        let last = key.rsplit(['/', ':']).next().unwrap_or_default();
+        format!("{}:{last}", self.service.kind())
+    }
+
+    fn wrap(&self, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, SealError> {
+        wrapped::wrap(&*self.current()?, plaintext, aad)
+    }
+
+    fn unwrap(&self, wrapped: &[u8], aad: &[u8]) -> Result<LockedBytes, SealError> {
+        let wrapped = Wrapped::read(wrapped)?;
+        wrapped.open(&self.opened(&wrapped)?.secret, aad)
+    }
+
+    fn forget_level(&self) -> ForgetLevel {
+        ForgetLevel::L1
+    }
+
+    fn may_begin(&self) -> Result<(), SealError> {
+        self.check(&self.state())
+    }
+}
+
+/// A service, and the stores of this process whose keys it keeps.
+pub struct ServiceKeys {
+    service: Arc<dyn KeyService>,
+    options: EpochOptions,
+    clock: Arc<dyn Clock>,
+    stores: Mutex<Vec<Arc<EpochKeys>>>,
+}
+
+impl ServiceKeys {
+    /// No store yet.
+    pub fn new(service: Arc<dyn KeyService>, options: EpochOptions, clock: Arc<dyn Clock>) -> Self {
+        Self { service, options, clock, stores: Mutex::default() }
+    }
+
+    /// The keys of a store, the same for all its volumes; `key` is what it hangs from if this is
+    /// the first time that it is named.
+    pub fn of(&self, store: StoreId, key: &str) -> Arc<EpochKeys> {
+        let mut stores = self.stores();
+        if let Some(keys) = stores.iter().find(|keys| keys.store == store) {
+            return Arc::clone(keys);
+        }
+        let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
+        let keys = Arc::new(EpochKeys::new(service, store, key, self.options, clock));
+        stores.push(Arc::clone(&keys));
+        keys
+    }
+
+    /// The keys of a store, if they were named before.
+    pub fn known(&self, store: StoreId) -> Option<Arc<EpochKeys>> {
+        self.stores().iter().find(|keys| keys.store == store).cloned()
+    }
+
+    /// Whether a key's id names a key of this service.
+    pub fn keeps(&self, key_id: &str) -> bool {
+        key_id.split_once(':').is_some_and(|(kind, _)| kind == self.service.kind())
+    }
+
+    fn stores(&self) -> MutexGuard<'_, Vec<Arc<EpochKeys>>> {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;

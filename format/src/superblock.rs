@@ -39,6 +39,7 @@ pub const SLOT_OFFSETS: [u64; 2] = [0, 1 << 20];
 pub const VOLUMES_MAX: usize = 8;
 
 const FLAG_SEALED: u32 = 1;
+const FLAG_REPLACEMENT: u32 = 2;
 const KEY_ID_AT: usize = 144;
 const KEY_ID_BYTES_MAX: usize = 63;
 const KEY_PATH_AT: usize = 208;
@@ -60,6 +61,8 @@ const STRUCTURE: &str = "superblock";
 pub struct Superblock {
     /// Packets, index and flow data are encrypted.
     pub sealed: bool,
+    /// The store had another volume of this number, which is gone with what it held.
+    pub replacement: bool,
     /// Store.
     pub store: StoreId,
     /// Volume.
@@ -118,7 +121,9 @@ impl Superblock {
         let mut block = [0; LBA_BYTES];
         put(&mut block, 0, &MAGIC);
         put_u32(&mut block, 8, FORMAT_VERSION);
-        put_u32(&mut block, 12, if self.sealed { FLAG_SEALED } else { 0 });
+        let flags = [(self.sealed, FLAG_SEALED), (self.replacement, FLAG_REPLACEMENT)];
+        let flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
+        put_u32(&mut block, 12, flags);
         put(&mut block, 16, &self.store.0);
         put(&mut block, 32, &self.volume.0);
         put_u16(&mut block, 48, self.number);
@@ -190,6 +195,7 @@ impl Superblock {
         }
         let superblock = Self {
             sealed: u32_at(block, 12) & FLAG_SEALED != 0,
+            replacement: u32_at(block, 12) & FLAG_REPLACEMENT != 0,
             store: StoreId(array_at(block, 16)),
             volume: VolumeId(array_at(block, 32)),
             number: u16_at(block, 48),
@@ -211,6 +217,12 @@ impl Superblock {
             volume_paths,
         };
         superblock.check_parts().map(|()| superblock)
+    }
+
+    /// Time until which something may be missing because this volume replaced one that is gone; 0
+    /// if it replaced none.
+    pub fn replaced_ns(&self) -> u64 {
+        if self.replacement { self.created_ns } else { 0 }
     }
 
     /// The parts have sizes that can be, at places that can be.
@@ -252,6 +264,7 @@ mod tests {
     fn superblock() -> Superblock {
         Superblock {
             sealed: true,
+            replacement: true,
             store: StoreId([1; 16]),
             volume: VolumeId([2; 16]),
             number: 1,

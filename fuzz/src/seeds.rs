@@ -286,6 +286,7 @@ fn part() -> Vec<u8> {
 fn superblock() -> Vec<u8> {
     let superblock = Superblock {
         sealed: false,
+        replacement: false,
         store: StoreId([1; 16]),
         volume: VolumeId([2; 16]),
         number: 0,

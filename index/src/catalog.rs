@@ -33,6 +33,9 @@ pub struct Catalog {
     pub runs: Arc<[RunEntry]>,
     /// Volumes that cannot be opened: path and reason.
     pub missing_volumes: Vec<MissingVolume>,
+    /// When a volume was last replaced whose segments are gone: of what was recorded before,
+    /// anything may be missing. 0: none was.
+    pub replaced_ns: u64,
     /// Largest packet time of a live segment that was given up for the quota; 0: none was.
     pub evicted_live_ns: u64,
     /// The same for imported segments.
@@ -233,14 +236,15 @@ impl StoreReader {
         runs.sort_by_key(|run| run.started_ns);
         let missing =
             |(path, why): &(String, String)| MissingVolume { path: path.clone(), why: why.clone() };
-        let evicted = |of: fn(&Volume) -> u64| self.volumes.iter().map(of).max().unwrap_or(0);
+        let latest = |of: fn(&Volume) -> u64| self.volumes.iter().map(of).max().unwrap_or(0);
         Catalog {
             store: self.store,
             segments: segments.into_iter().map(Arc::new).collect(),
             runs: runs.into(),
             missing_volumes: self.missing.iter().map(missing).collect(),
-            evicted_live_ns: evicted(|volume| volume.superblock.evicted_live_ns),
-            evicted_import_ns: evicted(|volume| volume.superblock.evicted_import_ns),
+            replaced_ns: latest(|volume| volume.superblock.replaced_ns()),
+            evicted_live_ns: latest(|volume| volume.superblock.evicted_live_ns),
+            evicted_import_ns: latest(|volume| volume.superblock.evicted_import_ns),
             now_ns,
             durable_until_ns: None,
         }

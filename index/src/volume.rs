@@ -325,6 +325,11 @@ pub fn open_store(first: &Path, key: &KeySource) -> Result<StoreReader, IndexErr
                 let why = format!("it is volume {}, not {number}", other.superblock.number);
                 reader.missing.push((path.clone(), why));
             }
+            Ok(other) if other.superblock.volume_paths != paths => {
+                let why = "it names other volumes: one of the store was moved or replaced, and \
+                           not all of them know; `wirevault volume adopt` tells them";
+                reader.missing.push((path.clone(), why.to_owned()));
+            }
             Ok(other) => reader.volumes.push(other),
             Err(error) => reader.missing.push((path.clone(), error.to_string())),
         }

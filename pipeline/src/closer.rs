@@ -191,6 +191,11 @@ fn close(
     clock: &dyn Clock,
 ) -> Result<(), StorageError> {
     let segment = &closing.segment;
+    if !store.is_open(segment.open.entry.life) {
+        // It went with a volume that was replaced; answers say so.
+        registry.remove(segment.open.entry.life);
+        return Ok(());
+    }
     if lock(&segment.durable).chunks == 0 {
         store.release_segment(&segment.open)?;
         registry.remove(segment.open.entry.life);

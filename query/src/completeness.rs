@@ -67,6 +67,7 @@ pub(crate) struct Facts {
     pub(crate) recorded: Vec<Recorded>,
     pub(crate) lost: Vec<Lost>,
     pub(crate) missing_volumes: Vec<String>,
+    pub(crate) replaced_ns: u64,
     pub(crate) evicted_live_ns: u64,
     pub(crate) evicted_import_ns: u64,
     pub(crate) durable_until_ns: Option<u64>,
@@ -108,6 +109,10 @@ pub(crate) fn judge(facts: &Facts, window: &Window, summary: &mut Summary) {
         let cause = Cause::MissingVolume;
         missing.push(Missing { span: asked, lane: None, packets: None, cause });
     }
+    if asked.0 < facts.replaced_ns {
+        let (span, cause) = ((asked.0, facts.replaced_ns), Cause::MissingVolume);
+        missing.push(Missing { span, lane: None, packets: None, cause });
+    }
     // Who names no end asks for what lies behind the last packet, too: an import that was cut short
     // has its gap there.
     let reach = match (window.until_ns, window.cut_ns) {
@@ -131,6 +136,10 @@ pub(crate) fn judge(facts: &Facts, window: &Window, summary: &mut Summary) {
     summary.damaged_not_listed = damaged.len().saturating_sub(LIST_MAX) as u64;
     summary.damaged = damaged.iter().take(LIST_MAX).map(|lost| damage_line(lost)).collect();
     summary.missing_volumes = facts.missing_volumes.clone();
+    if asked.0 < facts.replaced_ns {
+        let at = Instant::from(facts.replaced_ns).utc;
+        summary.missing_volumes.push(format!("what a volume held that was replaced at {at}"));
+    }
 }
 
 /// The window with its omitted bounds filled in; never empty, so that a bound beyond the coverage

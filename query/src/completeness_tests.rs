@@ -284,6 +284,16 @@ fn a_missing_volume_leaves_nothing_certain() {
 }
 
 #[test]
+fn before_a_volume_was_replaced_nothing_is_certain() {
+    let facts = Facts { replaced_ns: 150 * S, ..two_runs() };
+    assert_eq!(verdict(&facts, Some(120), Some(130)), "120..130 missing_volume 120-150");
+    assert!(!verdict(&facts, Some(150), Some(160)).contains("missing_volume"));
+    // What was recorded before is gone for the quota as well.
+    let facts = Facts { evicted_live_ns: 150 * S, ..facts };
+    assert!(!verdict(&facts, None, None).contains("missing_volume"));
+}
+
+#[test]
 fn an_empty_store_covers_nothing() {
     assert_eq!(verdict(&Facts::default(), None, None), "nothing");
     assert_eq!(verdict(&Facts::default(), Some(1), Some(2)), "nothing not_recording 1-2");

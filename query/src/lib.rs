@@ -95,6 +95,7 @@ fn store(catalog: &Catalog) -> Store<'_, Segment> {
         segments: catalog.segments.iter().map(AsRef::as_ref).collect(),
         runs: &catalog.runs,
         missing_volumes: missing.map(|volume| format!("{}: {}", volume.path, volume.why)).collect(),
+        replaced_ns: catalog.replaced_ns,
         evicted_live_ns: catalog.evicted_live_ns,
         evicted_import_ns: catalog.evicted_import_ns,
         now_ns: catalog.now_ns,

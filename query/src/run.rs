@@ -60,6 +60,7 @@ pub(crate) struct Store<'a, S> {
     /// By start.
     pub(crate) runs: &'a [RunEntry],
     pub(crate) missing_volumes: Vec<String>,
+    pub(crate) replaced_ns: u64,
     pub(crate) evicted_live_ns: u64,
     pub(crate) evicted_import_ns: u64,
     pub(crate) now_ns: u64,
@@ -434,6 +435,7 @@ pub(crate) fn conclude<'a, S: Source>(
         recorded: findings.recorded,
         lost: findings.lost,
         missing_volumes: store.missing_volumes.clone(),
+        replaced_ns: store.replaced_ns,
         evicted_live_ns: store.evicted_live_ns,
         evicted_import_ns: store.evicted_import_ns,
         durable_until_ns: store.durable_until_ns,

@@ -68,6 +68,7 @@ fn store<'a>(
         segments: segments.iter().collect(),
         runs,
         missing_volumes: Vec::new(),
+        replaced_ns: 0,
         evicted_live_ns: 0,
         evicted_import_ns: 0,
         now_ns: 1_000_000,

@@ -16,7 +16,7 @@ use wirevault_seal::{KeyProvider, KeyRing, random};
 
 use crate::StorageError;
 use crate::options::CreateOptions;
-use crate::plan::{Layout, Plan, Space, plan};
+use crate::plan::{Layout, Plan, Space, VolumePlan, plan};
 use crate::volume::{device, key_error, place_of};
 
 /// Makes a store on `volumes` (each with its absolute path) with sizes by rule.
@@ -85,8 +85,16 @@ pub fn create_planned(
     }
     let paths: Vec<String> = volumes.iter().map(|(_, path)| path.clone()).collect();
     let mut blank = Vec::new();
-    for number in 0..volumes.len() {
-        blank.push(NewVolume::make(volumes, number, store, &paths, options, plan)?);
+    for (number, ((media, _), sizes)) in volumes.iter().zip(&plan.volumes).enumerate() {
+        let design = Design {
+            store,
+            number,
+            paths: &paths,
+            segment_bytes: plan.segment_bytes,
+            sizes: *sizes,
+            replacement: false,
+        };
+        blank.push(NewVolume::make(&**media, &design, options)?);
     }
     for volume in blank.iter().rev() {
         volume.complete()?;
@@ -94,8 +102,20 @@ pub fn create_planned(
     Ok(store)
 }
 
+/// A volume as it is to be.
+pub(crate) struct Design<'a> {
+    pub(crate) store: StoreId,
+    pub(crate) number: usize,
+    /// Of all volumes of the store, this one included.
+    pub(crate) paths: &'a [String],
+    pub(crate) segment_bytes: u64,
+    pub(crate) sizes: VolumePlan,
+    /// The store had another one of that number, which is gone.
+    pub(crate) replacement: bool,
+}
+
 /// A volume that lacks nothing but its superblock.
-struct NewVolume<'a> {
+pub(crate) struct NewVolume<'a> {
     media: &'a dyn Media,
     path: &'a str,
     file: Arc<dyn MediaFile>,
@@ -104,31 +124,29 @@ struct NewVolume<'a> {
 }
 
 impl<'a> NewVolume<'a> {
-    fn make(
-        volumes: &'a [(Arc<dyn Media>, String)],
-        number: usize,
-        store: StoreId,
-        paths: &[String],
+    pub(crate) fn make(
+        media: &'a dyn Media,
+        design: &Design<'a>,
         options: &CreateOptions,
-        plan: &Plan,
     ) -> Result<Self, StorageError> {
-        let (media, path) = &volumes[number];
+        let Design { store, number, paths, segment_bytes, sizes, replacement } = *design;
+        let path = &paths[number];
         let failed = |doing: &str| {
             let doing = doing.to_owned();
             move |source| device(path, &doing, source)
         };
         let lock = media.lock()?;
-        let sizes = &plan.volumes[number];
-        let layout = Layout::new(sizes, number == 0, options.key.is_some());
+        let layout = Layout::new(&sizes, number == 0, options.key.is_some());
         let volume = random::volume_id().map_err(|source| key_error(path, source))?;
         let superblock = Superblock {
             sealed: options.key.is_some(),
+            replacement,
             store,
             volume,
             number: number as u16,
             places: sizes.places,
             generation: 1,
-            segment_bytes: plan.segment_bytes,
+            segment_bytes,
             quota_bytes: sizes.quota_bytes,
             created_ns: options.clock.unix_ns(),
             evicted_live_ns: 0,
@@ -147,8 +165,8 @@ impl<'a> NewVolume<'a> {
         let superblock = encoded.map_err(|source| encode_error(path, source))?;
         let shape = Shape {
             volume_bytes: layout.end,
-            digests_bytes: file_bytes(plan.segment_bytes, sizes.places),
-            place_bytes: plan.segment_bytes,
+            digests_bytes: file_bytes(segment_bytes, sizes.places),
+            place_bytes: segment_bytes,
             places: sizes.places,
         };
         media.lay_out(&shape).map_err(failed("lay it out"))?;
@@ -170,10 +188,10 @@ impl<'a> NewVolume<'a> {
         }
         file.sync().map_err(failed("make volume.wv durable"))?;
         media.sync_dir().map_err(failed("make volume.wv durable"))?;
-        Ok(Self { media: &**media, path, file, superblock, _lock: lock })
+        Ok(Self { media, path, file, superblock, _lock: lock })
     }
 
-    fn complete(&self) -> Result<(), StorageError> {
+    pub(crate) fn complete(&self) -> Result<(), StorageError> {
         let failed = |source| device(self.path, "write the superblock", source);
         self.file.write_at(&self.superblock, SLOT_OFFSETS[0]).map_err(failed)?;
         self.file.sync().map_err(failed)?;
@@ -211,7 +229,7 @@ pub(crate) fn encode_error(volume: &str, source: FormatError) -> StorageError {
 /// Refuses a place with a volume in it, whole or damaged; a device with anything on it; and a
 /// directory with files named like segments: opening the new store would take those for leftovers
 /// and remove them.
-fn refuse_if_used(media: &dyn Media, path: &str) -> Result<(), StorageError> {
+pub(crate) fn refuse_if_used(media: &dyn Media, path: &str) -> Result<(), StorageError> {
     let used = |why: String| Err(StorageError::InUse { path: path.to_owned(), why });
     let foreign = media.foreign().map_err(|source| device(path, "look at it", source))?;
     if let Some(what) = foreign {

@@ -16,7 +16,8 @@
 //! the power at every one of them.
 //!
 //! - [`plan`](mod@plan): sizes. [`create`](mod@create): making a store. [`open`]: opening one.
-//!   [`adopt`](mod@adopt): a volume that has another path now.
+//!   [`adopt`](mod@adopt): a volume that has another path now. [`replace`](mod@replace): a new one
+//!   for one that is gone.
 //! - [`store`]: the writer. `choose`: which volume takes the next segment. `room`: what goes for
 //!   quota, reserve and budgets. `allocate`: which key, and in which order. `standing`: a volume
 //!   under its lock, and what is known without. [`view`]: catalog and status. [`finish`]: index and
@@ -46,6 +47,7 @@ pub mod options;
 pub mod plan;
 pub mod recovery;
 pub mod reindex;
+pub mod replace;
 mod room;
 mod standing;
 pub mod store;
@@ -65,6 +67,7 @@ pub use options::CreateOptions;
 pub use plan::{Plan, Space, VolumePlan, plan, volume_file_bytes};
 pub use recovery::{RecoveredSegment, RecoveryReport};
 pub use reindex::rebuild_index;
+pub use replace::replace;
 pub use room::{Budget, RESERVE_PERCENT, SEGMENTS_PER_BUDGET_LANE};
 pub use store::{OpenRequest, OpenSegment, Store, Witness};
 pub use view::{StoreStatus, VolumeStatus};

@@ -156,6 +156,14 @@ fn check_complete(volumes: &[VolumeWriter]) -> Result<(), StorageError> {
             let (path, found_number, found) = (volume.name.clone(), found.number, found.store);
             return Err(StorageError::Foreign { path, number, store, found_number, found });
         }
+        if found.volume_paths != *paths {
+            let what = format!(
+                "{} names other volumes than {}: one of the store was moved or replaced, and not \
+                 all of them know; `wirevault volume adopt` tells them",
+                volume.name, first.name
+            );
+            return Err(StorageError::Misuse { what });
+        }
         check_sizes(found).map_err(|source| IndexError::Volume {
             volume: volume.name.clone(),
             what: "its superblock is damaged",

@@ -128,17 +128,47 @@ pub fn plan(quota_bytes: Option<u64>, lanes: u16, spaces: &[Space]) -> Result<Pl
     }
     let spares = spares_wanted(lanes as u16);
     let volume = |(number, quota_bytes): (usize, u64)| {
-        let segments = quota_bytes / segment_bytes;
-        let places = match spaces[number].device {
-            true => {
-                let shared = spaces[number].shared;
-                fixed_places(number, quota_bytes, segment_bytes, spares, shared)
-            }
-            false => segments.saturating_mul(PLACES_PER_SEGMENT).clamp(PLACES_MIN, PLACES_MAX),
-        };
-        VolumePlan { quota_bytes, places: places as u32, spares }
+        volume_plan(number, spaces[number], quota_bytes, segment_bytes, spares)
     };
     Ok(Plan { segment_bytes, volumes: shares.into_iter().enumerate().map(volume).collect() })
+}
+
+/// Plans one further volume of a store whose segments have that size.
+///
+/// # Errors
+/// `Quota` with the arithmetic if that place is too small.
+pub(crate) fn plan_one(
+    number: usize,
+    space: Space,
+    segment_bytes: u64,
+    spares: usize,
+) -> Result<VolumePlan, StorageError> {
+    let (quota_bytes, need) = (space.default_bytes(), (SEGMENTS_PER_VOLUME + 1) * segment_bytes);
+    match quota_bytes < need {
+        true => Err(StorageError::Quota {
+            arithmetic: format!(
+                "of {} bytes a volume takes {quota_bytes}: {SEGMENTS_PER_VOLUME} segments x \
+                 {segment_bytes} bytes and its tables need {need} bytes",
+                space.bytes
+            ),
+        }),
+        false => Ok(volume_plan(number, space, quota_bytes, segment_bytes, spares)),
+    }
+}
+
+fn volume_plan(
+    number: usize,
+    space: Space,
+    quota_bytes: u64,
+    segment_bytes: u64,
+    spares: usize,
+) -> VolumePlan {
+    let segments = quota_bytes / segment_bytes;
+    let places = match space.device {
+        true => fixed_places(number, quota_bytes, segment_bytes, spares, space.shared),
+        false => segments.saturating_mul(PLACES_PER_SEGMENT).clamp(PLACES_MIN, PLACES_MAX),
+    };
+    VolumePlan { quota_bytes, places: places as u32, spares }
 }
 
 /// Places that lie one behind the other in so many bytes of a device, behind label and tables.

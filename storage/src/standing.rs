@@ -151,6 +151,12 @@ impl SharedVolume {
         self.standing().suspicion.take_if(clears);
     }
 
+    /// It is another volume from now on, of which nothing is known.
+    pub(crate) fn is_new(&self) {
+        let mut standing = self.standing();
+        (standing.suspicion, standing.wear) = (None, Wear::default());
+    }
+
     /// What the device tells of its wear.
     pub(crate) fn set_wear(&self, wear: Wear) {
         self.standing().wear = wear;

@@ -226,7 +226,6 @@ impl Store {
         open: &OpenSegment,
         finished: Finished,
     ) -> Result<SegmentEntry, StorageError> {
-        self.check_open(open, "closed")?;
         if finished.entry.life != open.entry.life {
             let what = format!(
                 "segment {} cannot be closed with the index of segment {}",
@@ -236,7 +235,10 @@ impl Store {
         }
         let change = [(open.place, finished.entry.clone())];
         let volume = &self.volumes[open.volume];
-        volume.work(|volume| volume.set_segments(&change))?;
+        volume.work(|volume| {
+            self.check_open(open, "closed")?;
+            volume.set_segments(&change)
+        })?;
         volume.note_closed(&finished.entry);
         self.desk().open.remove(&open.entry.life);
         Ok(finished.entry)
@@ -248,12 +250,17 @@ impl Store {
     /// # Errors
     /// `Misuse` if the place does not hold this open segment; `Device`.
     pub fn release_segment(&self, open: &OpenSegment) -> Result<(), StorageError> {
-        self.check_open(open, "released")?;
         self.volumes[open.volume].work(|volume| {
+            self.check_open(open, "released")?;
             volume.set_segments(&[(open.place, SegmentEntry::default())])?;
             self.desk().open.remove(&open.entry.life);
             volume.remove_segment_files(&[open.place])
         })
+    }
+
+    /// Whether this segment is open; not any more if its volume was replaced.
+    pub fn is_open(&self, life: LifeId) -> bool {
+        self.desk().open.contains_key(&life)
     }
 
     /// A write or flush of a segment on this volume failed. For some time segments open there only

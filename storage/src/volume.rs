@@ -609,6 +609,20 @@ impl VolumeWriter {
         self.rewrite_ring(self.spares.len())
     }
 
+    /// Its superblock, and what opens its key ring.
+    pub(crate) fn identity(&self) -> (Superblock, Option<Arc<dyn KeyProvider>>) {
+        (self.superblock().clone(), self.provider.clone())
+    }
+
+    /// Becomes another volume, of the same number; whoever looks at this one sees that one then.
+    pub(crate) fn give_way_to(&mut self, fresh: Self) {
+        let ledger = Arc::clone(&self.ledger);
+        let known = fresh.ledger().clone();
+        *ledger.write().unwrap_or_else(PoisonError::into_inner) = known;
+        let (shared, reserve_percent) = (self.shared.take(), self.reserve_percent);
+        *self = Self { ledger, shared, reserve_percent, ..fresh };
+    }
+
     /// Whether that is this volume, and as this process left it but for one call that failed.
     fn check_same(&self, found: &Volume) -> Result<(), StorageError> {
         let (known, there) = (&self.volume, &found.superblock);

@@ -15,12 +15,12 @@ use wirevault_telemetry::clock::SystemClock;
 use crate::support::STORE;
 
 /// A store on a directory, a plain file that stands for a device, and another directory.
-struct Site {
+pub(crate) struct Site {
     dir: tempfile::TempDir,
 }
 
 impl Site {
-    fn new(store: StoreId) -> Self {
+    pub(crate) fn new(store: StoreId) -> Self {
         let site = Self { dir: tempfile::tempdir().unwrap() };
         fs::File::create(site.at("device")).unwrap().set_len(32 << 20).unwrap();
         let dir = |name| Arc::new(DirMedia::create(site.at(name)).unwrap()) as Arc<dyn Media>;
@@ -39,11 +39,11 @@ impl Site {
         site
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn rename(&self, from: &str, to: &str) {
+    pub(crate) fn rename(&self, from: &str, to: &str) {
         fs::rename(self.at(from), self.at(to)).unwrap();
     }
 
@@ -53,7 +53,7 @@ impl Site {
     }
 }
 
-fn open(path: &Path) -> Result<(Store, RecoveryReport), StorageError> {
+pub(crate) fn open(path: &Path) -> Result<(Store, RecoveryReport), StorageError> {
     Store::open_dir(path, &KeySource::Recorded, Arc::new(SystemClock))
 }
 

@@ -11,6 +11,7 @@ mod holding;
 mod quota;
 mod recovery_table;
 mod rejoin;
+mod replace;
 mod room;
 mod support;
 mod takeover;

@@ -159,6 +159,7 @@ fn samples(out: &mut String) {
 fn superblock_sample(out: &mut String) {
     let superblock = Superblock {
         sealed: true,
+        replacement: false,
         store: StoreId([0x44; 16]),
         volume: VolumeId([0x55; 16]),
         number: 1,

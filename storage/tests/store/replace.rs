@@ -1,0 +1,111 @@
+//! New volumes in the place of those that are gone.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wirevault_format::footer::CloseReason;
+use wirevault_index::{KeySource, open_store};
+use wirevault_media::{Fault, Media, SimMedia, Trigger, open_volume};
+use wirevault_storage::{Plan, Store, adopt, create_planned, replace};
+use wirevault_telemetry::clock::SystemClock;
+
+use crate::adopt::{Site, open as open_dir};
+use crate::checks::*;
+use crate::support::*;
+
+/// Chunks of a segment.
+const CHUNKS: u32 = 3;
+
+fn record(recorder: &mut Recorder, segments: usize) {
+    for _ in 0..segments {
+        recorder.open_segment(0).unwrap();
+        for _ in 0..CHUNKS {
+            recorder.write_chunk(0, 20, 300, true).unwrap().unwrap();
+        }
+        recorder.sync(0).unwrap();
+        recorder.close(0, CloseReason::Age).unwrap();
+    }
+}
+
+fn two(first: &SimMedia, second: &SimMedia) -> Vec<Arc<dyn Media>> {
+    vec![volume_of(first), volume_of(second)]
+}
+
+#[test]
+fn recording_goes_on_with_a_new_volume() {
+    for sealed in [false, true] {
+        let (first, second, new) = (SimMedia::new(), SimMedia::new(), SimMedia::new());
+        let plan = Plan::exact(SEGMENT_BYTES, &[(16 << 20, 64); 2], 1).unwrap();
+        let named = [(volume_of(&first), "/first".into()), (volume_of(&second), "/second".into())];
+        create_planned(&named, STORE, &options(sealed), &plan).unwrap();
+        let clock = clock();
+        let (store, _) =
+            Store::open(two(&first, &second), &key_source(), Arc::clone(&clock) as _).unwrap();
+        let mut recorder =
+            Recorder::start(store, Arc::clone(&clock), Ledger::default(), 1).ok().unwrap();
+        record(&mut recorder, 6);
+        let store = &recorder.store;
+        let refused = store.replace_volume(1, volume_of(&new), "/new").unwrap_err();
+        assert!(refused.to_string().contains("works"), "{refused}");
+        let held = |store: &Store, volume: u16| {
+            let catalog = store.catalog(START_NS);
+            catalog.segments.iter().filter(|it| it.volume == volume).count()
+        };
+        let (before, lost) = (held(store, 0), held(store, 1));
+        assert!(before > 0 && lost > 0 && before + lost == 6);
+        let life =
+            store.catalog(START_NS).segments.iter().find(|it| it.volume == 1).unwrap().entry.life;
+        second.inject(Trigger::EverySync, Fault::Eio);
+        assert!(store.forget(&[life]).is_err());
+        assert!(store.status().volumes[1].failed.is_some());
+
+        clock.advance(Duration::from_secs(1));
+        store.replace_volume(1, volume_of(&new), "/new").unwrap();
+        assert!(store.status().volumes[1].failed.is_none());
+        assert_eq!((held(store, 0), held(store, 1)), (before, 0));
+        assert!(store.catalog(START_NS).replaced_ns > START_NS);
+        record(&mut recorder, 6);
+        let (all, on_new) = (held(&recorder.store, 0), held(&recorder.store, 1));
+        assert!(on_new > 0 && all + on_new == before + 6);
+        recorder.end().unwrap();
+        drop(recorder);
+
+        let (store, report) = Store::open(two(&first, &new), &key_source(), clock.clone()).unwrap();
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!((held(&store, 0), held(&store, 1)), (all, on_new));
+        assert!(store.catalog(START_NS).replaced_ns > START_NS);
+        let packets = read_all(&store.catalog(START_NS), true).unwrap();
+        let packets: usize = packets.values().map(Vec::len).sum();
+        assert_eq!(packets, (before + 6) * CHUNKS as usize * 20);
+        drop(store);
+        // The old one is back: it is no volume of the store any more.
+        second.clear_faults();
+        let refused = Store::open(two(&first, &second), &key_source(), clock).err().unwrap();
+        assert!(refused.to_string().contains("names other volumes"), "{refused}");
+    }
+}
+
+#[test]
+fn a_store_that_lacks_a_volume_opens_with_a_new_one() {
+    let site = Site::new(STORE);
+    let (first, new) = (site.at("first"), site.at("new"));
+    fs::create_dir(&new).unwrap();
+    let put = |number: u16| {
+        let (media, path) = (open_volume(&new).unwrap(), new.to_str().unwrap());
+        replace(&first, number, (&*media, path), &KeySource::Recorded, Arc::new(SystemClock))
+            .map_err(|error| error.to_string())
+    };
+    assert!(put(2).unwrap_err().contains("only a missing one goes"));
+    site.rename("third", "old");
+    assert!(put(3).unwrap_err().contains("has no volume 3"));
+    put(2).unwrap();
+    open_dir(&first).unwrap();
+    let reader = open_store(&first, &KeySource::Recorded).unwrap();
+    assert!(reader.missing.is_empty() && reader.catalog(0).replaced_ns > 0);
+    // The old one does not come back by mistake.
+    let refused = adopt(&first, site.at("old").to_str().unwrap(), true).unwrap_err();
+    assert!(refused.to_string().contains("one is a copy of the other"), "{refused}");
+    assert_eq!(open_store(&site.at("old"), &KeySource::Recorded).unwrap().missing.len(), 2);
+    assert!(open_dir(&site.at("old")).is_err());
+}

@@ -151,6 +151,23 @@ Example: wirevault volume adopt /dev/disk/by-id/nvme-NEWNAME --store /dev/disk/b
         #[arg(long)]
         yes: bool,
     },
+    /// Give a store a new, empty volume for one that is gone with what it held. While it records,
+    /// the recorder does it.
+    #[command(after_help = "\
+Example: wirevault volume replace 1 /dev/disk/by-id/nvme-NEW --yes")]
+    Replace {
+        /// Number of the volume that is gone.
+        #[arg(value_name = "NUMBER")]
+        number: u16,
+        /// The new one: an empty directory or device.
+        #[arg(value_name = "DEV")]
+        volume: PathBuf,
+        #[command(flatten)]
+        place: Place,
+        /// Do it: what the old volume held is given up.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Hand back to the kernel devices that a recorder drove itself (`vfio`) when it was killed.
     #[command(after_help = "Example: wirevault volume release")]
     Release,

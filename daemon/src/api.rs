@@ -10,6 +10,7 @@
 //! | `GET /v1/lifecycle/plan` | status | [`Deletions`]: what the rules want deleted now |
 //! | `POST /v1/lifecycle/apply`, an [`ApplyBody`] | admin | [`Deletions`]: what was deleted |
 //! | `POST /v1/delete`, a [`DeleteBody`] | admin | [`Deletions`] |
+//! | `POST /v1/volumes/replace`, a [`ReplaceBody`] | admin | [`Replaced`] |
 //! | `POST /v1/flows`, a [`QueryBody`] | query | one JSON object a line, last `{"summary":...}` |
 //! | `POST /v1/query`, a [`QueryBody`] | export | pcapng; the last comment holds the summary |
 //! | the same with `count_only` | query | the summary alone |
@@ -64,6 +65,8 @@ pub const PLAN: &str = "/v1/lifecycle/plan";
 pub const APPLY: &str = "/v1/lifecycle/apply";
 /// Path to delete segments.
 pub const DELETE: &str = "/v1/delete";
+/// Path to have a volume that failed replaced.
+pub const REPLACE: &str = "/v1/volumes/replace";
 /// Path of the live view; the query parameter is `filter`.
 pub const TAIL: &str = "/v1/tail";
 /// Path of the description of all these.
@@ -100,6 +103,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("GET", PLAN, Role::Status, "What the retention rules want deleted now."),
     endpoint("POST", APPLY, Role::Admin, "Deletes what they want deleted."),
     endpoint("POST", DELETE, Role::Admin, "Deletes segments so that nobody can read them again."),
+    endpoint("POST", REPLACE, Role::Admin, "Goes on with a new volume for one that failed."),
     endpoint("POST", FLOWS, Role::Query, "Flows, one a line; the last line is the summary."),
     endpoint(
         "POST",
@@ -182,6 +186,27 @@ pub struct Deletions {
     pub steps: Vec<Step>,
     /// What was done; empty where it was only asked what would be.
     pub certificates: Vec<Certificate>,
+}
+
+/// Which volume to replace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceBody {
+    /// Its number. It has failed, and is not the first.
+    pub volume: u16,
+    /// The new one: absolute path of an empty directory or device on the recorder's machine.
+    pub path: String,
+}
+
+/// A volume that was replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Replaced {
+    /// Its number.
+    pub volume: u16,
+    /// Where it was.
+    pub was: String,
+    /// Where the new one is.
+    pub path: String,
 }
 
 /// A tunnel as text.

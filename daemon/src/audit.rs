@@ -21,6 +21,7 @@ use wirevault_query::Summary;
 use wirevault_telemetry::clock::Clock;
 
 use crate::answers::{Failure, Pipe};
+use crate::api::Replaced;
 
 /// So often a denial has an entry of its own, or a stranger fills the disk with them.
 const DENIAL_PAUSE: Duration = Duration::from_secs(1);
@@ -124,6 +125,12 @@ impl Audit {
             times_ns: step.times_ns,
         };
         self.append(who.clone(), event).map(drop)
+    }
+
+    /// Writes down that a volume is about to be replaced; without this it is not.
+    pub(crate) fn will_replace(&self, who: &Who, replaced: &Replaced) -> Result<(), AuditError> {
+        let Replaced { volume, was, path } = replaced.clone();
+        self.append(who.clone(), Event::Replaced { volume, was, path }).map(drop)
     }
 
     /// Writes down that segments are gone.

@@ -52,7 +52,9 @@ impl Devices {
                             store.set_wear(number, wear);
                         }
                     };
-                    ask(&below, &told, wear, &ended);
+                    let place =
+                        || Some(store.upgrade()?.status().volumes.get(number)?.path.clone());
+                    ask(&below, place, &told, wear, &ended);
                 });
             if let Err(error) = spawned {
                 tracing::warn!("the device of volume {number} is not watched: {error}");
@@ -71,6 +73,7 @@ impl Devices {
 
 fn ask(
     below: &Below,
+    place: impl Fn() -> Option<String>,
     told: &Mutex<Option<DeviceStatus>>,
     wear: impl Fn(Wear),
     ended: &Receiver<()>,
@@ -78,7 +81,11 @@ fn ask(
     let mut warned = Vec::new();
     loop {
         let status = match below {
-            Below::Kernel(path) => match device::below(&Roots::default(), path) {
+            Below::Kernel(first) => match device::below(
+                &Roots::default(),
+                // The volume may have been replaced meanwhile.
+                &place().map_or_else(|| first.clone(), PathBuf::from),
+            ) {
                 Ok(device) => {
                     let (status, worn) = described(&device, kernel_health(&device));
                     wear(worn);

@@ -45,5 +45,6 @@ mod supervisor;
 mod tail;
 mod tls;
 mod vfio;
+mod volumes;
 
 pub use error::{DaemonError, Exit};

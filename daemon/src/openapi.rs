@@ -9,7 +9,7 @@ use wirevault_query::{FlowRow, Summary};
 
 use crate::api::{
     self, ApplyBody, DeleteBody, Deletions, Endpoint, ErrorBody, JSON_LINES_TYPE, JSON_TYPE,
-    PCAPNG_TYPE, QueryBody, SegmentRow, StatusReport,
+    PCAPNG_TYPE, QueryBody, ReplaceBody, Replaced, SegmentRow, StatusReport,
 };
 
 /// Answers with the document.
@@ -54,6 +54,7 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
         api::PLAN | api::APPLY | api::DELETE => {
             (JSON_TYPE, json!(types.subschema_for::<Deletions>()))
         }
+        api::REPLACE => (JSON_TYPE, json!(types.subschema_for::<Replaced>())),
         api::METRICS => (wirevault_telemetry::metrics::CONTENT_TYPE, json!({"type": "string"})),
         api::OPENAPI => (JSON_TYPE, json!({"type": "object"})),
         _ => (PCAPNG_TYPE, json!({"type": "string", "format": "binary"})),
@@ -76,6 +77,7 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
         let schema = match endpoint.path {
             api::APPLY => types.subschema_for::<ApplyBody>(),
             api::DELETE => types.subschema_for::<DeleteBody>(),
+            api::REPLACE => types.subschema_for::<ReplaceBody>(),
             _ => types.subschema_for::<QueryBody>(),
         };
         operation["requestBody"] =

@@ -31,7 +31,7 @@ use crate::health::{Below, Devices};
 use crate::lifecycle::Rules;
 use crate::shared::Shared;
 use crate::standby::Stored;
-use crate::{DaemonError, lifecycle, metrics, openapi, status, tail};
+use crate::{DaemonError, lifecycle, metrics, openapi, status, tail, volumes};
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
 /// for their turn.
@@ -247,6 +247,7 @@ pub(crate) fn router(app: App, access: Access) -> Router {
         .route(api::TAIL, get(tail::watch))
         .route(api::OPENAPI, get(openapi::show))
         .merge(lifecycle::routes())
+        .merge(volumes::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state((app.clone(), Arc::new(access)), admit))

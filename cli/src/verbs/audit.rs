@@ -192,6 +192,9 @@ fn line(entry: &Entry) -> String {
             let segments = segments.join(", ");
             format!("forgotten ({level}): segments {segments} of {}", erasure.path)
         }
+        Event::Replaced { volume, was, path } => {
+            format!("replaced: volume {volume}, {was}, by {path}")
+        }
         Event::Cut { bytes } => format!("{bytes} bytes of an unfinished line were cut off"),
     };
     format!("{:>6}  {}  {who:<9}  {what}\n", entry.number, Instant::from(entry.time_ns))

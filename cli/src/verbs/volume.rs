@@ -4,18 +4,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
+use wirevault_daemon::api::{self, ReplaceBody, Replaced};
 use wirevault_daemon::devices::{self, Device, Erase, Eraser, Use};
 use wirevault_format::StoreId;
 use wirevault_index::{KeySource, Volume};
 use wirevault_media::block::Sampled;
-use wirevault_media::{BlockMedia, Media, MediaError};
-use wirevault_storage::{Adoption, adopt};
+use wirevault_media::{BlockMedia, Media, MediaError, open_volume};
+use wirevault_storage::{Adoption, adopt, replace};
+use wirevault_telemetry::clock::SystemClock;
 
-use crate::args::{EraseHow, VolumeVerb};
+use crate::args::{EraseHow, Place, VolumeVerb};
+use crate::client::{Client, Endpoint};
 use crate::error::CliError;
+use crate::interrupt;
 use crate::outcome::Outcome;
 use crate::output::{put, put_json, size_text, table, table_text, tell};
-use crate::place;
+use crate::place::{self, key_source};
 
 /// Blocks that are looked at after a device was erased.
 const SAMPLES: u64 = 256;
@@ -26,6 +30,9 @@ pub(crate) fn volume(verb: &VolumeVerb) -> Result<Outcome, CliError> {
         VolumeVerb::List { json } => list(*json),
         VolumeVerb::Format { device, force } => format(device, *force),
         VolumeVerb::Adopt { volume, store, yes } => take_in(volume, store, *yes),
+        VolumeVerb::Replace { number, volume, place, yes } => {
+            put_in_place(*number, volume, place, *yes)
+        }
         VolumeVerb::Release => release(),
         VolumeVerb::Retire { device, store, erase } => retire(device, *store, *erase),
     }
@@ -132,12 +139,7 @@ fn format(path: &Path, force: bool) -> Result<Outcome, CliError> {
 
 /// Has a store find one of its volumes under its new path.
 fn take_in(volume: &Path, store: &Path, yes: bool) -> Result<Outcome, CliError> {
-    let path = match volume.is_dir() {
-        // As `init` records it.
-        true => std::fs::canonicalize(volume),
-        false => std::path::absolute(volume),
-    };
-    let path = place::text(&path.map_err(CliError::file(volume))?)?;
+    let path = recorded(volume)?;
     let Adoption { store, number, was, missing } = adopt(store, &path, yes)?;
     put(&format!("volume {number} of store {store}: {was} -> {path}\n"))?;
     for (path, why) in missing {
@@ -147,6 +149,42 @@ fn take_in(volume: &Path, store: &Path, yes: bool) -> Result<Outcome, CliError> 
         tell("nothing was recorded; --yes records the new path");
     }
     Ok(Outcome::Found)
+}
+
+/// Gives a store a new volume for one that is gone.
+fn put_in_place(number: u16, volume: &Path, place: &Place, yes: bool) -> Result<Outcome, CliError> {
+    let path = recorded(volume)?;
+    if !yes {
+        return Err(CliError::Usage(format!(
+            "what volume {number} held is given up for good when {path} takes its place; --yes \
+             does that"
+        )));
+    }
+    match &place.store {
+        Some(store) => {
+            let (media, key) = (open_volume(Path::new(&path))?, key_source(place.key.as_deref()));
+            replace(store, number, (&*media, &path), &key, Arc::new(SystemClock))?;
+        }
+        None => {
+            let endpoint = Endpoint::new(&place.daemon, place.key.as_deref());
+            let mut client = Client::connect(&endpoint, &interrupt::watch()?)?;
+            let order = ReplaceBody { volume: number, path: path.clone() };
+            let _: Replaced = client.have_done(api::REPLACE, &order)?;
+        }
+    }
+    put(&format!(
+        "volume {number} is {path} now; what it held before is gone, and answers say so\n"
+    ))?;
+    Ok(Outcome::Found)
+}
+
+/// A path as `init` records it.
+fn recorded(volume: &Path) -> Result<String, CliError> {
+    let path = match volume.is_dir() {
+        true => std::fs::canonicalize(volume),
+        false => std::path::absolute(volume),
+    };
+    place::text(&path.map_err(CliError::file(volume))?)
 }
 
 /// Gives the kernel what killed recorders had taken from it.

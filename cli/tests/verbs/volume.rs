@@ -74,3 +74,28 @@ fn a_moved_volume_is_adopted_when_told_to() {
     assert_eq!(again.code, Some(2), "{again:?}");
     assert!(again.err.contains("already"), "{again:?}");
 }
+
+#[test]
+fn a_volume_that_is_gone_is_replaced_when_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (first, second, new) = (at("first"), at("second"), at("new"));
+    let made = run(["init", &first, "--volume", &second, "--plaintext", "--quota", "512MiB"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let asked = run(["query", "--store", &first, "--count"]);
+    assert_eq!(asked.code, Some(1), "there is nothing, and nothing is missing: {asked:?}");
+    std::fs::create_dir(&new).unwrap();
+    let replace = ["volume", "replace", "1", &new, "--store", &first, "--yes"];
+    let refused = run(replace);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.err.contains("only a missing one goes"), "{refused:?}");
+    std::fs::remove_dir_all(&second).unwrap();
+    let told = run(&replace[..6]);
+    assert!(told.code == Some(2) && told.err.contains("--yes"), "{told:?}");
+    let replaced = run(replace);
+    assert_eq!(replaced.code, Some(0), "{replaced:?}");
+    assert_eq!(run(["verify", "--store", &first]).code, Some(0));
+    let asked = run(["query", "--store", &first, "--count"]);
+    assert_eq!(asked.code, Some(3), "what it held is not known: {asked:?}");
+    assert!(asked.err.contains("replaced at"), "{asked:?}");
+}

@@ -99,6 +99,15 @@ pub enum Event {
     },
     /// Deleted segments cannot be read again from here on; their space is given back next.
     Forgotten(Erasure),
+    /// A volume that failed is replaced by an empty one: this stands here before.
+    Replaced {
+        /// Its number.
+        volume: u16,
+        /// Its path.
+        was: String,
+        /// That of the new one.
+        path: String,
+    },
     /// The log ended in a part of a line when it was opened, which was cut off: a crash.
     Cut {
         /// Bytes cut off.

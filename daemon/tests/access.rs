@@ -252,7 +252,8 @@ fn the_document_describes_the_api_as_it_is() {
         let kinds = operation["responses"]["200"]["content"].as_object().expect("an answer");
         let (kind, content) = kinds.iter().next().expect("a type");
         let answer = match (endpoint.method, endpoint.path) {
-            (_, api::TAIL) => continue,
+            // One has no end, and for the other a volume must have failed.
+            (_, api::TAIL | api::REPLACE) => continue,
             ("POST", path) => recorder.post(path, "{}"),
             (_, path) => recorder.get(path),
         };

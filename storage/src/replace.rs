@@ -63,10 +63,11 @@ pub fn replace(
 }
 
 impl Store {
-    /// Goes on with a new volume at `path`, an absolute one, in the place of one that failed.
+    /// Goes on with a new volume at `path`, an absolute one, in the place of one that takes no
+    /// writes any more.
     ///
     /// # Errors
-    /// As [`replace`]; `Misuse` also if the volume did not fail, or its device does not answer, or
+    /// As [`replace`]; `Misuse` also if the volume takes a write, or its device does not answer, or
     /// another volume failed as well.
     pub fn replace_volume(
         &self,
@@ -79,9 +80,15 @@ impl Store {
             return refuse(format!("there is no volume {number}"));
         };
         let status = gone.status();
-        if status.hangs || status.failed.is_none() {
-            let is = if status.hangs { "does not answer: pull its device first" } else { "works" };
-            return refuse(format!("volume {number}, {}, {is}", status.path));
+        if status.hangs {
+            let path = status.path;
+            return refuse(format!(
+                "volume {number}, {path}, does not answer: pull its device first"
+            ));
+        }
+        // A device may be gone for a while before anything but segments is written to it.
+        if gone.work(|volume| volume.set_superblock(|_| ())).is_ok() {
+            return refuse(format!("volume {number}, {}, works", status.path));
         }
         let others = || (0..).zip(&self.volumes).filter(|(other, _)| *other != number);
         if let Some((other, _)) = others().find(|(_, volume)| !volume.is_well()) {

@@ -154,8 +154,9 @@ impl Vm {
 
     /// Limits the device to so many bytes a second; 0 is no limit.
     ///
-    /// One byte a second is a stall, and for good: what waits then is not let go by other limits,
-    /// and [`Vm::heal`] has QEMU wait for it, answering nobody.
+    /// One byte a second is silence, and for good: what waits then is not let go by other limits,
+    /// and [`Vm::heal`] has QEMU wait for it, answering nobody. The kernel of a plain machine waits
+    /// for ten minutes.
     pub fn slow(&mut self, disk: &Disk, bytes_per_second: u64) {
         let path = format!("/objects/{}-group", disk.serial);
         let limits = json!({"bps-total": bytes_per_second, "bps-total-max": bytes_per_second});

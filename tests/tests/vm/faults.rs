@@ -2,26 +2,43 @@
 //! numbers: each is found once, or the answer says that something is missing.
 
 use serde_json::Value;
+use wirevault_media::BlockMedia;
 use wirevault_testkit::net::wait_for;
-use wirevault_tests::vm::{Disk, Fault, Vm};
+use wirevault_tests::vm::{Disk, Fault, NvmeOptions, Vm};
 
 use crate::recorder::*;
 
 /// Packets of a load: ten seconds.
 const PACKETS: u64 = 20_000;
+/// Packets before it, of a run of their own.
+const FIRST: u64 = 1000;
 /// What has to become durable for a device to be seen to be done without. Less than what the
 /// buffer holds would show nothing: 6 MB, of which the buffer keeps 4.
 const BEYOND: u64 = 6000;
 const BUFFER: &str = "4MiB";
 
-/// A recorder on two devices, with a buffer that a silent device could use up alone, and a load.
-fn loaded(serials: &[&str]) -> (Vm, Vec<Disk>, u32) {
+/// A recorder on two devices, with a buffer that a silent device could use up alone, that has
+/// stored the first packets and waits for more.
+fn ready(serials: &[&str]) -> (Vm, Vec<Disk>) {
     let (mut vm, disks) = site(serials);
     vm.ok(&format!("sed -i 's/size: 64MiB/size: {BUFFER}/' /tmp/wirevault.yaml"));
     start(&mut vm);
+    send(&mut vm, RUN + 1, FIRST, RATE);
+    wait_until_durable(&mut vm, FIRST);
+    (vm, disks)
+}
+
+/// Begins to send a load; gives the sender's process id.
+fn load(vm: &mut Vm) -> u32 {
     let sender = format!("lab-guest send vb {RUN} {PACKETS} {RATE} {PACKET_BYTES}");
-    let sender = vm.spawn(&sender, "/tmp/sender");
-    wait_until_durable(&mut vm, 1000);
+    vm.spawn(&sender, "/tmp/sender")
+}
+
+/// The same under a load.
+fn loaded(serials: &[&str]) -> (Vm, Vec<Disk>, u32) {
+    let (mut vm, disks) = ready(serials);
+    let sender = load(&mut vm);
+    wait_until_durable(&mut vm, 2 * FIRST);
     (vm, disks, sender)
 }
 
@@ -29,18 +46,37 @@ fn stored(vm: &mut Vm) -> u64 {
     status(vm)["lanes"][0]["stored"].as_u64().unwrap_or(0)
 }
 
-/// Number of the volume, and so of the device, that the newest segment is on.
-fn busy(vm: &mut Vm) -> usize {
+fn newest_segment(vm: &mut Vm) -> Value {
     let text = vm.ok("wirevault segments --socket /tmp/socket --json");
     let rows: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-    let newest = rows.as_array().and_then(|rows| rows.last()).expect("an open segment");
-    newest["volume"].as_u64().expect("its volume") as usize
+    rows.as_array().and_then(|rows| rows.last()).expect("an open segment").clone()
+}
+
+/// Number of the volume, and so of the device, that the newest segment is on.
+fn busy(vm: &mut Vm) -> usize {
+    newest_segment(vm)["volume"].as_u64().expect("its volume") as usize
+}
+
+fn wait_for_state(vm: &mut Vm, volume: usize, state: &str) {
+    wait_for(&format!("volume {volume} to be {state}"), patience(), || {
+        let report = status(vm);
+        let told = report["volumes"][volume]["state"].as_str()?;
+        told.starts_with(state).then_some(())
+    });
+}
+
+fn wait_until_in_use(vm: &mut Vm, volume: usize) {
+    wait_for(&format!("volume {volume} to be in use"), patience(), || {
+        let report = status(vm);
+        let state = report["volumes"][volume]["state"].as_str()?;
+        (!state.starts_with("failed") && !state.starts_with("stalled")).then_some(())
+    });
 }
 
 /// Waits until the load is sent and an answer holds all of it, and says so.
 fn all_is_found(vm: &mut Vm, sender: u32) {
     vm.wait_for("the sender", &format!("! [ -d /proc/{sender} ]"));
-    wait_until_durable(vm, PACKETS);
+    wait_until_durable(vm, FIRST + PACKETS);
     assert_eq!(numbers(vm, "--socket /tmp/socket", RUN), (vec![(0, PACKETS - 1)], 0));
 }
 
@@ -68,17 +104,12 @@ fn a_device_that_is_pulled_and_comes_back_is_used_again() {
     vm.replug(&disks[pulled]);
     wait_for("a complete answer", patience(), || is_complete(&mut vm).then_some(()));
     all_is_found(&mut vm, sender);
-    wait_for("the volume to be in use", patience(), || {
-        let report = status(&mut vm);
-        let state = report["volumes"][pulled]["state"].as_str().unwrap_or("failed").to_owned();
-        (!state.starts_with("failed") && !state.starts_with("stalled")).then_some(())
-    });
+    wait_until_in_use(&mut vm, pulled);
     vm.finish();
 }
 
 /// A device that takes a twentieth of the load: its lane goes on elsewhere before the buffer is
-/// used up, and nothing is dropped. (One that is silent is shown on simulated devices: QEMU holds
-/// back what waits for such a one for ever.)
+/// used up, and nothing is dropped.
 #[test]
 fn a_slow_device_is_left_to_the_other() {
     let (mut vm, disks, sender) = loaded(&["SLOW-A", "SLOW-B"]);
@@ -105,5 +136,77 @@ fn failing_flushes_cost_no_packet_and_unreadable_sectors_are_told() {
     vm.heal(&disks[1 - failing]);
     assert!(is_complete(&mut vm));
     // QEMU itself cannot flush the first device, so it does not let go of the fault.
+    vm.finish();
+}
+
+/// One sector of the open segment cannot be written: it ends there, and the lane goes on elsewhere.
+#[test]
+fn a_bad_sector_costs_no_packet() {
+    const SECTOR_BYTES: u64 = 512;
+    const AHEAD_BYTES: u64 = 4 << 20;
+    let (mut vm, disks) = ready(&["SPOT-A", "SPOT-B"]);
+    let segment = newest_segment(&mut vm);
+    let number = segment["volume"].as_u64().expect("its volume") as usize;
+    let place = segment["place"].as_u64().expect("its place") as u32;
+    let label = BlockMedia::open(&disks[number].image).expect("the image").label();
+    let bad = label.expect("a label").place_offset(place) + AHEAD_BYTES;
+    vm.fail(&disks[number], Fault::WritesAt(bad / SECTOR_BYTES));
+    let sender = load(&mut vm);
+    all_is_found(&mut vm, sender);
+    assert!(is_complete(&mut vm));
+    let volume = status(&mut vm)["volumes"][number].clone();
+    assert_ne!(volume["failed_chunks"], 0, "the sector was met: {volume}");
+    vm.heal(&disks[number]);
+    vm.finish();
+}
+
+/// A device that neither ends nor fails what it was given: no lane waits for it.
+#[test]
+fn a_silent_device_keeps_nobody_waiting() {
+    let (mut vm, disks) = ready(&["SILENT-A", "SILENT-B"]);
+    let silent = busy(&mut vm);
+    vm.slow(&disks[silent], 1);
+    load(&mut vm);
+    wait_until_durable(&mut vm, FIRST + BEYOND);
+    wait_for_state(&mut vm, silent, "stalled");
+    vm.finish();
+}
+
+/// A device is pulled for good, and a new one takes its place without a restart: recording goes on
+/// on both, and answers that reach before that say what is missing.
+#[test]
+fn a_device_that_is_gone_is_replaced_by_a_new_one() {
+    let (mut vm, disks) = ready(&["KEPT", "GONE"]);
+    let mut sent = FIRST;
+    if busy(&mut vm) == 0 {
+        vm.fail(&disks[0], Fault::Writes);
+        send(&mut vm, RUN + 2, FIRST, RATE);
+        sent += FIRST;
+        wait_until_durable(&mut vm, sent);
+        vm.heal(&disks[0]);
+        wait_until_in_use(&mut vm, 0);
+    }
+    assert_eq!(busy(&mut vm), 1);
+    vm.unplug(&disks[1]);
+    let sender = load(&mut vm);
+    vm.add_nvme(&NvmeOptions::new("NEW", DEVICE_BYTES));
+    let replace = format!("wirevault volume replace 1 {} --socket /tmp/socket", by_id("NEW"));
+    assert_eq!(vm.run(&replace).code, 2, "what is lost is lost when told to only");
+    vm.ok(&format!("{replace} --yes"));
+    wait_for_state(&mut vm, 1, "ok");
+    assert_eq!(status(&mut vm)["volumes"][1]["path"], by_id("NEW"));
+    vm.wait_for("the sender", &format!("! [ -d /proc/{sender} ]"));
+    sent += PACKETS;
+    wait_until_durable(&mut vm, sent);
+    assert_eq!(numbers(&mut vm, "--socket /tmp/socket", RUN), (vec![(0, PACKETS - 1)], 0));
+    assert!(!is_complete(&mut vm), "what the old device held is missing");
+
+    // Now the other device fails, so what comes is on the new one.
+    vm.fail(&disks[0], Fault::Writes);
+    send(&mut vm, RUN + 3, FIRST, RATE);
+    wait_until_durable(&mut vm, sent + FIRST);
+    assert_eq!(busy(&mut vm), 1);
+    assert_eq!(numbers(&mut vm, "--socket /tmp/socket", RUN + 3), (vec![(0, FIRST - 1)], 0));
+    vm.heal(&disks[0]);
     vm.finish();
 }

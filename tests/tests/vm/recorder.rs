@@ -4,7 +4,7 @@
 use serde_json::Value;
 use wirevault_tests::vm::{Disk, Fault, Kind, NvmeOptions, Vm};
 
-const DEVICE_BYTES: u64 = 1 << 30;
+pub(crate) const DEVICE_BYTES: u64 = 1 << 30;
 pub(crate) const PACKET_BYTES: u32 = 1000;
 pub(crate) const RUN: u16 = 1;
 /// Packets a second that an emulated processor takes beside everything else.
@@ -111,6 +111,12 @@ fn a_store_on_a_device_records_answers_and_recovers_from_a_kill() {
     wait_until_durable(&mut vm, 10_000);
     let live = numbers(&mut vm, "--socket /tmp/socket", RUN);
     assert_eq!(live, (vec![(0, 9999)], 0));
+    // What the device tells of itself comes with its first answer.
+    wirevault_testkit::net::wait_for("the device's health", patience(), || {
+        let device = status(&mut vm)["volumes"][0]["device"].clone();
+        let told = (&device["serial"], &device["celsius"]);
+        (told == (&"KILLED".into(), &50.into())).then_some(())
+    });
     // Mounting or taking the device is refused while it records.
     let block = &disks[0].block;
     assert_ne!(vm.run(&format!("mount -t ext4 {block} /mnt")).code, 0);

@@ -344,6 +344,11 @@ pub struct SharedStatus {
     /// What its holder says: `claimed` (it takes over), `held`, `released` (it has ended), `fenced`
     /// (it noticed a take-over and has ended), `none` (nobody ever wrote).
     pub lease: String,
+    /// What keeps the other machine's writes from doing harm, while this one writes: `reservation`
+    /// (the device refuses them) or `lease` (late ones are never returned).
+    pub protection: Option<String>,
+    /// Why the device is not reserved, if it is not.
+    pub why_no_reservation: Option<String>,
     /// How long the lease has been as it is, by this machine's clock. A writer changes it every
     /// second.
     pub beat_age_ms: u64,

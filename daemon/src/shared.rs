@@ -2,7 +2,9 @@
 //!
 //! The wait needs no clock but our own: a writer is silent when its lease stayed the same for
 //! [`MISSED_BEATS`] of its intervals. That only decides *when* somebody takes over. That nothing is
-//! lost by it, whoever was slow, is the business of the lease (`media::block::lease`).
+//! lost by it, whoever was slow, is the business of the lease (`media::block::lease`). A device
+//! that has reservations (`nvme::reserve`) is reserved as well, before the lease is claimed: then
+//! only one machine can write at all.
 
 use std::io;
 use std::path::Path;
@@ -13,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use wirevault_config::Config;
 use wirevault_media::{BlockMedia, Claim, Fenced, Lease, LeaseRecord, LeaseState, Media, Role};
-use wirevault_nvme::{LeasedQueue, Queue};
+use wirevault_nvme::admin::AdminNode;
+use wirevault_nvme::device::{self, Roots};
+use wirevault_nvme::{LeasedQueue, NvmeError, Queue, Reservation};
 use wirevault_pipeline::QueueMaker;
 use wirevault_seal::random;
 use wirevault_storage::StorageError;
@@ -34,6 +38,16 @@ pub(crate) struct Shared {
     role: Role,
     seen: Mutex<Seen>,
     lease: OnceLock<Arc<Lease>>,
+    guard: OnceLock<Guard>,
+}
+
+/// What keeps the other machine's writes from doing harm.
+enum Guard {
+    /// The device refuses them.
+    Reservation(Box<Reservation<AdminNode>>),
+    /// They hit what nobody reads, by the rules of the lease. The device has no reservations for
+    /// the reason given.
+    Lease(String),
 }
 
 /// The newest lease, and since when it has been as it is.
@@ -59,7 +73,8 @@ impl Shared {
         }
         let role = if config.standby { Role::Standby } else { Role::Primary };
         let seen = Mutex::new(Seen { lease: None, since: Instant::now() });
-        let shared = Self { media: Arc::new(media), role, seen, lease: OnceLock::new() };
+        let (lease, guard) = (OnceLock::new(), OnceLock::new());
+        let shared = Self { media: Arc::new(media), role, seen, lease, guard };
         shared.look()?;
         Ok(Some(Arc::new(shared)))
     }
@@ -81,7 +96,8 @@ impl Shared {
         self.seen().is_silent(self.role, now)
     }
 
-    /// Takes the lease, whoever has it, and keeps it from now on.
+    /// Reserves the device if it offers that, takes the lease, whoever has it, and keeps both from
+    /// now on.
     ///
     /// # Errors
     /// Another machine was faster; the device cannot be written.
@@ -90,10 +106,15 @@ impl Shared {
             .map_err(|source| StorageError::Key { volume: self.media.describe(), source })?;
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let name = name.trim_end().to_owned();
-        let claim = Claim { role: self.role, holder: holder.0, name, interval: BEAT };
+        let key = u64::from_le_bytes(std::array::from_fn(|at| holder.0[at])).max(1);
+        let guard = Guard::take(Path::new(&self.media.describe()), key)?;
+        let guard = self.guard.get_or_init(|| guard);
+        let (role, exclusive) = (self.role, matches!(guard, Guard::Reservation(_)));
+        let claim = Claim { role, holder: holder.0, name, interval: BEAT, exclusive };
         let lease = self.media.take_lease(&claim);
         let lease = lease.map_err(|source| self.failed("take its lease", source))?;
-        tracing::info!(epoch = lease.epoch(), "this machine writes the shared volume");
+        let (epoch, protection) = (lease.epoch(), guard.name());
+        tracing::info!(epoch, protection, "this machine writes the shared volume");
         let lease = self.lease.get_or_init(|| lease);
         self.look()?;
         Ok(Leased::keep(Arc::clone(self), Arc::clone(lease)))
@@ -124,6 +145,11 @@ impl Shared {
                 Some(LeaseState::Released) => "released".to_owned(),
                 Some(LeaseState::Fenced) => "fenced".to_owned(),
             },
+            protection: self.guard.get().map(|guard| guard.name().to_owned()),
+            why_no_reservation: match self.guard.get() {
+                Some(Guard::Lease(why)) => Some(why.clone()),
+                _ => None,
+            },
             beat_age_ms: seen.since.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
         }
     }
@@ -135,6 +161,48 @@ impl Shared {
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Guard {
+    /// Errors: the device has reservations, and this machine did not get it.
+    fn take(path: &Path, key: u64) -> Result<Self, DaemonError> {
+        let taken = device::of_path(&Roots::default(), path).and_then(|device| {
+            let Some(nvme) = &device.nvme else {
+                let (device, why) = (device.name, "it is no NVMe namespace".to_owned());
+                return Err(NvmeError::NoReservations { device, why });
+            };
+            Reservation::take(AdminNode::open(&device.node)?, nvme.id, key)
+        });
+        match taken {
+            Ok(reservation) => Ok(Self::Reservation(Box::new(reservation))),
+            // Going on without would be a promise that is not kept.
+            Err(error @ NvmeError::Reserve { .. }) => Err(error.into()),
+            Err(error) => Ok(Self::Lease(error.to_string())),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Reservation(_) => "reservation",
+            Self::Lease(_) => "lease",
+        }
+    }
+
+    /// Whether the device lets another machine write by now. One that cannot be asked does not say
+    /// so; whoever writes to it notices.
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Reservation(reservation) => reservation.is_ours().is_ok_and(|ours| !ours),
+            Self::Lease(_) => false,
+        }
+    }
+
+    fn give_up(&self) -> io::Result<()> {
+        match self {
+            Self::Reservation(reservation) => reservation.give_up(),
+            Self::Lease(_) => Ok(()),
+        }
     }
 }
 
@@ -173,6 +241,9 @@ impl Leased {
                 // A device that fails is noticed by those who write to it.
                 let _ = ours.beat();
                 let _ = watched.look();
+                if watched.guard.get().is_some_and(Guard::is_gone) {
+                    ours.give_in();
+                }
                 if ours.lost().is_some() {
                     return;
                 }
@@ -210,7 +281,12 @@ impl Leased {
         if nobody_writes && let Err(error) = self.lease.end() {
             tracing::warn!("others wait until they miss our beats: {error}");
         }
-        self.lease.lost().cloned()
+        let lost = self.lease.lost().cloned();
+        let guard = self.shared.guard.get().filter(|_| nobody_writes && lost.is_none());
+        if let Some(Err(error)) = guard.map(Guard::give_up) {
+            tracing::warn!("the reservation stays until another machine takes it: {error}");
+        }
+        lost
     }
 }
 

@@ -153,6 +153,24 @@ pub enum NvmeError {
         /// The device's or the system's answer.
         source: io::Error,
     },
+    /// Misuse: the device cannot keep other hosts from writing.
+    #[error("{device} has no reservations: {why}")]
+    NoReservations {
+        /// The device.
+        device: String,
+        /// What is missing.
+        why: String,
+    },
+    /// Device: it could not be reserved.
+    #[error("{device}: cannot {action}: {source}")]
+    Reserve {
+        /// The device.
+        device: String,
+        /// What was tried.
+        action: &'static str,
+        /// The device's or the system's answer.
+        source: io::Error,
+    },
     /// Misuse: this is no address of a PCI function.
     #[error("{text:?} is no PCI address such as 0000:00:04.0")]
     PciAddress {

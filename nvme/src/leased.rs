@@ -110,7 +110,8 @@ mod tests {
     fn taken(device: &Path, role: Role) -> (BlockMedia, Arc<Lease>) {
         let media = BlockMedia::open(device).unwrap();
         let (name, interval) = (format!("{role:?}"), Duration::from_secs(1));
-        let lease = media.take_lease(&Claim { role, holder: [role as u8; 16], name, interval });
+        let (holder, exclusive) = ([role as u8; 16], false);
+        let lease = media.take_lease(&Claim { role, holder, name, interval, exclusive });
         (media, lease.unwrap())
     }
 

@@ -36,7 +36,8 @@
 //!   without them it burns a core to no gain.
 //!
 //! [`device`] finds the block devices of the machine and tells who uses them; [`health`] asks one
-//! how it is, [`erase`] has it erase itself, through [`admin`].
+//! how it is, [`erase`] has it erase itself, [`reserve`] keeps other machines from writing it,
+//! through [`admin`].
 //!
 //! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, `run` (chunks
 //! that are written together), [`open`], [`spec`] (what devices say, and commands), and `sys`,
@@ -55,6 +56,7 @@ pub mod null;
 pub mod open;
 pub mod options;
 pub mod passthrough;
+pub mod reserve;
 mod run;
 pub mod sim;
 pub mod slot;
@@ -82,6 +84,7 @@ pub use null::NullQueue;
 pub use open::{open_best, open_instead, open_vfio};
 pub use options::{Backend, QueueOptions, QueueReport};
 pub use passthrough::PassthroughQueue;
+pub use reserve::Reservation;
 pub use sim::{SimOptions, SimQueue};
 pub use slot::Slot;
 pub use thread::ThreadQueue;

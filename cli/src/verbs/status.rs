@@ -86,6 +86,11 @@ fn head(report: &StatusReport, paint: Paint) -> String {
             &mut head,
             &format!("shared    {role}; {writer}, epoch {epoch}, lease {lease} {seconds:.1} s ago"),
         );
+        if let Some(protection) = &shared.protection {
+            let why = shared.why_no_reservation.as_ref();
+            let why = why.map_or(String::new(), |why| format!("; no reservation: {why}"));
+            line(&mut head, &format!("          protected by {protection}{why}"));
+        }
     }
     head
 }

@@ -162,6 +162,8 @@ pub struct Claim {
     pub name: String,
     /// Time between two beats, as it is told to others.
     pub interval: Duration,
+    /// The device itself keeps every other machine from writing: nothing is written late.
+    pub exclusive: bool,
 }
 
 /// Another machine has taken over, or the lease is not ours any more.
@@ -192,6 +194,7 @@ pub struct Lease {
     file: Arc<dyn MediaFile>,
     record: Mutex<LeaseRecord>,
     epoch: u64,
+    exclusive: bool,
     contested: bool,
     lost: OnceLock<Fenced>,
 }
@@ -202,15 +205,16 @@ impl Lease {
     pub(super) fn take(file: Arc<dyn MediaFile>, label: &Label, claim: &Claim) -> io::Result<Self> {
         let leases = read(&*file)?;
         let epoch = next_epoch(&leases, claim);
-        let Claim { holder, name, interval, .. } = claim.clone();
+        let Claim { holder, name, interval, exclusive, .. } = claim.clone();
         let state = LeaseState::Claimed;
         let record = LeaseRecord { epoch, beat: 0, holder, state, interval, name };
         let (record, lost) = (Mutex::new(record), OnceLock::new());
-        let mut lease = Self { file, record, epoch, contested: false, lost };
+        let mut lease = Self { file, record, epoch, exclusive, contested: false, lost };
         lease.say(LeaseState::Claimed)?;
         // Only now: what the holder before us acknowledged is what it flushed before the claim.
         let leases = read(&*lease.file)?;
-        lease.contested = leases.iter().any(|it| it.epoch < epoch && it.may_write());
+        let rival = |it: &LeaseRecord| it.epoch < epoch && it.may_write();
+        lease.contested = !exclusive && leases.iter().any(rival);
         lease.copy_area(label, ready_epoch(&leases, epoch))?;
         lease.check()?;
         lease.say(LeaseState::Held)?;
@@ -267,11 +271,19 @@ impl Lease {
         self.write(LeaseState::Held)
     }
 
-    /// Whether every writer before us has said by now that it writes nothing more.
+    /// The device says that another machine may write by now, so this one must not.
+    pub fn give_in(&self) {
+        self.lost.get_or_init(|| Fenced { epoch: self.epoch, by: None });
+    }
+
+    /// Whether nobody before us writes any more: they have said so, or the device sees to it.
     ///
     /// # Errors
     /// The system's own.
     pub fn rivals_are_gone(&self) -> io::Result<bool> {
+        if self.exclusive {
+            return Ok(true);
+        }
         let leases = read(&*self.file)?;
         Ok(!leases.iter().any(|lease| lease.epoch < self.epoch && lease.may_write()))
     }

@@ -1,5 +1,6 @@
 //! Admin commands that read: through a node of the kernel's driver (`/dev/nvme0`, or the node of a
-//! namespace), or whatever else can put them to a controller.
+//! namespace), or whatever else can put them to a controller. Reservations go the same way, to a
+//! namespace's node.
 //!
 //! The kernel lets everybody who may open the node identify (Linux 6.2), and only who has
 //! `CAP_SYS_ADMIN` read log pages.
@@ -12,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::NvmeError;
+use crate::reserve;
 use crate::spec::Status;
 use crate::spec::command::Command;
 use crate::spec::identify::{IDENTIFY_BYTES, IdentifyController, IdentifyNamespace};
@@ -50,15 +52,24 @@ impl AdminNode {
     }
 }
 
-impl Admin for AdminNode {
-    fn read(&self, command: &Command, data: &mut [u8]) -> io::Result<()> {
+impl AdminNode {
+    fn carry_out(&self, to: sys::To, command: &Command, data: &mut [u8]) -> io::Result<()> {
         if data.len() != command.data_bytes as usize {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the answer has another size"));
         }
-        match sys::admin(&self.file, command, data)? {
-            0 => Ok(()),
-            status => Status(status).into_result(),
-        }
+        Status(sys::carry_out(&self.file, to, command, data)?).into_result()
+    }
+}
+
+impl reserve::Namespace for AdminNode {
+    fn exchange(&self, command: &Command, data: &mut [u8]) -> io::Result<()> {
+        self.carry_out(sys::To::Io, command, data)
+    }
+}
+
+impl Admin for AdminNode {
+    fn read(&self, command: &Command, data: &mut [u8]) -> io::Result<()> {
+        self.carry_out(sys::To::Admin, command, data)
     }
 
     fn describe(&self) -> String {

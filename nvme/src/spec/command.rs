@@ -51,6 +51,12 @@ pub mod io {
     pub const READ: u8 = 0x02;
     /// Dataset Management, of which Deallocate is a part.
     pub const DATASET_MANAGEMENT: u8 = 0x09;
+    /// Reservation Register.
+    pub const RESERVATION_REGISTER: u8 = 0x0d;
+    /// Reservation Report.
+    pub const RESERVATION_REPORT: u8 = 0x0e;
+    /// Reservation Acquire.
+    pub const RESERVATION_ACQUIRE: u8 = 0x11;
 }
 
 /// Log pages (base specification, section 5.16.1).

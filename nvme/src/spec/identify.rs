@@ -92,8 +92,8 @@ impl IdentifyController {
 ///
 /// ```text
 /// byte   0 blocks(8)   8 blocks that can be used(8)   16 blocks in use(8)   25 formats less one
-///       26 format in use   33 deallocation   99 attributes   128 formats: metadata bytes(2),
-///          power of block bytes(1), rank(1) each
+///       26 format in use   31 reservations   33 deallocation   99 attributes
+///      128 formats: metadata bytes(2), power of block bytes(1), rank(1) each
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IdentifyNamespace {
@@ -111,6 +111,10 @@ pub struct IdentifyNamespace {
     pub deallocated_reads: u8,
     /// Whether the namespace is write protected.
     pub write_protected: bool,
+    /// Whether it can be reserved so that only registered hosts write it.
+    pub can_reserve: bool,
+    /// Whether that can survive a loss of the device's power.
+    pub reservations_persist: bool,
 }
 
 impl IdentifyNamespace {
@@ -129,6 +133,8 @@ impl IdentifyNamespace {
             metadata_bytes: u16_at(bytes, at),
             deallocated_reads: bytes[33] & 7,
             write_protected: bytes[99] & 1 != 0,
+            can_reserve: bytes[31] & 1 << 3 != 0,
+            reservations_persist: bytes[31] & 1 != 0,
         }
     }
 }
@@ -184,7 +190,8 @@ mod tests {
         assert_eq!(it.format, 17);
         bytes[26] = 3;
         assert_eq!(IdentifyNamespace::decode(&bytes).lba_bytes, None);
-        bytes[99] = 1;
-        assert!(IdentifyNamespace::decode(&bytes).write_protected);
+        (bytes[99], bytes[31]) = (1, 8 | 1);
+        let it = IdentifyNamespace::decode(&bytes);
+        assert!(it.write_protected && it.can_reserve && it.reservations_persist);
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! - [`command`]: opcodes and the dwords of commands. [`status`]: how a command ended.
 //! - [`identify`]: the controller and the namespace. [`smart`]: health. [`errors`]: the error log.
-//! - [`amazon`]: what EC2's devices add.
+//! - [`reservation`]: which hosts may write. [`amazon`]: what EC2's devices add.
 //!
 //! All numbers are little-endian. Sections are those of the NVM Express Base Specification 2.0 and
 //! the NVM Command Set Specification 1.0.
@@ -12,6 +12,7 @@ pub mod amazon;
 pub mod command;
 pub mod errors;
 pub mod identify;
+pub mod reservation;
 pub mod smart;
 pub mod status;
 

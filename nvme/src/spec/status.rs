@@ -16,6 +16,10 @@ const DO_NOT_RETRY: u16 = 0x4000;
 impl Status {
     /// Success.
     pub const OK: Self = Self(0);
+    /// A command that the device does not know.
+    pub const INVALID_OPCODE: Self = Self(0x001);
+    /// Another host has reserved the namespace.
+    pub const RESERVATION_CONFLICT: Self = Self(0x083);
     /// Aborted on request.
     pub const ABORTED: Self = Self(0x007);
     /// A write that the medium did not take.

@@ -14,6 +14,8 @@ use wirevault_media::sim::SplitMix64;
 use wirevault_media::{
     BlockMedia, Claim, Lease, LeaseState, Lock, Media, MediaError, MediaFile, Role, SimMedia,
 };
+use wirevault_nvme::Reservation;
+use wirevault_nvme::reserve::sim::{SimHost, SimNamespace};
 use wirevault_storage::{Plan, create_planned};
 
 use crate::checks::{Held, check_held, read_all};
@@ -36,14 +38,43 @@ fn shared(sealed: bool) -> SimMedia {
 }
 
 fn claim(role: Role) -> Claim {
-    let name = format!("{role:?}");
-    Claim { role, holder: [role as u8; 16], name, interval: Duration::from_secs(1) }
+    let (name, interval) = (format!("{role:?}"), Duration::from_secs(1));
+    Claim { role, holder: [role as u8; 16], name, interval, exclusive: false }
 }
 
-/// A writer that takes the lease. Its clock is `hours` late.
-fn writer(device: Arc<dyn BlockDevice>, role: Role, hours: u64) -> Result<Recorder, String> {
+/// A disk that two machines have, and what its controller lets them do.
+#[derive(Clone)]
+struct Shared {
+    disk: SimMedia,
+    /// Nothing: it has no reservations.
+    namespace: Option<SimNamespace>,
+}
+
+impl Shared {
+    /// The device as the machine with this role has it.
+    fn device(&self, role: Role) -> Arc<dyn BlockDevice> {
+        let device = SimDevice::on(&self.disk);
+        match &self.namespace {
+            None => Arc::new(device),
+            Some(namespace) => Arc::new(Guarded { device, host: namespace.host(role as u128) }),
+        }
+    }
+}
+
+/// A writer that takes the reservation, if there are any, and the lease. Its clock is `hours` late.
+fn writer(
+    shared: &Shared,
+    device: Arc<dyn BlockDevice>,
+    role: Role,
+    hours: u64,
+) -> Result<Recorder, String> {
+    let reserve = |namespace: &SimNamespace| {
+        Reservation::take(namespace.host(role as u128), 1, 1 + hours).map(drop)
+    };
+    shared.namespace.as_ref().map_or(Ok(()), reserve).map_err(|error| error.to_string())?;
     let media = BlockMedia::over(device).map_err(|error| error.to_string())?;
-    let lease = media.take_lease(&claim(role)).map_err(|error| error.to_string())?;
+    let claim = Claim { exclusive: shared.namespace.is_some(), ..claim(role) };
+    let lease = media.take_lease(&claim).map_err(|error| error.to_string())?;
     let clock = clock();
     clock.advance(Duration::from_secs(3600 * hours));
     let (store, report) =
@@ -56,10 +87,89 @@ fn writer(device: Arc<dyn BlockDevice>, role: Role, hours: u64) -> Result<Record
     Ok(recorder)
 }
 
+/// A device that carries out what the reservation allows its host.
+struct Guarded {
+    device: SimDevice,
+    host: SimHost,
+}
+
+impl BlockDevice for Guarded {
+    fn open(&self, writable: bool) -> io::Result<Arc<dyn MediaFile>> {
+        let (file, host) = (self.device.open(writable)?, self.host.clone());
+        Ok(Arc::new(GuardedFile { file, host }))
+    }
+
+    fn lock(&self, leased: bool) -> Result<Lock, MediaError> {
+        self.device.lock(leased)
+    }
+
+    fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
+        self.host.may_write()?;
+        self.device.discard(offset, bytes)
+    }
+
+    fn describe(&self) -> String {
+        self.device.describe()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    fn number(&self) -> io::Result<u64> {
+        self.device.number()
+    }
+}
+
+struct GuardedFile {
+    file: Arc<dyn MediaFile>,
+    host: SimHost,
+}
+
+impl MediaFile for GuardedFile {
+    fn name(&self) -> &str {
+        self.file.name()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buf, offset)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.host.may_write()?;
+        self.file.write_at(data, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.host.may_write()?;
+        self.file.sync()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+        self.file.set_len(len_bytes)
+    }
+
+    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        self.file.allocate(len_bytes)
+    }
+
+    fn raw_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn direct_path(&self) -> Option<PathBuf> {
+        None
+    }
+}
+
 /// A device whose user is stopped before its operation number `at`; `half`: when the first half of
 /// that is done.
 struct Stopping {
-    device: SimDevice,
+    device: Arc<dyn BlockDevice>,
     point: Arc<Point>,
 }
 
@@ -177,8 +287,9 @@ struct Takeover {
     recorder: Recorder,
 }
 
-fn take_over(disk: &SimMedia) -> Takeover {
-    let mut recorder = writer(Arc::new(SimDevice::on(disk)), Role::Standby, 1).unwrap();
+fn take_over(shared: &Shared) -> Takeover {
+    let device = shared.device(Role::Standby);
+    let mut recorder = writer(shared, device, Role::Standby, 1).unwrap();
     let catalog = recorder.store.catalog(START_NS);
     let found = read_all(&catalog, true).unwrap();
     some_segments(&mut recorder);
@@ -203,23 +314,25 @@ fn some_segments(recorder: &mut Recorder) {
 
 /// Runs the first writer until it ends or notices; gives its operations, and whether it was
 /// stopped.
-fn run(sealed: bool, at: u64, half: bool) -> (u64, bool) {
+fn run(sealed: bool, reserved: bool, at: u64, half: bool) -> (u64, bool) {
     let disk = shared(sealed);
+    let namespace = reserved.then(SimNamespace::default);
+    let both = Shared { disk: disk.clone(), namespace };
     // The epochs of the second are the higher ones then, whoever claims first.
     let before = BlockMedia::over(Arc::new(SimDevice::on(&disk))).unwrap();
     before.take_lease(&claim(Role::Standby)).unwrap().end().unwrap();
     let second: Arc<Mutex<Option<Takeover>>> = Arc::default();
     let meanwhile = {
-        let (disk, second) = (disk.clone(), Arc::clone(&second));
-        move || *second.lock().unwrap() = Some(take_over(&disk))
+        let (both, second) = (both.clone(), Arc::clone(&second));
+        move || *second.lock().unwrap() = Some(take_over(&both))
     };
     let meanwhile: Box<dyn FnOnce() + Send> = Box::new(meanwhile);
     let (done, meanwhile) = (AtomicU64::new(0), Mutex::new(Some(meanwhile)));
     let point = Arc::new(Point { at, half, done, meanwhile });
-    let device = Stopping { device: SimDevice::on(&disk), point: Arc::clone(&point) };
+    let device = Stopping { device: both.device(Role::Primary), point: Arc::clone(&point) };
     let (mut ledger, mut ended) = (Ledger::default(), Ok(()));
     let mut lease: Option<Arc<Lease>> = None;
-    match writer(Arc::new(device), Role::Primary, 0) {
+    match writer(&both, Arc::new(device), Role::Primary, 0) {
         Ok(mut first) => {
             ended = record(&disk, &mut first, &mut SplitMix64::new(7));
             (ledger, lease) = (first.ledger.clone(), first.lease.clone());
@@ -231,21 +344,27 @@ fn run(sealed: bool, at: u64, half: bool) -> (u64, bool) {
         ended.unwrap();
         return (operations, false);
     };
-    let what = format!("sealed {sealed}, stopped at operation {at}, half {half}");
+    let what = format!("sealed {sealed}, reserved {reserved}, stopped at {at}, half {half}");
     if let Err(why) = recorder.lease.as_ref().unwrap().check() {
         // The first one had not looked at the leases yet, and took over itself.
-        assert!(at <= 2 && ended.is_ok(), "{what}: {why}");
+        assert!(at <= 2 && ended.is_ok() && !reserved, "{what}: {why}");
         return (operations, false);
     }
     // The first writer's last acknowledgements: what was there when it was stopped.
     check_held(&found, &ledger, evicted_ns).unwrap_or_else(|why| panic!("{what}: {why}"));
     if let Some(lease) = &lease {
+        // Whoever was refused a write has not looked yet why.
+        let _ = lease.check();
         let lost = lease.lost().unwrap_or_else(|| panic!("{what}: it did not notice"));
         assert_eq!(lost.by.as_ref().map(|(_, name)| name.as_str()), Some("Standby"));
-        lease.end().unwrap();
+        // Under a reservation it cannot even say that.
+        assert_eq!(lease.end().is_err(), reserved, "{what}");
     }
     assert!(ended.is_err(), "{what}: {ended:?}");
     some_segments(&mut recorder);
+    let contested =
+        || recorder.store.catalog(START_NS).segments.iter().any(|it| it.entry.contested);
+    assert!(!(reserved && contested()), "{what}: nobody writes late");
     let evicted_ns = recorder.store.catalog(START_NS).evicted_live_ns;
     let check = |held: &Held, who: &str, ledger: &Ledger| {
         let mut both = ledger.clone();
@@ -265,32 +384,38 @@ fn run(sealed: bool, at: u64, half: bool) -> (u64, bool) {
     drop(recorder);
     lease.unwrap().end().unwrap();
     // The first machine comes back.
-    let third = writer(Arc::new(SimDevice::on(&disk)), Role::Primary, 2).unwrap();
+    let third = writer(&both, both.device(Role::Primary), Role::Primary, 2).unwrap();
     let held = read_all(&third.store.catalog(START_NS), true).unwrap();
     check(&held, "the next writer", &written);
     (operations, true)
 }
 
 /// Stops it at each `step`th operation, by turns before it and when half of it is done.
-fn stopped_everywhere(sealed: bool, step: usize) {
-    let (operations, _) = run(sealed, u64::MAX, false);
+fn stopped_everywhere(sealed: bool, reserved: bool, step: usize) {
+    let (operations, _) = run(sealed, reserved, u64::MAX, false);
     let (mut tried, mut stops) = (0, 0);
     for at in (1..=operations).step_by(step) {
-        stops += u64::from(run(sealed, at, tried % 2 == 0).1);
+        stops += u64::from(run(sealed, reserved, at, tried % 2 == 0).1);
         tried += 1;
     }
-    println!("sealed {sealed}: {stops} take-overs within {operations} operations");
+    println!("sealed {sealed}, reserved {reserved}: {stops} take-overs of {operations} operations");
     assert!(stops + 2 >= tried, "{stops} of {tried}: the second took over everywhere");
 }
 
 #[test]
 fn a_sealed_store_survives_a_take_over_at_every_operation() {
-    stopped_everywhere(true, 1);
+    stopped_everywhere(true, false, 1);
 }
 
 #[test]
 fn a_plain_store_survives_a_take_over_at_every_third_operation() {
-    stopped_everywhere(false, 3);
+    stopped_everywhere(false, false, 3);
+}
+
+/// The device itself refuses what the first writer does late.
+#[test]
+fn a_reserved_store_survives_a_take_over_at_every_third_operation() {
+    stopped_everywhere(true, true, 3);
 }
 
 /// The two never claim the same epoch, and what each says of itself is what the other reads.

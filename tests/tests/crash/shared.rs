@@ -34,7 +34,9 @@ fn a_stopped_writer_is_taken_over_and_nothing_of_it_is_lost_or_comes_late() {
     ns.add_veth("va", "vb");
     let site = Site::shared(DEVICE_BYTES);
     let mut first = site.on_machine("first", "va", "");
-    assert_eq!(writing(&first)["shared"]["epoch"], 2);
+    let shared = writing(&first)["shared"].clone();
+    assert_eq!((&shared["epoch"], &shared["protection"]), (&2.into(), &"lease".into()), "{shared}");
+    assert!(shared["why_no_reservation"].is_string(), "a file has none: {shared}");
     let second = site.on_machine("second", "va", "standby: true\n");
     let shared = second.status();
     assert_eq!((&shared["state"], &shared["shared"]["writes"]), (&"standby".into(), &false.into()));

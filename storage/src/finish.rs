@@ -19,7 +19,7 @@ use wirevault_telemetry::clock::Clock;
 use crate::StorageError;
 use crate::digests::write_digest;
 use crate::store::OpenSegment;
-use crate::volume::{device, key_error};
+use crate::volume::{check_lease, device, key_error};
 
 /// Bytes of the smallest padding block.
 const PADDING_BYTES_MIN: usize = local::START_BYTES + 4;
@@ -131,6 +131,9 @@ pub fn finish_segment(
     };
     let page = footer.encode(|aad| sealed_as.footer(aad)).map_err(failed)?;
     tail.bytes.extend_from_slice(&page);
+    // Whoever lost a shared volume acknowledged less than is there, and would write its index over
+    // chunks that the next writer has found.
+    check_lease(&*open.showing.media, name)?;
     // One sync covers the bytes and the length: neither counts before the table says "closed".
     // Its device may have been away since the segment was opened, and that handle with it.
     let file = open.showing.media.open(open.file.name(), OpenMode::ReadWrite);

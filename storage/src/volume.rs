@@ -648,15 +648,9 @@ impl VolumeWriter {
 
     fn check(&self) -> Result<(), StorageError> {
         match &self.failed {
-            None => self.check_lease(),
+            None => check_lease(&*self.volume.media, &self.name),
             Some(why) => Err(StorageError::Failed { volume: self.name.clone(), why: why.clone() }),
         }
-    }
-
-    /// Errors: another machine has taken the volume over.
-    fn check_lease(&self) -> Result<(), StorageError> {
-        let Some(lease) = self.volume.media.lease() else { return Ok(()) };
-        lease.check().map_err(|source| device(&self.name, "keep its lease", source))
     }
 
     /// On a shared volume the lease is looked at before, so that at most one write is late, and
@@ -729,6 +723,12 @@ fn stale_pages<E>(known: &mut Table<E>, found: &Table<E>) -> Vec<usize> {
 fn reach(entries: &[SegmentEntry]) -> u32 {
     let last = entries.iter().rposition(|entry| entry.state != SegmentState::Free);
     last.map_or(0, |place| place as u32 + 1)
+}
+
+/// Errors: another machine has taken the volume over.
+pub(crate) fn check_lease(media: &dyn Media, volume: &str) -> Result<(), StorageError> {
+    let Some(lease) = media.lease() else { return Ok(()) };
+    lease.check().map_err(|source| device(volume, "keep its lease", source))
 }
 
 /// Place of the segment file with that name.

@@ -418,6 +418,25 @@ fn a_reserved_store_survives_a_take_over_at_every_third_operation() {
     stopped_everywhere(true, true, 3);
 }
 
+/// It acknowledged less than is there: its index would come over chunks that the second has found.
+#[test]
+fn a_fenced_writer_closes_nothing() {
+    let both = Shared { disk: shared(true), namespace: None };
+    let mut first = writer(&both, both.device(Role::Primary), Role::Primary, 0).unwrap();
+    some_segments(&mut first);
+    let _second = take_over(&both);
+    let bytes = || {
+        let device = SimDevice::on(&both.disk).open(false).unwrap();
+        let mut bytes = vec![0; DEVICE_BYTES as usize];
+        device.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    let before = bytes();
+    let why = first.close(0, wirevault_format::footer::CloseReason::Age).unwrap_err();
+    assert!(why.to_string().contains("lease"), "{why}");
+    assert!(bytes() == before, "it wrote something");
+}
+
 /// The two never claim the same epoch, and what each says of itself is what the other reads.
 #[test]
 fn epochs_and_states_are_told() {

@@ -202,6 +202,16 @@ impl Vm {
         }
     }
 
+    /// Stops its processors, in the middle of whatever they do.
+    pub fn pause(&mut self) {
+        self.qmp.run("stop", json!({}));
+    }
+
+    /// Lets them go on as if nothing had happened; its clock stood still.
+    pub fn go_on(&mut self) {
+        self.qmp.run("cont", json!({}));
+    }
+
     /// Folder on this side, for images.
     pub fn folder(&self) -> &Path {
         self.folder.path()

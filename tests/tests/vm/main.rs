@@ -6,4 +6,5 @@ mod laboratory;
 mod own_driver;
 mod queues;
 mod recorder;
+mod shared;
 mod vfio;

@@ -17,13 +17,9 @@ pub(crate) fn site(serials: &[&str]) -> (Vm, Vec<Disk>) {
 
 /// The same on a machine of that kind.
 pub(crate) fn site_on(kind: Kind, serials: &[&str]) -> (Vm, Vec<Disk>) {
-    let mut vm = Vm::restore(kind);
+    let mut vm = wired(kind);
     let add = |serial: &&str| vm.add_nvme(&NvmeOptions::new(serial, DEVICE_BYTES));
     let disks: Vec<Disk> = serials.iter().map(add).collect();
-    vm.ok("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6");
-    // The shell's own `ip` knows no veth.
-    let ip = "/usr/local/bin/ip link";
-    vm.ok(&format!("{ip} add va type veth peer name vb && {ip} set va up && {ip} set vb up"));
     vm.ok("mkdir -p /etc/wirevault/keys");
     let paths: Vec<String> = serials.iter().map(|it| by_id(it)).collect();
     let more: String = paths[1..].iter().map(|path| format!(" --volume {path}")).collect();
@@ -37,6 +33,16 @@ pub(crate) fn site_on(kind: Kind, serials: &[&str]) -> (Vm, Vec<Disk>) {
         ),
     );
     (vm, disks)
+}
+
+/// A machine with a veth pair.
+pub(crate) fn wired(kind: Kind) -> Vm {
+    let mut vm = Vm::restore(kind);
+    vm.ok("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    // The shell's own `ip` knows no veth.
+    let ip = "/usr/local/bin/ip link";
+    vm.ok(&format!("{ip} add va type veth peer name vb && {ip} set va up && {ip} set vb up"));
+    vm
 }
 
 pub(crate) fn by_id(serial: &str) -> String {

@@ -28,7 +28,7 @@ pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("own path");
     let folder = test.parent().and_then(Path::parent).expect("target folder");
     let program = folder.join(name);
-    let way_out = "cargo build -p wirevault-cli -p wirevault-daemon";
+    let way_out = "cargo build -p wirevault-cli -p wirevault-daemon -p xtask";
     assert!(program.exists(), "{} is not built: {way_out}", program.display());
     program
 }

@@ -12,16 +12,19 @@
 //!
 //! Nothing here is skipped: what is missing fails the test and names the way out.
 //!
+//! - [`container`]: Debian with systemd on this kernel, where no other one is needed.
 //! - [`cache`]: folders, locks. [`packages`]: fetching, unpacking. [`image`]: kernel, first files,
 //!   the disk with our programs. [`machine`]: starting, saving, restoring, the agent. [`nvme`]:
 //!   devices and faults. [`qmp`]: QEMU's control socket.
 
 pub mod cache;
+pub mod container;
 pub mod image;
 pub mod machine;
 pub mod nvme;
 pub mod packages;
 pub mod qmp;
 
+pub use container::Container;
 pub use machine::{Kind, Vm};
 pub use nvme::{Disk, Fault, NvmeOptions};

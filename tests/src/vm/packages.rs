@@ -94,11 +94,11 @@ fn fetch(folder: &Path) {
     }
     versions.sort();
     fs::write(folder.join("versions"), versions.join("\n")).expect("list of versions");
-    fs::remove_dir_all(&apt.folder).expect("apt's folder");
+    apt.remove();
 }
 
 /// apt with lists and archives of its own, and the mirror of this machine.
-struct Apt {
+pub(super) struct Apt {
     folder: PathBuf,
     codename: String,
     /// Lines of a sources.list.
@@ -106,7 +106,8 @@ struct Apt {
 }
 
 impl Apt {
-    fn new(within: &Path) -> Self {
+    /// Keeps its files in a folder within this one.
+    pub(super) fn new(within: &Path) -> Self {
         let folder = within.join("apt");
         for part in ["lists/partial", "archives/partial"] {
             fs::create_dir_all(folder.join(part)).expect("apt's folder");
@@ -136,7 +137,7 @@ impl Apt {
     }
 
     /// Fetches the lists; gives the name of the backports if the mirror has them.
-    fn update(&self) -> Option<String> {
+    pub(super) fn update(&self) -> Option<String> {
         let plain = format!(" {} main", self.codename);
         let base = self.sources.iter().find(|line| line.ends_with(&plain));
         let suite = format!("{}-backports", self.codename);
@@ -152,6 +153,31 @@ impl Apt {
         self.write_sources(&self.sources);
         self.run("update", &["-q"]);
         None
+    }
+
+    /// Debian's name for this release.
+    pub(super) fn codename(&self) -> &str {
+        &self.codename
+    }
+
+    /// Lines of a list of sources, without backports.
+    pub(super) fn sources(&self) -> &[String] {
+        &self.sources
+    }
+
+    /// Folder with the files of one package, without what it depends on.
+    pub(super) fn unpacked(&self, package: &str) -> PathBuf {
+        let folder = self.folder.join(package);
+        fs::create_dir(&folder).expect("folder");
+        succeed(self.command("download", &[package]).current_dir(&folder));
+        let file = fs::read_dir(&folder).expect("folder").next().expect("a package");
+        succeed(Command::new("dpkg").arg("-x").arg(file.expect("entry").path()).arg(&folder));
+        folder
+    }
+
+    /// Ends it, with its files.
+    pub(super) fn remove(self) {
+        fs::remove_dir_all(&self.folder).expect("apt's folder");
     }
 
     fn write_sources(&self, sources: &[String]) {

@@ -1,0 +1,125 @@
+//! The Debian package under real systemd: installed, started, watched, upgraded, removed.
+
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::ptrace::{self, Options};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use wirevault_testkit::net::wait_for;
+use wirevault_tests::recorder::program;
+use wirevault_tests::vm::Container;
+use wirevault_tests::vm::machine::PATIENCE;
+
+const UNIT: &str = "wirevaultd.service";
+const CONFIG: &str = "/etc/wirevault/wirevault.yaml";
+/// Packets to one port.
+const PACKETS: u64 = 100;
+
+/// A package of the programs beside this test.
+fn package(out: &Path, revision: &str) {
+    let programs = program("wirevaultd");
+    let programs = programs.parent().expect("target folder");
+    let mut xtask = Command::new(program("xtask"));
+    xtask.args(["deb", "--revision", revision, "--programs"]).arg(programs);
+    let output = xtask.arg("--out").arg(out).output().expect("xtask");
+    assert!(output.status.success(), "{output:?}");
+}
+
+fn property(container: &Container, name: &str) -> String {
+    let said = container.ok(&format!("systemctl show --property={name} --value {UNIT}"));
+    said.trim().to_owned()
+}
+
+fn found(container: &Container, port: u16) -> u64 {
+    let said = container.run(&format!("wirevault query --count 'udp port {port}'"));
+    said.text.lines().find_map(|line| line.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Sends packets to this port, and finds them in the record.
+fn records(container: &Container, port: u16) {
+    container.ok(&format!(
+        "for n in $(seq {PACKETS}); do echo $n >/dev/udp/10.79.0.2/{port} || exit 1; done"
+    ));
+    wait_for("all packets are found", PATIENCE, || {
+        (found(container, port) == PACKETS).then_some(())
+    });
+}
+
+#[test]
+fn a_package_lives_from_installing_to_purging() {
+    let out = tempfile::tempdir().expect("folder");
+    ["1", "2"].iter().for_each(|revision| package(out.path(), revision));
+    let container = Container::boot(out.path());
+
+    container.ok("dpkg --install /packages/wirevault_*-1_*.deb");
+    assert_eq!(container.run(&format!("systemctl is-enabled {UNIT}")).text.trim(), "disabled");
+    container.ok("ip link add va type veth peer name vb && ip link set va up && \
+                  ip link set vb up && ip address add 10.79.0.1/24 dev va && \
+                  ip neighbour add 10.79.0.2 lladdr 02:00:00:00:00:02 dev va");
+    container.ok(&format!("sed -i s/eth0/va/ {CONFIG}"));
+    container.ok("runuser -u wirevault -- wirevault init /var/lib/wirevault --quota 300MiB \
+                  --key /etc/wirevault/keys/store.key");
+    let complaints = container.ok(&format!("systemd-analyze verify --man=no {UNIT}"));
+    assert_eq!(complaints, "");
+    // In tenths: 2.0 to 5.0 is what it calls OK, and most services have more than 9.
+    container.ok(&format!("systemd-analyze security --no-pager --threshold=30 {UNIT}"));
+    // A watchdog that barks within the time of a test.
+    container.ok(&format!(
+        "mkdir /etc/systemd/system/{UNIT}.d && \
+         printf '[Service]\\nWatchdogSec=10s\\n' >/etc/systemd/system/{UNIT}.d/test.conf && \
+         systemctl daemon-reload"
+    ));
+
+    container.ok(&format!("systemctl enable --now {UNIT}"));
+    let first = property(&container, "MainPID");
+    let status = container.ok(&format!("cat /proc/{first}/status"));
+    for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapBnd:\t0000008000007000"] {
+        assert!(status.contains(line), "{line} is not in\n{status}");
+    }
+    assert!(!status.contains("Uid:\t0"), "it is no root:\n{status}");
+    records(&container, 7001);
+    container.ok(&format!("wirevault doctor --config {CONFIG}"));
+
+    // An upgrade: the configuration that was changed stays, and the recorder is the new one.
+    container.ok("dpkg --install /packages/wirevault_*-2_*.deb");
+    let second = property(&container, "MainPID");
+    assert_ne!(first, second, "an upgrade starts the recorder anew");
+    container.ok(&format!("grep -q 'interface: va' {CONFIG}"));
+    records(&container, 7002);
+    assert_eq!(found(&container, 7001), PACKETS, "what was recorded before");
+
+    // A key that root alone can read.
+    container.ok("mkdir -p /etc/credstore && chown root: /etc/wirevault/keys/store.key && \
+                  mv /etc/wirevault/keys/store.key /etc/credstore/wirevault.key");
+    let credential = format!("/run/credentials/{UNIT}/wirevault.key");
+    container.ok(&format!("echo 'key_file: {credential}' >>{CONFIG}; systemctl restart {UNIT}"));
+    records(&container, 7003);
+
+    // The link was idle for long enough by now, and nobody barked.
+    assert_eq!(property(&container, "NRestarts"), "0");
+    let lane = container.thread(UNIT, "lane-0");
+    ptrace::seize(lane, Options::empty()).expect("a thread can be traced");
+    ptrace::interrupt(lane).expect("it can be stopped");
+    waitpid(lane, Some(WaitPidFlag::__WALL)).expect("it stops");
+    wait_for("the watchdog", PATIENCE, || {
+        // Whoever traces a thread must take note of its end, before others learn of it.
+        let _ = waitpid(lane, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
+        (property(&container, "NRestarts") != "0").then_some(())
+    });
+    let log = container.ok(&format!("journalctl --no-pager --unit={UNIT}"));
+    assert!(log.contains("Watchdog timeout"), "{log}");
+    wait_for("the next start", PATIENCE, || {
+        (property(&container, "ActiveState") == "active").then_some(())
+    });
+    records(&container, 7004);
+
+    container.ok(&format!("systemctl stop {UNIT}"));
+    assert_eq!(property(&container, "Result"), "success");
+    container.ok("wirevault verify --store /var/lib/wirevault --key /etc/credstore/wirevault.key");
+    container.ok(&format!("systemctl start {UNIT} && dpkg --remove wirevault"));
+    assert_eq!(container.run(&format!("systemctl is-active {UNIT}")).text.trim(), "inactive");
+    container.ok(&format!("test -f {CONFIG} && ! test -e /usr/bin/wirevaultd"));
+    container.ok("dpkg --purge wirevault");
+    container.ok(&format!("! test -e {CONFIG}"));
+    container.ok("test -d /etc/wirevault/keys && test -n \"$(ls /var/lib/wirevault)\"");
+}

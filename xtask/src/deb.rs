@@ -164,3 +164,30 @@ fn control(version: &str, libraries: &str) -> Result<String> {
          lost and why, and finds any flow again by a tcpdump filter.\n"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_in_is_there_and_scripts_are_sound() {
+        for (from, to) in FILES {
+            assert!(root().join(from).is_file(), "{from}");
+            assert!(!to.starts_with('/'), "{to} is within the package");
+        }
+        for script in SCRIPTS {
+            let path = root().join("systemd/deb").join(script);
+            let checked = Command::new("sh").arg("-n").arg(&path).status().unwrap();
+            assert!(checked.success(), "{script}");
+        }
+    }
+
+    #[test]
+    fn options_are_pairs() {
+        let options = Options::read(&["--revision", "2", "--out", "/a"]).unwrap();
+        assert_eq!((options.revision.as_deref(), options.programs), (Some("2"), None));
+        for wrong in [&["--revision"][..], &["--version", "2"]] {
+            assert!(Options::read(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

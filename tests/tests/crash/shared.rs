@@ -4,7 +4,7 @@
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use wirevault_testkit::net::{Namespace, wait_for};
-use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
+use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count, only_indexes_are_hit};
 
 use crate::load::{Load, check};
 
@@ -75,4 +75,6 @@ fn a_stopped_writer_is_taken_over_and_nothing_of_it_is_lost_or_comes_late() {
     assert_eq!(check(&site, &third, 0, promised, sent).0, found);
     check(&site, &third, 1, promised_again, sent_again);
     assert!(third.terminate().success());
+    let verified = site.offline("verify", &["--json"]);
+    only_indexes_are_hit(&String::from_utf8_lossy(&verified.stdout));
 }

@@ -172,10 +172,18 @@ impl Guard {
                 let (device, why) = (device.name, "it is no NVMe namespace".to_owned());
                 return Err(NvmeError::NoReservations { device, why });
             };
-            Reservation::take(AdminNode::open(&device.node)?, nvme.id, key)
+            // Closing the block device would make udev look at it anew.
+            let node = nvme.generic_node.as_ref().unwrap_or(&device.node);
+            Reservation::take(AdminNode::open_to_write(node)?, nvme.id, key)
         });
         match taken {
             Ok(reservation) => Ok(Self::Reservation(Box::new(reservation))),
+            // The kernel does not let this user; a device that another one reserved shows that.
+            Err(NvmeError::Reserve { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Ok(Self::Lease(format!("it cannot be reserved without CAP_SYS_ADMIN: {source}")))
+            }
             // Going on without would be a promise that is not kept.
             Err(error @ NvmeError::Reserve { .. }) => Err(error.into()),
             Err(error) => Ok(Self::Lease(error.to_string())),

@@ -8,7 +8,7 @@
 #[expect(unsafe_code, reason = "the ioctl for admin commands")]
 mod sys;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,17 @@ pub struct AdminNode {
 impl AdminNode {
     /// Opens a node for reading. Errors: it cannot be opened.
     pub fn open(path: &Path) -> Result<Self, NvmeError> {
-        let file = File::open(path).map_err(|source| NvmeError::Ask {
+        Self::with(path, File::options().read(true))
+    }
+
+    /// Opens a node for commands that change something, too: the kernel asks that of whoever has no
+    /// `CAP_SYS_ADMIN`. Errors: it cannot be opened.
+    pub fn open_to_write(path: &Path) -> Result<Self, NvmeError> {
+        Self::with(path, File::options().read(true).write(true))
+    }
+
+    fn with(path: &Path, options: &OpenOptions) -> Result<Self, NvmeError> {
+        let file = options.open(path).map_err(|source| NvmeError::Ask {
             device: path.display().to_string(),
             what: "anything",
             source,

@@ -106,9 +106,15 @@ impl<N: Namespace> Reservation<N> {
     }
 
     fn report(&self) -> io::Result<Report> {
-        let mut page = [0; REPORT_BYTES];
-        self.device.exchange(&Command::report(self.namespace), &mut page)?;
-        Ok(Report::decode(&page))
+        let ask = |extended| {
+            let mut page = [0; REPORT_BYTES];
+            self.device.exchange(&Command::report(self.namespace, extended), &mut page)?;
+            Ok(Report::decode(&page, extended))
+        };
+        match ask(true) {
+            Err(error) if is(&error, Status::HOST_ID_FORMAT) => ask(false),
+            told => told,
+        }
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> NvmeError {
@@ -134,7 +140,11 @@ fn offered(device: &dyn Admin, namespace: u32) -> Result<bool, NvmeError> {
 }
 
 fn conflict(error: &io::Error) -> bool {
-    Status::of(error).is_some_and(|status| status.code() == Status::RESERVATION_CONFLICT.0)
+    is(error, Status::RESERVATION_CONFLICT)
+}
+
+fn is(error: &io::Error, wanted: Status) -> bool {
+    Status::of(error).is_some_and(|status| status.code() == wanted.code())
 }
 
 #[cfg(test)]
@@ -144,7 +154,11 @@ mod tests {
 
     #[test]
     fn whoever_takes_it_last_is_the_only_one_that_writes() {
-        let device = SimNamespace::default();
+        taken_in_turn(&SimNamespace::default());
+        taken_in_turn(&SimNamespace::with_short_ids());
+    }
+
+    fn taken_in_turn(device: &SimNamespace) {
         let (a, b, stranger) = (device.host(1), device.host(2), device.host(3));
         assert!(a.may_write().is_ok() && b.may_write().is_ok(), "nobody reserved it");
         let first = Reservation::take(a.clone(), 1, 11).unwrap();

@@ -19,9 +19,16 @@ const RESCAP: (usize, u8) = (31, 1 << 3);
 #[derive(Clone, Debug, Default)]
 pub struct SimNamespace {
     state: Arc<Mutex<Report>>,
+    /// Host ids have 64 bits.
+    short_ids: bool,
 }
 
 impl SimNamespace {
+    /// One of a controller that knows its hosts by ids of 64 bits.
+    pub fn with_short_ids() -> Self {
+        Self { short_ids: true, ..Self::default() }
+    }
+
     /// A host that has it. Its id is its own.
     pub fn host(&self, id: u128) -> SimHost {
         SimHost { namespace: self.clone(), id }
@@ -131,7 +138,11 @@ impl Namespace for SimHost {
             opcode::RESERVATION_REGISTER => self.register(&mut state, dword, current, other),
             opcode::RESERVATION_ACQUIRE => self.acquire(&mut state, dword, current, other),
             opcode::RESERVATION_REPORT if data.len() == REPORT_BYTES => {
-                data.copy_from_slice(&state.encode());
+                let extended = command.dwords[1] & 1 != 0;
+                if extended == self.namespace.short_ids {
+                    return Status::HOST_ID_FORMAT.into_result();
+                }
+                data.copy_from_slice(&state.encode(extended));
                 Status::OK
             }
             _ => Status::INVALID_OPCODE,

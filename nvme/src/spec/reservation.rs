@@ -6,8 +6,10 @@
 //! data of Acquire   0 current key(8)  8 key of whom it is taken from(8)
 //! data of Release   0 current key(8)
 //! Report            0 generation(4)  4 type  5 registrants(2)  9 persistence
-//!                   64 registrants, 64 bytes each, with extended data:
-//!                      0 controller(2)  2 bit 0: holds the reservation  8 key(8)  16 host(16)
+//!                   24 registrants, 24 bytes each:
+//!                      0 controller(2)  2 bit 0: holds the reservation  8 host(8)  16 key(8)
+//! with extended     64 registrants, 64 bytes each:
+//! data                 0 controller(2)  2 bit 0: holds the reservation  8 key(8)  16 host(16)
 //! ```
 
 use super::command::{Command, io};
@@ -15,12 +17,9 @@ use super::{bytes_at, u16_at, u64_at};
 
 /// Bytes of the data of Register and of Acquire.
 pub const KEYS_BYTES: usize = 16;
-/// Bytes of a report that are asked for: room for 63 registrants. EC2 attaches a volume to 16
-/// machines at most.
+/// Bytes of a report that are asked for: room for 63 registrants at least. EC2 attaches a volume to
+/// 16 machines at most.
 pub const REPORT_BYTES: usize = 4096;
-
-const REPORT_HEAD_BYTES: usize = 64;
-const REGISTRANT_BYTES: usize = 64;
 
 /// Write Exclusive - Registrants Only: hosts that are not registered read, and do not write.
 pub const WRITE_EXCLUSIVE_REGISTRANTS_ONLY: u8 = 3;
@@ -65,11 +64,11 @@ impl Command {
         Self::reservation(io::RESERVATION_ACQUIRE, namespace, dword, KEYS_BYTES)
     }
 
-    /// Reservation Report with extended data, of [`REPORT_BYTES`].
-    pub fn report(namespace: u32) -> Self {
+    /// Reservation Report, of [`REPORT_BYTES`]. Extended data is for hosts whose ids have 128 bits.
+    pub fn report(namespace: u32, extended: bool) -> Self {
         let dword = (REPORT_BYTES / 4 - 1) as u32;
         let report = Self::reservation(io::RESERVATION_REPORT, namespace, dword, REPORT_BYTES);
-        Self { dwords: [dword, 1, 0, 0, 0, 0], ..report }
+        Self { dwords: [dword, u32::from(extended), 0, 0, 0, 0], ..report }
     }
 
     fn reservation(opcode: u8, namespace: u32, dword: u32, data_bytes: usize) -> Self {
@@ -108,30 +107,54 @@ pub struct Report {
 
 impl Report {
     /// Reads the structure.
-    pub fn decode(bytes: &[u8; REPORT_BYTES]) -> Self {
+    pub fn decode(bytes: &[u8; REPORT_BYTES], extended: bool) -> Self {
+        let layout = Layout::of(extended);
         let count = usize::from(u16_at(bytes, 5));
-        let entries = bytes[REPORT_HEAD_BYTES..].chunks_exact(REGISTRANT_BYTES).take(count);
         let registrant = |entry: &[u8]| Registrant {
-            key: u64_at(entry, 8),
-            host: u128::from_le_bytes(bytes_at(entry, 16)),
+            key: u64_at(entry, layout.key),
+            host: match extended {
+                true => u128::from_le_bytes(bytes_at(entry, layout.host)),
+                false => u64_at(entry, layout.host).into(),
+            },
             holds: entry[2] & 1 != 0,
         };
+        let entries = bytes[layout.bytes..].chunks_exact(layout.bytes).take(count);
         Self { kind: bytes[4], registrants: entries.map(registrant).collect() }
     }
 
-    /// The structure.
-    pub fn encode(&self) -> [u8; REPORT_BYTES] {
+    /// The structure. Host ids are cut to what fits.
+    pub fn encode(&self, extended: bool) -> [u8; REPORT_BYTES] {
+        let layout = Layout::of(extended);
         let mut bytes = [0; REPORT_BYTES];
         bytes[4] = self.kind;
-        let count = self.registrants.len().min((REPORT_BYTES - REPORT_HEAD_BYTES) / 64);
+        let count = self.registrants.len().min(REPORT_BYTES / layout.bytes - 1);
         bytes[5..7].copy_from_slice(&(count as u16).to_le_bytes());
-        let entries = bytes[REPORT_HEAD_BYTES..].chunks_exact_mut(REGISTRANT_BYTES);
+        let entries = bytes[layout.bytes..].chunks_exact_mut(layout.bytes);
         for (registrant, entry) in self.registrants.iter().zip(entries) {
+            let host = registrant.host.to_le_bytes();
+            let host = if extended { &host[..] } else { &host[..8] };
             entry[2] = u8::from(registrant.holds);
-            entry[8..16].copy_from_slice(&registrant.key.to_le_bytes());
-            entry[16..32].copy_from_slice(&registrant.host.to_le_bytes());
+            entry[layout.key..][..8].copy_from_slice(&registrant.key.to_le_bytes());
+            entry[layout.host..][..host.len()].copy_from_slice(host);
         }
         bytes
+    }
+}
+
+/// Where the fields of a registrant are.
+struct Layout {
+    /// Of a registrant, and of what stands before the first one.
+    bytes: usize,
+    key: usize,
+    host: usize,
+}
+
+impl Layout {
+    fn of(extended: bool) -> Self {
+        match extended {
+            true => Self { bytes: 64, key: 8, host: 16 },
+            false => Self { bytes: 24, key: 16, host: 8 },
+        }
     }
 }
 
@@ -146,7 +169,7 @@ mod tests {
         assert_eq!((register.opcode, register.namespace, register.dwords[0]), (0x0d, 7, dword));
         let acquire = Command::acquire(7, Acquire::PreemptAndAbort);
         assert_eq!((acquire.opcode, acquire.dwords[0], acquire.data_bytes), (0x11, 2 | 3 << 8, 16));
-        let report = Command::report(7);
+        let report = Command::report(7, true);
         assert_eq!((report.opcode, report.dwords[..2].to_vec()), (0x0e, vec![1023, 1]));
         assert_eq!(keys(1, 2)[..9], [1, 0, 0, 0, 0, 0, 0, 0, 2]);
     }
@@ -158,10 +181,14 @@ mod tests {
             Registrant { key: 6, host: 2, holds: true },
         ];
         let report = Report { kind: WRITE_EXCLUSIVE_REGISTRANTS_ONLY, registrants };
-        let mut bytes = report.encode();
+        let mut bytes = report.encode(true);
         assert_eq!((bytes[4], bytes[5], bytes[64 + 8], bytes[128 + 2]), (3, 2, 5, 1));
-        assert_eq!(Report::decode(&bytes), report);
+        assert_eq!(Report::decode(&bytes, true), report);
         bytes[5..7].fill(0xff);
-        assert_eq!(Report::decode(&bytes).registrants.len(), 63, "no more than fit");
+        assert_eq!(Report::decode(&bytes, true).registrants.len(), 63, "no more than fit");
+        let bytes = report.encode(false);
+        assert_eq!((bytes[24 + 16], bytes[48 + 2], bytes[48 + 8]), (5, 1, 2));
+        let short = Report::decode(&bytes, false);
+        assert_eq!(short.registrants[1], report.registrants[1]);
     }
 }

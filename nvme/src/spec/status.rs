@@ -18,6 +18,8 @@ impl Status {
     pub const OK: Self = Self(0);
     /// A command that the device does not know.
     pub const INVALID_OPCODE: Self = Self(0x001);
+    /// Extended data was asked for and host ids have 64 bits, or the other way round.
+    pub const HOST_ID_FORMAT: Self = Self(0x018);
     /// Another host has reserved the namespace.
     pub const RESERVATION_CONFLICT: Self = Self(0x083);
     /// Aborted on request.
@@ -79,6 +81,7 @@ impl Status {
             0x008 => "aborted: queue deleted",
             0x00b => "invalid namespace or format",
             0x013 => "invalid PRP offset",
+            0x018 => "host id of another format",
             0x01d => "sanitize in progress",
             0x020 => "namespace is write protected",
             0x080 => "block out of range",

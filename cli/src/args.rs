@@ -90,6 +90,16 @@ Examples:
   wirevault delete --before '30 days ago'
   wirevault delete --store ./store --segment 17 --yes")]
     Delete(DeleteArgs),
+    /// What may not be forgotten: neither quota nor rule nor order takes it until it is released.
+    ///
+    /// What matches is copied, chunk by chunk, into segments of its own. Copies are asked like all
+    /// else; they have a budget, `hold_share` of the configuration.
+    #[command(after_help = "\
+Examples:
+  wirevault hold add --name case-7 --filter 'host 10.1.2.3' --since '2 days ago' --reason 'breach'
+  wirevault hold release case-7 --store ./store")]
+    #[command(subcommand)]
+    Hold(HoldVerb),
     /// What was deleted, as the audit log states it.
     #[command(after_help = "Example: wirevault certificate show --store /var/lib/wirevault")]
     #[command(subcommand)]
@@ -243,6 +253,57 @@ pub(crate) struct DeleteArgs {
     pub(crate) json: bool,
 }
 
+/// What is done with holds.
+#[derive(Debug, Subcommand)]
+pub(crate) enum HoldVerb {
+    /// Hold what matches, also what is still to come, if the window has no end.
+    #[command(after_help = "\
+Example: wirevault hold add --name case-7 --filter 'host 10.1.2.3 and port 443' --until now")]
+    Add {
+        #[command(flatten)]
+        place: Place,
+        /// Name of the case: no spaces.
+        #[arg(long, value_name = "CASE")]
+        name: String,
+        /// What to hold, in tcpdump's language; without it everything in the window.
+        #[arg(long, value_name = "FILTER", default_value = "")]
+        filter: String,
+        /// From this packet time on.
+        #[arg(long, value_name = "TIME")]
+        since: Option<String>,
+        /// Up to this packet time.
+        #[arg(long, value_name = "TIME")]
+        until: Option<String>,
+        /// Why, for those who read the list.
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List holds, with what their copies take. Exit code 3: something is not held that should be.
+    #[command(after_help = "Example: wirevault hold list --json")]
+    List {
+        #[command(flatten)]
+        place: Place,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Release a hold: its copies are deleted for good, with certificates.
+    #[command(after_help = "Example: wirevault hold release case-7")]
+    Release {
+        #[command(flatten)]
+        place: Place,
+        /// Name of the case; `#NUMBER` for copies whose hold is not listed.
+        #[arg(value_name = "CASE")]
+        name: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// What is done with certificates.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CertificateVerb {
@@ -284,8 +345,11 @@ Example: wirevault audit verify --store /var/lib/wirevault --head $(journalctl -
 -o cat | grep -o 'head=\"[0-9a-f]*' | tail -1 | cut -d'\"' -f2)")]
     Verify {
         /// Directory of the store: its first volume.
-        #[arg(long, value_name = "DIR")]
-        store: PathBuf,
+        #[arg(long, value_name = "DIR", required_unless_present = "file")]
+        store: Option<PathBuf>,
+        /// A log that `export --json` wrote, in the place of a store's.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["store", "anchor"])]
+        file: Option<PathBuf>,
         /// Hash of a line that must be in the log: 64 hex digits.
         #[arg(long, value_name = "HASH")]
         head: Option<String>,
@@ -306,6 +370,9 @@ Example: wirevault audit export --store /var/lib/wirevault -w audit.log; tail -1
         /// File to write; `-` is standard output.
         #[arg(short, long, value_name = "FILE")]
         write: PathBuf,
+        /// As JSON, one object an entry; the last line is a proof of what there was.
+        #[arg(long)]
+        json: bool,
     },
     /// Show the entries, one a line.
     #[command(after_help = "\

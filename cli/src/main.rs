@@ -67,6 +67,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
         Verb::Verify(args) => verbs::verify::verify(args),
         Verb::Lifecycle(verb) => verbs::delete::lifecycle(verb),
         Verb::Delete(args) => verbs::delete::delete(args),
+        Verb::Hold(verb) => verbs::hold::hold(verb),
         Verb::Certificate(verb) => verbs::certificate::certificate(verb),
         Verb::Audit(verb) => verbs::audit::audit(verb),
         Verb::Doctor(args) => verbs::doctor::doctor(args),

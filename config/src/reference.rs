@@ -80,7 +80,7 @@ fn wrapped(text: &str, columns: usize) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Input, parse};
+    use crate::{Config, Input, parse};
 
     const FILE: &str = include_str!("../examples/full.yaml");
 
@@ -110,7 +110,8 @@ mod tests {
             );
         }
         let minimal = include_str!("../examples/minimal.yaml");
-        assert_eq!(parse(FILE, "full"), parse(minimal, "minimal"), "defaults are defaults");
+        let said = |text| parse(text, "it").map(|it| Config { text: String::new(), ..it });
+        assert_eq!(said(FILE), said(minimal), "defaults are defaults");
     }
 
     #[test]

@@ -173,6 +173,8 @@ choice! {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
+    /// The text that it was read from.
+    pub text: String,
     /// Directories of the store, the first volume first: 1 to [`VOLUMES_MAX`] absolute paths, no
     /// two alike.
     pub stores: Vec<PathBuf>,
@@ -182,6 +184,8 @@ pub struct Config {
     pub reserve_percent: u8,
     /// Of two machines that have the store's device, this is the one that waits.
     pub standby: bool,
+    /// Part of each volume's quota that copies for holds may take.
+    pub hold_percent: u8,
     /// The key file, absolute; `None` for the place that belongs to the store's id.
     pub key_file: Option<PathBuf>,
     /// Where packets come from.

@@ -11,6 +11,9 @@
 //! | `POST /v1/lifecycle/apply`, an [`ApplyBody`] | admin | [`Deletions`]: what was deleted |
 //! | `POST /v1/delete`, a [`DeleteBody`] | admin | [`Deletions`] |
 //! | `POST /v1/volumes/replace`, a [`ReplaceBody`] | admin | [`Replaced`] |
+//! | `GET /v1/holds` | admin | [`HoldsReport`] |
+//! | `POST /v1/holds/add`, a [`HoldBody`] | admin | [`HoldsReport`] |
+//! | `POST /v1/holds/release`, a [`ReleaseBody`] | admin | [`HoldsReport`] |
 //! | `POST /v1/flows`, a [`QueryBody`] | query | one JSON object a line, last `{"summary":...}` |
 //! | `POST /v1/query`, a [`QueryBody`] | export | pcapng; the last comment holds the summary |
 //! | the same with `count_only` | query | the summary alone |
@@ -67,6 +70,12 @@ pub const APPLY: &str = "/v1/lifecycle/apply";
 pub const DELETE: &str = "/v1/delete";
 /// Path to have a volume that failed replaced.
 pub const REPLACE: &str = "/v1/volumes/replace";
+/// Path of the list of holds.
+pub const HOLDS: &str = "/v1/holds";
+/// Path to add a hold.
+pub const HOLD_ADD: &str = "/v1/holds/add";
+/// Path to release a hold.
+pub const HOLD_RELEASE: &str = "/v1/holds/release";
 /// Path of the live view; the query parameter is `filter`.
 pub const TAIL: &str = "/v1/tail";
 /// Path of the description of all these.
@@ -104,6 +113,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("POST", APPLY, Role::Admin, "Deletes what they want deleted."),
     endpoint("POST", DELETE, Role::Admin, "Deletes segments so that nobody can read them again."),
     endpoint("POST", REPLACE, Role::Admin, "Goes on with a new volume for one that failed."),
+    endpoint("GET", HOLDS, Role::Admin, "Holds: what may not be forgotten, and why."),
+    endpoint("POST", HOLD_ADD, Role::Admin, "Holds packets until they are released."),
+    endpoint("POST", HOLD_RELEASE, Role::Admin, "Releases a hold: its copies are deleted."),
     endpoint("POST", FLOWS, Role::Query, "Flows, one a line; the last line is the summary."),
     endpoint(
         "POST",
@@ -207,6 +219,79 @@ pub struct Replaced {
     pub was: String,
     /// Where the new one is.
     pub path: String,
+}
+
+/// What to hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HoldBody {
+    /// Name of the case.
+    pub name: String,
+    /// tcpdump's filter language; empty holds every packet.
+    #[serde(default)]
+    pub filter: String,
+    /// From this packet time on, Unix ns; nothing: from the beginning.
+    #[serde(default)]
+    pub since_ns: Option<u64>,
+    /// Up to this packet time, Unix ns; nothing: also what is still to come.
+    #[serde(default)]
+    pub until_ns: Option<u64>,
+    /// Why, for people.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// Which hold to release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseBody {
+    /// Its name; `#NUMBER` for copies whose hold is not listed.
+    pub name: String,
+}
+
+/// The holds of a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldsReport {
+    /// All of them, oldest first.
+    pub holds: Vec<HoldRow>,
+    /// Bytes that their copies may take; nothing offline.
+    pub budget_bytes: Option<u64>,
+    /// Bytes that they take.
+    pub used_bytes: u64,
+    /// Deletions of copies that this question asked for.
+    pub certificates: Vec<Certificate>,
+}
+
+/// A hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldRow {
+    /// Its number, which its copies carry.
+    pub number: u32,
+    /// Name of the case.
+    pub name: String,
+    /// What is held.
+    pub filter: String,
+    /// From this packet time on.
+    pub since: Option<Instant>,
+    /// Up to this packet time.
+    pub until: Option<Instant>,
+    /// Why.
+    pub reason: Option<String>,
+    /// Who asked for it.
+    pub by: String,
+    /// When; nothing for copies whose hold is not listed.
+    pub added: Option<Instant>,
+    /// It was released, and its copies are being deleted.
+    pub released: bool,
+    /// Copies, in segments.
+    pub segments: u64,
+    /// Bytes of them.
+    pub bytes: u64,
+    /// Closed segments in its window that were not looked at or could not be copied; nothing
+    /// offline.
+    pub waiting: Option<u64>,
+    /// Why one of them could not.
+    pub why: Option<String>,
 }
 
 /// A tunnel as text.
@@ -328,6 +413,9 @@ pub struct StatusReport {
     /// Who writes the store, if it is on a device that two machines have; nothing offline.
     #[serde(default)]
     pub shared: Option<SharedStatus>,
+    /// Holds; nothing offline.
+    #[serde(default)]
+    pub holds: Option<HoldsStatus>,
 }
 
 /// A store's device that two machines have, as this one sees it.
@@ -352,6 +440,17 @@ pub struct SharedStatus {
     /// How long the lease has been as it is, by this machine's clock. A writer changes it every
     /// second.
     pub beat_age_ms: u64,
+}
+
+/// What holds take, and what they wait for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HoldsStatus {
+    /// Bytes that copies may take.
+    pub budget_bytes: u64,
+    /// Bytes that they take.
+    pub used_bytes: u64,
+    /// Closed segments that some hold wants and that are not copied yet.
+    pub waiting_segments: u64,
 }
 
 /// Limits of a store beside its volumes' quotas.
@@ -673,6 +772,9 @@ pub struct SegmentRow {
     pub recovered: bool,
     /// Recovery found damage.
     pub damaged: bool,
+    /// Number of the hold for which it is a copy; nothing if it was recorded.
+    #[serde(default)]
+    pub hold: Option<u32>,
     /// Run.
     pub run: String,
     /// Lane.

@@ -18,6 +18,7 @@ use wirevault_lifecycle::audit::{self, Anchor, AuditLog, Event, FileAnchor, Mark
 use wirevault_lifecycle::certificate::{Certificate, Erasure, certify};
 use wirevault_lifecycle::retention::Step;
 use wirevault_query::Summary;
+use wirevault_seal::chain::Chain;
 use wirevault_telemetry::clock::Clock;
 
 use crate::answers::{Failure, Pipe};
@@ -25,6 +26,13 @@ use crate::api::Replaced;
 
 /// So often a denial has an entry of its own, or a stranger fills the disk with them.
 const DENIAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// SHA-256 of a text, hex.
+pub(crate) fn text_hash(text: &str) -> String {
+    let mut chain = Chain::new();
+    chain.add(text.as_bytes());
+    chain.finish().iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// The log, as the API and the store write into it.
 pub(crate) struct Audit {
@@ -104,6 +112,16 @@ impl Audit {
         let _ = self.append(Who::Recorder, event);
     }
 
+    /// Writes down what somebody has done; what this refuses is not done.
+    pub(crate) fn write(&self, who: &Who, event: Event) -> Result<(), AuditError> {
+        self.append(who.clone(), event).map(drop)
+    }
+
+    /// Folder of the log, where the list of holds is, too.
+    pub(crate) fn folder(&self) -> &Path {
+        self.log.folder()
+    }
+
     /// A segment is about to be given up for the quota.
     pub(crate) fn deleting(&self, entry: &SegmentEntry) {
         self.note(Event::Deleted {
@@ -124,7 +142,7 @@ impl Audit {
             packets: step.packets,
             times_ns: step.times_ns,
         };
-        self.append(who.clone(), event).map(drop)
+        self.write(who, event)
     }
 
     /// Writes down that a volume is about to be replaced; without this it is not.

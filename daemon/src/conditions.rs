@@ -25,12 +25,14 @@ struct Inner {
 }
 
 impl Conditions {
-    /// Takes a new look. Never waits for the store.
-    pub(crate) fn look(&self, pipeline: &Pipeline) {
+    /// Takes a new look. Never waits for the store. `not_held` is why something is not held that
+    /// should be.
+    pub(crate) fn look(&self, pipeline: &Pipeline, not_held: Option<String>) {
         let store = pipeline.store().status();
+        let trouble = store.key_trouble.clone().or(not_held);
         let permille = (pipeline.pool().pressure() * 1000.0) as u64;
         let mut inner = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.look(&store, pipeline.volumes(), permille, Instant::now());
+        inner.look(&store, pipeline.volumes(), (permille, trouble), Instant::now());
     }
 
     /// The store's condition, and those of its volumes.
@@ -41,7 +43,14 @@ impl Conditions {
 }
 
 impl Inner {
-    fn look(&mut self, store: &StoreStatus, views: &[VolumeView], permille: u64, now: Instant) {
+    /// `permille` of the buffer are in use; `trouble` is what is wrong with no one volume.
+    fn look(
+        &mut self,
+        store: &StoreStatus,
+        views: &[VolumeView],
+        (permille, trouble): (u64, Option<String>),
+        now: Instant,
+    ) {
         self.volumes.resize(store.volumes.len(), Watched::default());
         let mut seen = Vec::with_capacity(store.volumes.len());
         for (number, (volume, watched)) in store.volumes.iter().zip(&mut self.volumes).enumerate() {
@@ -55,9 +64,9 @@ impl Inner {
             seen.push(condition);
         }
         let pressure = self.pressure.look(permille, PRESSURE_PERMILLE);
-        let signs = StoreSigns::of(&seen, store.key_trouble.is_some(), pressure);
+        let signs = StoreSigns::of(&seen, trouble.is_some(), pressure);
         if let Some(before) = self.store.look(now, signs.condition()) {
-            let why = store.key_trouble.clone().unwrap_or_else(|| {
+            let why = trouble.unwrap_or_else(|| {
                 let names: Vec<_> = seen.iter().map(|condition| condition.name()).collect();
                 format!("volumes {}, {permille} permille of the buffer in use", names.join(", "))
             });
@@ -119,21 +128,23 @@ mod tests {
             let volumes: Vec<_> = inner.volumes.iter().map(|it| it.told().name()).collect();
             (inner.store.told().name(), volumes.join(" "))
         };
-        inner.look(&status, &[], 100, begin);
+        inner.look(&status, &[], (100, None), begin);
         assert_eq!(told(&inner), ("healthy", "healthy healthy".into()));
-        inner.look(&status, &[], 600, begin);
+        inner.look(&status, &[], (600, None), begin);
         assert_eq!(told(&inner), ("pressured", "healthy healthy".into()));
         status.volumes[0].refused = Some("no room".into());
         status.volumes[1].squeezed = true;
-        inner.look(&status, &[], 600, begin);
+        inner.look(&status, &[], (600, None), begin);
         assert_eq!(told(&inner), ("degraded", "full pressured".into()));
         status.volumes[1].failed = Some("gone".into());
-        inner.look(&status, &[], 600, begin);
+        inner.look(&status, &[], (600, None), begin);
         assert_eq!(told(&inner), ("full", "full failed".into()));
         status.volumes = vec![volume("/a"), volume("/b")];
-        inner.look(&status, &[], 100, begin);
+        inner.look(&status, &[], (100, None), begin);
         assert_eq!(told(&inner), ("full", "full failed".into()), "not yet believed");
-        inner.look(&status, &[], 100, begin + CALM + Duration::from_millis(1));
+        inner.look(&status, &[], (100, None), begin + CALM + Duration::from_millis(1));
         assert_eq!(told(&inner), ("healthy", "healthy healthy".into()));
+        inner.look(&status, &[], (100, Some("no room for a hold".into())), begin);
+        assert_eq!(told(&inner), ("degraded", "healthy healthy".into()));
     }
 }

@@ -10,9 +10,11 @@ use wirevault_config::ConfigError;
 use wirevault_index::IndexError;
 use wirevault_index::error::chain;
 use wirevault_lifecycle::AuditError;
+use wirevault_lifecycle::holds::HoldError;
 use wirevault_media::Fenced;
 use wirevault_nvme::NvmeError;
 use wirevault_pipeline::PipelineError;
+use wirevault_query::QueryError;
 use wirevault_query::filter::FilterError;
 use wirevault_storage::StorageError;
 use wirevault_telemetry::log::LogError;
@@ -83,6 +85,23 @@ pub enum DaemonError {
         /// What libpcap says.
         source: FilterError,
     },
+    /// A hold cannot be added or released.
+    #[error(transparent)]
+    Hold(#[from] HoldError),
+    /// A segment is not deleted because of a hold.
+    #[error(
+        "segment {segment} is not deleted: what hold {hold} wants of it could not be copied yet; \
+         `wirevault hold list` says why"
+    )]
+    Held {
+        /// Ordinal of the segment.
+        segment: u64,
+        /// Name of the hold.
+        hold: String,
+    },
+    /// A window that holds nothing.
+    #[error(transparent)]
+    Window(#[from] QueryError),
     /// The store refuses to be written.
     #[error(transparent)]
     Store(#[from] StorageError),
@@ -154,9 +173,13 @@ impl DaemonError {
     /// What the process exits with.
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Setting { .. } | Self::Filter { .. } | Self::NoFiles => {
-                Exit::Usage
-            }
+            Self::Config(_)
+            | Self::Setting { .. }
+            | Self::Filter { .. }
+            | Self::Hold(_)
+            | Self::Held { .. }
+            | Self::Window(_)
+            | Self::NoFiles => Exit::Usage,
             Self::Store(error) => store_exit(error),
             Self::Read(error) => read_exit(error),
             Self::Capture(CaptureError::File { .. } | CaptureError::Unsupported { .. }) => {

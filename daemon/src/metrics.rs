@@ -97,6 +97,10 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
             page.gauge(Gauge::StorageConditionState, &labels, is(*told));
         }
     }
+    let (store, waiting) = (pipeline.store(), app.holds().waiting().segments);
+    page.gauge(Gauge::HoldUsedBytes, &[], store.holds_bytes() as f64);
+    page.gauge(Gauge::HoldBudgetBytes, &[], store.hold_budget_bytes() as f64);
+    page.gauge(Gauge::HoldWaitingSegments, &[], waiting as f64);
     for (number, volume) in pipeline.store().status().volumes.iter().enumerate() {
         let number = number.to_string();
         let labels = [("volume", number.as_str())];

@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 use wirevault_query::{FlowRow, Summary};
 
 use crate::api::{
-    self, ApplyBody, DeleteBody, Deletions, Endpoint, ErrorBody, JSON_LINES_TYPE, JSON_TYPE,
-    PCAPNG_TYPE, QueryBody, ReplaceBody, Replaced, SegmentRow, StatusReport,
+    self, ApplyBody, DeleteBody, Deletions, Endpoint, ErrorBody, HoldBody, HoldsReport,
+    JSON_LINES_TYPE, JSON_TYPE, PCAPNG_TYPE, QueryBody, ReleaseBody, ReplaceBody, Replaced,
+    SegmentRow, StatusReport,
 };
 
 /// Answers with the document.
@@ -55,6 +56,9 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
             (JSON_TYPE, json!(types.subschema_for::<Deletions>()))
         }
         api::REPLACE => (JSON_TYPE, json!(types.subschema_for::<Replaced>())),
+        api::HOLDS | api::HOLD_ADD | api::HOLD_RELEASE => {
+            (JSON_TYPE, json!(types.subschema_for::<HoldsReport>()))
+        }
         api::METRICS => (wirevault_telemetry::metrics::CONTENT_TYPE, json!({"type": "string"})),
         api::OPENAPI => (JSON_TYPE, json!({"type": "object"})),
         _ => (PCAPNG_TYPE, json!({"type": "string", "format": "binary"})),
@@ -78,6 +82,8 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
             api::APPLY => types.subschema_for::<ApplyBody>(),
             api::DELETE => types.subschema_for::<DeleteBody>(),
             api::REPLACE => types.subschema_for::<ReplaceBody>(),
+            api::HOLD_ADD => types.subschema_for::<HoldBody>(),
+            api::HOLD_RELEASE => types.subschema_for::<ReleaseBody>(),
             _ => types.subschema_for::<QueryBody>(),
         };
         operation["requestBody"] =

@@ -24,9 +24,9 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::access::Access;
 use crate::api::RecoveryStatus;
-use crate::audit::Audit;
+use crate::audit::{Audit, text_hash};
 use crate::doors::{ANSWERS_END, Calls, Doors};
-use crate::lifecycle::{self, Keeper, Rules};
+use crate::lifecycle::{self, Holds, Keeper, Rules};
 use crate::mending::Mending;
 use crate::probe::{self, Level};
 use crate::server::{App, Facts};
@@ -101,6 +101,7 @@ fn record(
     let below = own.below(&store.status());
     store.set_reserve(config.reserve_percent);
     store.set_budgets(sources::budgets(config))?;
+    store.set_hold_percent(config.hold_percent);
     let deletions = std::mem::take(&mut recovery.deletions);
     let recovery = recovery_status(&recovery);
     log_recovery(&recovery);
@@ -112,6 +113,8 @@ fn record(
     audit.note(Event::Started {
         store: store.id().to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        config: Some(text_hash(&config.text)),
+        key: store.key_id(),
     });
     let witness = Arc::clone(&audit);
     store.set_witness(Box::new(move |entry| witness.deleting(entry)));
@@ -152,10 +155,10 @@ fn record(
     log_queues(&pipeline);
     log_layout(pipeline.layout());
     let mending = Mending::start(pipeline.catalog());
-    let rules = Rules::new(&config.retention);
+    let (rules, holds) = (Rules::new(&config.retention), Holds::open(audit.folder())?);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
     let facts = Facts { started_ns, recovery, notes, shared };
-    let app = App::recording(pipeline, below, facts, Arc::clone(&audit), rules);
+    let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
     let keeper = Keeper::start(&app);
     let watched = serve(&app, access, doors, live);
     mending.end();
@@ -229,7 +232,9 @@ async fn watch(app: &App, live: bool, calls: &mut Calls) -> Result<(), DaemonErr
             tracing::error!("{lost}");
             return Ok(());
         }
-        pipeline.iter().for_each(|pipeline| app.conditions().look(pipeline));
+        pipeline
+            .iter()
+            .for_each(|pipeline| app.conditions().look(pipeline, app.holds().waiting().why));
         let ended = pipeline.is_none_or(|pipeline| pipeline.is_finished());
         if ended && live {
             return Err(DaemonError::EndedEarly);

@@ -28,7 +28,7 @@ use crate::audit::Audit;
 use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
-use crate::lifecycle::Rules;
+use crate::lifecycle::{Holds, Rules};
 use crate::shared::Shared;
 use crate::standby::Stored;
 use crate::{DaemonError, lifecycle, metrics, openapi, status, tail, volumes};
@@ -54,6 +54,7 @@ struct Inner {
     facts: Facts,
     audit: Arc<Audit>,
     rules: Arc<Rules>,
+    holds: Holds,
     devices: Devices,
     /// What a machine that stands by answers from.
     stored: Option<Stored>,
@@ -97,16 +98,21 @@ impl App {
         below: Vec<Below>,
         facts: Facts,
         audit: Arc<Audit>,
-        rules: Rules,
+        (rules, holds): (Rules, Holds),
     ) -> Self {
         let devices = Devices::watch(below, &Arc::downgrade(pipeline.store()));
-        Self::of(Some(pipeline), None, devices, facts, audit, rules)
+        Self::of(Some(pipeline), None, devices, facts, audit, (rules, holds))
     }
 
     /// Of a machine that stands by.
-    pub(crate) fn standing_by(stored: Stored, facts: Facts, audit: Arc<Audit>) -> Self {
+    pub(crate) fn standing_by(
+        stored: Stored,
+        facts: Facts,
+        audit: Arc<Audit>,
+        holds: Holds,
+    ) -> Self {
         let devices = Devices::watch(Vec::new(), &Weak::new());
-        Self::of(None, Some(stored), devices, facts, audit, Rules::new(&[]))
+        Self::of(None, Some(stored), devices, facts, audit, (Rules::new(&[]), holds))
     }
 
     fn of(
@@ -115,7 +121,7 @@ impl App {
         devices: Devices,
         facts: Facts,
         audit: Arc<Audit>,
-        rules: Rules,
+        (rules, holds): (Rules, Holds),
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -126,6 +132,7 @@ impl App {
                 facts,
                 audit,
                 rules: Arc::new(rules),
+                holds,
                 answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
                 tails: Arc::new(Semaphore::new(TAILS_MAX)),
                 looks: Arc::new(Semaphore::new(LOOKS_MAX)),
@@ -170,6 +177,10 @@ impl App {
 
     pub(crate) fn rules(&self) -> &Arc<Rules> {
         &self.inner.rules
+    }
+
+    pub(crate) fn holds(&self) -> &Holds {
+        &self.inner.holds
     }
 
     pub(crate) fn devices(&self) -> &Devices {

@@ -15,8 +15,9 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::DaemonError;
 use crate::access::Access;
-use crate::audit::Audit;
+use crate::audit::{Audit, text_hash};
 use crate::doors::Doors;
+use crate::lifecycle::Holds;
 use crate::serve::{first_volume, open_audit};
 use crate::server::{App, Facts};
 use crate::shared::Shared;
@@ -72,6 +73,8 @@ pub(crate) fn wait(
     audit.note(Event::Started {
         store: store.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        config: Some(text_hash(&config.text)),
+        key: None,
     });
     let facts = Facts {
         started_ns: clock.unix_ns(),
@@ -79,7 +82,8 @@ pub(crate) fn wait(
         notes,
         shared: Some(Arc::clone(shared)),
     };
-    let app = App::standing_by(stored, facts, Arc::clone(&audit));
+    let holds = Holds::open(audit.folder())?;
+    let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);
     let holder = shared.status().holder;
     tracing::info!(holder, "another machine writes the shared volume: standing by");
     let turn = doors.answer_while(&app, Access::new(&config.api)?, async |calls| {

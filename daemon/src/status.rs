@@ -17,8 +17,8 @@ use wirevault_telemetry::histogram::LatencySnapshot;
 
 use crate::answers::STOPPED;
 use crate::api::{
-    BudgetStatus, BufferStatus, ErasedStatus, LaneStatus, LayoutStatus, LimitsStatus, MemoryStatus,
-    SegmentRow, State, StatusReport, ThreadStatus, VolumeStatus,
+    BudgetStatus, BufferStatus, ErasedStatus, HoldsStatus, LaneStatus, LayoutStatus, LimitsStatus,
+    MemoryStatus, SegmentRow, State, StatusReport, ThreadStatus, VolumeStatus,
 };
 use crate::server::App;
 
@@ -64,6 +64,8 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     let mut reasons = app.facts().notes.clone();
     reasons.extend(store.key_trouble.clone());
     reasons.extend(app.audit().trouble());
+    let waiting = app.holds().waiting();
+    reasons.extend(waiting.why);
     reasons.extend(troubles(&lanes, &volumes));
     let ended = pipeline.is_finished();
     let state = match () {
@@ -91,6 +93,11 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
         recovery: Some(app.facts().recovery.clone()),
         limits: Some(limits(&store)),
         shared,
+        holds: Some(HoldsStatus {
+            budget_bytes: pipeline.store().hold_budget_bytes(),
+            used_bytes: pipeline.store().holds_bytes(),
+            waiting_segments: waiting.segments,
+        }),
     })
 }
 
@@ -119,6 +126,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         recovery: None,
         limits: None,
         shared: None,
+        holds: None,
     }
 }
 
@@ -413,6 +421,7 @@ pub(crate) fn segment_row(segment: &Segment) -> SegmentRow {
         import: entry.import,
         recovered: entry.recovered,
         damaged: entry.damaged,
+        hold: (entry.hold != 0).then_some(entry.hold),
         run: entry.run.to_string(),
         lane: entry.lane,
         link_type: entry.link_type.to_string(),

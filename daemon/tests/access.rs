@@ -124,6 +124,11 @@ fn every_role_gets_what_it_may_from_every_endpoint() {
         ("POST", api::APPLY, "{}", Role::Admin, 200),
         ("POST", api::DELETE, "{}", Role::Admin, 200),
         ("POST", api::REPLACE, r#"{"volume":9,"path":"/new"}"#, Role::Admin, 422),
+        ("POST", api::DELETE, r#"{"segments":[999]}"#, Role::Admin, 422),
+        ("GET", api::HOLDS, "", Role::Admin, 200),
+        ("POST", api::HOLD_ADD, r#"{"name":"a","filter":"arp"}"#, Role::Admin, 200),
+        ("POST", api::HOLD_RELEASE, r#"{"name":"a"}"#, Role::Admin, 200),
+        ("POST", api::HOLD_RELEASE, r#"{"name":"a"}"#, Role::Admin, 422),
         ("POST", api::FLOWS, "{}", Role::Query, 200),
         ("POST", api::QUERY, r#"{"count_only":true}"#, Role::Query, 200),
         ("POST", api::QUERY, "{}", Role::Export, 200),
@@ -254,6 +259,9 @@ fn the_document_describes_the_api_as_it_is() {
         let answer = match (endpoint.method, endpoint.path) {
             // One has no end, and for the other a volume must have failed.
             (_, api::TAIL | api::REPLACE) => continue,
+            ("POST", api::HOLD_ADD | api::HOLD_RELEASE) => {
+                recorder.post(endpoint.path, r#"{"name":"a"}"#)
+            }
             ("POST", path) => recorder.post(path, "{}"),
             (_, path) => recorder.get(path),
         };
@@ -335,8 +343,11 @@ fn fits(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<(),
         return Err(format!("{at} is {value}, not of {kinds:?}"));
     }
     if let Some(items) = value.as_array() {
-        let item =
-            |(number, item)| fits(document, &schema["items"], item, &format!("{at}[{number}]"));
+        let item = |(number, item): (usize, &Value)| {
+            // A tuple has a schema for each place.
+            let schema = schema["prefixItems"].get(number).unwrap_or(&schema["items"]);
+            fits(document, schema, item, &format!("{at}[{number}]"))
+        };
         items.iter().enumerate().try_for_each(item)?;
     }
     let Some(members) = value.as_object().filter(|_| schema.get("properties").is_some()) else {

@@ -346,10 +346,17 @@ fn audit_log() -> Vec<u8> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let log = AuditLog::open(folder.path(), Arc::new(ManualClock::new(1))).expect("a new log");
     let (store, version) = ("01".repeat(16), "1.0.0".to_owned());
+    let (config, key) = (Some("02".repeat(32)), Some("file:0123456789abcdef".to_owned()));
     let question = serde_json::json!({ "filter": "host 10.0.0.1" });
+    let (hold, name, filter) = (1, "a".to_owned(), "arp".to_owned());
+    let (since_ns, until_ns, reason, life) = (Some(1), None, None, "03".repeat(16));
     let events = [
-        (Who::Recorder, Event::Started { store, version }),
+        (Who::Recorder, Event::Started { store, version, config, key }),
         (Who::User { uid: 1, gid: 2 }, Event::Asked { verb: "query".to_owned(), question }),
+        (Who::Recorder, Event::Keys { trouble: Some("no answer".to_owned()) }),
+        (Who::Unknown, Event::HoldAdded { hold, name, filter, since_ns, until_ns, reason }),
+        (Who::Recorder, Event::Held { hold, segment: 1, copy: 2, life, packets: 3, chunks: 4 }),
+        (Who::Unknown, Event::HoldReleased { hold, name: "a".to_owned() }),
         (Who::Recorder, Event::Stopped),
     ];
     for (who, event) in events {

@@ -9,8 +9,7 @@
 //! A certificate is worth as much as the log: [`verify`] compares the file with the entry that has
 //! its number and hash. Where the log's head is kept elsewhere, neither can be made afterwards.
 
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -18,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::AuditError;
 use crate::audit::{self, AuditLog, Event, Who};
+use crate::holds::replace;
 
 /// Name of the folder within that of the audit log.
 pub const FOLDER: &str = "certificates";
@@ -89,18 +89,8 @@ pub fn certify(log: &AuditLog, who: Who, erasure: Erasure) -> Result<Certificate
     let failed = |source| AuditError::Io { path: name.clone(), what: "write", source };
     let mut text = serde_json::to_vec_pretty(&certificate).map_err(|e| failed(e.into()))?;
     text.push(b'\n');
-    write(&folder, &name, &text).map_err(failed)?;
+    replace(&name, &text).map_err(failed)?;
     Ok(certificate)
-}
-
-fn write(folder: &Path, name: &Path, text: &[u8]) -> std::io::Result<()> {
-    fs::create_dir_all(folder)?;
-    let draft = name.with_extension("draft");
-    let mut file = File::create(&draft)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&draft, name)?;
-    File::open(folder)?.sync_all()
 }
 
 /// Paths of all certificates of a log, oldest first.

@@ -2,6 +2,7 @@
 //!
 //! - [`audit`]: the log of everything that was done with a store, each line chained to the one
 //!   before it.
+//! - [`holds`]: what may not be forgotten, and why.
 //! - [`retention`]: rules, and what they want deleted. [`certificate`]: what a deletion came to.
 //! - [`error`] has the one error, [`AuditError`].
 
@@ -10,6 +11,7 @@
 pub mod audit;
 pub mod certificate;
 pub mod error;
+pub mod holds;
 pub mod retention;
 
 pub use error::AuditError;

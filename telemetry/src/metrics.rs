@@ -113,6 +113,10 @@ names! {
         NvmeThrottledSeconds = "nvme_throttled_seconds",
             "Time in which more was asked of an EC2 device than its limits allow.";
         StorageUsedBytes = "storage_used_bytes", "Bytes of segments on a volume.";
+        HoldUsedBytes = "hold_used_bytes", "Bytes of copies for holds.";
+        HoldBudgetBytes = "hold_budget_bytes", "Bytes that copies for holds may use.";
+        HoldWaitingSegments = "hold_waiting_segments",
+            "Closed segments that a hold wants and that are not copied yet.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
         StorageDegradedState = "storage_degraded_state",

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use wirevault_index::{KeySource, open_store};
 use wirevault_lifecycle::audit::anchor::{self, Difference};
-use wirevault_lifecycle::audit::{self, Entry, Event, FaultKind, Report, Who};
+use wirevault_lifecycle::audit::{self, Entry, Event, FaultKind, Report};
 use wirevault_query::summary::Instant;
+use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::args::AuditVerb;
 use crate::error::CliError;
@@ -19,19 +20,35 @@ const HASH_DIGITS: usize = 64;
 /// Shows or checks the log.
 pub(crate) fn audit(verb: &AuditVerb) -> Result<Outcome, CliError> {
     match verb {
-        AuditVerb::Verify { store, head, anchor, json } => {
-            verify(store, head.as_deref(), anchor.as_deref(), *json)
+        AuditVerb::Verify { store, file, head, anchor, json } => {
+            let log = match (file, store) {
+                (Some(file), _) => Log::Exported(file),
+                (None, store) => Log::Store(store.as_deref().unwrap_or(Path::new(""))),
+            };
+            verify(&log, head.as_deref(), anchor.as_deref(), *json)
         }
-        AuditVerb::Export { store, write } => export(store, write),
+        AuditVerb::Export { store, write, json } => export(store, write, *json),
         AuditVerb::Show { store, json } => show(store, *json),
     }
 }
 
-/// The whole log, once it is known to be whole.
-fn export(store: &Path, file: &Path) -> Result<Outcome, CliError> {
+/// What is checked.
+enum Log<'a> {
+    Store(&'a Path),
+    Exported(&'a Path),
+}
+
+/// The whole log, as it stands or as JSON lines with a proof.
+fn export(store: &Path, file: &Path, json: bool) -> Result<Outcome, CliError> {
     let log = folder(store)?;
-    let report = audit::verify(&log, None)?;
-    let bytes = audit::bytes(&log)?;
+    let (report, bytes) = match json {
+        true => {
+            let mut lines = Vec::new();
+            let id = open_store(store, &KeySource::Recorded)?.store.to_string();
+            (audit::export(&log, &id, SystemClock.unix_ns(), &mut lines)?, lines)
+        }
+        false => (audit::verify(&log, None)?, audit::bytes(&log)?),
+    };
     match file == Path::new("-") {
         true => put(&String::from_utf8_lossy(&bytes))?,
         false => std::fs::write(file, bytes)?,
@@ -41,7 +58,7 @@ fn export(store: &Path, file: &Path) -> Result<Outcome, CliError> {
 }
 
 fn verify(
-    store: &Path,
+    log: &Log<'_>,
     head: Option<&str>,
     anchor: Option<&Path>,
     json: bool,
@@ -53,9 +70,15 @@ fn verify(
         return Err(CliError::Usage(what));
     }
     let head = head.map(str::to_ascii_lowercase);
-    let log = folder(store)?;
-    let report = audit::verify(&log, head.as_deref())?;
-    let difference = anchor.map(|file| compared(store, &log, file)).transpose()?.flatten();
+    let (report, difference) = match log {
+        Log::Exported(file) => (audit::verify_export(file, head.as_deref())?, None),
+        Log::Store(store) => {
+            let log = folder(store)?;
+            let report = audit::verify(&log, head.as_deref())?;
+            let difference = anchor.map(|file| compared(store, &log, file)).transpose()?;
+            (report, difference.flatten())
+        }
+    };
     match json {
         true => put_json(&Verdict { report: &report, difference: difference.as_ref() })?,
         false => put(&text(&report, difference.as_ref(), Paint::stdout()))?,
@@ -125,6 +148,7 @@ fn text(report: &Report, difference: Option<&Difference>, paint: Paint) -> Strin
             FaultKind::OutOfOrder { number } => {
                 format!("entry {number} does not belong here: it was moved or put in")
             }
+            FaultKind::Unproved(why) => format!("the proof does not fit: {why}"),
             FaultKind::Torn => "it has no end: a crash, or somebody cut it".to_owned(),
         };
         let place = format!("{}, line {}", fault.file.display(), fault.line);
@@ -161,14 +185,15 @@ fn text(report: &Report, difference: Option<&Difference>, paint: Paint) -> Strin
 }
 
 fn line(entry: &Entry) -> String {
-    let who = match &entry.who {
-        Who::Recorder => "recorder".to_owned(),
-        Who::User { uid, .. } => format!("user {uid}"),
-        Who::Certificate { subject, address, .. } => format!("{subject} at {address}"),
-        Who::Unknown => "unknown".to_owned(),
-    };
+    let who = entry.who.to_string();
     let what = match &entry.event {
-        Event::Started { version, .. } => format!("started, release {version}"),
+        Event::Started { version, config, key, .. } => {
+            let told = [("configuration", config), ("key", key)].into_iter();
+            let told = told.filter_map(|(what, it)| Some(format!(", {what} {}", it.as_ref()?)));
+            format!("started, release {version}{}", told.collect::<String>())
+        }
+        Event::Keys { trouble: Some(why) } => format!("fresh keys cannot be had: {why}"),
+        Event::Keys { trouble: None } => "fresh keys can be had again".to_owned(),
         Event::Stopped => "stopped".to_owned(),
         Event::Asked { verb, question } => format!("asked: {verb} {question}"),
         Event::Answered { asked, outcome, count, bytes } => {
@@ -195,6 +220,13 @@ fn line(entry: &Entry) -> String {
         Event::Replaced { volume, was, path } => {
             format!("replaced: volume {volume}, {was}, by {path}")
         }
+        Event::HoldAdded { hold, name, filter, .. } => {
+            format!("hold {name} (number {hold}) added, for {filter:?}")
+        }
+        Event::Held { hold, segment, copy, packets, .. } => format!(
+            "held: {packets} packets of segment {segment} are in segment {copy}, for hold {hold}"
+        ),
+        Event::HoldReleased { hold, name } => format!("hold {name} (number {hold}) released"),
         Event::Cut { bytes } => format!("{bytes} bytes of an unfinished line were cut off"),
     };
     format!("{:>6}  {}  {who:<9}  {what}\n", entry.number, Instant::from(entry.time_ns))

@@ -62,5 +62,6 @@ fn notes(row: &SegmentRow) -> String {
         (row.damaged, "DAMAGED"),
     ];
     let flags = flags.into_iter().filter(|(set, _)| *set).map(|(_, text)| text.to_owned());
-    flags.chain(row.error.clone()).collect::<Vec<_>>().join(", ")
+    let hold = row.hold.map(|number| format!("copy for hold {number}"));
+    flags.chain(hold).chain(row.error.clone()).collect::<Vec<_>>().join(", ")
 }

@@ -385,6 +385,7 @@ mod tests {
             shared: None,
             recovery: None,
             limits: None,
+            holds: None,
         }
     }
 

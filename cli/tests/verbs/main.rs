@@ -3,6 +3,7 @@
 mod common;
 mod deleting;
 mod doctor;
+mod holding;
 mod questions;
 mod socket;
 mod store;

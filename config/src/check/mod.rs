@@ -22,7 +22,7 @@ pub(crate) fn config(text: &str, given: &Given) -> Result<Config, Vec<Fault>> {
     let (tree, faults) = tree::read(text);
     let Some(tree) = tree else { return Err(faults) };
     let faults: Faults = RefCell::new(faults);
-    let config = whole(&tree, given, &faults);
+    let config = whole(text, &tree, given, &faults);
     match (config, faults.into_inner()) {
         (Some(config), faults) if faults.is_empty() => Ok(config),
         (_, faults) => Err(faults),
@@ -30,7 +30,7 @@ pub(crate) fn config(text: &str, given: &Given) -> Result<Config, Vec<Fault>> {
 }
 
 /// `None` only if there is a fault.
-fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
+fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
     let root = Section::root(tree, faults);
     if !matches!(tree.body, Body::Map(_) | Body::Nothing) {
         // What is missing in a text that is no mapping is of no interest.
@@ -38,10 +38,12 @@ fn whole(tree: &Node, given: &Given, faults: &Faults) -> Option<Config> {
     }
     let cpu_keys = root.section("cpus");
     let config = Config {
+        text: text.to_owned(),
         stores: stores(&root, given, faults),
         vfio: paths(&root.list("vfio"), faults, "the volume"),
         reserve_percent: root.number("reserve").try_into().unwrap_or(u8::MAX),
         standby: root.switch("standby"),
+        hold_percent: root.number("hold_share").try_into().unwrap_or(u8::MAX),
         key_file: root.path("key_file"),
         // The missing input must not hide the faults of the keys after it.
         input: input::input(&root, faults).unwrap_or(Input::Live(Vec::new())),
@@ -236,7 +238,7 @@ mod tests {
     #[test]
     fn every_key_is_taken_over() {
         let config = read(
-            "store: [/a, /b]\nreserve: 0%\nvfio: /b\nkey_file: /k\n\
+            "store: [/a, /b]\nreserve: 0%\nhold_share: 50%\nvfio: /b\nkey_file: /k\n\
              capture:\n  - {interface: eth0, lanes: 2, \
              snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB, source: af_xdp, \
              udp_ports: [4789, 6081], busy_poll: true, budget: 1GiB}\n  \
@@ -249,6 +251,7 @@ mod tests {
         assert_eq!(config.stores, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(config.vfio, [Path::new("/b")]);
         assert_eq!((config.reserve_percent, read(MINIMAL).reserve_percent), (0, 10));
+        assert_eq!((config.hold_percent, read(MINIMAL).hold_percent), (50, 10));
         assert!(
             one_fault(&format!("{MINIMAL}reserve: 10\n")).contains("write a whole number and %")
         );

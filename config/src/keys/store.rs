@@ -24,6 +24,14 @@ pub(super) const KEYS: &[Key] = &[
          segments of a volume stay.",
     ),
     hidden(key(
+        "hold_share",
+        Kind::Percent { min: 0, max: 50 },
+        Value("10%"),
+        "10%",
+        "Part of the quota of each volume that copies for holds may take. What a hold wants beyond \
+         it is not held, which the status tells, and no rule deletes it.",
+    )),
+    hidden(key(
         "vfio",
         Kind::List(&DIRECTORY, VOLUMES_MAX),
         Nothing,

@@ -1,5 +1,7 @@
 //! What a line says.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::Erasure;
@@ -44,6 +46,17 @@ pub enum Who {
     Unknown,
 }
 
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recorder => write!(f, "recorder"),
+            Self::User { uid, .. } => write!(f, "user {uid}"),
+            Self::Certificate { subject, address, .. } => write!(f, "{subject} at {address}"),
+            Self::Unknown => write!(f, "unknown"),
+        }
+    }
+}
+
 /// What was done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -54,6 +67,18 @@ pub enum Event {
         store: String,
         /// Release of the program.
         version: String,
+        /// SHA-256 of the text of its configuration, hex; nothing in logs of earlier releases.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        config: Option<String>,
+        /// The key that the store is sealed with, as its provider names it; nothing in a plain
+        /// store.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        key: Option<String>,
+    },
+    /// Fresh keys cannot be had, or can be again.
+    Keys {
+        /// Why they cannot; nothing once they can.
+        trouble: Option<String>,
     },
     /// A recorder ended well. One that was killed leaves no such line.
     Stopped,
@@ -107,6 +132,43 @@ pub enum Event {
         was: String,
         /// That of the new one.
         path: String,
+    },
+    /// Something may not be forgotten from here on.
+    HoldAdded {
+        /// Number of the hold.
+        hold: u32,
+        /// Its name.
+        name: String,
+        /// What is held.
+        filter: String,
+        /// From this packet time on, Unix ns.
+        since_ns: Option<u64>,
+        /// Up to this packet time, Unix ns.
+        until_ns: Option<u64>,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// Chunks of a segment were copied for a hold.
+    Held {
+        /// Number of the hold.
+        hold: u32,
+        /// Ordinal of the segment that they were copied from.
+        segment: u64,
+        /// Ordinal of the copy.
+        copy: u64,
+        /// Life id of the copy, hex.
+        life: String,
+        /// Packets in the copy.
+        packets: u64,
+        /// Chunks in it.
+        chunks: u32,
+    },
+    /// A hold is released: its copies are deleted next, each deletion with an entry of its own.
+    HoldReleased {
+        /// Number of the hold.
+        hold: u32,
+        /// Its name.
+        name: String,
     },
     /// The log ended in a part of a line when it was opened, which was cut off: a crash.
     Cut {

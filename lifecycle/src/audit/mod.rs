@@ -27,19 +27,23 @@
 //! [`AuditLog::append`] returns when the line is on the disk (`fdatasync`). What a crash leaves of
 //! a line was not answered for, and is cut off at the next opening, which is an entry of its own.
 //!
-//! Files: [`anchor`] (heads that are kept elsewhere), [`entry`], [`log`] (the writer),
-//! [`mod@verify`] (the reader), `folder` (names and lines).
+//! Files: [`anchor`] (heads that are kept elsewhere), [`entry`], [`mod@export`] (JSON lines with a
+//! proof), [`log`] (the writer), [`mod@verify`] (the reader), `folder` (names and lines).
 
 use std::path::{Path, PathBuf};
 
 pub mod anchor;
 pub mod entry;
+pub mod export;
 mod folder;
 pub mod log;
+#[cfg(test)]
+mod tampering_tests;
 pub mod verify;
 
 pub use anchor::{Anchor, FileAnchor, Mark};
 pub use entry::{Entry, Event, Outcome, Who};
+pub use export::{export, verify_export};
 pub use log::AuditLog;
 pub use verify::{Fault, FaultKind, Report, bytes, read, verify};
 

@@ -57,6 +57,8 @@ pub enum FaultKind {
     },
     /// A part of a line at the end, as a crash leaves it.
     Torn,
+    /// The proof of an export is not there, or not of what stands before it.
+    Unproved(String),
 }
 
 /// Checks a whole log. `anchor` is a hash that was kept elsewhere: a line must have it.
@@ -77,7 +79,7 @@ pub fn bytes(folder: &Path) -> Result<Vec<u8>, AuditError> {
     Ok(all)
 }
 
-fn file_bytes(path: &Path) -> Result<Vec<u8>, AuditError> {
+pub(super) fn file_bytes(path: &Path) -> Result<Vec<u8>, AuditError> {
     fs::read(path).map_err(|source| AuditError::Io { path: path.into(), what: "read", source })
 }
 
@@ -104,18 +106,7 @@ pub fn read_hashed(
     if files.is_empty() {
         return Err(AuditError::None { path: folder.into() });
     }
-    let mut check = Check {
-        report: Report {
-            entries: 0,
-            files: files.len() as u32,
-            head: BEGINNING.to_owned(),
-            anchored: anchor.map(|_| false),
-            faults: Vec::new(),
-        },
-        anchor,
-        next: 0,
-        sink,
-    };
+    let mut check = Check::new(files.len() as u32, anchor, sink);
     for number in files {
         let path = folder::path(folder, number);
         let bytes = file_bytes(&path)?;
@@ -128,17 +119,28 @@ pub fn read_hashed(
     Ok(check.report)
 }
 
-struct Check<'a> {
-    report: Report,
+/// A check on its way through the lines.
+pub(super) struct Check<'a> {
+    pub(super) report: Report,
     anchor: Option<&'a str>,
     next: u64,
     sink: &'a mut dyn FnMut(Entry, &str),
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    pub(super) fn new(
+        files: u32,
+        anchor: Option<&'a str>,
+        sink: &'a mut dyn FnMut(Entry, &str),
+    ) -> Self {
+        let (head, anchored) = (BEGINNING.to_owned(), anchor.map(|_| false));
+        let report = Report { entries: 0, files, head, anchored, faults: Vec::new() };
+        Self { report, anchor, next: 0, sink }
+    }
+
     /// What is wrong with the next line. The check goes on from the hash that the line states, so
     /// that one fault is told once.
-    fn line(&mut self, text: &[u8]) -> Option<FaultKind> {
+    pub(super) fn line(&mut self, text: &[u8]) -> Option<FaultKind> {
         let Some(text) = text.strip_suffix(b"\n") else { return Some(FaultKind::Torn) };
         let line = match folder::parse(text) {
             Ok(line) => line,

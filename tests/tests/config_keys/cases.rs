@@ -78,6 +78,17 @@ pub(crate) const CASES: &[Case] = &[
         assert!(named(&runs.plain.status["condition"]), "{}", runs.plain.status);
         assert!(named(&runs.plain.status["volumes"][0]["condition"]));
     }),
+    case("hold_share", "what copies for holds may take", |runs| {
+        let share = |seen: &Seen, percent: u64| {
+            let status = &seen.status;
+            let volumes = status["volumes"].as_array().expect("volumes").iter();
+            let quotas = volumes.map(|it| it["quota_bytes"].as_u64().expect("a quota"));
+            let bytes: u64 = quotas.map(|bytes| bytes * percent / 100).sum();
+            assert_eq!(status["holds"]["budget_bytes"], bytes, "{status}");
+        };
+        share(&runs.plain, 10);
+        share(&runs.changed, 20);
+    }),
     case("capture", "one interface is recorded, or two", |runs| {
         assert_eq!(names(&runs.plain), ["va"].into());
         assert_eq!(names(&runs.changed), ["va", "vc"].into());

@@ -186,7 +186,7 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
 fn changed_config(site: &Site, more: &str) -> (String, PathBuf) {
     let socket = site.file("folder/other.sock");
     let config = format!(
-        "store: [{}, {}]\n{more}reserve: 5%\nflush_age: 10s\nlog: error\n\
+        "store: [{}, {}]\n{more}reserve: 5%\nhold_share: 20%\nflush_age: 10s\nlog: error\n\
          audit:\n  anchor: {}\n\
          buffer:\n  size: 8MiB\n  hugepages: off\ncpus:\n  topology: run_to_completion\n\
          api:\n  socket: {}\n  users: [{USER}]\n\

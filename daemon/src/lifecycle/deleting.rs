@@ -1,0 +1,149 @@
+//! Deleting what was planned or chosen: an entry in the audit log before, a certificate behind.
+
+use std::collections::HashMap;
+
+use wirevault_format::LifeId;
+use wirevault_index::Catalog;
+use wirevault_lifecycle::audit::Who;
+use wirevault_lifecycle::certificate::{Certificate, Erased, Erasure};
+use wirevault_lifecycle::retention::{Piece, Step};
+use wirevault_storage::{Deletion, Store};
+
+use super::holds::Holds;
+use super::rules::{closed, piece};
+use crate::DaemonError;
+use crate::api::DeleteBody;
+use crate::audit::Audit;
+use crate::server::App;
+
+/// Segments deleted at a time: each batch rewrites a key ring while no segment opens.
+pub(super) const BATCH: usize = 64;
+/// Reason of a deletion that somebody ordered.
+pub(super) const BY_HAND: &str = "by hand";
+
+/// The segments that somebody wants deleted, oldest first.
+///
+/// # Errors
+/// In words: one of them is not there, or not closed.
+pub fn chosen(catalog: &Catalog, wanted: &DeleteBody) -> Result<Vec<Step>, String> {
+    let pieces: Vec<Piece> = closed(catalog).map(|segment| piece(segment)).collect();
+    let there = |ordinal: &&u64| pieces.iter().any(|piece| piece.ordinal == **ordinal);
+    if let Some(absent) = wanted.segments.iter().find(|ordinal| !there(ordinal)) {
+        return Err(format!(
+            "there is no closed segment {absent}; `wirevault segments` lists them with their \
+             numbers, which come after the `#`"
+        ));
+    }
+    let before = |piece: &Piece| {
+        let last_ns = piece.times_ns.map_or(piece.closed_ns, |(_, last_ns)| last_ns);
+        wanted.before_ns.is_some_and(|before_ns| last_ns < before_ns)
+    };
+    let goes = |piece: &&Piece| before(piece) || wanted.segments.contains(&piece.ordinal);
+    Ok(pieces.iter().filter(goes).map(|piece| piece.step(BY_HAND)).collect())
+}
+
+/// Deletes what the steps name and no hold still wants.
+pub(super) fn delete_free(
+    store: &Store,
+    audit: &Audit,
+    holds: &Holds,
+    who: &Who,
+    steps: &[Step],
+) -> Result<Vec<Certificate>, DaemonError> {
+    let mut keeping = holds.lock();
+    keeping.keep(store, audit, &|| false);
+    let steps = keeping.spare(&store.catalog(0), steps)?;
+    delete(store, audit, who, &steps)
+}
+
+/// Deletes what the steps name, so far as it is still there.
+fn delete(
+    store: &Store,
+    audit: &Audit,
+    who: &Who,
+    steps: &[Step],
+) -> Result<Vec<Certificate>, DaemonError> {
+    let catalog = store.catalog(0);
+    let lives: HashMap<String, LifeId> =
+        closed(&catalog).map(|it| (it.entry.life.to_string(), it.entry.life)).collect();
+    let mut certificates = Vec::new();
+    for of_reason in steps.chunk_by(|a, b| a.reason == b.reason) {
+        let there: Vec<_> =
+            of_reason.iter().filter_map(|step| Some((step, *lives.get(&step.life)?))).collect();
+        if there.is_empty() {
+            continue;
+        }
+        for (step, _) in &there {
+            audit.will_delete(who, step)?;
+        }
+        let lives: Vec<LifeId> = there.iter().map(|(_, life)| *life).collect();
+        for deletion in store.forget(&lives)? {
+            certificates.push(finish(store, audit, who, &of_reason[0].reason, &deletion)?);
+        }
+    }
+    Ok(certificates)
+}
+
+/// Writes a deletion down and gives its space back.
+pub(super) fn finish(
+    store: &Store,
+    audit: &Audit,
+    who: &Who,
+    reason: &str,
+    deletion: &Deletion,
+) -> Result<Certificate, DaemonError> {
+    let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let erased = |segment: &wirevault_storage::DeletedSegment| Erased {
+        segment: segment.entry.ordinal,
+        life: segment.entry.life.to_string(),
+        run: segment.entry.run.to_string(),
+        lane: segment.entry.lane,
+        packets: segment.entry.packets,
+        bytes: segment.entry.file_bytes,
+        times_ns: segment.entry.times_ns,
+        record_ns: (segment.entry.opened_ns, segment.entry.closed_ns),
+        chain: segment.chain.map(hex),
+    };
+    let erasure = Erasure {
+        store: store.id().to_string(),
+        volume: deletion.volume as u16,
+        path: deletion.path.clone(),
+        reason: reason.to_owned(),
+        level: deletion.level.map(|level| level.to_string()),
+        epoch: deletion.epoch,
+        segments: deletion.segments.iter().map(erased).collect(),
+    };
+    let segments = erasure.segments.len();
+    let certificate = audit.certify(who, erasure)?;
+    store.settle(deletion)?;
+    tracing::info!(segments, reason, certificate = certificate.entry, "segments were deleted");
+    Ok(certificate)
+}
+
+/// Finishes what a crash left of deletions: the keys are gone already.
+pub(crate) fn settle(
+    store: &Store,
+    audit: &Audit,
+    deletions: &[Deletion],
+) -> Result<(), DaemonError> {
+    for deletion in deletions {
+        finish(store, audit, &Who::Recorder, "begun before a crash", deletion)?;
+    }
+    Ok(())
+}
+
+/// Deletes while recording goes on. What somebody ordered is refused where a hold stands in its
+/// way.
+pub(super) fn delete_live(
+    app: &App,
+    who: &Who,
+    steps: &[Step],
+) -> Result<Vec<Certificate>, DaemonError> {
+    let mut certificates = Vec::new();
+    for batch in steps.chunks(BATCH) {
+        let Some(pipeline) = app.pipeline() else { break };
+        let (store, audit) = (pipeline.store(), app.audit());
+        certificates.extend(delete_free(store, audit, app.holds(), who, batch)?);
+    }
+    Ok(certificates)
+}

@@ -1,0 +1,104 @@
+//! Deleting: what the rules want once a minute, what somebody asks for, and both without a daemon.
+//!
+//! ```text
+//!  catalog ─► pieces ─► rules ─► steps ─┐
+//!  a person ────────────────────────────┴─► entry `deleted` ─► keys gone ─► certificate ─► space
+//! ```
+//! Whatever is planned is a list of lives; whatever is done is done to these lives and no others.
+//! What cannot be written down is not deleted.
+//!
+//! Files: `rules` (what goes), `holds` (what stays; `hold_rows` shows it), `deleting` (doing it),
+//! `offline` (without a daemon), `routes` (the questions). Here is the thread that keeps holds and
+//! follows rules.
+
+mod deleting;
+mod hold_rows;
+mod holds;
+mod offline;
+mod routes;
+mod rules;
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use wirevault_lifecycle::audit::{Event, Who};
+use wirevault_lifecycle::retention::Step;
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use crate::server::App;
+
+pub use deleting::chosen;
+pub(crate) use deleting::settle;
+pub use holds::Holds;
+pub use offline::{add_hold, delete_offline, holds_of, release_hold};
+pub(crate) use routes::routes;
+pub use rules::Rules;
+
+/// How often the rules are asked.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// The thread that keeps holds and does what the rules say.
+pub(crate) struct Keeper {
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// Begins at once, and goes on: holds every few seconds, rules and the head of the audit log,
+    /// which is kept outside, every minute.
+    pub(crate) fn start(app: &App) -> Self {
+        let (app, rules) = (app.clone(), Arc::clone(app.rules()));
+        let (stop, stopped) = sync_channel(1);
+        let work = move || {
+            let mut rules_at = Instant::now();
+            let mut trouble = None;
+            loop {
+                if let Some(pipeline) = app.pipeline() {
+                    let stopping = || app.is_stopping();
+                    app.holds().keep(pipeline.store(), app.audit(), &stopping);
+                    let told = pipeline.store().status().key_trouble;
+                    if told != trouble {
+                        app.audit().note(Event::Keys { trouble: told.clone() });
+                        trouble = told;
+                    }
+                }
+                if rules_at <= Instant::now() {
+                    follow(&app, &rules);
+                    app.audit().anchor();
+                    rules_at = Instant::now() + PERIOD;
+                }
+                if stopped.recv_timeout(holds::PERIOD) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("lifecycle".to_owned()).spawn(work);
+        let failed = |error| tracing::error!("the retention rules are not followed: {error}");
+        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
+    }
+
+    /// Ends it, after the deletion at hand.
+    pub(crate) fn end(self) {
+        drop(self.stop);
+        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
+            tracing::error!("the thread that follows the retention rules has panicked");
+        }
+    }
+}
+
+/// Deletes what the rules want.
+fn follow(app: &App, rules: &Rules) {
+    if let Err(error) = deleting::delete_live(app, &Who::Recorder, &planned(app, rules)) {
+        tracing::error!("what the rules want cannot be deleted: {}", error.chain());
+    }
+}
+
+fn planned(app: &App, rules: &Rules) -> Vec<Step> {
+    if rules.is_empty() {
+        return Vec::new();
+    }
+    let now_ns = SystemClock.unix_ns();
+    app.pipeline().map_or(Vec::new(), |pipeline| rules.plan(&pipeline.catalog(), now_ns))
+}

@@ -1,0 +1,102 @@
+//! The same without a daemon: in a store that nobody else has open for writing.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use wirevault_index::{Catalog, KeySource};
+use wirevault_lifecycle::audit::{self, Who};
+use wirevault_lifecycle::certificate::Certificate;
+use wirevault_lifecycle::holds::HoldList;
+use wirevault_lifecycle::retention::Step;
+use wirevault_storage::{HoldUse, Store};
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use super::deleting::{BATCH, delete_free, settle};
+use super::hold_rows::rows;
+use super::holds::Holds;
+use crate::DaemonError;
+use crate::api::{HoldBody, HoldsReport};
+use crate::audit::Audit;
+
+/// A store with its log and its holds, and the user who opened it.
+struct Opened {
+    store: Store,
+    audit: Audit,
+    holds: Holds,
+    who: Who,
+}
+
+impl Opened {
+    /// Opens a store for writing, and finishes what a crash left of deletions.
+    fn new(volume: &Path, key: &KeySource) -> Result<Self, DaemonError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let (store, recovery) = Store::open_dir(volume, key, Arc::clone(&clock))?;
+        let audit = Audit::open(volume, store.id(), clock)?;
+        settle(&store, &audit, &recovery.deletions)?;
+        let holds = Holds::open(audit.folder())?;
+        let uid = nix::unistd::Uid::current().as_raw();
+        let who = Who::User { uid, gid: nix::unistd::Gid::current().as_raw() };
+        Ok(Self { store, audit, holds, who })
+    }
+}
+
+/// Deletes in a store.
+///
+/// # Errors
+/// The store cannot be opened for writing, or the deletion is cut off: opening it again, by
+/// whatever writes it, finishes what was begun. `Held`.
+pub fn delete_offline(
+    volume: &Path,
+    key: &KeySource,
+    steps: &[Step],
+) -> Result<Vec<Certificate>, DaemonError> {
+    let Opened { store, audit, holds, who } = Opened::new(volume, key)?;
+    let mut certificates = Vec::new();
+    for batch in steps.chunks(BATCH) {
+        certificates.extend(delete_free(&store, &audit, &holds, &who, batch)?);
+    }
+    Ok(certificates)
+}
+
+/// Adds a hold to a store, and copies what it wants.
+///
+/// # Errors
+/// The store cannot be opened for writing; `Hold`, `Filter`, `Window`.
+pub fn add_hold(
+    volume: &Path,
+    key: &KeySource,
+    body: HoldBody,
+) -> Result<HoldsReport, DaemonError> {
+    let Opened { store, audit, holds, who } = Opened::new(volume, key)?;
+    holds.add(&store, &audit, &who, body, SystemClock.unix_ns())
+}
+
+/// Releases a hold of a store.
+///
+/// # Errors
+/// The store cannot be opened for writing, or the deletion of the copies is cut off; `Hold`.
+pub fn release_hold(
+    volume: &Path,
+    key: &KeySource,
+    name: &str,
+) -> Result<HoldsReport, DaemonError> {
+    let Opened { store, audit, holds, who } = Opened::new(volume, key)?;
+    holds.release(&store, &audit, &who, name)
+}
+
+/// The holds of a store, which is only read.
+///
+/// # Errors
+/// `Audit`: the list does not read.
+pub fn holds_of(volume: &Path, catalog: &Catalog) -> Result<HoldsReport, DaemonError> {
+    let list = HoldList::load(&audit::folder_of(volume, &catalog.store.to_string()))?;
+    let mut taken = std::collections::BTreeMap::<u32, HoldUse>::new();
+    for copy in catalog.segments.iter().filter(|segment| segment.entry.hold != 0) {
+        let used = taken.entry(copy.entry.hold).or_default();
+        used.segments += 1;
+        used.bytes += copy.entry.file_bytes;
+    }
+    let used_bytes = taken.values().map(|used| used.bytes).sum();
+    let holds = rows(&list, taken, |_| None);
+    Ok(HoldsReport { holds, used_bytes, ..HoldsReport::default() })
+}

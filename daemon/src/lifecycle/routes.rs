@@ -1,0 +1,136 @@
+//! The questions about deletions and holds.
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Serialize;
+use wirevault_telemetry::clock::{Clock, SystemClock};
+
+use super::deleting::{chosen, delete_live};
+use super::planned;
+use crate::access::Asker;
+use crate::answers::{self, STOPPED};
+use crate::api::{self, ApplyBody, DeleteBody, Deletions, HoldBody, ReleaseBody};
+use crate::server::App;
+
+/// The questions of this module.
+pub(crate) fn routes() -> Router<App> {
+    Router::new()
+        .route(api::PLAN, get(show_plan))
+        .route(api::APPLY, post(apply))
+        .route(api::DELETE, post(delete_chosen))
+        .route(api::HOLDS, get(show_holds))
+        .route(api::HOLD_ADD, post(add_hold))
+        .route(api::HOLD_RELEASE, post(release_hold))
+}
+
+async fn show_plan(State(app): State<App>) -> Response {
+    answer(move || {
+        let steps = planned(&app, app.rules());
+        Ok(Deletions { steps, certificates: Vec::new() })
+    })
+    .await
+}
+
+async fn apply(
+    State(app): State<App>,
+    Extension(asker): Extension<Asker>,
+    body: Result<Json<ApplyBody>, JsonRejection>,
+) -> Response {
+    let Json(body) = match body {
+        Ok(body) => body,
+        Err(rejection) => return bad_request(rejection.body_text()),
+    };
+    answer(move || {
+        let mut steps = planned(&app, app.rules());
+        if let Some(lives) = body.lives {
+            steps.retain(|step| lives.contains(&step.life));
+        }
+        let certificates = delete_live(&app, &asker.who, &steps).map_err(|it| it.chain())?;
+        Ok(Deletions { steps, certificates })
+    })
+    .await
+}
+
+async fn delete_chosen(
+    State(app): State<App>,
+    Extension(asker): Extension<Asker>,
+    body: Result<Json<DeleteBody>, JsonRejection>,
+) -> Response {
+    let Json(body) = match body {
+        Ok(body) => body,
+        Err(rejection) => return bad_request(rejection.body_text()),
+    };
+    answer(move || {
+        let pipeline = app.pipeline().ok_or(STOPPED)?;
+        let steps = chosen(&pipeline.catalog(), &body)?;
+        drop(pipeline);
+        let certificates = match body.dry_run {
+            true => Vec::new(),
+            false => delete_live(&app, &asker.who, &steps).map_err(|it| it.chain())?,
+        };
+        Ok(Deletions { steps, certificates })
+    })
+    .await
+}
+
+async fn show_holds(State(app): State<App>) -> Response {
+    answer(move || {
+        let pipeline = app.pipeline().ok_or(STOPPED)?;
+        Ok(app.holds().report(pipeline.store()))
+    })
+    .await
+}
+
+async fn add_hold(
+    State(app): State<App>,
+    Extension(asker): Extension<Asker>,
+    body: Result<Json<HoldBody>, JsonRejection>,
+) -> Response {
+    let Json(body) = match body {
+        Ok(body) => body,
+        Err(rejection) => return bad_request(rejection.body_text()),
+    };
+    answer(move || {
+        let pipeline = app.pipeline().ok_or(STOPPED)?;
+        let now_ns = SystemClock.unix_ns();
+        let added = app.holds().add(pipeline.store(), app.audit(), &asker.who, body, now_ns);
+        added.map_err(|it| it.chain())
+    })
+    .await
+}
+
+async fn release_hold(
+    State(app): State<App>,
+    Extension(asker): Extension<Asker>,
+    body: Result<Json<ReleaseBody>, JsonRejection>,
+) -> Response {
+    let Json(body) = match body {
+        Ok(body) => body,
+        Err(rejection) => return bad_request(rejection.body_text()),
+    };
+    answer(move || {
+        let pipeline = app.pipeline().ok_or(STOPPED)?;
+        let released = app.holds().release(pipeline.store(), app.audit(), &asker.who, &body.name);
+        released.map_err(|it| it.chain())
+    })
+    .await
+}
+
+fn bad_request(text: String) -> Response {
+    answers::error(StatusCode::BAD_REQUEST, text)
+}
+
+/// Works on a thread of its own: deleting waits for devices.
+async fn answer<T: Serialize + Send + 'static>(
+    work: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Response {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(answer)) => Json(answer).into_response(),
+        Ok(Err(why)) => answers::error(StatusCode::UNPROCESSABLE_ENTITY, why),
+        Err(error) => answers::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}

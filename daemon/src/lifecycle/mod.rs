@@ -14,6 +14,8 @@
 mod deleting;
 mod hold_rows;
 mod holds;
+#[cfg(test)]
+mod month_tests;
 mod offline;
 mod routes;
 mod rules;

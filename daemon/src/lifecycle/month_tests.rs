@@ -1,0 +1,300 @@
+//! A month of simulated time at a store's quota, with power cuts: rules, holds and the audit log.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
+use wirevault_format::footer::CloseReason;
+use wirevault_format::gap::CAUSES;
+use wirevault_format::limits::CHUNK_BYTES;
+use wirevault_format::pcapng::{EpbParts, put_epb};
+use wirevault_format::{Interface, LinkType, RunId, StoreId};
+use wirevault_index::KeySource;
+use wirevault_lifecycle::audit::{self, Event, Who};
+use wirevault_media::sim::SplitMix64;
+use wirevault_media::{Fault, Media, SimMedia, Trigger};
+use wirevault_query::export::{PacketOut, Sink};
+use wirevault_query::{Request, run};
+use wirevault_seal::{FileProvider, KeyProvider};
+use wirevault_storage::{
+    ClosingFacts, CreateOptions, OpenRequest, Plan, Store, create_planned, finish_segment,
+    rebuild_index,
+};
+use wirevault_telemetry::clock::{Clock, ManualClock};
+
+use super::deleting::{delete_free, settle};
+use super::{Holds, Rules};
+use crate::DaemonError;
+use crate::api::HoldBody;
+use crate::audit::Audit;
+
+const START_NS: u64 = 1_700_000_000_000_000_000;
+const DAYS: u64 = 30;
+const HOUR: Duration = Duration::from_secs(3600);
+const PLACES: u32 = 96;
+const SEGMENT_BYTES: u64 = 1 << 20;
+const PACKETS: u64 = 20;
+/// One segment in so many has packets for the hold.
+const RARE: u64 = 20;
+/// What the hold wants, and on which days it is added and released.
+const HELD: &str = "udp dst port 1003";
+const HELD_DAYS: [u64; 2] = [4, 24];
+
+/// A store, its log, and what is known to be in it.
+struct Month {
+    media: SimMedia,
+    folder: tempfile::TempDir,
+    key: Arc<dyn KeyProvider>,
+    clock: Arc<ManualClock>,
+    /// Times of the packets that the hold wants, of segments that were closed.
+    wanted: BTreeSet<u64>,
+    /// From when on the hold wants packets.
+    since_ns: u64,
+    /// Ordinals of the segments that were closed.
+    closed: BTreeSet<u64>,
+    cuts: u32,
+}
+
+/// The store while it is open.
+struct Open {
+    store: Store,
+    audit: Arc<Audit>,
+    holds: Holds,
+}
+
+impl Month {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key: Arc<dyn KeyProvider> =
+            Arc::new(FileProvider::create(&folder.path().join("key")).unwrap());
+        let media = SimMedia::new();
+        let clock = Arc::new(ManualClock::new(START_NS));
+        let quota_bytes = (8 << 20) + u64::from(PLACES) * SEGMENT_BYTES;
+        let plan = Plan::exact(SEGMENT_BYTES, &[(quota_bytes, PLACES)], 1).unwrap();
+        let options = CreateOptions {
+            quota_bytes: None,
+            lanes: 1,
+            key: Some(Arc::clone(&key)),
+            key_path: String::new(),
+            clock: Arc::clone(&clock) as Arc<dyn Clock>,
+        };
+        let volumes: [(Arc<dyn Media>, String); 1] = [(Arc::new(media.clone()), "/sim".to_owned())];
+        create_planned(&volumes, StoreId([7; 16]), &options, &plan).unwrap();
+        let (wanted, since_ns, closed, cuts) = Default::default();
+        Self { media, folder, key, clock, wanted, since_ns, closed, cuts }
+    }
+
+    fn open(&self) -> Result<Open, DaemonError> {
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        let key = KeySource::Provider(Arc::clone(&self.key));
+        let volumes: Vec<Arc<dyn Media>> = vec![Arc::new(self.media.clone())];
+        let (mut store, recovery) = Store::open(volumes, &key, Arc::clone(&clock))?;
+        store.set_hold_percent(30);
+        let audit = Arc::new(Audit::open(self.folder.path(), store.id(), clock)?);
+        let witness = Arc::clone(&audit);
+        store.set_witness(Box::new(move |entry| witness.deleting(entry)));
+        settle(&store, &audit, &recovery.deletions)?;
+        let holds = Holds::open(audit.folder())?;
+        Ok(Open { store, audit, holds })
+    }
+
+    /// Records for a day, and keeps holds and rules.
+    fn day(&mut self, day: u64) -> Result<(), DaemonError> {
+        let open = self.open()?;
+        let Open { store, audit, holds } = &open;
+        let run = store.begin_run(false, 1)?;
+        let listed = holds.report(store).holds.len();
+        if day == HELD_DAYS[0] && listed == 0 {
+            self.since_ns = self.clock.unix_ns() - (HOUR * 24).as_nanos() as u64;
+            let body = HoldBody {
+                name: "case".to_owned(),
+                filter: HELD.to_owned(),
+                since_ns: Some(self.since_ns),
+                ..HoldBody::default()
+            };
+            holds.add(store, audit, &Who::Recorder, body, self.clock.unix_ns())?;
+        }
+        if day == HELD_DAYS[1] && listed > 0 {
+            holds.release(store, audit, &Who::Recorder, "case")?;
+        }
+        // The quota takes the oldest first, then the rule is faster.
+        let hours = if day < DAYS / 2 { 24 * 5 } else { 24 };
+        let age = HOUR * hours;
+        let rules = format!(
+            "store: /s\nreplay:\n  file: /f\nretention:\n  - {{name: old, action: delete, age: \
+             {hours}h}}\n"
+        );
+        let rules = Rules::new(&wirevault_config::parse(&rules, "test").unwrap().retention);
+        for hour in 0..24 {
+            self.record(store, run, hour * PACKETS)?;
+            self.clock.advance(HOUR);
+            store.heartbeat()?;
+            holds.keep(store, audit, &|| false);
+            let now_ns = self.clock.unix_ns();
+            let steps = rules.plan(&store.catalog(now_ns), now_ns);
+            delete_free(store, audit, holds, &Who::Recorder, &steps)?;
+            let status = &store.status().volumes[0];
+            assert!(status.used_bytes <= status.quota_bytes, "{status:?}");
+            let catalog = store.catalog(now_ns);
+            let old = catalog.segments.iter().find(|it| {
+                it.entry.hold == 0 && u128::from(now_ns - it.entry.closed_ns) >= age.as_nanos()
+            });
+            let left = old.filter(|_| !self.media.power_is_cut());
+            assert!(left.is_none(), "the rule leaves {}", left.unwrap().name());
+        }
+        Ok(store.end_run()?)
+    }
+
+    /// One segment of two chunks.
+    fn record(&mut self, store: &Store, run: RunId, first: u64) -> Result<(), DaemonError> {
+        let mut interface = Interface::unnamed(LinkType::ETHERNET);
+        interface.name = Some("sim0".to_owned());
+        let (lane, link_type) = (0, LinkType::ETHERNET);
+        let open = store.open_segment(OpenRequest { lane, link_type, interfaces: &[interface] })?;
+        let mut sealer = open.keys.as_ref().unwrap().data_sealer().unwrap();
+        let (mut at, mut wanted) = (open.data_offset, Vec::new());
+        let special = (self.closed.len() as u64).is_multiple_of(RARE);
+        for number in 0..2 {
+            let (mut buf, mut end) = (vec![0; CHUNK_BYTES], HEADER_BYTES);
+            let from_ns = self.clock.unix_ns() + u64::from(number) * 1000;
+            for n in 0..PACKETS / 2 {
+                let port = if special && n == 3 { 1003 } else { 53 };
+                let ts_ns = from_ns + n;
+                end += put_epb(&mut buf, end, &packet(ts_ns, &frame(port))).unwrap();
+                wanted.extend((port == 1003).then_some(ts_ns));
+            }
+            let header = ChunkHeader {
+                sealed: true,
+                gaps: false,
+                lane,
+                link_type,
+                life: open.entry.life,
+                run,
+                number,
+                payload_bytes: (end - HEADER_BYTES) as u32,
+                first_sequence: first + u64::from(number) * PACKETS / 2,
+                packets: (PACKETS / 2) as u32,
+                times_ns: Some((from_ns, from_ns + PACKETS / 2 - 1)),
+                received: first + PACKETS,
+                shed: 0,
+                dropped: 0,
+                watermark: first,
+            };
+            header.encode(&mut buf);
+            let (aad, payload) = buf.split_at_mut(HEADER_BYTES);
+            let payload = &mut payload[..header.payload_bytes as usize];
+            let tag = sealer.seal(number, aad, payload).unwrap();
+            chunk::put_sealed_tail(&mut buf, &header, &tag);
+            let failed = |source| DaemonError::System { what: "writing", source };
+            open.file.write_at(&buf[..header.chunk_bytes()], at).map_err(failed)?;
+            at += header.chunk_bytes() as u64;
+            open.file.sync().map_err(failed)?;
+        }
+        let (index, chain) = rebuild_index(&open, 2)?;
+        let facts = ClosingFacts {
+            reason: CloseReason::Age,
+            recovered: false,
+            damaged: false,
+            captured_bytes: PACKETS * 60,
+            received: first + PACKETS,
+            shed: 0,
+            dropped: [0; CAUSES],
+            chain,
+        };
+        let entry =
+            store.close_segment(&open, finish_segment(&open, &index, &facts, &*self.clock)?)?;
+        self.closed.insert(entry.ordinal);
+        self.wanted.extend(wanted);
+        Ok(())
+    }
+
+    /// Everything that was held is there while the hold stands; the log is whole, and names what
+    /// is gone.
+    fn check(&self, day: u64) {
+        let Open { store, audit, .. } = self.open().unwrap();
+        let request = Request { filter: HELD.into(), ..Request::default() };
+        let mut found = Times::default();
+        let catalog = store.catalog(self.clock.unix_ns());
+        run(&catalog, &request, &mut found, &AtomicBool::new(false)).unwrap();
+        let wanted: Vec<u64> = self.wanted.range(self.since_ns..).copied().collect();
+        if (HELD_DAYS[0]..HELD_DAYS[1]).contains(&day) {
+            let missing = wanted.iter().find(|ts_ns| !found.0.contains(ts_ns));
+            assert_eq!(missing, None, "day {day}: {} of {}", found.0.len(), wanted.len());
+        } else if day > HELD_DAYS[1] {
+            assert!(store.holds().is_empty());
+        }
+        let mut deleted = BTreeSet::new();
+        let report = audit::read(audit.folder(), Some(&audit.head()), &mut |entry| {
+            if let Event::Deleted { segment, .. } = entry.event {
+                deleted.insert(segment);
+            }
+        });
+        let report = report.unwrap();
+        let whole = (0, Some(report.entries > 0));
+        assert_eq!((report.faults.len(), report.anchored), whole, "day {day}");
+        let there: BTreeSet<u64> = catalog.segments.iter().map(|it| it.entry.ordinal).collect();
+        let mut gone = self.closed.iter().filter(|ordinal| !there.contains(ordinal));
+        assert!(gone.all(|ordinal| deleted.contains(ordinal)), "day {day}");
+    }
+}
+
+fn packet<'a>(ts_ns: u64, data: &'a [u8]) -> EpbParts<'a> {
+    let orig_len = data.len() as u32;
+    EpbParts { interface_id: 0, ts_ns, orig_len, data, vlan: None, flags: None, raw_options: &[] }
+}
+
+/// UDP over IPv4.
+fn frame(port: u16) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0];
+    frame.extend([0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    frame.extend([0x30, 0x39]);
+    frame.extend(port.to_be_bytes());
+    frame.extend([0, 26, 0, 0]);
+    frame.resize(60, 0);
+    frame
+}
+
+/// Times of the packets of an answer; each comes once.
+#[derive(Default)]
+struct Times(BTreeSet<u64>);
+
+impl Sink for Times {
+    fn interface(&mut self, _: u32, _: &Interface) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn packet(&mut self, packet: &PacketOut<'_>) -> std::io::Result<ControlFlow<()>> {
+        assert!(self.0.insert(packet.ts_ns), "a packet came twice");
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+#[test]
+fn a_month_alone() {
+    let mut month = Month::new();
+    let mut random = SplitMix64::new(5);
+    for day in 0..DAYS {
+        // A power cut somewhere in every other day; the day then goes on behind it.
+        if day % 2 == 1 {
+            let at = month.media.counts().operations + 20 + random.below(300);
+            month.media.inject(Trigger::Operation(at), Fault::PowerCut);
+        }
+        while let Err(error) = month.day(day) {
+            assert!(month.media.power_is_cut(), "day {day}: {}", error.chain());
+            month.media = month.media.crash(random.next_u64());
+            month.cuts += 1;
+        }
+        month.check(day);
+    }
+    assert!(month.cuts >= 10, "{} power cuts", month.cuts);
+    assert!(month.closed.len() as u64 >= DAYS * 24);
+    let file = Path::new(audit::FOLDER).join("audit-00000001.log");
+    let log = std::fs::read_to_string(month.folder.path().join(file)).unwrap();
+    for reason in ["quota", "rule old", "hold case released"] {
+        assert!(log.contains(reason), "nothing went for {reason}");
+    }
+}

@@ -294,6 +294,7 @@ mod tests {
             packets: Some(5),
             cumulative: 5,
             sequence: 2,
+            policy: None,
         };
         let mut bytes = [0; GAP_BYTES];
         gap.encode(&mut bytes);

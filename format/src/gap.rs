@@ -3,14 +3,16 @@
 
 use std::fmt;
 
-use crate::FormatError;
-use crate::bytes::{all_zero, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
+use crate::bytes::{put, put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 use crate::local::{self, Kind};
+use crate::{FormatError, PolicyName};
 
 /// Bytes of a gap block.
 pub const GAP_BYTES: usize = 80;
 /// Number of causes; counters by cause are arrays of this length.
 pub const CAUSES: usize = 16;
+/// Where the name of a policy stands.
+const POLICY_AT: usize = 64;
 /// Stands for "not known" in the packet count of a gap.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -60,8 +62,11 @@ causes! {
     MissingVolume = 11, "missing_volume";
     /// The key does not open the segment.
     WrongKey = 12, "wrong_key";
-    /// Packets left out by a configured capture filter.
+    /// Packets left out by a configured capture filter or policy.
     Shed = 13, "shed";
+    /// A mark and no absence: a rung of the pressure ladder was entered. What it left out is told
+    /// as `shed`, with the name of the rung.
+    Pressure = 14, "pressure";
 }
 
 impl Cause {
@@ -86,8 +91,9 @@ impl fmt::Display for Cause {
 ///
 /// Layout, [`GAP_BYTES`] bytes, little-endian: common start (see [`crate::local`]); 20 cause u16;
 /// 22 zero u16; 24 `from_ns` u64; 32 `until_ns` u64 (all ones: still open); 40 packets u64 (all
-/// ones: not known); 48 packets lost to this cause in this run and lane so far u64; 56 stream
-/// sequence of the next packet u64; 64 zero; 76 trailing length u32.
+/// ones: not known); 48 packets lost to this cause, or left out by this policy, in this run and
+/// lane so far u64; 56 stream sequence of the next packet u64; 64 name of the policy, 12 bytes,
+/// zeros: none; 76 trailing length u32. With a name the version is 3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// Why.
@@ -96,12 +102,15 @@ pub struct Gap {
     pub from_ns: u64,
     /// First nanosecond after the absence; `None` while it lasts.
     pub until_ns: Option<u64>,
-    /// Packets absent, if that is known.
+    /// Packets absent, if that is known; of a rung that was left, those it left out or cut.
     pub packets: Option<u64>,
-    /// Packets lost to this cause in this run and lane, this gap included.
+    /// Packets lost to this cause, or left out by this policy, in this run and lane, this gap
+    /// included.
     pub cumulative: u64,
     /// Stream sequence number of the first packet after the gap.
     pub sequence: u64,
+    /// The policy that left them out; `None` for the capture filter and for all other causes.
+    pub policy: Option<PolicyName>,
 }
 
 impl Gap {
@@ -115,14 +124,18 @@ impl Gap {
         put_u64(buf, 40, self.packets.unwrap_or(UNKNOWN));
         put_u64(buf, 48, self.cumulative);
         put_u64(buf, 56, self.sequence);
+        put(buf, POLICY_AT, &PolicyName::bytes(self.policy));
+        if self.policy.is_some() {
+            buf[local::VERSION_AT] = local::VERSION_NAMED;
+        }
         put_u32(buf, GAP_BYTES - 4, GAP_BYTES as u32);
     }
 
     /// Reads a block.
     ///
     /// # Errors
-    /// As [`local::start`]; `Field` if the cause is unknown, the times are reversed or a reserved
-    /// byte is set.
+    /// As [`local::start`]; `Field` if the cause is unknown, the times are reversed or the policy
+    /// has no proper name.
     pub fn decode(buf: &[u8]) -> Result<Self, FormatError> {
         let structure = "gap";
         if buf.len() < GAP_BYTES {
@@ -131,9 +144,12 @@ impl Gap {
         local::expect(buf, Kind::Gap, structure)?;
         let field = |field, value| FormatError::Field { structure, field, value };
         let length = u32_at(buf, GAP_BYTES - 4);
-        if length != GAP_BYTES as u32 || !all_zero(&buf[64..GAP_BYTES - 4]) {
+        if length != GAP_BYTES as u32 {
             return Err(field("trailing length", u64::from(length)));
         }
+        let name = buf[POLICY_AT..].first_chunk().ok_or(field("policy", 0))?;
+        let policy =
+            PolicyName::from_bytes(*name).map_err(|()| field("policy", u64_at(buf, POLICY_AT)))?;
         let number = u16_at(buf, 20);
         let cause = Cause::from_number(number).ok_or(field("cause", u64::from(number)))?;
         let (from_ns, until_ns) = (u64_at(buf, 24), u64_at(buf, 32));
@@ -147,6 +163,7 @@ impl Gap {
             packets: Some(u64_at(buf, 40)).filter(|n| *n != UNKNOWN),
             cumulative: u64_at(buf, 48),
             sequence: u64_at(buf, 56),
+            policy,
         })
     }
 }
@@ -174,9 +191,15 @@ mod tests {
             packets: Some(17),
             cumulative: 20,
             sequence: 99,
+            policy: None,
         };
         let mut buf = [0; GAP_BYTES];
         gap.encode(&mut buf);
-        assert_eq!(Gap::decode(&buf), Ok(gap));
+        assert_eq!((Gap::decode(&buf), buf[17]), (Ok(gap), 2));
+        let named = Gap { policy: PolicyName::new("backups"), ..gap };
+        named.encode(&mut buf);
+        assert_eq!((Gap::decode(&buf), buf[17]), (Ok(named), 3));
+        buf[POLICY_AT] = 0;
+        assert!(Gap::decode(&buf).is_err(), "a name that begins with a zero");
     }
 }

@@ -23,6 +23,7 @@ pub mod interface;
 pub mod limits;
 pub mod local;
 pub mod pcapng;
+mod policy;
 pub mod section;
 pub mod segment;
 pub mod superblock;
@@ -32,6 +33,7 @@ pub use error::FormatError;
 pub use gap::{Cause, Gap};
 pub use ids::{LifeId, LinkType, RunId, StoreId, VolumeId};
 pub use interface::{Interface, VxlanPorts};
+pub use policy::PolicyName;
 
 /// CRC-32C (Castagnoli), the checksum of every structure that is not under a GCM tag.
 ///

@@ -21,8 +21,14 @@ use crate::bytes::{put, put_u16, put_u32, u16_at, u32_at};
 pub const BLOCK_TYPE: u32 = 0x8057_5256;
 /// First bytes of the body of each of our blocks.
 pub const MAGIC: [u8; 8] = *b"WIREVLT\x01";
-/// Version of every structure inside a segment. 2 added the section of chunk filters.
+/// Version that structures inside a segment are written with. 2 added the section of chunk filters.
 pub const VERSION: u8 = 2;
+/// Version of a gap that names a policy: releases that do not know of names refuse just these.
+pub(crate) const VERSION_NAMED: u8 = 3;
+/// Newest version that is read.
+const VERSION_MAX: u8 = VERSION_NAMED;
+/// Where the version stands.
+pub(crate) const VERSION_AT: usize = 17;
 /// Bytes of the common start.
 pub const START_BYTES: usize = 20;
 
@@ -70,7 +76,7 @@ pub(crate) fn put_start(buf: &mut [u8], kind: Kind, total_bytes: u32, flags: u16
     put_u32(buf, 4, total_bytes);
     put(buf, 8, &MAGIC);
     buf[16] = kind as u8;
-    buf[17] = VERSION;
+    buf[VERSION_AT] = VERSION;
     put_u16(buf, 18, flags);
 }
 
@@ -97,8 +103,8 @@ pub fn start(buf: &[u8], structure: &'static str) -> Result<Start, FormatError> 
     if u32_at(buf, 0) != BLOCK_TYPE || buf[8..16] != MAGIC {
         return Err(FormatError::NotPresent { structure });
     }
-    if buf[17] > VERSION {
-        let (found, supported) = (u32::from(buf[17]), u32::from(VERSION));
+    if buf[VERSION_AT] > VERSION_MAX {
+        let (found, supported) = (u32::from(buf[VERSION_AT]), u32::from(VERSION_MAX));
         return Err(FormatError::Newer { structure, found, supported });
     }
     let kind = Kind::from_u8(buf[16]).ok_or(FormatError::Field {

@@ -181,6 +181,7 @@ fn gap() -> Gap {
         packets: Some(3),
         cumulative: 3,
         sequence: 3,
+        policy: None,
     }
 }
 

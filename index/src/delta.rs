@@ -152,8 +152,9 @@ impl ChunkDelta {
         self.full_size
     }
 
-    /// Notes a packet that the flow table has no room for.
-    pub(crate) fn note_loose(&mut self, key: &FlowKey) {
+    /// Notes a packet that no flow is kept of: the table has no room for it, or the chunk is
+    /// indexed coarsely.
+    pub fn note_loose(&mut self, key: &FlowKey) {
         // A flood repeats a key rarely, but trains of one flow's packets do at once.
         if self.loose.last() != Some(key.as_bytes()) {
             self.loose.push(key);

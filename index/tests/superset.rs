@@ -325,6 +325,7 @@ fn gaps_and_scans_read_back() {
         packets: None,
         cumulative: 3,
         sequence: 8,
+        policy: None,
     };
     sample.deltas[0].gaps.push(gap);
     let mut live = sample.live();

@@ -154,7 +154,15 @@ impl LaneAcks {
         if let Some((from_ns, max_ns)) = span.times_ns {
             let cumulative = state.counts.dropped[cause.index()];
             let (until_ns, packets) = (Some(max_ns.saturating_add(1)), Some(packets));
-            let gap = Gap { cause, from_ns, until_ns, packets, cumulative, sequence: span.first };
+            let gap = Gap {
+                cause,
+                from_ns,
+                until_ns,
+                packets,
+                cumulative,
+                sequence: span.first,
+                policy: None,
+            };
             state.keep_lost(gap);
         }
         state.settle(span);
@@ -263,7 +271,7 @@ mod tests {
             clocks: Vec::new(),
             notes: Vec::new(),
         };
-        let shared = Arc::new(LaneShared::new(0, None, report));
+        let shared = Arc::new(LaneShared::new(0, None, report, Vec::new()));
         (LaneAcks::new(pen, Arc::clone(&shared)), shared, books)
     }
 

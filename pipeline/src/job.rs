@@ -43,6 +43,8 @@ pub struct Job {
     pub open_since_ns: Option<u64>,
     /// Captured bytes.
     pub captured_bytes: u64,
+    /// The index has a filter for it instead of its flows.
+    pub coarse: bool,
     /// Lane counters when the chunk was handed over.
     pub received: u64,
     /// Of them left out by policy.
@@ -64,6 +66,7 @@ impl Job {
             times_ns: None,
             open_since_ns: None,
             captured_bytes: 0,
+            coarse: false,
             received: 0,
             shed: 0,
             dropped: [0; CAUSES],
@@ -77,6 +80,7 @@ impl Job {
         self.gaps.clear();
         self.times_ns = None;
         self.captured_bytes = 0;
+        self.coarse = false;
         self
     }
 

@@ -29,6 +29,7 @@ use wirevault_telemetry::clock::Clock;
 use crate::decap::{Piece, Stripper};
 use crate::duplicates::Seen;
 use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
+use crate::policy::{Policies, PolicySpec, RungSpec, Subject, Tally, Verdict};
 use crate::sealer::Sealer;
 use crate::status::{BufferTimes, LaneShared, LaneState, note_since};
 
@@ -39,8 +40,6 @@ const BLOCK_BESIDE_BYTES: usize = pcapng::EPB_FIXED_BYTES + FLAGS_OPTION_BYTES +
 const POLL_WAIT: Duration = Duration::from_millis(20);
 /// Pause while no chunk is free: about what the device needs for one.
 const STARVED_PAUSE: Duration = Duration::from_micros(200);
-/// A filter that keeps nothing still says so in the data, but not more often than this.
-const SHED_AGE: Duration = Duration::from_secs(5);
 /// Draining a live source at stop ends after this, however fast packets come.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 /// How far ahead of what it writes a lane asks for a chunk's memory, which is in no near cache: a
@@ -59,6 +58,10 @@ pub struct LaneSpec {
     pub snaplen_bytes: u32,
     /// Packets it rejects are shed.
     pub filter: Option<Filter>,
+    /// What is left out of those, in the order of asking.
+    pub policies: Vec<PolicySpec>,
+    /// What is left out under pressure, in the order of entering.
+    pub ladder: Vec<RungSpec>,
     /// What is removed from packets before the filter looks at them; `None` stores them as they
     /// come.
     pub decap: Option<Decap>,
@@ -78,6 +81,8 @@ impl LaneSpec {
             source,
             snaplen_bytes: SNAPLEN_MAX,
             filter: None,
+            policies: Vec::new(),
+            ladder: Vec::new(),
             decap: None,
             vxlan_ports: VxlanPorts::USUAL,
             duplicates: None,
@@ -124,8 +129,13 @@ pub(crate) struct Fill {
     pub pending_gaps: Vec<Gap>,
     pub pending_since: Option<Instant>,
     pub starved: bool,
+    /// Boxed for the same reason as the stripper. With policies it has the filter as well.
+    pub policies: Option<Box<Policies>>,
+    /// Some of them are rungs.
+    pub ladder: bool,
+    /// What the filter rejected.
+    pub filtered: Tally,
     pub shed_told: u64,
-    pub shed_since: Option<(Instant, u64)>,
 }
 
 /// Where a lane's full chunks go.
@@ -171,6 +181,7 @@ impl Lane {
             let polled_ns = self.fill.clock.unix_ns();
             let polled = self.source.poll(&mut self.fill, wait);
             self.count();
+            self.fill.climb();
             self.fill.flush_aged(self.flush_age);
             self.fill.shared.polled_ns.store(polled_ns, Ordering::Release);
             self.fill.shared.rounds.fetch_add(1, Ordering::Relaxed);
@@ -203,6 +214,7 @@ impl Lane {
             }
         }
         self.count();
+        self.fill.end_policies();
         self.fill.flush_all();
         self.fill.shared.set_state(LaneState::Ended);
         if let Hand::Own(sealer) = self.fill.hand {
@@ -216,6 +228,9 @@ impl Lane {
         fill.counts.received = counters.received;
         fill.counts.unreadable = counters.unreadable;
         fill.shared.count(&counters);
+        if let Some(policies) = &fill.policies {
+            policies.publish(&fill.shared.policies);
+        }
         fill.pen.publish(&fill.counts);
         let stripped = fill.stripper.as_ref().map_or([0; 3], |stripper| stripper.counts());
         fill.shared.duplicates.store(fill.duplicates_marked, Ordering::Relaxed);
@@ -236,7 +251,8 @@ impl Lane {
             // Told at once and left open; the source tells it again, with its end, when the
             // interface or the next sender is there.
             let cause = Cause::InterfaceDown;
-            fill.add_gap(GapInfo { cause, from_ns, until_ns: None, packets: None });
+            let gap = fill.counted(GapInfo { cause, from_ns, until_ns: None, packets: None });
+            fill.add_gap(gap);
         }
         if was_absent != absent_since_ns.is_some() {
             // An interface may come back with other offloads than before.
@@ -284,6 +300,21 @@ impl Fill {
         // The reader of files bounds options to a small part of a chunk, so data always has room
         // beside them.
         let Beside { head, outer, .. } = piece.beside;
+        let mut snaplen_bytes = self.snaplen_bytes;
+        if let Some(policies) = &mut self.policies {
+            let link = self.streams[stream].link_type;
+            let Piece { data, vlan, wire_len, .. } = *piece;
+            let ts_ns = packet.ts_ns;
+            match policies.judge(&Subject { stream, link, head, data, vlan, wire_len, ts_ns }) {
+                Verdict::Kept { snaplen_bytes: cut_to } => {
+                    snaplen_bytes = cut_to.min(snaplen_bytes)
+                }
+                Verdict::Shed => {
+                    self.counts.shed += 1;
+                    return ControlFlow::Continue(());
+                }
+            }
+        }
         let (fingerprint, duplicate_ns) = match self.duplicates.as_deref() {
             None => (None, None),
             Some(seen) => {
@@ -297,7 +328,7 @@ impl Fill {
         let room_bytes = (PACKETS_END - HEADER_BYTES).saturating_sub(beside_bytes) & !3;
         let tag_bytes = if piece.vlan.is_some() { 4 } else { 0 };
         let before_bytes = tag_bytes + head.len();
-        let keep = (self.snaplen_bytes as usize).min(room_bytes).saturating_sub(before_bytes);
+        let keep = (snaplen_bytes as usize).min(room_bytes).saturating_sub(before_bytes);
         let data = &piece.data[..piece.data.len().min(keep)];
         let parts = EpbParts {
             interface_id: number,
@@ -325,7 +356,7 @@ impl Fill {
             let stored = &buf[from..from + captured_bytes];
             if program.run(stored, piece.wire_len + tag_bytes as u32) == 0 {
                 self.counts.shed += 1;
-                self.shed_since.get_or_insert((Instant::now(), packet.ts_ns));
+                self.filtered.note(packet.ts_ns);
                 return ControlFlow::Continue(());
             }
         }
@@ -336,7 +367,11 @@ impl Fill {
         job.times_ns = Some((min_ns.min(packet.ts_ns), max_ns.max(packet.ts_ns)));
         stream.sequence += 1;
         self.counts.appended += 1;
-        self.counts.cut += u64::from(data.len() < piece.data.len());
+        let is_cut = data.len() < piece.data.len();
+        self.counts.cut += u64::from(is_cut);
+        if let Some(policies) = &mut self.policies {
+            policies.stored(piece.wire_len, is_cut);
+        }
         // Only now: a packet that was refused comes again, and is no copy of itself.
         match (&self.duplicates, fingerprint) {
             (Some(_), _) if duplicate_ns.is_some() => self.duplicates_marked += 1,
@@ -378,6 +413,9 @@ impl Fill {
         let link_type = interface.link_type;
         let known = self.streams.iter().position(|stream| stream.link_type == link_type);
         let stream = known.unwrap_or_else(|| {
+            if let Some(policies) = &mut self.policies {
+                policies.learn(link_type);
+            }
             self.streams.push(Stream {
                 link_type,
                 interfaces: Arc::new(Vec::new()),
@@ -471,6 +509,7 @@ impl Fill {
         self.starved = false;
         let open = self.streams.iter().filter_map(|stream| stream.current.as_ref());
         job.open_since_ns = open.filter_map(|(open, _)| open.times_ns).map(|it| it.0).min();
+        job.coarse = self.policies.as_ref().is_some_and(|policies| policies.is_coarse());
         job.received = self.counts.received;
         job.shed = self.counts.shed;
         job.dropped = self.counts.dropped;
@@ -503,37 +542,70 @@ impl Fill {
     }
 
     fn tell_shed(&mut self) {
-        let packets = self.counts.shed - self.shed_told;
-        let now_ns = self.clock.unix_ns();
-        let from_ns = self.shed_since.take().map_or(now_ns, |(_, from_ns)| from_ns);
         self.shed_told = self.counts.shed;
-        let until_ns = Some(now_ns.max(from_ns + 1));
-        self.add_gap(GapInfo { cause: Cause::Shed, from_ns, until_ns, packets: Some(packets) });
+        let now_ns = self.clock.unix_ns();
+        if let Some(gap) = self.filtered.tell(None, now_ns) {
+            self.add_gap(gap);
+        }
+        if let Some(mut policies) = self.policies.take() {
+            policies.tell(now_ns, |gap| self.add_gap(gap));
+            self.policies = Some(policies);
+        }
+    }
+
+    /// Enters and leaves rungs of the ladder, by the share of all chunks that is in use.
+    fn climb(&mut self) {
+        if !self.ladder {
+            return;
+        }
+        let (pressure, now_ns) = (self.pool.pressure(), self.clock.unix_ns());
+        if let Some(mut policies) = self.policies.take() {
+            policies.climb(pressure, now_ns, |gap| self.add_gap(gap));
+            self.policies = Some(policies);
+        }
+    }
+
+    /// No more packets come: no rung stays entered.
+    fn end_policies(&mut self) {
+        let now_ns = self.clock.unix_ns();
+        if let Some(mut policies) = self.policies.take() {
+            policies.end(now_ns, |gap| self.add_gap(gap));
+            self.policies = Some(policies);
+        }
     }
 
     /// Takes a gap that the source reports, counts it and keeps it for the next chunk.
-    fn gap(&mut self, mut gap: GapInfo) {
-        if gap.cause == Cause::RingOverflow && self.starved {
-            gap.cause = Cause::NoBuffer;
+    fn gap(&mut self, mut info: GapInfo) {
+        if info.cause == Cause::RingOverflow && self.starved {
+            info.cause = Cause::NoBuffer;
         }
-        self.counts.dropped[gap.cause.index()] += gap.packets.unwrap_or(0);
+        self.counts.dropped[info.cause.index()] += info.packets.unwrap_or(0);
+        let gap = self.counted(info);
         self.add_gap(gap);
         self.pen.publish(&self.counts);
     }
 
-    fn add_gap(&mut self, gap: GapInfo) {
+    /// A gap with what is lost to its cause so far.
+    fn counted(&self, gap: GapInfo) -> Gap {
+        let GapInfo { cause, from_ns, until_ns, packets } = gap;
+        let cumulative = self.counts.dropped[cause.index()];
+        Gap { cause, from_ns, until_ns, packets, cumulative, sequence: 0, policy: None }
+    }
+
+    fn add_gap(&mut self, gap: Gap) {
         self.pending_since.get_or_insert_with(Instant::now);
-        let cumulative = match gap.cause {
-            Cause::Shed => self.counts.shed,
-            cause => self.counts.dropped[cause.index()],
+        let joins = |last: &Gap| {
+            // Marks of the ladder come in pairs and stay apart.
+            (last.cause, last.policy) == (gap.cause, gap.policy)
+                && last.from_ns <= gap.from_ns
+                && gap.cause != Cause::Pressure
         };
-        let joins = |last: &Gap| last.cause == gap.cause && last.from_ns <= gap.from_ns;
         // Nothing was taken between two gaps that wait together, so joining them says nothing
         // false.
         if let Some(last) = self.pending_gaps.last_mut().filter(|last| joins(last)) {
             last.until_ns = gap.until_ns.zip(last.until_ns).map(|(a, b)| a.max(b)).or(gap.until_ns);
             last.packets = last.packets.zip(gap.packets).map(|(a, b)| a + b);
-            last.cumulative = cumulative;
+            last.cumulative = gap.cumulative;
             return;
         }
         if self.pending_gaps.len() == CHUNK_GAPS_MAX {
@@ -543,13 +615,13 @@ impl Fill {
             last.packets = last.packets.zip(gap.packets).map(|(a, b)| a + b);
             return;
         }
-        let GapInfo { cause, from_ns, until_ns, packets } = gap;
-        self.pending_gaps.push(Gap { cause, from_ns, until_ns, packets, cumulative, sequence: 0 });
+        self.pending_gaps.push(gap);
     }
 
     /// Hands over chunks whose first packet is old enough, and gaps that wait without packets.
     fn flush_aged(&mut self, flush_age: Duration) {
-        let shed_due = self.shed_since.is_some_and(|(since, _)| since.elapsed() >= SHED_AGE);
+        let policies_due = self.policies.as_ref().is_some_and(|policies| policies.is_due());
+        let shed_due = policies_due || self.filtered.is_due();
         let gap_due = self.pending_since.is_some_and(|since| since.elapsed() >= flush_age);
         let due = (gap_due || shed_due) && !self.streams.is_empty();
         if due && (self.streams[0].current.is_some() || self.begin(0)) {

@@ -43,16 +43,18 @@ pub(crate) struct Packets<'a> {
     pub(crate) chunk: &'a [u8],
     /// Where their blocks stand.
     pub(crate) at: &'a [u32],
+    /// They get no flows: the chunk's filter stands for them.
+    pub(crate) coarse: bool,
 }
 
-/// Enters every packet of a chunk into the flow table and gives the number of packets that no
-/// parser understood.
+/// Enters every packet of a chunk into the flow table, unless it is indexed coarsely, and gives the
+/// number of packets that no parser understood.
 pub(crate) fn note_flows(
     table: &mut FlowTable,
     delta: &mut ChunkDelta,
     packets: &Packets<'_>,
 ) -> u64 {
-    let Packets { link_type, from, chunk, at: epb_at } = *packets;
+    let Packets { link_type, from, chunk, at: epb_at, coarse } = *packets;
     table.begin_chunk(delta);
     let mut unparsed = 0;
     let mut notes: [PacketNote; NOTES] = std::array::from_fn(|_| PacketNote::default());
@@ -89,7 +91,10 @@ pub(crate) fn note_flows(
                 tcp_flags: dissected.tcp_flags,
             };
         }
-        table.upsert(&notes[..batch.len()], delta);
+        match coarse {
+            false => table.upsert(&notes[..batch.len()], delta),
+            true => notes[..batch.len()].iter().for_each(|note| delta.note_loose(&note.key)),
+        }
     }
     unparsed
 }

@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn one_thread_that_stands_still_is_enough() {
-        let lanes = [0, 1].map(|lane| LaneShared::new(lane, None, SourceReport::default()));
+        let lanes =
+            [0, 1].map(|lane| LaneShared::new(lane, None, SourceReport::default(), Vec::new()));
         let go = |lane: usize, own, sealer| {
             lanes[lane].rounds.fetch_add(own, Ordering::Relaxed);
             lanes[lane].seal_rounds.fetch_add(sealer, Ordering::Relaxed);

@@ -342,7 +342,8 @@ impl Sealer {
         let buf = job.buf.as_mut().expect("the chunk was there above");
         if indexed {
             let (link_type, from) = (stream.link_type, &job.interfaces[..]);
-            let packets = Packets { link_type, from, chunk: buf, at: &job.epb_at };
+            let packets =
+                Packets { link_type, from, chunk: buf, at: &job.epb_at, coarse: job.coarse };
             unparsed = note_flows(table, &mut delta, &packets);
         } else {
             delta.unindexed = true;

@@ -23,9 +23,10 @@ use crate::layout::{LaneWish, Layout};
 use crate::live::Registry;
 use crate::machine::Machine;
 use crate::opener::{self, Done, Opener, Work};
+use crate::policy::{Policies, Tally};
 use crate::reseal::Returned;
 use crate::sealer::{Sealer, ToWriter};
-use crate::status::{BufferTimes, LaneShared, lock};
+use crate::status::{BufferTimes, LaneShared, PolicyCounters, lock};
 use crate::tail::TailHub;
 use crate::writer::{Writer, WriterChannels, WriterShared};
 use crate::{PipelineError, PipelineOptions, Topology, affinity};
@@ -448,7 +449,11 @@ impl LaneParts<'_> {
     /// What others see of a lane, and the pens that write it.
     fn view(&self, number: u16, spec: &LaneSpec) -> (LaneSide, Arc<LaneAcks>, LaneView) {
         let (lane_pen, writer_pen, books) = books::open(number);
-        let shared = Arc::new(LaneShared::new(number, spec.cpu, spec.source.report()));
+        let standing = spec.policies.iter().map(|policy| PolicyCounters::new(policy.name, false));
+        let rungs = spec.ladder.iter().map(|rung| PolicyCounters::new(rung.policy.name, true));
+        let policies = standing.chain(rungs).collect();
+        let shared = LaneShared::new(number, spec.cpu, spec.source.report(), policies);
+        let shared = Arc::new(shared);
         let acks = Arc::new(LaneAcks::new(writer_pen, Arc::clone(&shared)));
         (lane_pen, acks, LaneView { shared, books, live: spec.source.is_live() })
     }
@@ -460,7 +465,10 @@ impl LaneParts<'_> {
         parts.iter().position(|part| part.node.is_some() && part.node == node).unwrap_or(0)
     }
 
-    fn lane(&self, spec: LaneSpec, hand: Hand, pen: LaneSide, view: &LaneView) -> Lane {
+    fn lane(&self, mut spec: LaneSpec, hand: Hand, pen: LaneSide, view: &LaneView) -> Lane {
+        let ladder = !spec.ladder.is_empty();
+        let (standing, rungs) = (spec.policies, spec.ladder);
+        let policies = Policies::new(&mut spec.filter, standing, rungs, spec.vxlan_ports);
         let fill = Fill {
             pool: self.pool.clone(),
             near: self.near(view.shared.lane),
@@ -483,8 +491,10 @@ impl LaneParts<'_> {
             pending_gaps: Vec::with_capacity(crate::job::CHUNK_GAPS_MAX),
             pending_since: None,
             starved: false,
+            policies,
+            ladder,
+            filtered: Tally::default(),
             shed_told: 0,
-            shed_since: None,
         };
         let (source, stop) = (spec.source, Arc::clone(self.stop));
         Lane { source, fill, stop, flush_age: self.options.flush_age }

@@ -1,11 +1,12 @@
 //! What a lane shows of itself beside its books.
 
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use wirevault_capture::{SourceCounters, SourceReport};
+use wirevault_format::PolicyName;
 use wirevault_format::pcapng::OtherKind;
 use wirevault_telemetry::histogram::Latency;
 use wirevault_telemetry::line::{LINES_BYTES, OwnLines};
@@ -80,12 +81,59 @@ pub struct LaneShared {
     pub decap: OwnLines<DecapCounters>,
     /// Packets marked as second copies of others.
     pub duplicates: OwnLines<AtomicU64>,
+    /// Its policies, then its rungs.
+    pub policies: Vec<PolicyCounters>,
     state: OwnLines<AtomicU8>,
     blocked: AtomicU8,
     error: Mutex<Option<String>>,
     report: Mutex<Option<SourceReport>>,
     figures: OwnLines<SourceFigures>,
     cpu: Option<usize>,
+}
+
+/// What a policy or a rung of a lane did.
+#[derive(Debug)]
+pub struct PolicyCounters {
+    /// Its name.
+    pub name: PolicyName,
+    /// It is a rung of the pressure ladder.
+    pub is_rung: bool,
+    figures: OwnLines<PolicyFigures>,
+}
+
+/// Written once a batch; together they need not be of one moment.
+#[derive(Debug, Default)]
+struct PolicyFigures {
+    shed: AtomicU64,
+    cut: AtomicU64,
+    active: AtomicBool,
+}
+
+impl PolicyCounters {
+    pub(crate) fn new(name: PolicyName, is_rung: bool) -> Self {
+        Self { name, is_rung, figures: OwnLines::default() }
+    }
+
+    pub(crate) fn publish(&self, shed: u64, cut: u64, active: bool) {
+        self.figures.shed.store(shed, Ordering::Relaxed);
+        self.figures.cut.store(cut, Ordering::Relaxed);
+        self.figures.active.store(active, Ordering::Relaxed);
+    }
+
+    /// Packets that it left out: a part of the lane's `shed`.
+    pub fn shed(&self) -> u64 {
+        self.figures.shed.load(Ordering::Relaxed)
+    }
+
+    /// Packets that it cut: a part of the lane's `cut`.
+    pub fn cut(&self) -> u64 {
+        self.figures.cut.load(Ordering::Relaxed)
+    }
+
+    /// Whether it holds now: a policy always does, a rung while it is entered.
+    pub fn is_active(&self) -> bool {
+        self.figures.active.load(Ordering::Relaxed)
+    }
 }
 
 /// What the source counts beside the books. Each number only grows; together they need not be of
@@ -119,7 +167,12 @@ const _: () = {
 };
 
 impl LaneShared {
-    pub(crate) fn new(lane: u16, cpu: Option<usize>, report: SourceReport) -> Self {
+    pub(crate) fn new(
+        lane: u16,
+        cpu: Option<usize>,
+        report: SourceReport,
+        policies: Vec<PolicyCounters>,
+    ) -> Self {
         Self {
             lane,
             unindexed_chunks: AtomicU64::new(0),
@@ -133,6 +186,7 @@ impl LaneShared {
             shown: Shown::default(),
             decap: OwnLines::default(),
             duplicates: OwnLines::default(),
+            policies,
             state: OwnLines(AtomicU8::new(LaneState::Running as u8)),
             blocked: AtomicU8::new(0),
             error: Mutex::new(None),

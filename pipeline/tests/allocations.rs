@@ -16,10 +16,12 @@ use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_capture::{
     CaptureError, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
 };
-use wirevault_format::{Interface, LinkType};
+use wirevault_format::{Interface, LinkType, PolicyName};
 use wirevault_index::KeySource;
 use wirevault_media::DirMedia;
-use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions, Topology};
+use wirevault_pipeline::{
+    Action, LaneSpec, Pipeline, PipelineOptions, PolicySpec, RungSpec, Topology,
+};
 use wirevault_seal::{FileProvider, KeyProvider, random};
 use wirevault_storage::{CreateOptions, Store, create};
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -186,8 +188,24 @@ struct Rig {
     _dir: tempfile::TempDir,
 }
 
+/// A policy of each kind that is asked about every packet and leaves none out, and a rung that is
+/// entered with the first chunk.
+fn sparing_everything() -> (Vec<PolicySpec>, Vec<RungSpec>) {
+    let policy = |name, action| {
+        let name = PolicyName::new(name).expect("a short name");
+        PolicySpec { name, filter: None, action }
+    };
+    let standing = vec![
+        policy("some", Action::Sample { one_in: 1 }),
+        policy("first", Action::Cutoff { flow_bytes: u64::MAX }),
+        policy("heads", Action::Snaplen { bytes: FRAME_BYTES as u32 }),
+    ];
+    let policy = policy("coarse", Action::CoarseIndex);
+    (standing, vec![RungSpec { policy, enter_percent: 1, leave_percent: 1 }])
+}
+
 /// Records into a sealed store of segments of 32 MiB (127 chunks) with the best queue there is.
-fn start(topology: Topology) -> Rig {
+fn start(topology: Topology, policies: bool) -> Rig {
     let dir = tempfile::tempdir().expect("a directory");
     let provider: Arc<dyn KeyProvider> =
         Arc::new(FileProvider::create(&dir.path().join("k")).expect("a key"));
@@ -218,7 +236,10 @@ fn start(topology: Topology) -> Rig {
         allowed: Arc::clone(&allowed),
         ended: Arc::clone(&ended),
     };
-    let lane = LaneSpec::new(Box::new(source));
+    let mut lane = LaneSpec::new(Box::new(source));
+    if policies {
+        (lane.policies, lane.ladder) = sparing_everything();
+    }
     let arena = ArenaOptions { bytes: 16 << 20, hugepages: Hugepages::Off, numa_node: None };
     let pool = Pool::new(Arena::new(arena).expect("16 MiB"));
     let options = PipelineOptions {
@@ -272,13 +293,14 @@ const AT_A_CHANGE: [(Topology, [u64; NAMES.len()]); 2] =
 #[test]
 fn nothing_is_allocated_for_a_packet_or_a_chunk() {
     for (topology, at_a_change) in AT_A_CHANGE {
-        println!("{topology:?}");
-        nothing_is_allocated(topology, at_a_change);
+        for policies in [false, true] {
+            println!("{topology:?}, policies: {policies}");
+            nothing_is_allocated(start(topology, policies), at_a_change);
+        }
     }
 }
 
-fn nothing_is_allocated(topology: Topology, at_a_change: [u64; NAMES.len()]) {
-    let rig = start(topology);
+fn nothing_is_allocated(rig: Rig, at_a_change: [u64; NAMES.len()]) {
     rig.give(20);
     assert_eq!(rig.segments(), 1);
     let before = counted();

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 
 use wirevault_format::table::{RunEntry, RunState};
-use wirevault_format::{Cause, Gap, RunId};
+use wirevault_format::{Cause, Gap, PolicyName, RunId};
 
 use crate::summary::{DamageLine, GapLine, Instant, LIST_MAX, Summary};
 
@@ -81,6 +81,14 @@ struct Missing {
     lane: Option<u16>,
     packets: Option<u64>,
     cause: Cause,
+    policy: Option<PolicyName>,
+}
+
+impl Missing {
+    /// Of all lanes, without a number.
+    fn everywhere(span: Span, cause: Cause) -> Self {
+        Self { span, lane: None, packets: None, cause, policy: None }
+    }
 }
 
 /// Fills in what a summary says of completeness.
@@ -103,11 +111,10 @@ pub(crate) fn judge(facts: &Facts, window: &Window, summary: &mut Summary) {
     for lost in &lost {
         let span = (lost.from_ns, lost.until_ns);
         let (lane, packets) = (Some(lost.lane), lost.packets);
-        missing.push(Missing { span, lane, packets, cause: lost.cause });
+        missing.push(Missing { span, lane, packets, cause: lost.cause, policy: None });
     }
     if !facts.missing_volumes.is_empty() {
-        let cause = Cause::MissingVolume;
-        missing.push(Missing { span: asked, lane: None, packets: None, cause });
+        missing.push(Missing::everywhere(asked, Cause::MissingVolume));
     }
     if asked.0 < facts.replaced_ns {
         let (span, cause) = ((asked.0, facts.replaced_ns), Cause::MissingVolume);
@@ -173,7 +180,7 @@ fn outside(
             // gone with it.
             let evicted = facts.evicted_live_ns.max(facts.evicted_import_ns);
             let cause = if evicted > 0 && span.0 <= evicted { Cause::Retention } else { default };
-            missing.push(Missing { span, lane: None, packets: None, cause });
+            missing.push(Missing::everywhere(span, cause));
         }
     };
     let head_asked = window.since_ns.is_some() || until <= covered.0;
@@ -238,7 +245,7 @@ fn between_runs(facts: &Facts, live: Option<Span>, missing: &mut Vec<Missing>) {
         let cause =
             if run.state == RunState::Ended { Cause::NotRecording } else { Cause::CrashTail };
         if span.0 < span.1 {
-            missing.push(Missing { span, lane: None, packets: None, cause });
+            missing.push(Missing::everywhere(span, cause));
         }
     }
 }
@@ -251,31 +258,35 @@ fn interrupted_imports(facts: &Facts, edges: Option<Span>, missing: &mut Vec<Mis
         let stored = hull(facts.parts.iter().filter(|part| part.run == run.run));
         let from = stored.map_or_else(|| edges.map_or(0, |edges| edges.0), |span| span.1);
         let until = edges.map_or(from, |edges| edges.1).max(from.saturating_add(1));
-        let (span, cause) = ((from, until), Cause::CrashTail);
-        missing.push(Missing { span, lane: None, packets: None, cause });
+        missing.push(Missing::everywhere((from, until), Cause::CrashTail));
     }
 }
 
 /// Gaps that lanes wrote down, each once, open ones closed.
 fn recorded(facts: &Facts, missing: &mut Vec<Missing>) {
     // End and packets, by what makes a gap the same one.
-    type Gaps = HashMap<(RunId, u16, Cause, u64), (Option<u64>, Option<u64>)>;
+    type Same = (RunId, u16, Cause, Option<PolicyName>, u64);
+    type Gaps = HashMap<Same, (Option<u64>, Option<u64>)>;
     let mut seen = Gaps::new();
-    for Recorded { run, lane, gap } in &facts.recorded {
-        let known = seen.entry((*run, *lane, gap.cause, gap.from_ns)).or_insert((None, None));
+    // That a rung was entered spoils nothing: what it left out has gaps of its own.
+    let absences = facts.recorded.iter().filter(|it| it.gap.cause != Cause::Pressure);
+    for Recorded { run, lane, gap } in absences {
+        let same = (*run, *lane, gap.cause, gap.policy, gap.from_ns);
+        let known = seen.entry(same).or_insert((None, None));
         // A gap that begins, and the same one when it has ended, or copied into another segment.
         known.0 = known.0.max(gap.until_ns);
         known.1 = known.1.max(gap.packets);
     }
     let ends = live_ends(facts);
-    for ((run, lane, cause, from), (until, packets)) in seen {
+    for ((run, lane, cause, policy, from), (until, packets)) in seen {
         let until = until.unwrap_or_else(|| {
             let live = ends.iter().find(|(entry, _)| entry.run == run).map(|(_, end)| *end);
             // An import's clock is that of its packets: what is missing lies behind its last.
             let last = || hull(facts.parts.iter().filter(|part| part.run == run));
             live.or_else(|| last().map(|span| span.1)).unwrap_or(from)
         });
-        missing.push(Missing { span: (from, until.max(from)), lane: Some(lane), packets, cause });
+        let (span, lane) = ((from, until.max(from)), Some(lane));
+        missing.push(Missing { span, lane, packets, cause, policy });
     }
 }
 
@@ -297,29 +308,28 @@ fn without(span: Span, hole: Option<Span>) -> Vec<Span> {
     parts.into_iter().filter(|part| part.0 < part.1).collect()
 }
 
-/// Joins what overlaps or touches, if lane and cause are the same, and sorts by time.
+/// Joins what overlaps or touches, if lane, cause and policy are the same, and sorts by time.
 fn coalesce(mut missing: Vec<Missing>) -> Vec<Missing> {
-    missing.sort_by_key(|missing| (missing.lane, missing.cause, missing.span));
+    let why = |missing: &Missing| (missing.lane, missing.cause, missing.policy);
+    missing.sort_by_key(|missing| (why(missing), missing.span));
     let mut out: Vec<Missing> = Vec::new();
     for next in missing {
         match out.last_mut() {
-            Some(last)
-                if (last.lane, last.cause) == (next.lane, next.cause)
-                    && next.span.0 <= last.span.1 =>
-            {
+            Some(last) if why(last) == why(&next) && next.span.0 <= last.span.1 => {
                 last.span.1 = last.span.1.max(next.span.1);
                 last.packets = last.packets.zip(next.packets).map(|(a, b)| a.saturating_add(b));
             }
             _ => out.push(next),
         }
     }
-    out.sort_by_key(|missing| (missing.span, missing.lane, missing.cause));
+    out.sort_by_key(|missing| (missing.span, why(missing)));
     out
 }
 
 fn line(missing: &Missing) -> GapLine {
-    let Missing { span, lane, packets, cause } = *missing;
-    GapLine { from: Instant::from(span.0), until: Instant::from(span.1), lane, packets, cause }
+    let Missing { span, lane, packets, cause, policy } = *missing;
+    let (from, until) = (Instant::from(span.0), Instant::from(span.1));
+    GapLine { from, until, lane, packets, cause, policy: policy.map(|policy| policy.to_string()) }
 }
 
 fn damage_line(lost: &Lost) -> DamageLine {

@@ -1,7 +1,7 @@
 //! The rules of completeness, as tables of windows and answers.
 
 use wirevault_format::table::{RunEntry, RunState};
-use wirevault_format::{Cause, Gap, RunId};
+use wirevault_format::{Cause, Gap, PolicyName, RunId};
 
 use crate::completeness::{Facts, Lost, Part, Recorded, Window, judge};
 use crate::summary::Summary;
@@ -34,7 +34,7 @@ fn gap(
     until_ns: Option<u64>,
     packets: Option<u64>,
 ) -> Recorded {
-    let gap = Gap { cause, from_ns, until_ns, packets, cumulative: 0, sequence: 0 };
+    let gap = Gap { cause, from_ns, until_ns, packets, cumulative: 0, sequence: 0, policy: None };
     Recorded { run: RunId(number), lane: 0, gap }
 }
 
@@ -129,6 +129,29 @@ fn a_running_recorder_covers_what_is_durable() {
     facts.durable_until_ns = None;
     assert_eq!(verdict(&facts, Some(300), None), "300..398");
     assert_eq!(verdict(&facts, Some(300), Some(399)), "300..398 not_yet_durable 398-399");
+}
+
+#[test]
+fn what_policies_shed_is_told_by_their_names() {
+    let mut facts = two_runs();
+    let shed = |policy: Option<&str>, from_ns: u64, packets: u64| {
+        let mut it = gap(1, Cause::Shed, from_ns, Some(130 * S), Some(packets));
+        it.gap.policy = policy.map(|name| PolicyName::new(name).expect("a short name"));
+        it
+    };
+    // Two of one policy overlap; another policy and the capture filter left out at the same time.
+    facts.recorded = vec![
+        shed(Some("bulk"), 120 * S, 5),
+        shed(Some("bulk"), 121 * S, 2),
+        shed(Some("video"), 120 * S, 3),
+        shed(None, 120 * S, 1),
+    ];
+    let mut summary = Summary::default();
+    judge(&facts, &Window { until_ns: Some(150 * S), ..Window::default() }, &mut summary);
+    let lines = summary.gaps.iter().map(|gap| (gap.policy.as_deref(), gap.packets));
+    let expected = [(None, Some(1)), (Some("bulk"), Some(7)), (Some("video"), Some(3))];
+    assert_eq!(lines.collect::<Vec<_>>(), expected);
+    assert!(!summary.complete);
 }
 
 #[test]

@@ -214,6 +214,7 @@ fn rows_of_segments_without_an_answer_change_nothing_of_it() {
             packets: Some(1),
             cumulative: n + 1,
             sequence: 2 * n + 2,
+            policy: None,
         };
         let spec = packets(&[(at, port), (at + 1, port)], 2 * n);
         let mut segment = SimSegment::new(1, 0, LINKS[0], n + 1).chunk(2 * n, &spec);
@@ -455,6 +456,7 @@ fn gaps_of_neighbours_count() {
         packets: None,
         cumulative: 0,
         sequence: 1,
+        policy: None,
     };
     let segment = |ordinal: u64, at: u64| {
         let mut segment =

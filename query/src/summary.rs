@@ -49,6 +49,9 @@ pub struct GapLine {
     #[serde(with = "cause_name")]
     #[schemars(with = "String")]
     pub cause: Cause,
+    /// The configured policy that left them out; nothing for the capture filter and other causes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
 }
 
 /// Stored bytes within the window that cannot be read.
@@ -68,7 +71,7 @@ pub struct DamageLine {
 
 /// Statement at the end of an answer.
 ///
-/// Complete means: no gap, nothing left out by a capture filter and no damage touches the window
+/// Complete means: no gap, nothing left out by a filter or policy and no damage touches the window
 /// within the coverage, and the window does not explicitly reach outside the coverage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Default)]
 pub struct Summary {
@@ -164,6 +167,9 @@ impl fmt::Display for Summary {
         }
         for gap in self.gaps.iter().take(TEXT_LINES_MAX) {
             write!(f, "\n  gap from {} to {}: {}", gap.from, gap.until, gap.cause)?;
+            if let Some(policy) = &gap.policy {
+                write!(f, " by {policy}")?;
+            }
             if let Some(lane) = gap.lane {
                 write!(f, ", lane {lane}")?;
             }
@@ -225,6 +231,7 @@ mod tests {
             lane: Some(3),
             packets: None,
             cause: Cause::RingOverflow,
+            policy: (n == 0).then(|| "backups".to_owned()),
         };
         Summary {
             packets: 1,
@@ -239,8 +246,10 @@ mod tests {
     #[test]
     fn json_reads_back_and_names_causes() {
         let json = summary(1).json_within(usize::MAX);
-        assert!(json.contains(r#""cause":"ring_overflow""#), "{json}");
-        assert!(json.contains(r#""packets":null"#), "{json}");
+        assert!(
+            json.contains(r#""packets":null,"cause":"ring_overflow","policy":"backups""#),
+            "{json}"
+        );
         assert_eq!(serde_json::from_str::<Summary>(&json).unwrap(), summary(1));
         assert!(serde_json::from_str::<Summary>(&json.replace("ring_", "wing_")).is_err());
     }

@@ -251,5 +251,6 @@ fn gap(damage: &Damage, entry: &SegmentEntry, now_ns: u64) -> Gap {
         packets: damage.packets,
         cumulative: damage.packets.unwrap_or(0),
         sequence: 0,
+        policy: None,
     }
 }

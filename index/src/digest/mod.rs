@@ -244,6 +244,7 @@ mod tests {
             packets: Some(3),
             cumulative: 3,
             sequence: 1,
+            policy: None,
         }
     }
 

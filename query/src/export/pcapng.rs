@@ -213,6 +213,7 @@ mod tests {
             lane: Some(1),
             packets: Some(n),
             cause: Cause::NoBuffer,
+            policy: None,
         };
         let summary = Summary { gaps: (0..1000).map(gap).collect(), ..Summary::default() };
         let file = exported(&[packet(0, 1, DNS)], &["eth0"], &summary);

@@ -241,6 +241,7 @@ impl Recorder {
                 packets: Some(1),
                 cumulative: lane.gaps,
                 sequence: lane.next_sequence,
+                policy: None,
             };
             gap.encode((&mut buf[end..end + GAP_BYTES]).try_into().unwrap());
             delta.gaps.push(gap);

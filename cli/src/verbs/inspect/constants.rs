@@ -15,8 +15,8 @@ use wirevault_format::section::{PartHeader, SectionId};
 use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{self, Entry, RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_format::{
-    Cause, Gap, LifeId, LinkType, RunId, StoreId, VolumeId, chunk, crc32c, footer, gap, limits,
-    local, pcapng, section, segment, superblock,
+    Cause, Gap, LifeId, LinkType, PolicyName, RunId, StoreId, VolumeId, chunk, crc32c, footer, gap,
+    limits, local, pcapng, section, segment, superblock,
 };
 use wirevault_storage::plan;
 
@@ -57,6 +57,7 @@ fn numbers(out: &mut String) {
         chunk::PAYLOAD_BYTES_MAX,
         gap::GAP_BYTES,
         gap::CAUSES,
+        PolicyName::BYTES_MAX,
         section::PART_HEADER_BYTES,
         section::PART_AAD_BYTES,
         section::PART_TAG_BYTES,
@@ -145,6 +146,7 @@ fn samples(out: &mut String) {
         packets: Some(3),
         cumulative: 4,
         sequence: 5,
+        policy: PolicyName::new("backups"),
     };
     let mut block = [0; GAP_BYTES];
     gap.encode(&mut block);

@@ -9,6 +9,7 @@ pub mod lanes;
 pub mod oracle;
 pub mod readers;
 pub mod recorder;
+pub mod slow;
 pub mod stepper;
 pub mod store;
 pub mod traffic;

@@ -1,13 +1,16 @@
 //! A device that is far too slow forces losses. The books, the gaps in the data and the sequence
-//! numbers that are missing from it all say the same, lane by lane.
+//! numbers that are missing from it all say the same, lane by lane. With a ladder ([`pressure`])
+//! they say which rung left out which.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod pressure;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use wirevault_buffer::{Arena, ArenaOptions, ChunkBuf, Hugepages, Pool};
+use wirevault_buffer::{Arena, ArenaOptions, Hugepages, Pool};
 use wirevault_capture::{PacketMmapOptions, open_lanes};
 use wirevault_format::Gap;
 use wirevault_format::gap::Cause;
@@ -15,10 +18,7 @@ use wirevault_format::limits::CHUNK_BYTES;
 use wirevault_format::pcapng::{Blocks, Epb};
 use wirevault_index::reader::gaps_in;
 use wirevault_index::{Catalog, KeySource, open_store};
-use wirevault_media::{DirMedia, Media, MediaFile};
-use wirevault_nvme::{
-    Completion, NvmeError, Queue, QueueOptions, QueueReport, Refused, Slot, ThreadQueue,
-};
+use wirevault_media::{DirMedia, Media};
 use wirevault_pipeline::{LaneSpec, Pipeline, PipelineOptions, Topology};
 use wirevault_query::export::CountSink;
 use wirevault_query::{Request, Summary};
@@ -28,6 +28,7 @@ use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_testkit::net::{Namespace, Sender, Stamp, now_ns, wait_for};
 use wirevault_tests::recorder::PATIENCE;
+use wirevault_tests::slow::ChunkTime;
 
 const LANES: usize = 2;
 /// A chunk takes this long: 4 MB/s.
@@ -40,80 +41,12 @@ const FLOWS: u64 = 32;
 /// A packet is counted by the kernel at most this long after it was stamped.
 const ON_THE_WAY_NS: u64 = 100_000_000;
 
-/// A device that takes its time: completions of the real queue come out one [`CHUNK_TIME`] apart.
-struct SlowQueue {
-    inner: ThreadQueue,
-    held: VecDeque<(Instant, Completion)>,
-    free_at: Instant,
-}
-
-impl Queue for SlowQueue {
-    fn name(&self) -> &'static str {
-        "slow"
-    }
-
-    fn report(&self) -> QueueReport {
-        self.inner.report()
-    }
-
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
-        self.inner.attach(file)
-    }
-
-    fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
-        self.inner.detach(slot)
-    }
-
-    fn write(
-        &mut self,
-        slot: Slot,
-        offset: u64,
-        buf: ChunkBuf,
-        len_bytes: usize,
-        token: u64,
-    ) -> Result<(), Refused> {
-        self.inner.write(slot, offset, buf, len_bytes, token)
-    }
-
-    fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
-        self.inner.sync(slot, token)
-    }
-
-    fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
-        let mut fresh = Vec::new();
-        self.inner.poll(if self.held.is_empty() { wait } else { Duration::ZERO }, &mut fresh)?;
-        for completion in fresh {
-            if matches!(completion, Completion::Write { .. }) {
-                self.free_at = self.free_at.max(Instant::now()) + CHUNK_TIME;
-            }
-            self.held.push_back((self.free_at, completion));
-        }
-        if let Some((due, _)) = self.held.front() {
-            std::thread::sleep(due.saturating_duration_since(Instant::now()).min(wait));
-        }
-        while let Some((due, completion)) = self.held.pop_front() {
-            if due > Instant::now() {
-                self.held.push_front((due, completion));
-                break;
-            }
-            out.push(completion);
-        }
-        Ok(())
-    }
-
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight() + self.held.len()
-    }
-}
-
 /// What the segments of one lane hold.
 #[derive(Default)]
 struct LaneData {
     packets: BTreeMap<u64, Stamp>,
+    /// Packets that were cut, which have no readable stamp: their number.
+    cut: BTreeSet<u64>,
     gaps: Vec<Gap>,
 }
 
@@ -167,6 +100,7 @@ fn check_lane(snapshot: &Snapshot, data: &LaneData, sent: &[&Stamp]) {
     assert!(snapshot.balances() && snapshot.in_flight == 0, "{snapshot:?}");
     assert_eq!(snapshot.received, sent.len() as u64, "lane {lane}");
     assert_eq!(snapshot.stored, data.packets.len() as u64, "lane {lane}");
+    assert!(data.cut.is_empty(), "nothing was to be cut");
     let dropped = snapshot.dropped_packets();
     assert!(dropped > 0, "lane {lane} lost nothing: the device was not slow enough");
 
@@ -233,26 +167,28 @@ fn make_store(folder: &Path) -> Store {
 }
 
 fn start(store: Store, topology: Topology) -> Pipeline {
+    let time = ChunkTime::default();
+    time.set(CHUNK_TIME);
+    let options = PipelineOptions { topology, queue: time.queues(), ..PipelineOptions::default() };
+    Pipeline::start(store, pool(8), lanes(LANES), &options, Arc::new(SystemClock))
+        .expect("pipeline")
+}
+
+/// Lanes that take everything from the test's interface.
+fn lanes(count: usize) -> Vec<LaneSpec> {
     let ring = PacketMmapOptions {
         ring_bytes: 1 << 20,
         block_bytes: 1 << 16,
         ..PacketMmapOptions::new("va")
     };
-    let sources = open_lanes(&ring, LANES).expect("lanes");
-    let lane = |source| LaneSpec::new(Box::new(source));
-    let arena = ArenaOptions { bytes: 8 * CHUNK_BYTES, hugepages: Hugepages::Off, numa_node: None };
-    let pool = Pool::new(Arena::new(arena).expect("memory"));
-    let options = PipelineOptions {
-        topology,
-        queue: Arc::new(|_, _| {
-            let inner = ThreadQueue::new(&QueueOptions::default())?;
-            let queue = SlowQueue { inner, held: VecDeque::new(), free_at: Instant::now() };
-            Ok(Box::new(queue) as Box<dyn Queue>)
-        }),
-        ..PipelineOptions::default()
-    };
-    let lanes = sources.into_iter().map(lane).collect();
-    Pipeline::start(store, pool, lanes, &options, Arc::new(SystemClock)).expect("pipeline")
+    let sources = open_lanes(&ring, count).expect("lanes");
+    sources.into_iter().map(|source| LaneSpec::new(Box::new(source))).collect()
+}
+
+fn pool(chunks: usize) -> Pool {
+    let bytes = chunks * CHUNK_BYTES;
+    let arena = ArenaOptions { bytes, hugepages: Hugepages::Off, numa_node: None };
+    Pool::new(Arena::new(arena).expect("memory"))
 }
 
 fn send_bursts(pipeline: &Pipeline) -> Vec<Stamp> {
@@ -286,6 +222,11 @@ fn read_back(catalog: &Catalog) -> BTreeMap<u16, LaneData> {
             data.gaps.extend(gaps_in(payload).expect("blocks"));
             for block in Blocks::new(payload) {
                 let Ok(packet) = Epb::parse(&block.expect("a block")) else { continue };
+                if packet.data.len() < packet.orig_len as usize {
+                    let number = packet.data[48..56].try_into().expect("the stamp is not cut");
+                    assert!(data.cut.insert(u64::from_be_bytes(number)), "a cut packet is twice");
+                    continue;
+                }
                 let Some(stamp) = Stamp::read(packet.data) else { continue };
                 let doubled = data.packets.insert(stamp.number, stamp);
                 assert!(doubled.is_none(), "packet {} is there twice", stamp.number);

@@ -23,6 +23,7 @@ mod check;
 mod fault;
 mod input;
 pub mod keys;
+mod policies;
 pub mod reference;
 mod section;
 mod settings;
@@ -35,6 +36,7 @@ use std::path::{Path, PathBuf};
 pub use access::{Api, CertificateName, Principal, Role, Rule, Tls};
 pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
+pub use policies::{Policy, PolicyAction, Rung};
 pub use settings::{
     Buffer, Config, DecapMode, Duplicates, Hugepages, LogLevel, MirrorTunnel, RetentionAction,
     RetentionRule, SourceKind, Speed, Topology, Tunnel,

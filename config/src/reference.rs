@@ -116,8 +116,10 @@ mod tests {
 
     #[test]
     fn the_hidden_keys_of_the_example_are_valid_too() {
+        // Of a policy these belong to another action than the example's.
+        let excluded = |key: &str| key.starts_with("one_in") || key.starts_with("snaplen");
         let shown = |line: &str| match line.trim_start().strip_prefix('#') {
-            Some(key) if !key.starts_with(' ') => line.replacen('#', "", 1),
+            Some(key) if !key.starts_with(' ') && !excluded(key) => line.replacen('#', "", 1),
             _ => line.to_owned(),
         };
         let all = FILE.lines().map(shown).collect::<Vec<_>>().join("\n");
@@ -126,7 +128,7 @@ mod tests {
         assert!(faults.to_string().contains("both `capture` and `replay`"));
         assert!(faults.to_string().contains("both `listen` and `connect`"));
 
-        // Without the whole of `capture` and `pcap_over_ip` the file replays.
+        // Without what comes now, and what is left out of it, the file replays.
         let (before, rest) = all.split_once("\ncapture:").unwrap();
         let (_, after) = rest.split_once("\nreplay:").unwrap();
         let config = parse(&format!("{before}\nreplay:{after}"), "replay").unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::access::Api;
 use crate::input::Input;
 use crate::keys::VOLUMES_MAX;
+use crate::policies::{Policy, Rung};
 
 /// An enum whose values have names in the configuration.
 macro_rules! choice {
@@ -190,6 +191,10 @@ pub struct Config {
     pub key_file: Option<PathBuf>,
     /// Where packets come from.
     pub input: Input,
+    /// What is left out of what comes now, in the order of asking.
+    pub policies: Vec<Policy>,
+    /// What is left out under pressure, in the order of entering.
+    pub pressure: Vec<Rung>,
     /// The packet buffer.
     pub buffer: Buffer,
     /// Longest time that a packet waits in a chunk that does not fill.

@@ -492,8 +492,11 @@ pub struct LaneStatus {
     pub received: u64,
     /// Packets durable.
     pub stored: u64,
-    /// Packets left out by a configured filter.
+    /// Packets left out by a configured filter or policy.
     pub shed: u64,
+    /// What policies did, and then the rungs of the pressure ladder.
+    #[serde(default)]
+    pub policies: Vec<PolicyStatus>,
     /// Packets lost.
     pub dropped: u64,
     /// The same by cause.
@@ -534,7 +537,8 @@ pub struct LaneStatus {
     pub truncated_mirror: u64,
     /// Packets marked as second copies of others that the input's lanes stored.
     pub duplicates: u64,
-    /// Chunks with more flows than the index follows: filters over addresses and ports cover them.
+    /// Chunks with more flows than the index follows, or indexed coarsely under pressure: filters
+    /// over addresses and ports cover them.
     pub filtered_chunks: u64,
     /// Flows of the open segment so far; 0 offline.
     pub flows: u64,
@@ -554,6 +558,21 @@ pub struct LaneStatus {
     pub notes: Vec<String>,
     /// The last thing that went wrong.
     pub error: Option<String>,
+}
+
+/// What a policy, or a rung of the pressure ladder, did on a lane.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyStatus {
+    /// Its name in the configuration.
+    pub name: String,
+    /// It is a rung: it holds under pressure only.
+    pub rung: bool,
+    /// It holds now.
+    pub active: bool,
+    /// Packets that it left out: a part of the lane's `shed`.
+    pub shed: u64,
+    /// Packets that it cut: a part of the lane's `cut`.
+    pub cut: u64,
 }
 
 /// Places of segments that were given up since the start, by what a few of their blocks read as

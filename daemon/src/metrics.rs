@@ -47,6 +47,15 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
         ] {
             page.counter(name, &labels, count.load(Ordering::Relaxed));
         }
+        for policy in &lane.shared.policies {
+            let labels = [("lane", number.as_str()), ("policy", policy.name.as_str())];
+            page.counter(Counter::PolicyShedPackets, &labels, policy.shed());
+            page.counter(Counter::PolicyCutPackets, &labels, policy.cut());
+            if policy.is_rung {
+                let active = f64::from(u8::from(policy.is_active()));
+                page.gauge(Gauge::PolicyRungState, &labels, active);
+            }
+        }
     }
     let pool = pipeline.pool();
     let report = pool.arena().report();

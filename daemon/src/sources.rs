@@ -8,13 +8,15 @@ use wirevault_capture::{
     UdpTargetOptions, XdpOptions, choose, open_lanes, open_streams, open_targets, open_xdp_lanes,
 };
 use wirevault_config::{
-    Capture, Config, Input, Live, LiveSource, MirrorTarget, MirrorTunnel, PcapOverIp, Replay,
-    Sender, SourceKind,
+    Capture, Config, Input, Live, LiveSource, MirrorTarget, MirrorTunnel, PcapOverIp, Policy,
+    PolicyAction, Replay, Rung, Sender, SourceKind,
 };
-use wirevault_format::{LinkType, VxlanPorts};
+use wirevault_format::{LinkType, PolicyName, VxlanPorts};
 use wirevault_packet::{Decap, Tunnel};
 use wirevault_pipeline::duplicates::Seen;
-use wirevault_pipeline::{Filter, LaneSpec, LaneWish, Topology, affinity};
+use wirevault_pipeline::{
+    Action, Filter, LaneSpec, LaneWish, PolicySpec, RungSpec, Topology, affinity,
+};
 use wirevault_query::filter;
 use wirevault_storage::Budget;
 
@@ -71,7 +73,7 @@ pub(crate) fn open(config: &Config, near: &[Vec<usize>]) -> Result<Vec<LaneSpec>
         Input::Live(inputs) => {
             for live in inputs {
                 move_to(near.get(lanes.len()).map_or(&[], Vec::as_slice));
-                let opened = open_live(live);
+                let opened = open_live(live, config);
                 move_to(&anywhere);
                 lanes.extend(opened?);
             }
@@ -90,14 +92,18 @@ fn move_to(cpus: &[usize]) {
     }
 }
 
-fn open_live(live: &Live) -> Result<Vec<LaneSpec>, DaemonError> {
+fn open_live(live: &Live, config: &Config) -> Result<Vec<LaneSpec>, DaemonError> {
     let (sources, filter) = match &live.source {
         LiveSource::Capture(capture) => take_from(live, capture)?,
         LiveSource::PcapOverIp(streams) => (pcap_over_ip(live, streams)?, live.filter.clone()),
         LiveSource::MirrorTarget(target) => (mirror_target(live, target)?, live.filter.clone()),
     };
-    let path = format!("{}.filter", live.path);
-    let filter = filter.map(|text| compile(&text, &path, &present(&sources))).transpose()?;
+    let (path, present) = (format!("{}.filter", live.path), present(&sources));
+    let filter = filter.map(|text| compile(&text, &path, &present)).transpose()?;
+    let policies = config.policies.iter().filter(|policy| is_for(policy, live));
+    let policies: Vec<_> = policies.map(|it| policy(it, &present)).collect::<Result<_, _>>()?;
+    let rung = |it| rung(it, &present);
+    let ladder: Vec<_> = config.pressure.iter().map(rung).collect::<Result<_, _>>()?;
     let vxlan_ports = VxlanPorts::new(&live.vxlan_ports);
     let decap = live.decap.as_ref().map(|tunnels| removed(tunnels, vxlan_ports));
     // One for all its lanes: the copies of a packet may reach different ones.
@@ -106,11 +112,41 @@ fn open_live(live: &Live) -> Result<Vec<LaneSpec>, DaemonError> {
         duplicates: duplicates.clone(),
         snaplen_bytes: live.snaplen_bytes,
         filter: filter.clone(),
+        policies: policies.clone(),
+        ladder: ladder.clone(),
         decap,
         vxlan_ports,
         ..LaneSpec::new(source)
     };
     Ok(sources.into_iter().map(lane).collect())
+}
+
+fn is_for(policy: &Policy, live: &Live) -> bool {
+    policy.interface.as_ref().is_none_or(|name| match &live.source {
+        LiveSource::Capture(capture) => capture.interface == *name,
+        LiveSource::PcapOverIp(_) | LiveSource::MirrorTarget(_) => false,
+    })
+}
+
+/// The lane's word for a policy of the configuration, its filter compiled.
+fn policy(policy: &Policy, present: &[LinkType]) -> Result<PolicySpec, DaemonError> {
+    let path = format!("{}.filter", policy.path);
+    let filter = policy.filter.as_ref().map(|text| compile(text, &path, present)).transpose()?;
+    let name = PolicyName::new(&policy.name).expect("the configuration's names are short words");
+    let action = match policy.action {
+        PolicyAction::Keep => Action::Keep,
+        PolicyAction::Drop => Action::Drop,
+        PolicyAction::Cutoff { flow_bytes } => Action::Cutoff { flow_bytes },
+        PolicyAction::Sample { one_in } => Action::Sample { one_in },
+        PolicyAction::Snaplen { bytes } => Action::Snaplen { bytes },
+        PolicyAction::CoarseIndex => Action::CoarseIndex,
+    };
+    Ok(PolicySpec { name, filter, action })
+}
+
+fn rung(rung: &Rung, present: &[LinkType]) -> Result<RungSpec, DaemonError> {
+    let Rung { enter_percent, leave_percent, .. } = *rung;
+    Ok(RungSpec { policy: policy(&rung.policy, present)?, enter_percent, leave_percent })
 }
 
 /// The link type that each source gives first. A mirror target also knows raw IP, which is an
@@ -244,9 +280,8 @@ pub(crate) fn import_lane(
     LaneSpec { decap, vxlan_ports, ..LaneSpec::new(Box::new(source)) }
 }
 
-/// A capture filter that is right for every link type present. One that a later interface brings
-/// and that it does not fit keeps all packets of that link type: dropping them unasked would be
-/// worse.
+/// A filter that is right for every link type present. Of one that a later interface brings and
+/// that it does not fit all packets are kept: dropping them unasked would be worse.
 fn compile(text: &str, path: &str, present: &[LinkType]) -> Result<Filter, DaemonError> {
     for link_type in present {
         filter::compile(text, *link_type)

@@ -10,7 +10,7 @@ use wirevault_format::{Cause, RunId};
 use wirevault_index::error::chain;
 use wirevault_index::{Catalog, Segment, StoreReader};
 use wirevault_media::Erased;
-use wirevault_pipeline::{LaneState, LaneView, Pipeline, ThreadPlace, VolumeView};
+use wirevault_pipeline::{LaneState, LaneView, Pipeline, PolicyCounters, ThreadPlace, VolumeView};
 use wirevault_storage::{Budget, StoreStatus};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
@@ -18,7 +18,7 @@ use wirevault_telemetry::histogram::LatencySnapshot;
 use crate::answers::STOPPED;
 use crate::api::{
     BudgetStatus, BufferStatus, ErasedStatus, HoldsStatus, LaneStatus, LayoutStatus, LimitsStatus,
-    MemoryStatus, SegmentRow, State, StatusReport, ThreadStatus, VolumeStatus,
+    MemoryStatus, PolicyStatus, SegmentRow, State, StatusReport, ThreadStatus, VolumeStatus,
 };
 use crate::server::App;
 
@@ -161,6 +161,7 @@ fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
         received: books.received,
         stored: books.stored,
         shed: books.shed,
+        policies: lane.shared.policies.iter().map(policy_status).collect(),
         dropped: books.dropped_packets(),
         dropped_by_cause: by_cause(&books.dropped),
         in_flight: books.in_flight,
@@ -191,6 +192,16 @@ fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
         clocks: report.as_ref().map(|report| report.clocks.clone()).unwrap_or_default(),
         notes: report.map(|report| report.notes).unwrap_or_default(),
         error: lane.shared.error(),
+    }
+}
+
+fn policy_status(policy: &PolicyCounters) -> PolicyStatus {
+    PolicyStatus {
+        name: policy.name.to_string(),
+        rung: policy.is_rung,
+        active: policy.is_active(),
+        shed: policy.shed(),
+        cut: policy.cut(),
     }
 }
 

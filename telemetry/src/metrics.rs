@@ -69,6 +69,8 @@ names! {
             "Packets the source received, drops included.";
         LaneStoredPackets = "lane_stored_packets", "Packets acknowledged, that is durable.";
         LaneShedPackets = "lane_shed_packets", "Packets left out by a configured policy.";
+        PolicyShedPackets = "policy_shed_packets", "Packets that a policy or rung left out.";
+        PolicyCutPackets = "policy_cut_packets", "Packets that a policy or rung cut.";
         LaneDroppedPackets = "lane_dropped_packets", "Packets lost, by cause.";
         LaneCutPackets = "lane_cut_packets", "Packets stored with some of their bytes cut.";
         LaneUnparsedPackets = "lane_unparsed_packets", "Packets stored that no parser understood.";
@@ -99,6 +101,8 @@ names! {
             "Packets below which all is durable or told as lost.";
         LaneUnacknowledgedSeconds = "lane_unacknowledged_seconds",
             "Age of the oldest packet not durable.";
+        PolicyRungState = "policy_rung_state",
+            "1 while a rung of the pressure ladder is entered, 0 while it is not.";
         SourceUpState = "source_up_state", "1 while the source delivers, 0 while it does not.";
         BufferArenaBytes = "buffer_arena_bytes", "Bytes of the chunk arena, by page size.";
         BufferFreeChunks = "buffer_free_chunks", "Chunks that can be taken.";

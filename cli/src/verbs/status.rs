@@ -129,6 +129,15 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
     for (cause, packets) in lost {
         say(paint.bad(&format!("{} lost: {cause}", count_text(*packets, "packet"))));
     }
+    for policy in &lane.policies {
+        let counts = [(policy.shed, "left out"), (policy.cut, "cut")];
+        for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
+            say(format!("{} {what} by {}", count_text(count, "packet"), policy.name));
+        }
+        if policy.rung && policy.active {
+            say(paint.bad(&format!("under pressure: {} holds", policy.name)));
+        }
+    }
     let counts = [
         (lane.cut, "cut"),
         (lane.unparsed, "not parsed"),
@@ -142,7 +151,7 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
         (lane.truncated_mirror, "cut by the mirror"),
         (lane.duplicates, "marked as second copies"),
         (lane.unindexed_chunks, "in chunks without index (chunks)"),
-        (lane.filtered_chunks, "in chunks with more flows than the index follows (chunks)"),
+        (lane.filtered_chunks, "in chunks whose flows the index does not follow (chunks)"),
     ];
     for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
         say(format!("{count} {what}"));

@@ -2,6 +2,7 @@
 
 mod access;
 mod input;
+mod policies;
 mod retention;
 
 use std::cell::RefCell;
@@ -37,6 +38,9 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         return None;
     }
     let cpu_keys = root.section("cpus");
+    // The missing input must not hide the faults of the keys after it.
+    let input = input::input(&root, faults).unwrap_or(Input::Live(Vec::new()));
+    let (policies, pressure) = policies::policies(&root, &input);
     let config = Config {
         text: text.to_owned(),
         stores: stores(&root, given, faults),
@@ -45,8 +49,9 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         standby: root.switch("standby"),
         hold_percent: root.number("hold_share").try_into().unwrap_or(u8::MAX),
         key_file: root.path("key_file"),
-        // The missing input must not hide the faults of the keys after it.
-        input: input::input(&root, faults).unwrap_or(Input::Live(Vec::new())),
+        input,
+        policies,
+        pressure,
         buffer: buffer(&root.section("buffer")),
         flush_age: root.duration("flush_age"),
         commit_interval: root.duration("commit_interval"),

@@ -10,6 +10,7 @@ mod buffer;
 mod capture;
 mod mirror_targets;
 mod pcap_over_ip;
+mod policies;
 mod process;
 mod replay;
 mod retention;
@@ -233,6 +234,7 @@ const SECTIONS: &[&[Key]] = &[
     capture::KEYS,
     pcap_over_ip::KEYS,
     mirror_targets::KEYS,
+    policies::KEYS,
     replay::KEYS,
     buffer::KEYS,
     retention::KEYS,

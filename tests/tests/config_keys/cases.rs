@@ -9,6 +9,10 @@ use wirevault_testkit::net::{Stamp, wait_for};
 use wirevault_tests::recorder::{PATIENCE, Site};
 
 use crate::access::ACCESS_PACKETS;
+use crate::policies::{
+    CUT, CUT_OFF, DROPPED, PACKETS as POLICY_PACKETS, SAMPLED, SNAPLEN as POLICY_SNAPLEN, SPARED,
+    done, found,
+};
 use crate::runs::{FILE_PACKETS, PACKET_BYTES, PACKETS, Runs, Seen, file_packets, sum};
 use crate::sources::{
     CONNECT, COPIES, FLOW_CHOSEN, FLOW_KEPT, FLOW_STRIPPED, FLOWS_MIRRORED, LISTEN_CHANGED,
@@ -254,6 +258,110 @@ pub(crate) const CASES: &[Case] = &[
         }
         let lane = lanes(others, LISTEN_PLAIN)[0];
         assert_eq!((&lane["shed"], &lane["stored"]), (&0.into(), &(2 * PACKETS).into()));
+    }),
+    case("policies", "none, or those that are for the lane", |runs| {
+        let count = |seen: &Seen, lane: usize| {
+            seen.status["lanes"][lane]["policies"].as_array().map(Vec::len).unwrap_or_default()
+        };
+        let shed = &runs.policies.shed;
+        assert_eq!([count(&runs.plain, 0), count(shed, 0), count(shed, 1)], [0, 4, 3]);
+        assert_eq!(found(shed, SPARED), 2 * POLICY_PACKETS, "no policy is for them");
+    }),
+    case("policies[].name", "what status calls it", |runs| {
+        let policies = runs.policies.shed.status["lanes"][0]["policies"].as_array();
+        let names = policies.expect("policies").iter().map(|policy| policy["name"].as_str());
+        let names: Vec<_> = names.flatten().collect();
+        assert_eq!(names, ["only-va", "first", "some", "heads"]);
+    }),
+    case("policies[].action", "packets are left out, cut, or spared", |runs| {
+        let status = &runs.policies.shed.status;
+        assert_eq!(done(status, 0, "only-va")["shed"], POLICY_PACKETS);
+        assert_eq!(done(status, 0, "heads")["cut"], POLICY_PACKETS);
+        let spared = found(&runs.policies.pressed, SPARED);
+        assert_eq!(spared, found(&runs.policies.pressed, CUT), "none of either is left out");
+    }),
+    case("policies[].filter", "the packets it is for, and no others", |runs| {
+        let seen = &runs.policies.shed;
+        assert_eq!(found(seen, CUT), 2 * POLICY_PACKETS);
+        let shed = ["only-va", "first", "some", "heads"].map(|name| done(&seen.status, 0, name));
+        let shed = shed.map(|policy| policy["shed"].as_u64().expect("a count"));
+        assert_eq!(seen.status["lanes"][0]["shed"], shed.iter().sum::<u64>());
+    }),
+    case("policies[].interface", "one interface, or all; a strange one is refused", |runs| {
+        assert_eq!(found(&runs.policies.shed, DROPPED), POLICY_PACKETS, "those of the other");
+        refused(&runs.policies.with_strange_interface, 2, "policies[0].interface");
+    }),
+    case("policies[].flow_bytes", "two of three packets of each flow", |runs| {
+        let seen = &runs.policies.shed;
+        assert_eq!(found(seen, CUT_OFF), 2 * (POLICY_PACKETS / 3 * 2));
+        assert_eq!(done(&seen.status, 1, "first")["shed"], POLICY_PACKETS / 3);
+        refused(&runs.policies.with_cutoff_of_nothing, 2, "policies[0].flow_bytes");
+    }),
+    case("policies[].one_in", "some flows, each with all its packets", |runs| {
+        let port = Stamp::port(SAMPLED).to_be_bytes();
+        let packets = runs.policies.shed.packets.iter();
+        let mut flows = std::collections::BTreeMap::new();
+        for packet in packets.filter(|packet| packet.data[36..38] == port) {
+            *flows.entry(packet.data[34..36].to_vec()).or_insert(0) += 1;
+        }
+        // Each of two interfaces has three packets of a flow. Both keep the same of twenty flows;
+        // all or none of them once in half a million runs.
+        assert!(flows.values().all(|packets| *packets == 6), "{flows:?}");
+        assert!((1..20).contains(&flows.len()), "{flows:?}");
+    }),
+    case("policies[].snaplen", "whole packets, or their first bytes", |runs| {
+        let cut = |seen: &Seen| {
+            let cut = seen.packets.iter().filter(|packet| packet.data.len() == POLICY_SNAPLEN);
+            cut.filter(|packet| packet.wire_len == u32::from(PACKET_BYTES)).count() as u64
+        };
+        assert_eq!([cut(&runs.plain), cut(&runs.policies.shed)], [0, 2 * POLICY_PACKETS]);
+    }),
+    case("pressure", "no rungs, or four that hold while the buffer is in use", |runs| {
+        let rungs = |status: &Value| {
+            let policies = status["lanes"][0]["policies"].as_array().expect("policies").iter();
+            policies.filter(|policy| policy["rung"] == true).count()
+        };
+        assert_eq!(rungs(&runs.policies.shed.status), 0);
+        assert_eq!(rungs(&runs.policies.under_pressure), 4);
+    }),
+    case("pressure[].name", "what status calls it", |runs| {
+        let status = &runs.policies.under_pressure;
+        for name in ["coarse", "first", "heads", "rest"] {
+            assert_eq!(done(status, 0, name)["active"], true, "{name}");
+        }
+    }),
+    case("pressure[].action", "chunks without flows, packets left out or cut", |runs| {
+        let status = &runs.policies.under_pressure;
+        assert!(status["lanes"][0]["filtered_chunks"].as_u64() > Some(0));
+        assert_eq!(sum(&runs.plain.status, "filtered_chunks"), 0);
+        let [shed, cut] = ["shed", "cut"].map(|count| count_of(status, count));
+        assert!(shed("first") > 0 && shed("rest") > 0 && cut("heads") > 0, "{status}");
+        assert_eq!((shed("heads"), cut("first"), cut("rest")), (0, 0, 0));
+    }),
+    case("pressure[].enter", "rungs are entered in order; falling marks are refused", |runs| {
+        refused(&runs.policies.with_falling_rungs, 2, "pressure[1].enter");
+    }),
+    case("pressure[].leave", "they are left again; a mark above `enter` is refused", |runs| {
+        for name in ["coarse", "first", "heads", "rest"] {
+            assert_eq!(done(&runs.policies.pressed.status, 0, name)["active"], false, "{name}");
+        }
+        refused(&runs.policies.with_leave_above_enter, 2, "pressure[0].leave");
+    }),
+    case("pressure[].filter", "what it is not for is stored whatever the pressure", |runs| {
+        let seen = &runs.policies.pressed;
+        let (first, rest) = (done(&seen.status, 0, "first"), done(&seen.status, 0, "rest"));
+        let shed = [first, rest].map(|rung| rung["shed"].as_u64().expect("a count"));
+        let sent = found(seen, CUT);
+        let stored = found(seen, DROPPED) + found(seen, CUT_OFF);
+        assert_eq!(stored + shed.iter().sum::<u64>(), 2 * sent, "of two ports of four");
+    }),
+    case("pressure[].flow_bytes", "what is behind the first bytes of a flow", |runs| {
+        assert!(count_of(&runs.policies.under_pressure, "shed")("first") > 0);
+    }),
+    case("pressure[].snaplen", "the first bytes of packets that came meanwhile", |runs| {
+        let seen = &runs.policies.pressed;
+        let heads = seen.packets.iter().filter(|packet| packet.data.len() == POLICY_SNAPLEN);
+        assert_eq!(heads.count() as u64, count_of(&seen.status, "cut")("heads"));
     }),
     case("mirror_targets", "no targets, or two beside interfaces", |runs| {
         let of = |seen: &Seen| {
@@ -558,6 +666,11 @@ fn names(seen: &Seen) -> BTreeSet<&str> {
 fn lanes<'a>(seen: &'a Seen, interface: &str) -> Vec<&'a Value> {
     let lanes = seen.status["lanes"].as_array().expect("lanes");
     lanes.iter().filter(|lane| lane["interface"] == interface).collect()
+}
+
+/// A count of a policy on the first lane.
+fn count_of<'a>(status: &'a Value, count: &'a str) -> impl Fn(&str) -> u64 + 'a {
+    move |name| done(status, 0, name)[count].as_u64().expect("a count")
 }
 
 fn notes(lane: &Value) -> String {

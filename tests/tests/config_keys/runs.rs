@@ -8,8 +8,8 @@
 //! | `replay` | a file, the rest as it is | |
 //! | `paced` | the same file in real time, rarely flushed | |
 //!
-//! Those for the keys of sources are in [`crate::sources`], those for who may ask in
-//! [`crate::access`].
+//! Those for the keys of sources are in [`crate::sources`], those for what is left out in
+//! [`crate::policies`], those for who may ask in [`crate::access`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -30,6 +30,7 @@ use wirevault_tests::recorder::{Exported, Recorder, Site, read_pcapng};
 use wirevault_tests::store::text;
 
 use crate::access::Access;
+use crate::policies::Policies;
 use crate::sources::Sources;
 
 /// Long enough for what a configuration here puts off for 10 s.
@@ -81,6 +82,7 @@ pub(crate) struct Runs {
     pub(crate) replay: Seen,
     pub(crate) paced: Seen,
     pub(crate) sources: Sources,
+    pub(crate) policies: Policies,
     pub(crate) access: Access,
     /// The last CPU that this process may use.
     pub(crate) cpu: usize,
@@ -120,6 +122,7 @@ impl Runs {
             replay,
             paced,
             sources,
+            policies: Policies::make(ns),
             access: Access::make(),
         }
     }

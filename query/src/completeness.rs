@@ -118,7 +118,7 @@ pub(crate) fn judge(facts: &Facts, window: &Window, summary: &mut Summary) {
     }
     if asked.0 < facts.replaced_ns {
         let (span, cause) = ((asked.0, facts.replaced_ns), Cause::MissingVolume);
-        missing.push(Missing { span, lane: None, packets: None, cause });
+        missing.push(Missing { span, lane: None, packets: None, policy: None, cause });
     }
     // Who names no end asks for what lies behind the last packet, too: an import that was cut short
     // has its gap there.

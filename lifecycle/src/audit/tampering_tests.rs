@@ -60,10 +60,11 @@ fn name(kind: &FaultKind) -> &'static str {
     }
 }
 
+/// What was done; the line that is named for it, and how; what the kept head says.
+type Row = (&'static str, Tamper, Option<(u64, &'static str)>, Option<&'static str>);
 type Tamper = fn(&mut Vec<String>);
 
-/// What was done; the line that is named for it, and how; what the kept head says.
-const TABLE: &[(&str, Tamper, Option<(u64, &str)>, Option<&str>)] = &[
+const TABLE: &[Row] = &[
     ("nothing", |_| (), None, None),
     ("a word changed", |lines| edit(lines, 2), Some((3, "changed")), None),
     ("a hash changed", |lines| flip_hash(lines, 2), Some((3, "changed")), None),

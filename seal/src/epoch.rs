@@ -16,6 +16,7 @@
 mod wrapped;
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -338,7 +339,7 @@ impl EpochKeys {
         match &answer {
             Ok(_) => {
                 (state.trouble, state.heard_ns) = (None, Some(now_ns));
-                (state.retry_ns, state.pause_ns) = (now_ns, PAUSE_NS.0);
+                (state.retry_ns, state.pause_ns) = (0, PAUSE_NS.0);
             }
             Err(failure) => {
                 state.trouble = Some(failure.clone());
@@ -366,7 +367,7 @@ impl EpochKeys {
         }
         let context = Context { store: self.store, epoch: wrapped.epoch };
         let opened = self.service.decrypt(wrapped.key, &context, wrapped.epoch_key);
-        let secret = secret(&*self.heard(opened)?)?;
+        let secret = secret(&self.heard(opened)?)?;
         let (key, epoch_key) = (wrapped.key.to_owned(), wrapped.epoch_key.to_vec());
         let epoch = Arc::new(Epoch { id: wrapped.epoch, key, wrapped: epoch_key, secret });
         self.state().remember(&epoch);
@@ -397,6 +398,12 @@ fn secret(plaintext: &[u8]) -> Result<Secret, SealError> {
         slot.copy_from_slice(plaintext);
         Ok(())
     })
+}
+
+impl fmt::Debug for EpochKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EpochKeys({} of store {})", self.id(), self.store)
+    }
 }
 
 impl KeyProvider for EpochKeys {

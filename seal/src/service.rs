@@ -43,7 +43,7 @@ pub struct DataKey {
     pub wrapped: Vec<u8>,
 }
 
-/// A service that keeps keys. A call may take as long as the service's own time limits; it must end.
+/// A service that keeps keys. A call may take long, but it must end.
 pub trait KeyService: Send + Sync {
     /// Kind of the service, `kms` for example: the first part of a key's id.
     fn kind(&self) -> &'static str;

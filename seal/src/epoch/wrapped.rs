@@ -155,7 +155,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hostile_bytes_are_errors(bytes in prop::collection::vec(any::<u8>(), 0..200), dress: bool) {
+        fn hostile_bytes_are_errors(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            dress: bool,
+        ) {
             let head = [&MAGIC[..], &[VERSION]].concat();
             let bytes = if dress { [head, bytes].concat() } else { bytes };
             let opened = Wrapped::read(&bytes).and_then(|it| it.open(&epoch().secret, b""));

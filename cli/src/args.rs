@@ -104,6 +104,10 @@ Examples:
     #[command(after_help = "Example: wirevault certificate show --store /var/lib/wirevault")]
     #[command(subcommand)]
     Certificate(CertificateVerb),
+    /// The key of a store in AWS KMS: how it stands, and letting the next epoch begin.
+    #[command(after_help = "Example: wirevault key show")]
+    #[command(subcommand)]
+    Key(KeyVerb),
     /// Read the log of what was done with a store, and check that nobody changed it.
     #[command(after_help = "Example: wirevault audit verify --store /var/lib/wirevault")]
     #[command(subcommand)]
@@ -333,6 +337,44 @@ pub(crate) enum CertificateVerb {
     },
 }
 
+/// What is done with a key in AWS KMS.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyVerb {
+    /// Show which key it is, how it stands, and how many epoch keys wait.
+    #[command(after_help = "Example: wirevault key show --json | jq -r .condition")]
+    Show {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Private key of the certificate, for --connect.
+        #[arg(long, value_name = "FILE", requires = "connect")]
+        key: Option<PathBuf>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let the next epoch key take over now, and write the key rings again.
+    ///
+    /// With --to they hang from another key of KMS afterwards; once this has ended well the former
+    /// one is not needed any more.
+    #[command(after_help = "\
+Examples:
+  wirevault key rotate
+  wirevault key rotate --to alias/recorder-2027")]
+    Rotate {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// Private key of the certificate, for --connect.
+        #[arg(long, value_name = "FILE", requires = "connect")]
+        key: Option<PathBuf>,
+        /// The key to hang from: ARN, id or `alias/NAME`.
+        #[arg(long, value_name = "KEY")]
+        to: Option<String>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// What is done with the audit log.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditVerb {
@@ -463,6 +505,11 @@ pub(crate) struct InitArgs {
     /// [default: /etc/wirevault/keys/ID.key, or in the user's configuration directory].
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
+    /// A key of AWS KMS instead of a key file: ARN, id or `alias/NAME`. It never leaves KMS, which
+    /// must be reached to make, open and read the store. Region and credentials are found as by any
+    /// AWS program.
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["key", "plaintext"])]
+    pub(crate) kms_key: Option<String>,
     /// A further volume: a directory on another device, or a device. May be given several times.
     #[arg(long = "volume", value_name = "DIR")]
     pub(crate) volumes: Vec<PathBuf>,

@@ -69,6 +69,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
         Verb::Delete(args) => verbs::delete::delete(args),
         Verb::Hold(verb) => verbs::hold::hold(verb),
         Verb::Certificate(verb) => verbs::certificate::certificate(verb),
+        Verb::Key(verb) => verbs::key::key(verb),
         Verb::Audit(verb) => verbs::audit::audit(verb),
         Verb::Doctor(args) => verbs::doctor::doctor(args),
         Verb::Volume(verb) => verbs::volume::volume(verb),

@@ -1,10 +1,12 @@
 //! Where an answer comes from, and which packets are meant.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use wirevault_index::{KeySource, StoreReader, open_store};
 use wirevault_query::Request;
 use wirevault_query::time::{local_zone, parse};
+use wirevault_seal::{EpochOptions, ServiceKeys};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::args::{Place, Question};
@@ -37,12 +39,29 @@ pub(crate) fn ask(place: &Place, cancel: &Cancel) -> Result<Asked, CliError> {
 /// # Errors
 /// `Index`.
 pub(crate) fn open(dir: &Path, key: Option<&Path>) -> Result<StoreReader, CliError> {
-    Ok(open_store(dir, &key_source(key))?)
+    Ok(open_store(dir, &key_source(key)?)?)
 }
 
-/// The key that was named, or the one that the store recorded.
-pub(crate) fn key_source(key: Option<&Path>) -> KeySource {
-    key.map_or(KeySource::Recorded, |path| KeySource::File(PathBuf::from(path)))
+/// The key that was named, or the one that the store recorded: a file, or a key of a service.
+///
+/// # Errors
+/// `Start`.
+pub(crate) fn key_source(key: Option<&Path>) -> Result<KeySource, CliError> {
+    Ok(match (key, key_services()?) {
+        (Some(path), _) => KeySource::File(PathBuf::from(path)),
+        (None, Some(services)) => KeySource::Service(services),
+        (None, None) => KeySource::Recorded,
+    })
+}
+
+/// Keys that a service keeps, if this build knows one. Nothing is asked of it yet.
+///
+/// # Errors
+/// `Start`.
+pub(crate) fn key_services() -> Result<Option<Arc<ServiceKeys>>, CliError> {
+    let service = wirevault_cloud::key_service(None).map_err(CliError::Start)?;
+    let keys = |service| ServiceKeys::new(service, EpochOptions::default(), Arc::new(SystemClock));
+    Ok(service.map(keys).map(Arc::new))
 }
 
 /// A path as a store records it.

@@ -123,6 +123,16 @@ choice! {
 }
 
 choice! {
+    /// What to do without new keys of a key service.
+    WhenOut {
+        /// The last one goes on.
+        Extend = "extend",
+        /// No segment is begun.
+        Stop = "stop",
+    }
+}
+
+choice! {
     /// What becomes of second copies of packets.
     Duplicates {
         /// They are stored like any other packet.
@@ -189,6 +199,8 @@ pub struct Config {
     pub hold_percent: u8,
     /// The key file, absolute; `None` for the place that belongs to the store's id.
     pub key_file: Option<PathBuf>,
+    /// How a key of AWS KMS is used.
+    pub kms: Kms,
     /// Where packets come from.
     pub input: Input,
     /// What is left out of what comes now, in the order of asking.
@@ -236,6 +248,22 @@ pub struct Buffer {
     pub size_bytes: u64,
     /// The pages it asks for.
     pub hugepages: Hugepages,
+}
+
+/// How a key of AWS KMS is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Kms {
+    /// Address of KMS in place of the region's own.
+    pub endpoint: Option<String>,
+    /// For how long an epoch key wraps.
+    pub epoch_age: Duration,
+    /// Epoch keys fetched ahead, at least 1.
+    pub epochs_ahead: usize,
+    /// When they are used up.
+    pub when_exhausted: WhenOut,
+    /// When KMS refuses the key.
+    pub when_revoked: WhenOut,
 }
 
 /// A rule of what is deleted. What is `None` matches every segment.

@@ -78,6 +78,10 @@ pub const HOLDS: &str = "/v1/holds";
 pub const HOLD_ADD: &str = "/v1/holds/add";
 /// Path to release a hold.
 pub const HOLD_RELEASE: &str = "/v1/holds/release";
+/// Path of the state of a key that a service keeps.
+pub const KEY: &str = "/v1/key";
+/// Path to have the next epoch key take over.
+pub const ROTATE: &str = "/v1/key/rotate";
 /// Path of the live view; the query parameter is `filter`.
 pub const TAIL: &str = "/v1/tail";
 /// Path of the description of all these.
@@ -118,6 +122,8 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("GET", HOLDS, Role::Admin, "Holds: what may not be forgotten, and why."),
     endpoint("POST", HOLD_ADD, Role::Admin, "Holds packets until they are released."),
     endpoint("POST", HOLD_RELEASE, Role::Admin, "Releases a hold: its copies are deleted."),
+    endpoint("GET", KEY, Role::Status, "How it stands with a key that a service keeps."),
+    endpoint("POST", ROTATE, Role::Admin, "Lets the next epoch key take over, or another key."),
     endpoint("POST", FLOWS, Role::Query, "Flows, one a line; the last line is the summary."),
     endpoint(
         "POST",
@@ -418,6 +424,9 @@ pub struct StatusReport {
     /// Holds; nothing offline.
     #[serde(default)]
     pub holds: Option<HoldsStatus>,
+    /// The store's key, if a service keeps it; nothing offline.
+    #[serde(default)]
+    pub key: Option<KeyStatus>,
 }
 
 /// A store's device that two machines have, as this one sees it.
@@ -453,6 +462,32 @@ pub struct HoldsStatus {
     pub used_bytes: u64,
     /// Closed segments that some hold wants and that are not copied yet.
     pub waiting_segments: u64,
+}
+
+/// How it stands with a key that a service keeps.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeyStatus {
+    /// Name of the key at its service: an ARN.
+    pub key: String,
+    /// `ready`, `waiting` (the service does not answer as it should), `exhausted` (the last epoch
+    /// key is older than it should get) or `revoked` (the service refuses the key).
+    pub condition: String,
+    /// Epoch keys that were fetched and wait for their turn.
+    pub epochs_ahead: u64,
+    /// Since when the epoch key of now wraps.
+    pub epoch_since: Option<Instant>,
+    /// Whether no segment is begun, as the configuration says for this condition.
+    pub stopped: bool,
+    /// What the service said last, if it was no answer.
+    pub trouble: Option<String>,
+}
+
+/// Lets the next epoch begin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RotateBody {
+    /// Another key of the service, to hang from now on.
+    pub to: Option<String>,
 }
 
 /// Limits of a store beside its volumes' quotas.

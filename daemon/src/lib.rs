@@ -10,6 +10,7 @@
 //! ```
 //! - [`api`]: paths and JSON of the API, shared with the command line.
 //! - [`serve`]: what `wirevaultd --config` does. [`probe`]: what `wirevaultd validate` looks at.
+//! - [`keys`]: keys that a service keeps.
 //! - [`import`]: the command line's entry for imports. [`devices`]: disks of this machine.
 //! - [`status`]: the report of a running recorder, and of a store that nobody writes.
 //! - [`error`]: [`DaemonError`] and the exit codes.
@@ -30,6 +31,7 @@ mod doors;
 pub mod error;
 mod health;
 pub mod import;
+pub mod keys;
 pub mod lifecycle;
 mod mending;
 mod metrics;

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use wirevault_config::{Config, Given, LogLevel};
 use wirevault_daemon::probe::{self, Level};
-use wirevault_daemon::{DaemonError, Exit, serve};
+use wirevault_daemon::{DaemonError, Exit, keys, serve};
+use wirevault_index::KeySource;
 use wirevault_telemetry::log;
 
 /// Records packets into a Wirevault store until SIGTERM or SIGINT, and answers questions on a unix
@@ -68,7 +69,7 @@ fn main() -> ExitCode {
 fn record(file: &Path, store: Vec<PathBuf>) -> Exit {
     let ended = load(file, store).and_then(|config| {
         log::init(level(config.log))?;
-        serve::run(&config)
+        serve::run(&config, &key(&config)?)
     });
     match ended {
         Ok(()) => Exit::Ok,
@@ -87,7 +88,14 @@ fn validate(file: &Path, store: Vec<PathBuf>) -> Exit {
             return error.exit();
         }
     };
-    let findings = probe::all(&config);
+    let key = match key(&config) {
+        Ok(key) => key,
+        Err(error) => {
+            eprintln!("{}", error.chain());
+            return error.exit();
+        }
+    };
+    let findings = probe::all(&config, &key);
     for finding in &findings {
         let word = match finding.level {
             Level::Fault => "fault",
@@ -106,6 +114,16 @@ fn validate(file: &Path, store: Vec<PathBuf>) -> Exit {
 
 fn load(file: &Path, store: Vec<PathBuf>) -> Result<Config, DaemonError> {
     Ok(wirevault_config::load_with(file, &Given { store })?)
+}
+
+fn key(config: &Config) -> Result<KeySource, DaemonError> {
+    let endpoint = config.kms.endpoint.as_deref();
+    if let Some(endpoint) = endpoint {
+        tracing::warn!("epoch keys come from {endpoint}, not from the region's own address");
+    }
+    let what = "making a client of the key service";
+    let service = wirevault_cloud::key_service(endpoint);
+    Ok(keys::source(config, service.map_err(|source| DaemonError::System { what, source })?))
 }
 
 fn level(wanted: LogLevel) -> log::Level {

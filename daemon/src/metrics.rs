@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use wirevault_format::Cause;
 use wirevault_pipeline::LaneState;
+use wirevault_seal::epoch::KeyCondition;
 use wirevault_storage::condition::Condition;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::metrics::{Counter, Gauge, Histogram, MetricsPage};
@@ -118,6 +119,14 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
         page.gauge(Gauge::StorageLiveSegments, &labels, f64::from(volume.segments));
         let failed = f64::from(u8::from(volume.failed.is_some() || volume.suspect.is_some()));
         page.gauge(Gauge::StorageDegradedState, &labels, failed);
+    }
+    if let Some(keys) = &app.facts().keys {
+        let status = keys.status();
+        page.gauge(Gauge::KeyAheadCount, &[], status.ahead as f64);
+        for condition in KeyCondition::ALL {
+            let is = f64::from(u8::from(status.condition == condition));
+            page.gauge(Gauge::KeyConditionState, &[("condition", condition.name())], is);
+        }
     }
     Ok(page.render())
 }

@@ -9,8 +9,8 @@ use wirevault_query::{FlowRow, Summary};
 
 use crate::api::{
     self, ApplyBody, DeleteBody, Deletions, Endpoint, ErrorBody, HoldBody, HoldsReport,
-    JSON_LINES_TYPE, JSON_TYPE, PCAPNG_TYPE, QueryBody, ReleaseBody, ReplaceBody, Replaced,
-    SegmentRow, StatusReport,
+    JSON_LINES_TYPE, JSON_TYPE, KeyStatus, PCAPNG_TYPE, QueryBody, ReleaseBody, ReplaceBody,
+    Replaced, RotateBody, SegmentRow, StatusReport,
 };
 
 /// Answers with the document.
@@ -59,6 +59,7 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
         api::HOLDS | api::HOLD_ADD | api::HOLD_RELEASE => {
             (JSON_TYPE, json!(types.subschema_for::<HoldsReport>()))
         }
+        api::KEY | api::ROTATE => (JSON_TYPE, json!(types.subschema_for::<KeyStatus>())),
         api::METRICS => (wirevault_telemetry::metrics::CONTENT_TYPE, json!({"type": "string"})),
         api::OPENAPI => (JSON_TYPE, json!({"type": "object"})),
         _ => (PCAPNG_TYPE, json!({"type": "string", "format": "binary"})),
@@ -80,6 +81,7 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
     if endpoint.method == "POST" {
         let schema = match endpoint.path {
             api::APPLY => types.subschema_for::<ApplyBody>(),
+            api::ROTATE => types.subschema_for::<RotateBody>(),
             api::DELETE => types.subschema_for::<DeleteBody>(),
             api::REPLACE => types.subschema_for::<ReplaceBody>(),
             api::HOLD_ADD => types.subschema_for::<HoldBody>(),

@@ -70,8 +70,8 @@ impl Finding {
 }
 
 /// Everything that can be found out before a start: machine, store, and who may ask.
-pub fn all(config: &Config) -> Vec<Finding> {
-    let mut findings = store(config);
+pub fn all(config: &Config, key: &KeySource) -> Vec<Finding> {
+    let mut findings = store(config, key);
     findings.extend(vfio(config));
     findings.extend(machine(config));
     findings.extend(api(config));
@@ -258,10 +258,9 @@ fn cpus(config: &Config) -> Vec<Finding> {
         .collect()
 }
 
-fn store(config: &Config) -> Vec<Finding> {
-    let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
+fn store(config: &Config, key: &KeySource) -> Vec<Finding> {
     let Some(first) = config.stores.first() else { return Vec::new() };
-    let reader = match open_store(first, &key) {
+    let reader = match open_store(first, key) {
         Ok(reader) => reader,
         Err(IndexError::Taken(error)) => return vec![taken(error.to_string())],
         Err(error) => {
@@ -276,7 +275,7 @@ fn store(config: &Config) -> Vec<Finding> {
     }
     for volume in &reader.volumes {
         if let Some(Err(error)) = &volume.ring {
-            findings.push(Finding::fault(Exit::Key, "key_file", chain(error)));
+            findings.push(Finding::fault(Exit::Key, "key", chain(error)));
         }
         let path = volume.media.describe();
         if access(Path::new(&path), AccessFlags::W_OK).is_err() {
@@ -337,7 +336,7 @@ mod tests {
         let text = "store: /nowhere\nbuffer:\n  size: 1GiB\n  hugepages: 1GiB\n\
             cpus:\n  lanes: [8000, 8001]\napi:\n  users: [no-such-user]\n\
             capture:\n  - interface: lo\n    filter: tcpp\n  - interface: none7\n";
-        let findings = all(&config(text));
+        let findings = all(&config(text), &KeySource::Recorded);
         let told = texts(&findings);
         for part in [
             "store: /nowhere is not a Wirevault store",

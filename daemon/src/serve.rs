@@ -26,6 +26,7 @@ use crate::access::Access;
 use crate::api::RecoveryStatus;
 use crate::audit::{Audit, text_hash};
 use crate::doors::{ANSWERS_END, Calls, Doors};
+use crate::keys::Tending;
 use crate::lifecycle::{self, Holds, Keeper, Rules};
 use crate::mending::Mending;
 use crate::probe::{self, Level};
@@ -45,13 +46,13 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// # Errors
 /// It cannot start, a thread failed, or the end could not be written down. What was acknowledged is
 /// safe in all cases.
-pub fn run(config: &Config) -> Result<(), DaemonError> {
+pub fn run(config: &Config, key: &KeySource) -> Result<(), DaemonError> {
     no_core_dumps();
     open_files();
     let notes = log_probe(config);
     // The store's lock decides who records; the socket is checked first for the better message.
     let doors = Doors::bind(&config.api)?;
-    let ended = in_turn(config, doors, notes);
+    let ended = in_turn(config, key, doors, notes);
     if let Err(error) = std::fs::remove_file(&config.api.socket) {
         tracing::warn!("the socket {} stays: {error}", config.api.socket.display());
     }
@@ -59,15 +60,21 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
 }
 
 /// Records, on a shared volume when nobody else does.
-fn in_turn(config: &Config, doors: Doors, notes: Vec<String>) -> Result<(), DaemonError> {
+fn in_turn(
+    config: &Config,
+    key: &KeySource,
+    doors: Doors,
+    notes: Vec<String>,
+) -> Result<(), DaemonError> {
     let Some(shared) = Shared::of(config)? else {
-        return record(config, doors, notes, None, None);
+        return record(config, key, doors, notes, None, None);
     };
-    let Waited::Turn(audit) = standby::wait(config, &shared, doors.again()?, notes.clone())? else {
+    let Waited::Turn(audit) = standby::wait(config, key, &shared, doors.again()?, notes.clone())?
+    else {
         return Ok(());
     };
     let leased = shared.take()?;
-    let ended = record(config, doors, notes, Some(&leased), audit);
+    let ended = record(config, key, doors, notes, Some(&leased), audit);
     match leased.end(!matches!(ended, Err(DaemonError::Unended))) {
         // What it could not write down after that is no news.
         Some(lost) => Err(DaemonError::Fenced { lost }),
@@ -77,6 +84,7 @@ fn in_turn(config: &Config, doors: Doors, notes: Vec<String>) -> Result<(), Daem
 
 fn record(
     config: &Config,
+    key: &KeySource,
     doors: Doors,
     notes: Vec<String>,
     leased: Option<&Leased>,
@@ -85,7 +93,6 @@ fn record(
     let access = Access::new(&config.api)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let started_ns = clock.unix_ns();
-    let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
     let first = first_volume(config);
     // Declared before whatever uses the devices, so that it is dropped behind them.
     let mut own = OwnDevices::new(&config.vfio, first);
@@ -96,8 +103,12 @@ fn record(
         Some(volume) => Ok(volume),
         None => own.open(path),
     };
-    let (mut store, mut recovery) = Store::open_with(first, &key, Arc::clone(&clock), &mut open)?;
+    let (mut store, mut recovery) = Store::open_with(first, key, Arc::clone(&clock), &mut open)?;
     check_volumes(config, &store, &own)?;
+    let keys = match key {
+        KeySource::Service(services) => services.known(store.id()),
+        _ => None,
+    };
     let below = own.below(&store.status());
     store.set_reserve(config.reserve_percent);
     store.set_budgets(sources::budgets(config))?;
@@ -157,12 +168,14 @@ fn record(
     let mending = Mending::start(pipeline.catalog());
     let (rules, holds) = (Rules::new(&config.retention), Holds::open(audit.folder())?);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
-    let facts = Facts { started_ns, recovery, notes, shared };
+    let facts = Facts { started_ns, recovery, notes, shared, keys };
     let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
     let keeper = Keeper::start(&app);
+    let tending = Tending::start(&app);
     let watched = serve(&app, access, doors, live);
     mending.end();
     keeper.end();
+    tending.end();
     let books = finish(&app)?;
     for books in &books {
         let (lane, received, stored) = (books.lane, books.received, books.stored);

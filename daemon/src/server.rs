@@ -19,6 +19,7 @@ use axum::{Json, Router};
 use tokio::sync::Semaphore;
 use wirevault_media::Fenced;
 use wirevault_pipeline::Pipeline;
+use wirevault_seal::EpochKeys;
 use wirevault_telemetry::histogram::Latency;
 
 use crate::access::{Access, Origin, Refusal};
@@ -31,7 +32,7 @@ use crate::health::{Below, Devices};
 use crate::lifecycle::{Holds, Rules};
 use crate::shared::Shared;
 use crate::standby::Stored;
-use crate::{DaemonError, lifecycle, metrics, openapi, status, tail, volumes};
+use crate::{DaemonError, keys, lifecycle, metrics, openapi, status, tail, volumes};
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
 /// for their turn.
@@ -77,6 +78,8 @@ pub(crate) struct Facts {
     pub(crate) notes: Vec<String>,
     /// The device, if two machines have it.
     pub(crate) shared: Option<Arc<Shared>>,
+    /// The store's key, if a service keeps it.
+    pub(crate) keys: Option<Arc<EpochKeys>>,
 }
 
 /// Counters of questions.
@@ -259,6 +262,7 @@ pub(crate) fn router(app: App, access: Access) -> Router {
         .route(api::OPENAPI, get(openapi::show))
         .merge(lifecycle::routes())
         .merge(volumes::routes())
+        .merge(keys::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state((app.clone(), Arc::new(access)), admit))

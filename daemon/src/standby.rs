@@ -57,6 +57,7 @@ pub(crate) enum Waited {
 /// The volume cannot be read, the audit log not be opened.
 pub(crate) fn wait(
     config: &Config,
+    key: &KeySource,
     shared: &Arc<Shared>,
     doors: Doors,
     notes: Vec<String>,
@@ -65,8 +66,7 @@ pub(crate) fn wait(
     if shared.is_silent(Instant::now()) {
         return Ok(Waited::Turn(None));
     }
-    let key = config.key_file.clone().map_or(KeySource::Recorded, KeySource::File);
-    let stored = Stored { path: first_volume(config).to_owned(), key };
+    let stored = Stored { path: first_volume(config).to_owned(), key: key.clone() };
     let store = stored.open()?.0.store;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let audit = Arc::new(open_audit(config, store, &clock)?);
@@ -81,6 +81,7 @@ pub(crate) fn wait(
         recovery: Default::default(),
         notes,
         shared: Some(Arc::clone(shared)),
+        keys: None,
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);

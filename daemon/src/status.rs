@@ -20,6 +20,7 @@ use crate::api::{
     BudgetStatus, BufferStatus, ErasedStatus, HoldsStatus, LaneStatus, LayoutStatus, LimitsStatus,
     MemoryStatus, PolicyStatus, SegmentRow, State, StatusReport, ThreadStatus, VolumeStatus,
 };
+use crate::keys;
 use crate::server::App;
 
 /// Release of this program.
@@ -63,6 +64,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
         .collect();
     let mut reasons = app.facts().notes.clone();
     reasons.extend(store.key_trouble.clone());
+    reasons.extend(app.facts().keys.as_deref().and_then(keys::reason));
     reasons.extend(app.audit().trouble());
     let waiting = app.holds().waiting();
     reasons.extend(waiting.why);
@@ -98,6 +100,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
             used_bytes: pipeline.store().holds_bytes(),
             waiting_segments: waiting.segments,
         }),
+        key: app.facts().keys.as_deref().map(keys::status),
     })
 }
 
@@ -127,6 +130,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         limits: None,
         shared: None,
         holds: None,
+        key: None,
     }
 }
 

@@ -8,7 +8,7 @@ use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
 use wirevault_format::table::{self, Entry, PAGE_ENTRIES, RunEntry, SegmentEntry};
 use wirevault_format::{FormatError, StoreId};
 use wirevault_media::{Media, MediaError, MediaFile, OpenMode, VOLUME_FILE};
-use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SealError, ring};
+use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SealError, ServiceKeys, ring};
 
 use crate::IndexError;
 use crate::digest::Digests;
@@ -23,6 +23,8 @@ pub enum KeySource {
     Recorded,
     /// This file.
     File(PathBuf),
+    /// As `Recorded`; and if the superblock names a key of this service, that.
+    Service(Arc<ServiceKeys>),
     /// A provider that is open already.
     Provider(Arc<dyn KeyProvider>),
 }
@@ -31,12 +33,20 @@ impl KeySource {
     /// Opens the key of a store.
     ///
     /// # Errors
-    /// Whatever the key file's opening says.
+    /// Whatever the key file's opening says; `NoService` for a key of a service that is not at
+    /// hand. A service is not asked yet.
     pub fn open(&self, superblock: &Superblock) -> Result<Arc<dyn KeyProvider>, SealError> {
+        let Superblock { key_id, key_path, store, .. } = superblock;
         let path = match self {
             Self::Provider(provider) => return Ok(Arc::clone(provider)),
             Self::File(path) => path.clone(),
-            Self::Recorded => recorded_key_path(superblock)?,
+            Self::Service(services) if services.keeps(key_id) => {
+                return Ok(services.of(*store, key_path));
+            }
+            _ if !key_id.starts_with("file:") => {
+                return Err(SealError::NoService { key: key_path.clone() });
+            }
+            Self::Service(_) | Self::Recorded => recorded_key_path(superblock)?,
         };
         Ok(Arc::new(FileProvider::open(&path)?))
     }

@@ -177,6 +177,7 @@ impl Store {
         if !self.is_sealed() {
             return Ok(None);
         }
+        volume.may_begin()?;
         if volume.spares() == 0 {
             volume.rewrite_ring(self.desk().spares_wanted)?;
         }

@@ -41,6 +41,7 @@ pub mod error;
 pub mod finish;
 pub mod forget;
 pub mod hold;
+mod keys;
 mod ledger;
 pub mod open;
 pub mod options;

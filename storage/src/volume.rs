@@ -478,6 +478,12 @@ impl VolumeWriter {
         Ok(Some((provider.forget_level(), epoch)))
     }
 
+    /// Whether the key lets a segment begin.
+    pub(crate) fn may_begin(&self) -> Result<(), StorageError> {
+        let allowed = self.provider.as_ref().map_or(Ok(()), |provider| provider.may_begin());
+        allowed.map_err(|source| key_error(&self.name, source))
+    }
+
     /// A key for a new life, durable already. It is spent whatever becomes of the segment.
     pub(crate) fn take_spare(&mut self) -> Option<SegmentKeys> {
         self.spares.pop_front()

@@ -133,6 +133,9 @@ names! {
             "1 while this machine writes the volume that two machines have, 0 while it does not.";
         SharedBeatSeconds = "shared_beat_seconds",
             "Time since the writer of a shared volume showed that it lives.";
+        KeyConditionState = "key_condition_state",
+            "1 for the condition that a service's key is in, 0 for the others.";
+        KeyAheadCount = "key_ahead_count", "Epoch keys that were fetched and wait for their turn.";
         QueryRunningCount = "query_running_count", "Queries running now.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
         DaemonInfoState = "daemon_info_state", "Always 1; a label says the version.";

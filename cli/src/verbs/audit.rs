@@ -227,6 +227,8 @@ fn line(entry: &Entry) -> String {
             "held: {packets} packets of segment {segment} are in segment {copy}, for hold {hold}"
         ),
         Event::HoldReleased { hold, name } => format!("hold {name} (number {hold}) released"),
+        Event::KeyCondition { key, condition, why } => format!("key {key} is {condition}: {why}"),
+        Event::KeyTurned { key } => format!("a new epoch of key {key}"),
         Event::Cut { bytes } => format!("{bytes} bytes of an unfinished line were cut off"),
     };
     format!("{:>6}  {}  {who:<9}  {what}\n", entry.number, Instant::from(entry.time_ns))

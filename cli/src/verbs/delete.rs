@@ -77,7 +77,7 @@ pub(crate) fn delete(args: &DeleteArgs) -> Result<Outcome, CliError> {
 fn offline(place: &Place, steps: Vec<Step>, does: bool) -> Result<Deletions, CliError> {
     let volume = place.store.as_deref().unwrap_or(Path::new(""));
     let certificates = match does && !steps.is_empty() {
-        true => delete_offline(volume, &key_source(place.key.as_deref()), &steps)?,
+        true => delete_offline(volume, &key_source(place.key.as_deref())?, &steps)?,
         false => Vec::new(),
     };
     Ok(Deletions { steps, certificates })

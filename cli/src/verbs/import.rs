@@ -11,7 +11,7 @@ use crate::{interrupt, place, progress};
 /// Imports files and says what could not be kept.
 pub(crate) fn import(args: &ImportArgs) -> Result<Outcome, CliError> {
     let options = ImportOptions {
-        key: place::key_source(args.key.as_deref()),
+        key: place::key_source(args.key.as_deref())?,
         cancel: interrupt::watch()?,
         decap: args.strip.then(|| match &args.decap_tunnels {
             Some(tunnels) => tunnels.clone(),

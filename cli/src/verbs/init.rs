@@ -7,7 +7,7 @@ use std::sync::Arc;
 use wirevault_format::StoreId;
 use wirevault_index::{KeySource, open_store};
 use wirevault_media::{BlockMedia, DirMedia, Media};
-use wirevault_seal::{FileProvider, KeyProvider, default_key_path, random};
+use wirevault_seal::{FileProvider, KeyProvider, SealError, default_key_path, random};
 use wirevault_storage::{CreateOptions, create, share_bytes};
 use wirevault_telemetry::clock::SystemClock;
 
@@ -15,7 +15,7 @@ use crate::args::{InitArgs, Quota};
 use crate::error::CliError;
 use crate::outcome::Outcome;
 use crate::output::{Paint, count_text, put, size_text};
-use crate::place::text;
+use crate::place::{key_services, text};
 
 /// Makes a store. What a failed attempt made is removed again.
 pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
@@ -34,9 +34,10 @@ pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
         paths.push(path);
     }
     let store = random::store_id()?;
-    let key = match args.plaintext {
-        true => None,
-        false => Some(key(args.key.as_deref(), store, &paths, &mut made)?),
+    let key = match (args.plaintext, &args.kms_key) {
+        (true, _) => None,
+        (false, Some(name)) => Some(service_key(name, store)?),
+        (false, None) => Some(key_file(args.key.as_deref(), store, &paths, &mut made)?),
     };
     let options = CreateOptions {
         quota_bytes: match args.quota {
@@ -45,15 +46,14 @@ pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
             None => None,
         },
         lanes: args.lanes,
-        key: key.as_ref().map(|key| Arc::clone(key) as Arc<dyn KeyProvider>),
-        key_path: key.as_ref().map_or(Ok(String::new()), |key| text(key.path()))?,
+        key: key.as_ref().map(|key| Arc::clone(&key.provider)),
+        key_path: key.as_ref().map_or_else(String::new, |key| key.path.clone()),
         clock: Arc::new(SystemClock),
     };
     create(&volumes, store, &options)?;
-    let made_key = made.key.is_some();
     made.keep();
     tell_store(&paths[0], store)?;
-    tell_key(key.as_deref(), made_key)?;
+    tell_key(key.as_ref())?;
     Ok(Outcome::Found)
 }
 
@@ -84,13 +84,39 @@ fn volume(
     Ok((Arc::new(media), path))
 }
 
+/// What the store is sealed with.
+struct Key {
+    provider: Arc<dyn KeyProvider>,
+    /// File, or name at its service.
+    path: String,
+    /// In words.
+    told: String,
+    warning: &'static str,
+}
+
+/// A key of the service, which must make an epoch key with it.
+fn service_key(name: &str, store: StoreId) -> Result<Key, CliError> {
+    let Some(services) = key_services()? else {
+        return Err(SealError::NoService { key: name.to_owned() }.into());
+    };
+    let keys = services.of(store, name);
+    keys.turn()?;
+    Ok(Key {
+        path: keys.key(),
+        told: keys.id(),
+        provider: keys,
+        warning: "Whoever disables or deletes that key takes the whole store away, and whoever may \
+                  use it can read the store. Look at its policy now.",
+    })
+}
+
 /// Opens the key file that was named if it exists, else makes one.
-fn key(
+fn key_file(
     named: Option<&Path>,
     store: StoreId,
     volumes: &[PathBuf],
     made: &mut Made,
-) -> Result<Arc<FileProvider>, CliError> {
+) -> Result<Key, CliError> {
     let path = match named {
         Some(path) => std::path::absolute(path).map_err(CliError::file(path))?,
         None => default_key_path(store)?,
@@ -105,15 +131,21 @@ fn key(
              another place with --key"
         )));
     }
-    let provider = match path.exists() {
-        true => FileProvider::open(&path)?,
+    let (provider, new) = match path.exists() {
+        true => (FileProvider::open(&path)?, "was there already"),
         false => {
             let provider = FileProvider::create(&path)?;
-            made.key = Some(path);
-            provider
+            made.key = Some(path.clone());
+            (provider, "new")
         }
     };
-    Ok(Arc::new(provider))
+    Ok(Key {
+        path: text(&path)?,
+        told: format!("{}, {new}", provider.id()),
+        provider: Arc::new(provider),
+        warning: "Back the key up now, away from this machine and away from the store: without it \
+                  nothing in the store can ever be read.",
+    })
 }
 
 fn tell_store(first: &Path, store: StoreId) -> Result<(), CliError> {
@@ -131,21 +163,12 @@ fn tell_store(first: &Path, store: StoreId) -> Result<(), CliError> {
     put(&text)
 }
 
-fn tell_key(key: Option<&FileProvider>, made: bool) -> Result<(), CliError> {
-    let paint = Paint::stdout();
-    let Some(key) = key else {
+fn tell_key(key: Option<&Key>) -> Result<(), CliError> {
+    let Some(Key { path, told, warning, .. }) = key else {
         return put("key        none: packets are stored unencrypted\n");
     };
-    let (path, id) = (key.path().display(), key.id());
-    let new = if made { "new" } else { "was there already" };
-    put(&format!("key        {path} ({id}, {new})\n"))?;
-    put(&format!(
-        "{}\n",
-        paint.warn(
-            "Back the key up now, away from this machine and away from the store: without it \
-             nothing in the store can ever be read."
-        )
-    ))
+    put(&format!("key        {path} ({told})\n"))?;
+    put(&format!("{}\n", Paint::stdout().warn(warning)))
 }
 
 /// What this attempt made, removed unless it is kept.

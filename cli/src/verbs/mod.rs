@@ -9,6 +9,7 @@ pub(crate) mod hold;
 pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod inspect;
+pub(crate) mod key;
 pub(crate) mod query;
 pub(crate) mod segments;
 pub(crate) mod status;

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use wirevault_daemon::api::{
-    self, BufferStatus, DeviceStatus, LaneStatus, LayoutStatus, SharedStatus, State, StatusReport,
-    VolumeStatus,
+    self, BufferStatus, DeviceStatus, KeyStatus, LaneStatus, LayoutStatus, SharedStatus, State,
+    StatusReport, VolumeStatus,
 };
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -76,6 +76,11 @@ fn head(report: &StatusReport, paint: Paint) -> String {
     if let Some(started) = &report.started {
         let seconds = report.now.ns.saturating_sub(started.ns) / 1_000_000_000;
         line(&mut head, &format!("running   since {started}, {}", duration(seconds)));
+    }
+    if let Some(key) = &report.key {
+        let KeyStatus { key, condition, epochs_ahead, .. } = key;
+        let ahead = count_text(*epochs_ahead, "epoch key");
+        line(&mut head, &format!("key       {key}: {condition}, {ahead} ahead"));
     }
     line(&mut head, &format!("release   {}", report.version));
     if let Some(shared) = &report.shared {
@@ -395,6 +400,7 @@ mod tests {
             recovery: None,
             limits: None,
             holds: None,
+            key: None,
         }
     }
 

@@ -13,7 +13,7 @@ use wirevault_format::limits::CHUNK_BYTES;
 use crate::fault::Fault;
 use crate::input::Input;
 use crate::section::{Faults, Item, Section, Value};
-use crate::settings::{Buffer, Config, Hugepages, LogLevel, Topology};
+use crate::settings::{Buffer, Config, Hugepages, Kms, LogLevel, Topology, WhenOut};
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
 use crate::{Given, LANE_CHUNKS_MIN, LANES_MAX};
@@ -49,6 +49,7 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         standby: root.switch("standby"),
         hold_percent: root.number("hold_share").try_into().unwrap_or(u8::MAX),
         key_file: root.path("key_file"),
+        kms: kms(&root.section("kms")),
         input,
         policies,
         pressure,
@@ -87,6 +88,17 @@ fn paths(items: &[Item], faults: &Faults, what: &str) -> Vec<PathBuf> {
 fn buffer(section: &Section<'_>) -> Buffer {
     let hugepages = choice(section, "hugepages", Hugepages::from_name, Hugepages::Auto);
     Buffer { size_bytes: section.number("size"), hugepages }
+}
+
+fn kms(section: &Section<'_>) -> Kms {
+    let policy = |name| choice(section, name, WhenOut::from_name, WhenOut::Extend);
+    Kms {
+        endpoint: section.text("endpoint"),
+        epoch_age: section.duration("epoch_age"),
+        epochs_ahead: section.number("epochs_ahead") as usize,
+        when_exhausted: policy("when_exhausted"),
+        when_revoked: policy("when_revoked"),
+    }
 }
 
 fn cpus(items: &[Item], faults: &Faults) -> Vec<u16> {

@@ -8,6 +8,7 @@ mod api;
 mod audit;
 mod buffer;
 mod capture;
+mod kms;
 mod mirror_targets;
 mod pcap_over_ip;
 mod policies;
@@ -231,6 +232,7 @@ const DAY_MS: u64 = 24 * 3600 * SECOND_MS;
 /// All keys by section, in the order of the example file. A section stands before its keys.
 const SECTIONS: &[&[Key]] = &[
     store::KEYS,
+    kms::KEYS,
     capture::KEYS,
     pcap_over_ip::KEYS,
     mirror_targets::KEYS,

@@ -169,6 +169,19 @@ pub enum Event {
         hold: u32,
         /// Its name.
         name: String,
+    /// It stands differently with the key of the store, which a service keeps.
+    KeyCondition {
+        /// Name of the key at its service.
+        key: String,
+        /// `ready`, `waiting`, `exhausted` or `revoked`.
+        condition: String,
+        /// What the service says.
+        why: String,
+    },
+    /// The next epoch key took over, and the key rings were written again.
+    KeyTurned {
+        /// Name of the key that it hangs from.
+        key: String,
     },
     /// The log ended in a part of a line when it was opened, which was cut off: a crash.
     Cut {

@@ -18,6 +18,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 use wirevault_config::{Config, Input, LiveSource};
+use wirevault_daemon::keys;
 use wirevault_daemon::probe::{self, Level};
 
 use self::root::Root;
@@ -149,7 +150,10 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
 
 /// What `wirevaultd validate` would say.
 fn probed(config: &Config) -> Vec<Finding> {
-    let found = probe::all(config);
+    // Where a client cannot be made, a store that needs one is told to be without its service.
+    let service = wirevault_cloud::key_service(config.kms.endpoint.as_deref()).ok().flatten();
+    let key = keys::source(config, service);
+    let found = probe::all(config, &key);
     let faults = found.iter().any(|finding| finding.level == Level::Fault);
     let start = (!faults).then(|| Finding::ok("configuration", "the recorder can start with it"));
     let told = found.iter().map(|finding| {

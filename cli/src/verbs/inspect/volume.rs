@@ -21,7 +21,7 @@ use crate::place::key_source;
 /// Shows a volume.
 pub(super) fn show(args: &InspectVolumeArgs) -> Result<Outcome, CliError> {
     let media = open_volume(&args.dir)?;
-    let volume = Volume::read(media, &key_source(args.key.as_deref()))?;
+    let volume = Volume::read(media, &key_source(args.key.as_deref())?)?;
     match args.json {
         true => put_json(&json(&volume))?,
         false => put(&text(&volume))?,

@@ -1,0 +1,286 @@
+//! Epoch keys from AWS KMS: `GenerateDataKey` and `Decrypt`, with the encryption context and always
+//! with the key's name, so that KMS refuses what another key wrapped.
+//!
+//! The client of a region is made when a key there is first named. A key's ARN says its region; for
+//! a bare id or an alias it is that of the environment, the profile or the instance, as for any
+//! program that uses the SDK; so are credentials.
+//!
+//! Not covered: the SDK keeps an answer of KMS in ordinary memory until it is decoded, and does not
+//! overwrite it. What it hands out is overwritten here.
+//!
+//! Source: AWS KMS API Reference, `GenerateDataKey`, `Decrypt`, "Common errors".
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_kms::Client;
+use aws_sdk_kms::config::Builder;
+use aws_sdk_kms::config::retry::RetryConfig;
+use aws_sdk_kms::config::timeout::TimeoutConfig;
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::primitives::Blob;
+use aws_sdk_kms::types::DataKeySpec;
+use tokio::runtime::Runtime;
+use wirevault_seal::KEY_BYTES;
+use wirevault_seal::locked::LockedBytes;
+use wirevault_seal::service::{Context, DataKey, KeyService, Refusal, ServiceFailure};
+use zeroize::Zeroizing;
+
+/// For opening a connection. KMS is a few milliseconds away, or nobody answers.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// For one attempt. Without it a silent endpoint would be waited for without end: the SDK sets a
+/// connect timeout only.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// For a call with all its attempts, and so for what a start waits for a silent service.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(6);
+/// Throttling and failures of the service are tried again by the SDK, with pauses of its own.
+const ATTEMPTS: u32 = 3;
+
+const GENERATE: &str = "make an epoch key";
+const DECRYPT: &str = "open an epoch key";
+
+/// AWS KMS.
+pub struct Kms {
+    endpoint: Option<String>,
+    runtime: Runtime,
+    /// By region; that of the environment has no name.
+    clients: Mutex<HashMap<Option<String>, Client>>,
+}
+
+impl Kms {
+    /// KMS of whatever region a key names; `endpoint` replaces its address.
+    ///
+    /// # Errors
+    /// The operating system gives no descriptor to wait with.
+    pub fn new(endpoint: Option<&str>) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (endpoint, clients) = (endpoint.map(ToOwned::to_owned), Mutex::default());
+        Ok(Self { endpoint, runtime, clients })
+    }
+
+    /// Asks with the client of the key's region. On a thread of its own: whoever waits here may be
+    /// within another runtime, where waiting is forbidden.
+    fn ask<T, E, F>(
+        &self,
+        doing: &'static str,
+        key: &str,
+        call: impl FnOnce(Client) -> F + Send,
+    ) -> Result<T, ServiceFailure>
+    where
+        T: Send,
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+        F: Future<Output = Result<T, SdkError<E>>> + Send,
+    {
+        let region = region(key);
+        let work = async {
+            let client = self.client(region).await;
+            let place = client.config().region().map(ToString::to_string);
+            (call(client).await, place)
+        };
+        let answer = thread::scope(|scope| scope.spawn(|| self.runtime.block_on(work)).join());
+        let Ok((answer, place)) = answer else {
+            let (code, message) = ("the SDK panicked".to_owned(), String::new());
+            let (key, endpoint) = (key.to_owned(), self.place(None));
+            let refusal = Refusal::Failing;
+            return Err(ServiceFailure { doing, key, endpoint, code, message, refusal });
+        };
+        answer.map_err(|error| failure(doing, key, self.place(place), &error))
+    }
+
+    async fn client(&self, region: Option<&str>) -> Client {
+        let named = region.map(ToOwned::to_owned);
+        let known = |clients: &HashMap<_, Client>| clients.get(&named).cloned();
+        if let Some(client) = known(&self.clients.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return client;
+        }
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .operation_timeout(OPERATION_TIMEOUT);
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .timeout_config(timeouts.build())
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
+        if let Some(region) = named.clone() {
+            loader = loader.region(Region::new(region));
+        }
+        let mut config = Builder::from(&loader.load().await);
+        if let Some(endpoint) = &self.endpoint {
+            config = config.endpoint_url(endpoint);
+        }
+        let client = Client::from_conf(config.build());
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.insert(named, client.clone());
+        client
+    }
+
+    fn place(&self, region: Option<String>) -> String {
+        let region = region.unwrap_or_else(|| "no region".to_owned());
+        match &self.endpoint {
+            Some(endpoint) => format!("{endpoint} ({region})"),
+            None => region,
+        }
+    }
+}
+
+impl KeyService for Kms {
+    fn kind(&self) -> &'static str {
+        "kms"
+    }
+
+    fn generate(&self, key: &str, context: &Context) -> Result<DataKey, ServiceFailure> {
+        let answer = self.ask(GENERATE, key, |client| {
+            client
+                .generate_data_key()
+                .key_id(key)
+                .key_spec(DataKeySpec::Aes256)
+                .set_encryption_context(Some(pairs(context)))
+                .send()
+        })?;
+        let plaintext = self.secret(GENERATE, key, answer.plaintext)?;
+        let wrapped = answer.ciphertext_blob.map(Blob::into_inner).unwrap_or_default();
+        Ok(DataKey { key: answer.key_id.unwrap_or_else(|| key.to_owned()), plaintext, wrapped })
+    }
+
+    fn decrypt(
+        &self,
+        key: &str,
+        context: &Context,
+        wrapped: &[u8],
+    ) -> Result<LockedBytes, ServiceFailure> {
+        let answer = self.ask(DECRYPT, key, |client| {
+            client
+                .decrypt()
+                .key_id(key)
+                .ciphertext_blob(Blob::new(wrapped))
+                .set_encryption_context(Some(pairs(context)))
+                .send()
+        })?;
+        self.secret(DECRYPT, key, answer.plaintext)
+    }
+}
+
+impl Kms {
+    /// Moves a key out of an answer into locked memory.
+    fn secret(
+        &self,
+        doing: &'static str,
+        key: &str,
+        plaintext: Option<Blob>,
+    ) -> Result<LockedBytes, ServiceFailure> {
+        let plaintext = Zeroizing::new(plaintext.map(Blob::into_inner).unwrap_or_default());
+        let failed = |code: String| {
+            let (key, endpoint, message) = (key.to_owned(), self.place(None), String::new());
+            let refusal = Refusal::Failing;
+            ServiceFailure { doing, key, endpoint, code, message, refusal }
+        };
+        match plaintext.len() {
+            KEY_BYTES => {
+                LockedBytes::copy_of(&plaintext).map_err(|error| failed(error.to_string()))
+            }
+            len => Err(failed(format!("the answer holds {len} bytes of key, not {KEY_BYTES}"))),
+        }
+    }
+}
+
+fn pairs(context: &Context) -> HashMap<String, String> {
+    context.pairs().into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// The region in a key's ARN, `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`.
+fn region(key: &str) -> Option<&str> {
+    let mut parts = key.strip_prefix("arn:")?.split(':').skip(2);
+    parts.next().filter(|region| !region.is_empty())
+}
+
+fn failure<E>(
+    doing: &'static str,
+    key: &str,
+    endpoint: String,
+    error: &SdkError<E>,
+) -> ServiceFailure
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    let key = key.to_owned();
+    match error.code() {
+        Some(code) => {
+            let (refusal, code) = (refusal(code), code.to_owned());
+            let message = error.message().unwrap_or_default().to_owned();
+            ServiceFailure { doing, key, endpoint, code, message, refusal }
+        }
+        None => {
+            let code = match error {
+                SdkError::TimeoutError(_) => "no answer in time",
+                SdkError::ResponseError(_) | SdkError::ServiceError(_) => "no answer of KMS",
+                _ => "KMS was not reached",
+            };
+            let (code, message, refusal) = (code.to_owned(), causes(error), Refusal::Unreachable);
+            ServiceFailure { doing, key, endpoint, code, message, refusal }
+        }
+    }
+}
+
+/// What an error came from, outermost first.
+fn causes(error: &dyn Error) -> String {
+    let (mut texts, mut next) = (Vec::new(), error.source());
+    while let Some(cause) = next {
+        texts.push(cause.to_string());
+        next = cause.source();
+    }
+    texts.join(": ")
+}
+
+fn refusal(code: &str) -> Refusal {
+    match code {
+        "DisabledException" => Refusal::Disabled,
+        "KMSInvalidStateException" => Refusal::PendingDeletion,
+        "AccessDeniedException" => Refusal::Denied,
+        "NotFoundException" | "InvalidArnException" | "InvalidKeyUsageException" => {
+            Refusal::NotFound
+        }
+        "InvalidCiphertextException" => Refusal::WrongContext,
+        "IncorrectKeyException" => Refusal::WrongKey,
+        "ThrottlingException" | "Throttling" | "LimitExceededException" => Refusal::Throttled,
+        "KMSInternalException"
+        | "DependencyTimeoutException"
+        | "KeyUnavailableException"
+        | "InternalFailure"
+        | "ServiceUnavailable" => Refusal::Failing,
+        "ExpiredTokenException"
+        | "UnrecognizedClientException"
+        | "InvalidSignatureException"
+        | "IncompleteSignatureException"
+        | "MissingAuthenticationTokenException" => Refusal::Credentials,
+        _ => Refusal::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arn_says_the_region() {
+        let arn = "arn:aws-us-gov:kms:us-gov-west-1:123456789012:key/1234";
+        assert_eq!(region(arn), Some("us-gov-west-1"));
+        for none in ["alias/recorder", "1234abcd-12ab", "arn:aws:kms", "arn:aws:kms::1:key/1"] {
+            assert_eq!(region(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_port_without_a_server_is_no_refusal_of_the_key() {
+        let kms = Kms::new(Some("http://127.0.0.1:9")).unwrap();
+        let context = Context { store: Default::default(), epoch: [0; 16] };
+        let key = "arn:aws:kms:eu-central-1:123456789012:key/1234";
+        let failure = kms.generate(key, &context).unwrap_err();
+        assert_eq!(failure.refusal, Refusal::Unreachable, "{failure}");
+        let text = failure.to_string();
+        assert!(text.contains(key) && text.contains("http://127.0.0.1:9 (eu-central-1)"), "{text}");
+    }
+}

@@ -1,0 +1,61 @@
+//! Keys in AWS KMS: `kms`.
+
+use super::Without::{Nothing, Value};
+use super::{DAY_MS, Key, Kind, SECOND_MS, hidden, key, millis};
+use crate::settings::WhenOut;
+
+/// Bytes of an address at most.
+const ENDPOINT_BYTES_MAX: usize = 255;
+/// Epoch keys ahead at most: two days of epochs of an hour.
+const AHEAD_MAX: u64 = 48;
+
+pub(super) const KEYS: &[Key] = &[
+    hidden(key(
+        "kms",
+        Kind::Section,
+        Nothing,
+        "",
+        "How the key of a store that was made with `--kms-key` is used. Region and credentials are \
+         found as by any AWS program.",
+    )),
+    hidden(key(
+        "kms.endpoint",
+        Kind::Word(ENDPOINT_BYTES_MAX),
+        Nothing,
+        "https://vpce-0123.kms.eu-central-1.vpce.amazonaws.com",
+        "Address of KMS, in place of the region's own. Whoever answers there sees the keys of all \
+         epochs: it is logged as a warning.",
+    )),
+    hidden(key(
+        "kms.epoch_age",
+        millis(SECOND_MS, DAY_MS),
+        Value("1h"),
+        "1h",
+        "Time after which the next epoch key takes over. A key ring is then written again.",
+    )),
+    hidden(key(
+        "kms.epochs_ahead",
+        Kind::Count { min: 1, max: AHEAD_MAX },
+        Value("3"),
+        "3",
+        "Epoch keys that are fetched ahead. An outage of KMS of so many times `epoch_age` changes \
+         nothing.",
+    )),
+    hidden(key(
+        "kms.when_exhausted",
+        Kind::Choice(WhenOut::NAMES),
+        Value("extend"),
+        "extend",
+        "When they are used up and KMS does not answer: `extend` lets the last one go on, which \
+         weakens no key; `stop` begins no segment until KMS answers.",
+    )),
+    hidden(key(
+        "kms.when_revoked",
+        Kind::Choice(WhenOut::NAMES),
+        Value("extend"),
+        "extend",
+        "When KMS says that the key is disabled, to be deleted, unknown or not for this recorder: \
+         `extend` goes on until the recorder ends, which it then cannot start again; `stop` begins \
+         no segment from then on. It is noticed within five minutes.",
+    )),
+];

@@ -1,0 +1,187 @@
+//! The key of a store that a service keeps: which one, how it stands, and the thread that sees to
+//! it that recording never waits for the service.
+//!
+//! ```text
+//!  thread `keys`, each second ─► a due epoch: the rings are written again
+//!                             ├─► EpochKeys::tend ─► the service
+//!                             └─► a change: a line in the log, an entry in the audit log
+//! ```
+
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Extension, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use wirevault_config::{Config, WhenOut};
+use wirevault_index::KeySource;
+use wirevault_index::error::chain;
+use wirevault_lifecycle::audit::{Event, Who};
+use wirevault_seal::epoch::{self, KeyCondition};
+use wirevault_seal::{EpochKeys, EpochOptions, KeyProvider, KeyService, ServiceKeys};
+use wirevault_telemetry::clock::SystemClock;
+
+use crate::access::Asker;
+use crate::answers;
+use crate::api::{self, KeyStatus, RotateBody};
+use crate::server::App;
+
+/// How often the thread looks.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Where the key of the configured store comes from. A service is not asked yet.
+pub fn source(config: &Config, service: Option<Arc<dyn KeyService>>) -> KeySource {
+    let policy = |policy| match policy {
+        WhenOut::Extend => epoch::WhenOut::Extend,
+        WhenOut::Stop => epoch::WhenOut::Stop,
+    };
+    let options = EpochOptions {
+        ahead: config.kms.epochs_ahead,
+        age: config.kms.epoch_age,
+        when_exhausted: policy(config.kms.when_exhausted),
+        when_revoked: policy(config.kms.when_revoked),
+    };
+    match (&config.key_file, service) {
+        (Some(path), _) => KeySource::File(path.clone()),
+        (None, None) => KeySource::Recorded,
+        (None, Some(service)) => {
+            let clock = Arc::new(SystemClock);
+            KeySource::Service(Arc::new(ServiceKeys::new(service, options, clock)))
+        }
+    }
+}
+
+/// How it stands with the key, as the API tells it.
+pub(crate) fn status(keys: &EpochKeys) -> KeyStatus {
+    let status = keys.status();
+    KeyStatus {
+        key: status.key,
+        condition: status.condition.name().to_owned(),
+        epochs_ahead: status.ahead as u64,
+        epoch_since: status.epoch.map(|(_, since_ns)| since_ns.into()),
+        stopped: status.stopped,
+        trouble: status.trouble.map(|failure| failure.to_string()),
+    }
+}
+
+/// Why the recorder is degraded, if its key is the reason.
+pub(crate) fn reason(keys: &EpochKeys) -> Option<String> {
+    let status = keys.status();
+    let bad = status.condition >= KeyCondition::Exhausted;
+    status.trouble.filter(|_| bad).map(|failure| failure.to_string())
+}
+
+/// The thread.
+pub(crate) struct Tending {
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Tending {
+    /// Begins at once; without a key of a service there is nothing to do.
+    pub(crate) fn start(app: &App) -> Self {
+        let Some(keys) = app.facts().keys.clone() else { return Self { stop: None, thread: None } };
+        let (app, (stop, stopped)) = (app.clone(), sync_channel(1));
+        let work = move || {
+            let mut told = KeyCondition::Ready;
+            loop {
+                if keys.is_due()
+                    && let Err(error) = turn(&app, &keys, &Who::Recorder, None)
+                {
+                    tracing::error!("the key rings stay as they are: {error}");
+                }
+                keys.tend();
+                told = tell(&app, &keys, told);
+                if stopped.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("keys".to_owned()).spawn(work);
+        let failed = |error| tracing::error!("epoch keys are not fetched ahead: {error}");
+        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
+    }
+
+    /// Ends it, after the call at hand.
+    pub(crate) fn end(self) {
+        drop(self.stop);
+        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
+            tracing::error!("the thread that fetches epoch keys has panicked");
+        }
+    }
+}
+
+/// Tells a change of the condition, and gives what was told last.
+fn tell(app: &App, keys: &EpochKeys, told: KeyCondition) -> KeyCondition {
+    let status = keys.status();
+    let (from, to) = (told.name(), status.condition.name());
+    if status.condition == told {
+        return told;
+    }
+    let why = status.trouble.map_or_else(|| "the service answers".to_owned(), |it| it.to_string());
+    match status.condition > told {
+        true => tracing::warn!(from, to, "the store's key is {to}: {why}"),
+        false => tracing::info!(from, to, "the store's key is {to}: {why}"),
+    }
+    app.audit().note(Event::KeyCondition { key: status.key, condition: to.to_owned(), why });
+    status.condition
+}
+
+/// Lets the next epoch begin, under another key if one is named, and has all rings hang from it.
+fn turn(app: &App, keys: &EpochKeys, who: &Who, to: Option<&str>) -> Result<(), String> {
+    let pipeline = app.pipeline().ok_or("the recorder has stopped")?;
+    match to {
+        Some(key) => keys.move_to(key),
+        None => keys.turn(),
+    }
+    .map_err(|error| error.to_string())?;
+    let store = pipeline.store();
+    let written = match to {
+        Some(_) => store.record_key(&keys.id(), &keys.key()),
+        None => store.renew_rings(),
+    };
+    let noted = app.audit().write(who, Event::KeyTurned { key: keys.key() });
+    written.map_err(|error| chain(&error))?;
+    noted.map_err(|error| error.to_string())
+}
+
+/// The questions of this module.
+pub(crate) fn routes() -> Router<App> {
+    Router::new().route(api::KEY, get(show)).route(api::ROTATE, post(rotate))
+}
+
+async fn show(State(app): State<App>) -> Response {
+    match &app.facts().keys {
+        Some(keys) => Json(status(keys)).into_response(),
+        None => no_service(),
+    }
+}
+
+async fn rotate(
+    State(app): State<App>,
+    Extension(asker): Extension<Asker>,
+    body: Result<Json<RotateBody>, JsonRejection>,
+) -> Response {
+    let to = match body {
+        Ok(Json(body)) => body.to,
+        Err(rejection) => return answers::error(StatusCode::BAD_REQUEST, rejection.body_text()),
+    };
+    let Some(keys) = app.facts().keys.clone() else { return no_service() };
+    // On a thread of its own: it waits for the service and for devices.
+    let work = move || turn(&app, &keys, &asker.who, to.as_deref()).map(|()| status(&keys));
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(status)) => Json(status).into_response(),
+        Ok(Err(why)) => answers::error(StatusCode::UNPROCESSABLE_ENTITY, why),
+        Err(error) => answers::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+fn no_service() -> Response {
+    let why = "no service keeps this store's key: `wirevault init --kms-key` makes such a store";
+    answers::error(StatusCode::CONFLICT, why.to_owned())
+}

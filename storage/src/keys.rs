@@ -1,0 +1,38 @@
+//! Key rings of a store that is open, written again because the key changed.
+
+use crate::volume::VolumeWriter;
+use crate::{StorageError, Store};
+
+impl Store {
+    /// Writes every key ring again, under what the provider wraps with now.
+    ///
+    /// # Errors
+    /// The first of what the volumes say; the rings of the others are written all the same.
+    pub fn renew_rings(&self) -> Result<(), StorageError> {
+        self.of_each_volume(|volume| volume.rewrite_ring(volume.spares()))
+    }
+
+    /// After the provider has gone over to another key: names it in the superblocks, writes every
+    /// key ring again and leaves none that hangs from the former key. After a crash in between the
+    /// former key may still be needed to open the store; the next start goes on with the new one.
+    ///
+    /// # Errors
+    /// As for `renew_rings`.
+    pub fn record_key(&self, key_id: &str, name: &str) -> Result<(), StorageError> {
+        self.of_each_volume(|volume| {
+            volume.set_superblock(|superblock| {
+                (superblock.key_id, superblock.key_path) = (key_id.to_owned(), name.to_owned());
+            })?;
+            volume.rewrite_ring(volume.spares())?;
+            volume.forget_older_ring().map(drop)
+        })
+    }
+
+    fn of_each_volume(
+        &self,
+        mut work: impl FnMut(&mut VolumeWriter) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        let done: Vec<_> = self.volumes.iter().map(|volume| volume.work(&mut work)).collect();
+        done.into_iter().collect()
+    }
+}

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod aws;
 pub mod captures;
 pub mod filters;
 pub mod frames;

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use wirevault_format::pcapng::{Event, Reader};
 use wirevault_testkit::net::{Stamp, wait_for};
 
+use crate::aws::Aws;
 use crate::stepper::Stepper;
 
 /// Limit for anything that takes a moment; loose, because machines are shared.
@@ -37,25 +38,54 @@ pub fn program(name: &str) -> PathBuf {
 pub struct Site {
     folder: TempDir,
     volumes: usize,
+    /// What the programs have in their environment beside ours.
+    environment: Vec<(&'static str, String)>,
 }
 
 impl Site {
     /// Makes a store of `volumes` volumes.
     pub fn new(quota: &str, volumes: usize) -> Self {
-        let site = Self { folder: tempfile::tempdir().expect("folder"), volumes };
-        let mut init = Command::new(program("wirevault"));
-        init.arg("init").arg(site.store()).args(["--quota", quota, "--key"]).arg(site.key());
-        for volume in 1..site.volumes {
-            init.arg("--volume").arg(site.path(&format!("volume-{volume}")));
+        let site = Self::empty(volumes, Vec::new());
+        site.init(quota, &["--key", &site.key().display().to_string()]);
+        site
+    }
+
+    /// Makes a store of one volume whose key is one of AWS KMS, and with which all programs ask
+    /// this one.
+    pub fn with_kms_key(aws: &Aws, key: &str) -> Self {
+        let site = Self::empty(1, aws.environment().into());
+        site.init("272MiB", &["--kms-key", key]);
+        site
+    }
+
+    /// The same store, asked with another environment.
+    pub fn set_environment(&mut self, environment: Vec<(&'static str, String)>) {
+        self.environment = environment;
+    }
+
+    fn empty(volumes: usize, environment: Vec<(&'static str, String)>) -> Self {
+        Self { folder: tempfile::tempdir().expect("folder"), volumes, environment }
+    }
+
+    fn init(&self, quota: &str, key: &[&str]) {
+        let mut init = self.program("wirevault");
+        init.arg("init").arg(self.store()).args(["--quota", quota]).args(key);
+        for volume in 1..self.volumes {
+            init.arg("--volume").arg(self.path(&format!("volume-{volume}")));
         }
         let output = init.output().expect("wirevault init");
         assert!(output.status.success(), "{output:?}");
-        site
+    }
+
+    fn program(&self, name: &str) -> Command {
+        let mut command = Command::new(program(name));
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// Makes a store on a file of `bytes` bytes that stands for a device which two machines have.
     pub fn shared(bytes: u64) -> Self {
-        let site = Self { folder: tempfile::tempdir().expect("folder"), volumes: 1 };
+        let site = Self::empty(1, Vec::new());
         let device = File::create(site.store()).expect("device");
         device.set_len(bytes).expect("device");
         let mut init = Command::new(program("wirevault"));
@@ -151,7 +181,7 @@ impl Site {
     fn daemon(&self, config: &str) -> Command {
         let file = self.path("wirevault.yaml");
         fs::write(&file, config).expect("configuration");
-        let mut command = Command::new(program("wirevaultd"));
+        let mut command = self.program("wirevaultd");
         command.arg("--config").arg(file);
         command
     }
@@ -171,7 +201,7 @@ impl Site {
 
     /// The same with a verb of two words; an empty second one is none.
     pub fn offline_of(&self, verb: &str, of: &str, args: &[&str]) -> Output {
-        let mut command = Command::new(program("wirevault"));
+        let mut command = self.program("wirevault");
         command.arg(verb).args(Some(of).filter(|of| !of.is_empty()));
         command.arg("--store").arg(self.store()).args(args).output().expect("wirevault")
     }

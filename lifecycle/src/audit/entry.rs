@@ -169,6 +169,7 @@ pub enum Event {
         hold: u32,
         /// Its name.
         name: String,
+    },
     /// It stands differently with the key of the store, which a service keeps.
     KeyCondition {
         /// Name of the key at its service.

@@ -74,6 +74,31 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(runs.changed.status["sealed"], true);
         assert!(!runs.changed.packets.is_empty(), "and what it sealed is read");
     }),
+    case("kms.endpoint", "KMS is asked there, though nothing else names the place", |runs| {
+        let Some(kms) = &runs.kms else { return };
+        assert!(kms.calls.iter().any(|call| call == "GenerateDataKey"), "{:?}", kms.calls);
+        assert!(kms.calls.iter().any(|call| call == "Decrypt"), "{:?}", kms.calls);
+    }),
+    case("kms.epoch_age", "the next epoch key takes over, or not for an hour", |runs| {
+        let Some(kms) = &runs.kms else { return };
+        assert_eq!(kms.plain[0]["epoch_since"], kms.plain[1]["epoch_since"]);
+        assert_ne!(kms.changed[0]["epoch_since"], kms.changed[1]["epoch_since"]);
+    }),
+    case("kms.epochs_ahead", "three epoch keys wait, or two", |runs| {
+        let Some(kms) = &runs.kms else { return };
+        assert_eq!(kms.plain[0]["epochs_ahead"], 3);
+        assert_eq!(kms.changed[0]["epochs_ahead"], 2);
+        assert_eq!(kms.plain[0]["condition"], "ready");
+    }),
+    case("kms.when_exhausted", "no segment is begun when they are used up", |runs| {
+        let Some(kms) = &runs.kms else { return };
+        assert_eq!(kms.changed[1]["stopped"], false);
+        assert_eq!(kms.exhausted["stopped"], true, "{}", kms.exhausted);
+    }),
+    case("kms.when_revoked", "no segment is begun when KMS refuses the key", |runs| {
+        let Some(kms) = &runs.kms else { return };
+        assert_eq!(kms.revoked["stopped"], true, "{}", kms.revoked);
+    }),
     case("reserve", "what of the file systems stays free for others", |runs| {
         assert_eq!(runs.plain.status["limits"]["reserve_percent"], 10);
         assert_eq!(runs.changed.status["limits"]["reserve_percent"], 5);

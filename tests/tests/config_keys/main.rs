@@ -5,6 +5,7 @@
 
 mod access;
 mod cases;
+mod kms;
 mod policies;
 mod runs;
 mod sources;

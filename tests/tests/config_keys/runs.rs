@@ -30,6 +30,7 @@ use wirevault_tests::recorder::{Exported, Recorder, Site, read_pcapng};
 use wirevault_tests::store::text;
 
 use crate::access::Access;
+use crate::kms::Kms;
 use crate::policies::Policies;
 use crate::sources::Sources;
 
@@ -84,6 +85,8 @@ pub(crate) struct Runs {
     pub(crate) sources: Sources,
     pub(crate) policies: Policies,
     pub(crate) access: Access,
+    /// Nothing without the emulator.
+    pub(crate) kms: Option<Kms>,
     /// The last CPU that this process may use.
     pub(crate) cpu: usize,
     pub(crate) without_store: Output,
@@ -116,6 +119,7 @@ impl Runs {
             without_interface: with(&format!("store: {store}\ncapture:\n  - interface: nope0\n")),
             without_moved_key,
             without_file: with(&format!("store: {store}\nreplay:\n  file: /nowhere.pcap\n")),
+            kms: Kms::make(),
             plain,
             changed,
             short,

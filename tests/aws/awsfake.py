@@ -1,0 +1,157 @@
+"""AWS on loopback, for tests: moto's KMS, and what moto lets pass although AWS refuses it.
+
+    python awsfake.py          prints the port that it listens on, and serves until it is killed
+
+moto 5.2.5 lets disabled keys and keys pending deletion work, names the wrong error for a key that
+did not wrap a ciphertext, takes any credentials, and knows one account. All that is put right here
+before moto sees a request. What AWS does is our reading of its API reference; requests come from
+the real SDK.
+
+POST /_fake/faults  [{"op", "code", "status", "count", "delay_s"}]: the next `count` calls of `op`
+                    wait `delay_s`, and end with `code` if there is one
+GET  /_fake/calls   names of all calls since the last time this was asked
+"""
+
+import base64
+import io
+import json
+import re
+import threading
+import time
+
+import moto.kms.models  # noqa: F401  imported here, or the first request would wait for it
+from moto.core.exceptions import JsonRESTError
+from moto.kms.responses import KmsResponse
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+ACCOUNT = "123456789012"
+ACCESS_KEY = "AKIDRECORDER"
+USES_KEY = ("generate_data_key", "generate_data_key_without_plaintext", "encrypt", "decrypt")
+KEY_ID_BYTES = 36
+
+
+class Refused(JsonRESTError):
+    """An answer of 400 with one of AWS's codes."""
+
+    code = 400
+
+
+def wrapped_by(blob):
+    """Id of the key that wrapped a ciphertext of moto; nothing if it is none."""
+    try:
+        key = blob[:KEY_ID_BYTES].decode()
+    except UnicodeDecodeError:
+        return None
+    return key if re.fullmatch(r"[0-9a-f-]{36}|mrk-[0-9a-f]{32}", key) else None
+
+
+def plain_id(backend, name):
+    """Id of the key that a name means."""
+    account = re.match(r"arn:aws[a-z-]*:kms:[^:]*:(\d*):", name)
+    if account and account.group(1) != ACCOUNT:
+        raise Refused(
+            "AccessDeniedException",
+            f"User: arn:aws:iam::{ACCOUNT}:user/recorder is not authorized to perform this on "
+            f"resource: {name}",
+        )
+    if name.startswith("alias/") or ":alias/" in name:
+        return backend.get_key_id_from_alias(name) or name
+    return backend.get_key_id(name)
+
+
+def check_state(backend, key):
+    """Refuses a key that AWS would not use."""
+    found = backend.keys.get(key)
+    if found is None:
+        return
+    if found.key_state == "Disabled":
+        raise Refused("DisabledException", f"{found.arn} is disabled.")
+    if found.key_state != "Enabled":
+        raise Refused("KMSInvalidStateException", f"{found.arn} is pending deletion.")
+
+
+def guard(name):
+    """Puts our checks before a handler of moto."""
+    handler = getattr(KmsResponse, name)
+
+    def checked(self, *args, **kwargs):
+        backend, named = self.kms_backend, self._get_param("KeyId")
+        key = plain_id(backend, named) if named else None
+        if name == "decrypt":
+            blob = self._get_param("CiphertextBlob") or b""
+            blob = blob if isinstance(blob, bytes) else base64.b64decode(blob)
+            by = wrapped_by(blob)
+            if by and key and by != key:
+                raise Refused("IncorrectKeyException", "The key ID in the request does not match.")
+            key = by
+        check_state(backend, key)
+        if str(self._get_param("DryRun")).lower() == "true":
+            raise Refused("DryRunOperationException", "The request would have succeeded.")
+        return handler(self, *args, **kwargs)
+
+    setattr(KmsResponse, name, checked)
+
+
+class Aws:
+    """moto behind faults and a list of calls."""
+
+    def __init__(self):
+        self.moto = DomainDispatcherApplication(create_backend_app)
+        self.lock = threading.Lock()
+        self.faults = []
+        self.calls = []
+
+    def __call__(self, environ, start_response):
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+
+        def answer(status, data, headers=()):
+            data = json.dumps(data).encode()
+            length = ("Content-Length", str(len(data)))
+            kind = ("Content-Type", "application/x-amz-json-1.1")
+            start_response(f"{status} -", [kind, length, *headers])
+            return [data]
+
+        def refuse(status, code, message):
+            headers = [("x-amzn-ErrorType", code)]
+            return answer(status, {"__type": code, "message": message}, headers)
+
+        path = environ["PATH_INFO"]
+        with self.lock:
+            if path == "/_fake/faults":
+                self.faults = json.loads(body or b"[]")
+                return answer(200, self.faults)
+            if path == "/_fake/calls":
+                calls, self.calls = self.calls, []
+                return answer(200, calls)
+        operation = environ.get("HTTP_X_AMZ_TARGET", "").split(".")[-1]
+        fault = self.fault(operation)
+        time.sleep(fault.get("delay_s", 0))
+        if "code" in fault:
+            return refuse(fault.get("status", 400), fault["code"], "as the test wants it")
+        signed = environ.get("HTTP_AUTHORIZATION", "")
+        if f"Credential={ACCESS_KEY}/" not in signed:
+            message = "The security token included in the request is invalid."
+            return refuse(400, "UnrecognizedClientException", message)
+        environ["wsgi.input"] = io.BytesIO(body)
+        return self.moto(environ, start_response)
+
+    def fault(self, operation):
+        with self.lock:
+            self.calls.append(operation)
+            for fault in self.faults:
+                if fault["op"] in (operation, "*") and fault.get("count", 1) > 0:
+                    fault["count"] = fault.get("count", 1) - 1
+                    return fault
+        return {}
+
+
+def main():
+    for name in USES_KEY:
+        guard(name)
+    server = make_server("127.0.0.1", 0, Aws(), threaded=True)
+    print(server.port, flush=True)
+    server.serve_forever()
+
+
+main()

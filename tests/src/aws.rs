@@ -1,0 +1,126 @@
+//! AWS on loopback: `tests/aws/awsfake.py`, and the programs under test pointed at it.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::readers::{self, missing};
+
+/// What the programs sign with; the emulator knows no other.
+const ACCESS_KEY: &str = "AKIDRECORDER";
+const REGION: &str = "eu-central-1";
+
+/// The emulator. Dropping it ends it.
+pub struct Aws {
+    child: Child,
+    port: u16,
+}
+
+impl Aws {
+    /// Starts it; `None`, loudly, if its Python packages are not installed here, which fails where
+    /// `CI` is set.
+    ///
+    /// # Panics
+    /// If it starts and does not serve.
+    pub fn start() -> Option<Self> {
+        let python = readers::interpreter();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("aws/awsfake.py");
+        let mut command = Command::new(&python);
+        command.arg(script).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = match command.spawn() {
+            Ok(child) => child,
+            Err(error) => return missing(&python.display().to_string(), &error.to_string()),
+        };
+        let mut line = String::new();
+        let mut said = BufReader::new(child.stdout.take().expect("a pipe"));
+        said.read_line(&mut line).expect("its port");
+        match line.trim().parse() {
+            Ok(port) => Some(Self { child, port }),
+            Err(_) => {
+                let ended = child.wait().expect("it ended");
+                missing("the Python package `moto` with `flask`", &ended.to_string())
+            }
+        }
+    }
+
+    /// Its address.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// What a program needs in its environment to find it.
+    pub fn environment(&self) -> [(&'static str, String); 5] {
+        [
+            ("AWS_ENDPOINT_URL", self.endpoint()),
+            ("AWS_REGION", REGION.to_owned()),
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
+            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+        ]
+    }
+
+    /// A new key's ARN.
+    pub fn create_key(&self) -> String {
+        let made = self.kms("CreateKey", &json!({}));
+        made["KeyMetadata"]["Arn"].as_str().expect("an ARN").to_owned()
+    }
+
+    /// Does something to a key, as an administrator would: `DisableKey`, `CancelKeyDeletion` and
+    /// such.
+    ///
+    /// # Panics
+    /// If it refuses.
+    pub fn change_key(&self, operation: &str, arn: &str) {
+        // moto knows keys by their bare ids here.
+        self.kms(operation, &json!({ "KeyId": arn.rsplit('/').next() }));
+    }
+
+    fn kms(&self, operation: &str, body: &Value) -> Value {
+        let signed = format!(
+            "AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20261121/{REGION}/kms/aws4_request, \
+             SignedHeaders=host, Signature=0"
+        );
+        let target = format!("TrentService.{operation}");
+        let headers = [
+            ("X-Amz-Target", target.as_str()),
+            ("Authorization", &signed),
+            ("Content-Type", "application/x-amz-json-1.1"),
+        ];
+        self.post("/", &headers, body)
+    }
+
+    /// From now on calls meet these faults; see the emulator for their fields.
+    pub fn set_faults(&self, faults: &Value) {
+        self.post("/_fake/faults", &[], faults);
+    }
+
+    /// Names of the calls since the last time this was asked.
+    pub fn calls(&self) -> Vec<String> {
+        let calls = self.post("/_fake/calls", &[], &Value::Null);
+        serde_json::from_value(calls).expect("names")
+    }
+
+    fn post(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Value {
+        let body = body.to_string();
+        let mut request = format!("POST {path} HTTP/1.0\r\nHost: 127.0.0.1:{}\r\n", self.port);
+        headers.iter().for_each(|(name, value)| request += &format!("{name}: {value}\r\n"));
+        request += &format!("Content-Length: {}\r\n\r\n{body}", body.len());
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the emulator");
+        stream.write_all(request.as_bytes()).expect("a request");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        assert!(head.starts_with("HTTP/1.") && head[8..].starts_with(" 200"), "{answer}");
+        serde_json::from_str(body).unwrap_or(Value::Null)
+    }
+}
+
+impl Drop for Aws {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

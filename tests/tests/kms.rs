@@ -1,0 +1,269 @@
+//! Stores whose key AWS KMS keeps: the real programs with the real SDK, and an emulator that
+//! refuses what AWS refuses.
+
+use std::fs;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use wirevault_index::{KeySource, open_store};
+use wirevault_media::VOLUME_FILE;
+use wirevault_testkit::net::{Namespace, Sender, wait_for};
+use wirevault_tests::aws::Aws;
+use wirevault_tests::captures::{Packet, write_pcap};
+use wirevault_tests::recorder::{Recorder, Site, lane_count, program, read_pcapng};
+
+/// Each call of a silent service takes 6 s, and many people may share this machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+const PACKETS: u64 = 100;
+/// Epochs of a second, so that the service is asked all the time.
+const OPTIONS: &str = "    ring: 8MiB\nbuffer:\n  size: 8MiB\n\
+                       kms:\n  epoch_age: 1s\n  epochs_ahead: 2\n";
+/// More calls than a test makes.
+const ALWAYS: u32 = 1_000_000;
+
+/// An Ethernet frame of an experimental type.
+fn frame(number: u64) -> Vec<u8> {
+    let head = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
+    [&head[..], &number.to_be_bytes(), &[0; 64]].concat()
+}
+
+/// A file of [`PACKETS`] beside the store.
+fn capture(site: &Site) -> String {
+    let packets = (0..PACKETS).map(|number| {
+        let (ts_ns, data) = (1_700_000_000_000_000_000 + number, frame(number));
+        Packet { ts_ns, orig_len: data.len() as u32, data }
+    });
+    let file = site.file("original.pcap");
+    write_pcap(&file, &packets.collect::<Vec<_>>());
+    file.display().to_string()
+}
+
+fn import(site: &Site) -> Output {
+    site.offline("import", &[&capture(site)])
+}
+
+/// Packets that the store gives without a daemon.
+fn found(site: &Site) -> u64 {
+    let file = site.file("answer.pcapng");
+    let output = site.offline("query", &["ether proto 0x88b5", "-w", &file.display().to_string()]);
+    assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
+    read_pcapng(&file).len() as u64
+}
+
+/// Fails with all of these words.
+fn refused(output: &Output, code: i32, words: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    words.iter().for_each(|word| assert!(said.contains(word), "`{word}` in: {said}"));
+}
+
+#[test]
+fn a_store_hangs_from_its_key_from_init_to_query() {
+    let Some(aws) = Aws::start() else { return };
+    let key = aws.create_key();
+    let mut site = Site::with_kms_key(&aws, &key);
+    aws.calls();
+    assert_eq!(import(&site).status.code(), Some(0));
+    assert_eq!(found(&site), PACKETS);
+    let calls = aws.calls();
+    let count = |name: &str| calls.iter().filter(|call| *call == name).count();
+    assert_eq!(count("GenerateDataKey"), 1, "to write: {calls:?}");
+    assert!((2..=4).contains(&count("Decrypt")), "an epoch at a time, not a segment: {calls:?}");
+
+    let mut stranger = aws.environment().to_vec();
+    stranger.retain(|(name, _)| *name != "AWS_ACCESS_KEY_ID");
+    stranger.push(("AWS_ACCESS_KEY_ID", "AKIDSTRANGER".to_owned()));
+    site.set_environment(stranger);
+    refused(&import(&site), 2, &["UnrecognizedClientException", "renew the credentials"]);
+    site.set_environment(aws.environment().into());
+    drop(aws);
+    refused(&import(&site), 2, &[&key, "KMS was not reached", "check network"]);
+}
+
+#[test]
+fn what_kms_refuses_is_told_with_key_place_code_and_way_out() {
+    let Some(aws) = Aws::start() else { return };
+    let key = aws.create_key();
+    let site = Site::with_kms_key(&aws, &key);
+    let refused = |words: &[&str]| {
+        refused(&import(&site), 2, &[&[key.as_str(), "eu-central-1"], words].concat());
+    };
+    aws.change_key("DisableKey", &key);
+    refused(&["DisabledException", "enable the key"]);
+    aws.change_key("EnableKey", &key);
+    aws.change_key("ScheduleKeyDeletion", &key);
+    refused(&["KMSInvalidStateException", "cancel the deletion"]);
+    aws.change_key("CancelKeyDeletion", &key);
+    refused(&["DisabledException"]);
+    aws.change_key("EnableKey", &key);
+
+    let fault = |fault: Value| aws.set_faults(&json!([fault]));
+    for (code, status, way_out) in [
+        ("ThrottlingException", 400, "raise the account's quota"),
+        ("KMSInternalException", 500, "it is tried again"),
+        ("AccessDeniedException", 400, "the key's policy"),
+        ("NotFoundException", 400, "check the key's name"),
+    ] {
+        fault(json!({"op": "*", "code": code, "status": status, "count": ALWAYS}));
+        refused(&[code, way_out]);
+    }
+    fault(json!({"op": "*", "delay_s": 30, "count": ALWAYS}));
+    refused(&["no answer in time", "check network"]);
+    // What passes by itself is not even noticed.
+    fault(json!({"op": "*", "code": "ThrottlingException", "count": 2}));
+    assert_eq!(import(&site).status.code(), Some(0));
+    assert_eq!(found(&site), PACKETS);
+}
+
+#[test]
+fn keys_of_other_accounts_and_rings_of_other_stores_are_refused() {
+    let Some(aws) = Aws::start() else { return };
+    let key = aws.create_key();
+    let site = Site::with_kms_key(&aws, &key);
+    let foreign = key.replace(":123456789012:", ":999999999999:");
+    let elsewhere = site.file("elsewhere").display().to_string();
+    let mut init = Command::new(program("wirevault"));
+    let init = init.args(["init", &elsewhere, "--kms-key", &foreign]).envs(aws.environment());
+    refused(&init.output().unwrap(), 2, &[&foreign, "AccessDeniedException", "their account"]);
+    assert!(!site.file("elsewhere").exists(), "nothing is left of it");
+
+    let other = Site::with_kms_key(&aws, &key);
+    let volume = |site: &Site| site.store().join(VOLUME_FILE);
+    let reader = open_store(&site.store(), &KeySource::Recorded).unwrap();
+    let superblock = &reader.volumes[0].superblock;
+    let ring = superblock.ring_offset as usize..;
+    let copied = fs::read(volume(&other)).unwrap();
+    let mut bytes = fs::read(volume(&site)).unwrap();
+    bytes[ring.clone()].copy_from_slice(&copied[ring]);
+    fs::write(volume(&site), bytes).unwrap();
+    refused(&import(&site), 2, &[&key, "InvalidCiphertextException", "another store's"]);
+}
+
+/// A namespace with a veth pair, in which the emulator can be reached.
+fn namespace() -> Option<Namespace> {
+    let ns = Namespace::new()?;
+    ns.ip(&["link", "set", "lo", "up"]);
+    ns.add_veth("va", "vb");
+    Some(ns)
+}
+
+/// A recorder of a veth pair, and what sends to it.
+struct Live<'a> {
+    site: &'a Site,
+    recorder: Recorder,
+    sent: u64,
+}
+
+impl<'a> Live<'a> {
+    fn start(site: &'a Site, sent: u64) -> Self {
+        let recorder = site.record("va", OPTIONS);
+        let live = Self { site, recorder, sent };
+        live.wait_for("ready");
+        live
+    }
+
+    /// Sends more packets, and waits until they are stored; `before` were by earlier recorders.
+    fn send(&mut self, before: u64) {
+        let mut sender = Sender::on("vb");
+        (self.sent..self.sent + PACKETS).for_each(|number| sender.send(&frame(number)));
+        self.sent += PACKETS;
+        wait_for("everything is stored", PATIENCE, || {
+            let stored = lane_count(&self.recorder.status(), "stored");
+            (stored == self.sent - before).then_some(())
+        });
+    }
+
+    fn wait_for(&self, condition: &str) -> Value {
+        wait_for(condition, PATIENCE, || {
+            let status = self.recorder.status();
+            (status["key"]["condition"] == condition).then_some(status)
+        })
+    }
+
+    /// Packets that the recorder gives.
+    fn found(&self) -> u64 {
+        let file = self.site.file("live.pcapng");
+        let args = ["ether proto 0x88b5", "-w", &file.display().to_string()];
+        let output = self.recorder.ask("query", &args);
+        assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
+        read_pcapng(&file).len() as u64
+    }
+
+    fn key(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(program("wirevault"));
+        command.arg("key").args(args).arg("--socket").arg(self.recorder.socket());
+        command.output().expect("wirevault key")
+    }
+}
+
+#[test]
+fn a_silent_service_and_a_revoked_key_stop_the_next_start_only() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let key = aws.create_key();
+    let site = Site::with_kms_key(&aws, &key);
+    let mut live = Live::start(&site, 0);
+    live.send(0);
+
+    aws.set_faults(&json!([{"op": "*", "delay_s": 30, "count": ALWAYS}]));
+    let status = live.wait_for("exhausted");
+    assert_eq!((&status["state"], &status["key"]["stopped"]), (&"degraded".into(), &false.into()));
+    assert!(status["reasons"].to_string().contains("no answer in time"), "{status}");
+    live.send(0);
+    aws.set_faults(&json!([]));
+    live.wait_for("ready");
+
+    aws.change_key("DisableKey", &key);
+    let status = live.wait_for("revoked");
+    assert!(status["key"]["trouble"].to_string().contains("DisabledException"), "{status}");
+    let metrics = live.recorder.get("/v1/metrics").expect("metrics");
+    assert!(metrics.contains("key_condition_state{condition=\"revoked\"} 1"), "{metrics}");
+    live.send(0);
+    assert_eq!(live.found(), 3 * PACKETS, "this process goes on writing and reading");
+    assert!(live.recorder.terminate().success());
+
+    let start = site.refuse(&site.config("va", OPTIONS));
+    refused(&start, 4, &[&key, "DisabledException", "enable the key"]);
+    aws.change_key("EnableKey", &key);
+    let live = Live::start(&site, 3 * PACKETS);
+    assert_eq!(live.found(), 3 * PACKETS);
+
+    let log = site.offline_of("audit", "show", &["--json"]);
+    let log = String::from_utf8(log.stdout).expect("text");
+    for condition in ["exhausted", "revoked", "ready"] {
+        let told = format!("\"condition\":\"{condition}\"");
+        assert!(log.lines().any(|line| line.contains(&told)), "{condition} in {log}");
+    }
+}
+
+#[test]
+fn a_store_moves_to_another_key_and_needs_the_former_one_no_more() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let (former, next) = (aws.create_key(), aws.create_key());
+    let site = Site::with_kms_key(&aws, &former);
+    let mut live = Live::start(&site, 0);
+    live.send(0);
+    let since = |live: &Live<'_>| live.recorder.status()["key"]["epoch_since"]["ns"].clone();
+    let before = since(&live);
+    assert_eq!(live.key(&["rotate"]).status.code(), Some(0));
+    assert_ne!(since(&live), before);
+
+    let unknown = next.replace("key/", "key/0000");
+    refused(&live.key(&["rotate", "--to", &unknown]), 2, &[&unknown]);
+    let moved = live.key(&["rotate", "--to", &next, "--json"]);
+    assert_eq!(moved.status.code(), Some(0), "{moved:?}");
+    let told: Value = serde_json::from_slice(&moved.stdout).expect("JSON");
+    assert_eq!(told["key"], next.as_str());
+    aws.change_key("ScheduleKeyDeletion", &former);
+    assert!(live.recorder.terminate().success());
+
+    let mut live = Live::start(&site, PACKETS);
+    live.send(PACKETS);
+    assert_eq!(live.found(), 2 * PACKETS);
+    let shown = String::from_utf8(live.key(&["show"]).stdout).expect("text");
+    assert!(shown.contains(&next) && shown.contains("condition  ready"), "{shown}");
+    assert!(live.recorder.terminate().success());
+    assert_eq!(found(&site), 2 * PACKETS);
+}

@@ -20,8 +20,8 @@
 //! | `GET /v1/tail?filter=EXPR` | export | pcapng without end; comments tell what was missed |
 //!
 //! [`ENDPOINTS`] is that table for the program: what is not in it is not answered. A machine that
-//! stands by answers what can be told from the store (status, segments, metrics, flows, queries) and
-//! refuses the rest with 503.
+//! stands by answers what can be told from the store (status, segments, metrics, flows, queries)
+//! and refuses the rest with 503.
 //!
 //! An error before the first byte of an answer is a status of 4xx or 5xx with an [`ErrorBody`]. An
 //! error later breaks the connection off: an answer without its last chunk, and so without a

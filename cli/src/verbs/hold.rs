@@ -33,7 +33,7 @@ pub(crate) fn hold(verb: &HoldVerb) -> Result<Outcome, CliError> {
             Order::List => client.get(api::HOLDS)?,
         },
         Asked::Store(store) => {
-            let (volume, key) = (volume(place), key_source(place.key.as_deref()));
+            let (volume, key) = (volume(place), key_source(place.key.as_deref())?);
             match order(verb)? {
                 Order::List => holds_of(volume, &store.catalog(SystemClock.unix_ns()))?,
                 Order::Add(body) => {

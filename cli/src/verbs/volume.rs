@@ -162,7 +162,7 @@ fn put_in_place(number: u16, volume: &Path, place: &Place, yes: bool) -> Result<
     }
     match &place.store {
         Some(store) => {
-            let (media, key) = (open_volume(Path::new(&path))?, key_source(place.key.as_deref()));
+            let (media, key) = (open_volume(Path::new(&path))?, key_source(place.key.as_deref())?);
             replace(store, number, (&*media, &path), &key, Arc::new(SystemClock))?;
         }
         None => {

@@ -129,7 +129,9 @@ fn a_recorder_holds_what_is_still_to_come() {
     );
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));
     thread::spawn(move || {
-        if let Err(error) = wirevault_daemon::serve::run(&config) {
+        if let Err(error) =
+            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded)
+        {
             eprintln!("daemon: {}", error.chain());
         }
     });

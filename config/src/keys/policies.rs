@@ -12,7 +12,8 @@ use crate::policies::PolicyAction;
 const POLICIES_MAX: usize = 8;
 /// Flows of which one is kept, at most.
 const ONE_IN_MAX: u64 = 1 << 20;
-const SHARE: Kind = Kind::Percent { min: 1, max: 100 };
+/// The mark that a rung was left is a chunk itself, for each lane: it must not enter it again.
+const SHARE: Kind = Kind::Percent { min: 10, max: 100 };
 const NAME: Kind = Kind::Word(PolicyName::BYTES_MAX);
 
 const FLOW_BYTES: &str = "With `action: cutoff`: bytes of a flow, both directions together; \

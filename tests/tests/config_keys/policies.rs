@@ -3,7 +3,7 @@
 //! | run | configuration | traffic |
 //! |---|---|---|
 //! | `shed` | a policy of each action, on two interfaces | flows to five ports |
-//! | `pressed` | a rung of each action, all entered with the first chunk | a flow to each of four ports |
+//! | `pressed` | a rung of each action, all entered with the fourth chunk | a flow to each of four ports |
 
 use std::process::Output;
 use std::time::Instant;
@@ -17,6 +17,8 @@ use crate::runs::{PACKET_BYTES, PATIENCE, Seen, look, site, sum};
 /// Packets to each port of a run, and flows that they belong to.
 pub(crate) const PACKETS: u64 = 60;
 pub(crate) const FLOWS: u64 = 20;
+/// Packets to each port between two looks at the rungs.
+const ROUND: u64 = 50;
 /// Bytes of each flow that a cutoff keeps: two packets that begin within them.
 const FLOW_BYTES: u64 = 1500;
 /// Bytes of each packet that a snap length keeps.
@@ -46,7 +48,8 @@ impl Policies {
         let site = Site::new("272MiB", 1);
         let refused = |more: &str| site.refuse(&config(&site, more));
         let rung = |name: &str, marks: &str| format!("{{name: {name}, action: drop, {marks}}}");
-        let (low, high) = (rung("a", "enter: 50%, leave: 9%"), rung("b", "enter: 60%, leave: 9%"));
+        let (low, high) =
+            (rung("a", "enter: 50%, leave: 10%"), rung("b", "enter: 60%, leave: 10%"));
         let (pressed, under_pressure) = pressed(ns);
         Self {
             shed: shed(ns),
@@ -118,13 +121,13 @@ fn shed(ns: &Namespace) -> Seen {
     look(ns, site, recorder, begin.elapsed())
 }
 
-/// A chunk that is being filled is the one percent of the buffer that each rung waits for; packets
-/// come until each rung has done something.
+/// What is written stays in the buffer until it is flushed, which takes ten seconds here: four of
+/// 32 chunks are the share that each rung waits for. Packets come until each has done something.
 fn pressed(ns: &Namespace) -> (Seen, Value) {
     let site = site(1);
-    let marks = "enter: 1%, leave: 1%";
+    let marks = "enter: 10%, leave: 10%";
     let more = format!(
-        "buffer: {{size: 8MiB, hugepages: off}}\n\
+        "commit_interval: 10s\nbuffer: {{size: 8MiB, hugepages: off}}\n\
          policies: [{{name: spared, action: keep, filter: {}}}]\n\
          pressure:\n\
          \x20 - {{name: coarse, action: coarse_index, {marks}}}\n\
@@ -140,11 +143,14 @@ fn pressed(ns: &Namespace) -> (Seen, Value) {
     let begin = Instant::now();
     let (mut sender, mut number) = (Sender::on("vb"), 0);
     let under_pressure = wait_for("every rung holds and did something", PATIENCE, || {
-        for run in [DROPPED, CUT_OFF, CUT, SPARED] {
-            let stamp = Stamp { run, number, sent_ns: 0, flow: 1, bytes: PACKET_BYTES, vlan: 0 };
-            sender.send(&stamp.frame());
+        for _ in 0..ROUND {
+            for run in [DROPPED, CUT_OFF, CUT, SPARED] {
+                let bytes = PACKET_BYTES;
+                let stamp = Stamp { run, number, sent_ns: 0, flow: 1, bytes, vlan: 0 };
+                sender.send(&stamp.frame());
+            }
+            number += 1;
         }
-        number += 1;
         let status = recorder.status();
         let lane = &status["lanes"][0];
         let rungs = lane["policies"].as_array().expect("policies").iter().skip(1);

@@ -129,6 +129,9 @@ fn every_role_gets_what_it_may_from_every_endpoint() {
         ("POST", api::HOLD_ADD, r#"{"name":"a","filter":"arp"}"#, Role::Admin, 200),
         ("POST", api::HOLD_RELEASE, r#"{"name":"a"}"#, Role::Admin, 200),
         ("POST", api::HOLD_RELEASE, r#"{"name":"a"}"#, Role::Admin, 422),
+        // No service keeps this store's key.
+        ("GET", api::KEY, "", Role::Status, 409),
+        ("POST", api::ROTATE, "{}", Role::Admin, 409),
         ("POST", api::FLOWS, "{}", Role::Query, 200),
         ("POST", api::QUERY, r#"{"count_only":true}"#, Role::Query, 200),
         ("POST", api::QUERY, "{}", Role::Export, 200),
@@ -257,8 +260,8 @@ fn the_document_describes_the_api_as_it_is() {
         let kinds = operation["responses"]["200"]["content"].as_object().expect("an answer");
         let (kind, content) = kinds.iter().next().expect("a type");
         let answer = match (endpoint.method, endpoint.path) {
-            // One has no end, and for the other a volume must have failed.
-            (_, api::TAIL | api::REPLACE) => continue,
+            // One has no end; for the others a volume must have failed, a service have the key.
+            (_, api::TAIL | api::REPLACE | api::KEY | api::ROTATE) => continue,
             ("POST", api::HOLD_ADD | api::HOLD_RELEASE) => {
                 recorder.post(endpoint.path, r#"{"name":"a"}"#)
             }

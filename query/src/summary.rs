@@ -276,7 +276,7 @@ mod tests {
         assert!(
             text.contains(
                 "\n  gap from 1970-01-01T00:00:00Z to 1970-01-01T00:00:00.000000005Z: \
-            ring_overflow, lane 3, packets unknown\n"
+            ring_overflow by backups, lane 3, packets unknown\n"
             ),
             "{text}"
         );

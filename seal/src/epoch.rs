@@ -187,7 +187,9 @@ impl EpochKeys {
                 if now_ns < state.retry_ns {
                     return;
                 }
-                let silent = state.heard_ns.is_none_or(|heard| now_ns - heard >= CHECK_NS);
+                // A fetch of an earlier round was heard of after `now_ns`.
+                let silence = |heard_ns| now_ns.saturating_sub(heard_ns);
+                let silent = state.heard_ns.is_none_or(|heard| silence(heard) >= CHECK_NS);
                 let known = state.known.back().or(state.ahead.front());
                 (state.ahead.len() < self.options.ahead, known.filter(|_| silent).cloned())
             };

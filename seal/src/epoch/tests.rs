@@ -1,7 +1,7 @@
 //! Outages, revocations and changes of the key, over simulated time.
 
 use wirevault_format::VolumeId;
-use wirevault_telemetry::clock::ManualClock;
+use wirevault_telemetry::clock::{ManualClock, SystemClock};
 
 use super::*;
 use crate::KeyRing;
@@ -214,6 +214,16 @@ fn a_turn_takes_the_next_key_at_once() {
     rig.run(MINUTE);
     rig.clock.advance(HOUR);
     assert!(rig.keys.is_due());
+}
+
+/// The clock went on while keys were fetched, and the time since the answer was taken below zero.
+#[test]
+fn keys_are_fetched_while_a_clock_goes_on() {
+    let service = Arc::new(SimService::default()) as Arc<dyn KeyService>;
+    let keys = ServiceKeys::new(service, EpochOptions::default(), Arc::new(SystemClock));
+    let keys = keys.of(STORE, "key/1");
+    keys.tend();
+    assert_eq!(keys.status().ahead, EpochOptions::default().ahead);
 }
 
 #[test]

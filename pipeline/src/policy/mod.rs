@@ -6,7 +6,7 @@
 //!
 //! Every packet left out is counted for the policy that did it, and told in the data: a gap with
 //! the policy's name. A packet that finds no chunk comes again, so what a policy remembers of it is
-//! noted only when it is stored ([`Policies::stored`]).
+//! noted only when it is stored (`Policies::stored`).
 //!
 //! - `flows`: what flows have sent. `ladder`: when rungs are entered and left.
 

@@ -18,7 +18,6 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, Json, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -37,6 +36,7 @@ use wirevault_query::{QueryError, Request, Summary, flows, run};
 use crate::access::Asker;
 use crate::api::{ErrorBody, JSON_LINES_TYPE, JSON_TYPE, PCAPNG_TYPE, QueryBody};
 use crate::audit::Answered;
+use crate::json::Sent;
 use crate::server::App;
 use crate::status;
 
@@ -70,12 +70,9 @@ pub(crate) enum Failure {
 pub(crate) async fn query(
     State(app): State<App>,
     Extension(asker): Extension<Asker>,
-    body: Result<Json<QueryBody>, JsonRejection>,
+    Sent(body): Sent<QueryBody>,
 ) -> Response {
-    let request = match question(body, &asker) {
-        Ok(request) => request,
-        Err(response) => return response,
-    };
+    let request = narrowed(body, &asker);
     if !request.count_only && asker.role < Role::Export {
         let why = format!(
             "the role {} gets no packets, which need {}; ask with `count_only`, or for flows",
@@ -103,7 +100,7 @@ pub(crate) async fn query(
 pub(crate) async fn flow_rows(
     State(app): State<App>,
     Extension(asker): Extension<Asker>,
-    body: Result<Json<QueryBody>, JsonRejection>,
+    Sent(body): Sent<QueryBody>,
 ) -> Response {
     /// The last line.
     #[derive(Serialize)]
@@ -111,10 +108,7 @@ pub(crate) async fn flow_rows(
         summary: &'a Summary,
     }
 
-    let request = match question(body, &asker) {
-        Ok(request) => request,
-        Err(response) => return response,
-    };
+    let request = narrowed(body, &asker);
     let asked = app.clone();
     stream(&app, app.answers(), JSON_LINES_TYPE, &asker.clone(), move |pipe, cancel| {
         let question = Narrowed::new(&request);
@@ -386,15 +380,8 @@ fn counted(
     result
 }
 
-#[expect(clippy::result_large_err, reason = "the response is the answer, not an error to pass on")]
-fn question(
-    body: Result<Json<QueryBody>, JsonRejection>,
-    asker: &Asker,
-) -> Result<Request, Response> {
-    match body {
-        Ok(Json(body)) => Ok(Request { within: asker.within.clone(), ..body.into() }),
-        Err(rejection) => Err(error(rejection.status(), rejection.body_text())),
-    }
+fn narrowed(body: QueryBody, asker: &Asker) -> Request {
+    Request { within: asker.within.clone(), ..body.into() }
 }
 
 fn catalog(app: &App) -> Result<Catalog, Failure> {

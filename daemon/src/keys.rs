@@ -12,7 +12,6 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -29,6 +28,7 @@ use wirevault_telemetry::clock::SystemClock;
 use crate::access::Asker;
 use crate::answers;
 use crate::api::{self, KeyStatus, RotateBody};
+use crate::json::{Sent, done};
 use crate::server::App;
 
 /// How often the thread looks.
@@ -165,20 +165,10 @@ async fn show(State(app): State<App>) -> Response {
 async fn rotate(
     State(app): State<App>,
     Extension(asker): Extension<Asker>,
-    body: Result<Json<RotateBody>, JsonRejection>,
+    Sent(body): Sent<RotateBody>,
 ) -> Response {
-    let to = match body {
-        Ok(Json(body)) => body.to,
-        Err(rejection) => return answers::error(StatusCode::BAD_REQUEST, rejection.body_text()),
-    };
     let Some(keys) = app.facts().keys.clone() else { return no_service() };
-    // On a thread of its own: it waits for the service and for devices.
-    let work = move || turn(&app, &keys, &asker.who, to.as_deref()).map(|()| status(&keys));
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(status)) => Json(status).into_response(),
-        Ok(Err(why)) => answers::error(StatusCode::UNPROCESSABLE_ENTITY, why),
-        Err(error) => answers::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-    }
+    done(move || turn(&app, &keys, &asker.who, body.to.as_deref()).map(|()| status(&keys))).await
 }
 
 fn no_service() -> Response {

@@ -31,6 +31,7 @@ mod doors;
 pub mod error;
 mod health;
 pub mod import;
+mod json;
 pub mod keys;
 pub mod lifecycle;
 mod mending;

@@ -3,18 +3,16 @@
 
 use std::path::Path;
 
-use axum::Json;
-use axum::extract::rejection::JsonRejection;
 use axum::extract::{Extension, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::post;
 use wirevault_lifecycle::audit::Who;
 use wirevault_media::open_volume;
 
 use crate::access::Asker;
-use crate::answers;
+use crate::answers::STOPPED;
 use crate::api::{self, ReplaceBody, Replaced};
+use crate::json::{Sent, done};
 use crate::server::App;
 
 /// The questions of this module.
@@ -25,18 +23,9 @@ pub(crate) fn routes() -> axum::Router<App> {
 async fn replace(
     State(app): State<App>,
     Extension(asker): Extension<Asker>,
-    body: Result<Json<ReplaceBody>, JsonRejection>,
+    Sent(body): Sent<ReplaceBody>,
 ) -> Response {
-    let body = match body {
-        Ok(Json(body)) => body,
-        Err(rejection) => return answers::error(StatusCode::BAD_REQUEST, rejection.body_text()),
-    };
-    // Making a volume waits for devices.
-    match tokio::task::spawn_blocking(move || carry_out(&app, &asker.who, &body)).await {
-        Ok(Ok(replaced)) => Json(replaced).into_response(),
-        Ok(Err(why)) => answers::error(StatusCode::UNPROCESSABLE_ENTITY, why),
-        Err(error) => answers::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-    }
+    done(move || carry_out(&app, &asker.who, &body)).await
 }
 
 fn carry_out(app: &App, who: &Who, body: &ReplaceBody) -> Result<Replaced, String> {
@@ -44,7 +33,7 @@ fn carry_out(app: &App, who: &Who, body: &ReplaceBody) -> Result<Replaced, Strin
     if !Path::new(path).is_absolute() {
         return Err(format!("`{path}` is not an absolute path"));
     }
-    let pipeline = app.pipeline().ok_or("the recorder has stopped")?;
+    let pipeline = app.pipeline().ok_or(STOPPED)?;
     let store = pipeline.store();
     let known = store.status().volumes.into_iter().nth(usize::from(*volume));
     let was = known.ok_or_else(|| format!("there is no volume {volume}"))?.path;

@@ -1,19 +1,17 @@
 //! The questions about deletions and holds.
 
-use axum::extract::rejection::JsonRejection;
+use axum::Router;
 use axum::extract::{Extension, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{get, post};
-use axum::{Json, Router};
-use serde::Serialize;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use super::deleting::{chosen, delete_live};
 use super::planned;
 use crate::access::Asker;
-use crate::answers::{self, STOPPED};
+use crate::answers::STOPPED;
 use crate::api::{self, ApplyBody, DeleteBody, Deletions, HoldBody, ReleaseBody};
+use crate::json::{Sent, done};
 use crate::server::App;
 
 /// The questions of this module.
@@ -28,7 +26,7 @@ pub(crate) fn routes() -> Router<App> {
 }
 
 async fn show_plan(State(app): State<App>) -> Response {
-    answer(move || {
+    done(move || {
         let steps = planned(&app, app.rules());
         Ok(Deletions { steps, certificates: Vec::new() })
     })
@@ -38,13 +36,9 @@ async fn show_plan(State(app): State<App>) -> Response {
 async fn apply(
     State(app): State<App>,
     Extension(asker): Extension<Asker>,
-    body: Result<Json<ApplyBody>, JsonRejection>,
+    Sent(body): Sent<ApplyBody>,
 ) -> Response {
-    let Json(body) = match body {
-        Ok(body) => body,
-        Err(rejection) => return bad_request(rejection.body_text()),
-    };
-    answer(move || {
+    done(move || {
         let mut steps = planned(&app, app.rules());
         if let Some(lives) = body.lives {
             steps.retain(|step| lives.contains(&step.life));
@@ -58,13 +52,9 @@ async fn apply(
 async fn delete_chosen(
     State(app): State<App>,
     Extension(asker): Extension<Asker>,
-    body: Result<Json<DeleteBody>, JsonRejection>,
+    Sent(body): Sent<DeleteBody>,
 ) -> Response {
-    let Json(body) = match body {
-        Ok(body) => body,
-        Err(rejection) => return bad_request(rejection.body_text()),
-    };
-    answer(move || {
+    done(move || {
         let pipeline = app.pipeline().ok_or(STOPPED)?;
         let steps = chosen(&pipeline.catalog(), &body)?;
         drop(pipeline);
@@ -78,7 +68,7 @@ async fn delete_chosen(
 }
 
 async fn show_holds(State(app): State<App>) -> Response {
-    answer(move || {
+    done(move || {
         let pipeline = app.pipeline().ok_or(STOPPED)?;
         Ok(app.holds().report(pipeline.store()))
     })
@@ -88,13 +78,9 @@ async fn show_holds(State(app): State<App>) -> Response {
 async fn add_hold(
     State(app): State<App>,
     Extension(asker): Extension<Asker>,
-    body: Result<Json<HoldBody>, JsonRejection>,
+    Sent(body): Sent<HoldBody>,
 ) -> Response {
-    let Json(body) = match body {
-        Ok(body) => body,
-        Err(rejection) => return bad_request(rejection.body_text()),
-    };
-    answer(move || {
+    done(move || {
         let pipeline = app.pipeline().ok_or(STOPPED)?;
         let now_ns = SystemClock.unix_ns();
         let added = app.holds().add(pipeline.store(), app.audit(), &asker.who, body, now_ns);
@@ -106,31 +92,12 @@ async fn add_hold(
 async fn release_hold(
     State(app): State<App>,
     Extension(asker): Extension<Asker>,
-    body: Result<Json<ReleaseBody>, JsonRejection>,
+    Sent(body): Sent<ReleaseBody>,
 ) -> Response {
-    let Json(body) = match body {
-        Ok(body) => body,
-        Err(rejection) => return bad_request(rejection.body_text()),
-    };
-    answer(move || {
+    done(move || {
         let pipeline = app.pipeline().ok_or(STOPPED)?;
         let released = app.holds().release(pipeline.store(), app.audit(), &asker.who, &body.name);
         released.map_err(|it| it.chain())
     })
     .await
-}
-
-fn bad_request(text: String) -> Response {
-    answers::error(StatusCode::BAD_REQUEST, text)
-}
-
-/// Works on a thread of its own: deleting waits for devices.
-async fn answer<T: Serialize + Send + 'static>(
-    work: impl FnOnce() -> Result<T, String> + Send + 'static,
-) -> Response {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(answer)) => Json(answer).into_response(),
-        Ok(Err(why)) => answers::error(StatusCode::UNPROCESSABLE_ENTITY, why),
-        Err(error) => answers::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
-    }
 }

@@ -21,7 +21,7 @@ use wirevault_config::{Config, WhenOut};
 use wirevault_index::KeySource;
 use wirevault_index::error::chain;
 use wirevault_lifecycle::audit::{Event, Who};
-use wirevault_seal::epoch::{self, KeyCondition};
+use wirevault_seal::epoch::{self, KeyChange, KeyCondition};
 use wirevault_seal::{EpochKeys, EpochOptions, KeyProvider, KeyService, ServiceKeys};
 use wirevault_telemetry::clock::SystemClock;
 
@@ -88,7 +88,6 @@ impl Tending {
         let Some(keys) = app.facts().keys.clone() else { return Self { stop: None, thread: None } };
         let (app, (stop, stopped)) = (app.clone(), sync_channel(1));
         let work = move || {
-            let mut told = KeyCondition::Ready;
             loop {
                 if keys.is_due()
                     && let Err(error) = turn(&app, &keys, &Who::Recorder, None)
@@ -96,7 +95,7 @@ impl Tending {
                     tracing::error!("the key rings stay as they are: {error}");
                 }
                 keys.tend();
-                told = tell(&app, &keys, told);
+                tell(&app, &keys);
                 if stopped.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -116,20 +115,17 @@ impl Tending {
     }
 }
 
-/// Tells a change of the condition, and gives what was told last.
-fn tell(app: &App, keys: &EpochKeys, told: KeyCondition) -> KeyCondition {
-    let status = keys.status();
-    let (from, to) = (told.name(), status.condition.name());
-    if status.condition == told {
-        return told;
+/// Tells what the key came to since the last time.
+fn tell(app: &App, keys: &EpochKeys) {
+    for KeyChange { key, from, to, trouble } in keys.changes() {
+        let why = trouble.map_or_else(|| "the service answers".to_owned(), |it| it.to_string());
+        let (before, now) = (from.name(), to.name());
+        match to > from {
+            true => tracing::warn!(from = before, to = now, "the store's key is {now}: {why}"),
+            false => tracing::info!(from = before, to = now, "the store's key is {now}: {why}"),
+        }
+        app.audit().note(Event::KeyCondition { key, condition: now.to_owned(), why });
     }
-    let why = status.trouble.map_or_else(|| "the service answers".to_owned(), |it| it.to_string());
-    match status.condition > told {
-        true => tracing::warn!(from, to, "the store's key is {to}: {why}"),
-        false => tracing::info!(from, to, "the store's key is {to}: {why}"),
-    }
-    app.audit().note(Event::KeyCondition { key: status.key, condition: to.to_owned(), why });
-    status.condition
 }
 
 /// Lets the next epoch begin, under another key if one is named, and has all rings hang from it.

@@ -112,6 +112,19 @@ pub struct KeyStatus {
     pub stopped: bool,
 }
 
+/// A condition that a key came to. See [`EpochKeys::changes`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyChange {
+    /// Name of the key at its service.
+    pub key: String,
+    /// How it stood before.
+    pub from: KeyCondition,
+    /// How it stood then.
+    pub to: KeyCondition,
+    /// Why the service did not do what it was asked, if it did not.
+    pub trouble: Option<ServiceFailure>,
+}
+
 /// The keys of one store. Made by [`ServiceKeys`].
 pub struct EpochKeys {
     service: Arc<dyn KeyService>,
@@ -134,6 +147,9 @@ struct State {
     /// Monotonic time before which the service is not asked again, and the pause that led to it.
     retry_ns: u64,
     pause_ns: u64,
+    /// The condition that `changes` ends with, or ended with before they were taken.
+    noted: KeyCondition,
+    changes: Vec<KeyChange>,
 }
 
 struct Current {
@@ -168,6 +184,8 @@ impl EpochKeys {
             heard_ns: None,
             retry_ns: 0,
             pause_ns: PAUSE_NS.0,
+            noted: KeyCondition::Ready,
+            changes: Vec::new(),
         };
         Self { service, store, options, clock, state: Mutex::new(state) }
     }
@@ -252,6 +270,27 @@ impl EpochKeys {
             epoch: state.current.as_ref().map(|it| (it.epoch.id, it.began_unix_ns)),
             trouble: state.trouble.clone(),
             stopped: self.check(&state).is_err(),
+        }
+    }
+
+    /// The conditions that it came to since this was last asked, in order; it is [`Ready`] at first.
+    /// Those that lasted for a moment are among them: a service that answers once between an outage
+    /// and a revocation was there.
+    ///
+    /// [`Ready`]: KeyCondition::Ready
+    pub fn changes(&self) -> Vec<KeyChange> {
+        let mut state = self.state();
+        // Keys grow old without a call.
+        self.note(&mut state);
+        std::mem::take(&mut state.changes)
+    }
+
+    fn note(&self, state: &mut State) {
+        let to = self.condition(state);
+        let from = std::mem::replace(&mut state.noted, to);
+        if from != to {
+            let (key, trouble) = (state.key.clone(), state.trouble.clone());
+            state.changes.push(KeyChange { key, from, to, trouble });
         }
     }
 
@@ -349,6 +388,7 @@ impl EpochKeys {
                 state.pause_ns = (state.pause_ns * 2).min(PAUSE_NS.1);
             }
         }
+        self.note(&mut state);
         Ok(answer?)
     }
 

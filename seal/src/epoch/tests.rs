@@ -167,6 +167,27 @@ fn a_revocation_is_noticed_within_minutes_and_honoured_if_told_to() {
     assert!(refused.contains("`kms.when_revoked: stop`"), "{refused}");
 }
 
+/// Whoever looked once a second saw an exhausted key become a revoked one, and the audit log had no
+/// word of the answer between.
+#[test]
+fn a_condition_that_nobody_looked_at_is_among_the_changes() {
+    let mut rig = Rig::new(EpochOptions::default());
+    rig.run(HOUR);
+    rig.service.set_away(Some(Refusal::Unreachable));
+    rig.run(6 * HOUR);
+    rig.service.set_away(None);
+    rig.run(2 * MINUTE);
+    rig.service.set_refused("key/1", Some(Refusal::Disabled));
+    rig.run(HOUR);
+    let changes = rig.keys.changes();
+    use KeyCondition::{Exhausted, Ready, Revoked, Waiting};
+    let path: Vec<_> = changes.iter().map(|it| (it.from, it.to)).collect();
+    let told = [(Ready, Waiting), (Waiting, Exhausted), (Exhausted, Ready), (Ready, Revoked)];
+    assert_eq!(path, told);
+    assert!(changes[2].trouble.is_none() && changes[3].trouble.is_some(), "{changes:?}");
+    assert_eq!(rig.keys.changes(), [], "told once");
+}
+
 #[test]
 fn a_start_without_new_keys_goes_on_with_the_last_one() {
     let mut rig = Rig::new(EpochOptions::default());

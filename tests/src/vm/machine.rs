@@ -47,13 +47,15 @@ impl Kind {
 
     /// The kernel gives up on a silent device later than any test ends: its reset would have QEMU
     /// wait for what it holds back itself.
-    fn command_line(self) -> &'static str {
-        match self {
-            Self::Plain => {
-                "console=ttyS0 panic=-1 quiet nvme.poll_queues=1 nvme_core.io_timeout=600"
-            }
-            Self::Iommu => "console=ttyS0 panic=-1 quiet intel_iommu=on iommu=on",
-        }
+    ///
+    /// Its clock ticks all the time: QEMU arms a periodic timer again by itself. With one-shot
+    /// timers a processor of a busy machine lost its interrupt once, and slept for good.
+    fn command_line(self) -> String {
+        let own = match self {
+            Self::Plain => "nvme.poll_queues=1 nvme_core.io_timeout=600",
+            Self::Iommu => "intel_iommu=on iommu=on",
+        };
+        format!("console=ttyS0 panic=-1 quiet nohz=off highres=off {own}")
     }
 }
 
@@ -126,7 +128,7 @@ impl Vm {
             command.arg("-device").arg(options);
         }
         command.arg("-kernel").arg(image.kernel()).arg("-initrd").arg(image.first_files());
-        command.args(["-append", kind.command_line()]);
+        command.arg("-append").arg(kind.command_line());
         if let Some(state) = state {
             command.arg("-incoming").arg(format!("exec:cat '{}'", state.display()));
         }
@@ -303,7 +305,7 @@ impl Drop for Vm {
 fn saved(kind: Kind, packages: &Packages, image: &Image) -> PathBuf {
     let (arguments, memory) = (kind.arguments().join(" "), MEMORY_MIB.to_string());
     let sizes = format!("{memory} {PORTS}");
-    let parts = [&image.key(), packages.versions(), &arguments, kind.command_line(), &sizes];
+    let parts = [&image.key(), packages.versions(), &arguments, &kind.command_line(), &sizes];
     let name = format!("saved-{}", cache::key(&parts));
     let folder = cache::made(&cache::root(), &name, |folder| {
         let mut vm = Vm::start(kind, packages, image, None);

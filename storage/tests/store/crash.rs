@@ -11,7 +11,7 @@ use wirevault_media::{Fault, Media, OpenMode, SimMedia, Survival, Trigger};
 
 use crate::checks::*;
 use crate::support::*;
-use crate::watched::{Sync, Watched};
+use crate::watched::{Sync, without};
 use crate::workload::workload;
 
 /// Survivals that are tried for each cut.
@@ -54,7 +54,7 @@ fn operations(on: On, sealed: bool, seed: u64, lose: Option<Sync>) -> u64 {
 fn through(media: &SimMedia, lose: Option<Sync>) -> Arc<dyn Media> {
     match lose {
         None => volume_of(media),
-        Some(lose) => Arc::new(Watched::new(media.clone(), lose)),
+        Some(lose) => without(lose, media),
     }
 }
 

@@ -17,7 +17,7 @@ use wirevault_seal::{
 use wirevault_storage::{Deletion, StorageError, Store};
 
 use crate::checks::{check_after_crash, offline_catalog, read_all};
-use crate::every_byte::{Recording, Written};
+use crate::every_byte::{Writes, Written, remembered};
 use crate::support::*;
 
 const QUOTA_BYTES: u64 = (3 << 20) + 8 * SEGMENT_BYTES;
@@ -223,7 +223,7 @@ impl ForgetStore for Forgets {
 /// A store whose every byte is remembered, and whose ring hangs from secrets that can be forgotten.
 struct Case {
     media: SimMedia,
-    written: Arc<Mutex<Vec<Written>>>,
+    written: Writes,
     secrets: Arc<Forgets>,
     provider: Arc<dyn KeyProvider>,
 }
@@ -246,7 +246,7 @@ impl Case {
     }
 
     fn through(&self) -> Arc<dyn Media> {
-        Arc::new(Recording::new(self.media.clone(), Arc::clone(&self.written)))
+        remembered(&self.media, &self.written)
     }
 
     fn open(&self) -> Result<(Store, Vec<Deletion>), StorageError> {

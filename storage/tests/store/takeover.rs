@@ -2,8 +2,6 @@
 //! of a write; the second takes over, records, and only then the first goes on.
 
 use std::io;
-use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,11 +10,12 @@ use wirevault_media::block::BlockDevice;
 use wirevault_media::block::sim::SimDevice;
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{
-    BlockMedia, Claim, Lease, LeaseState, Lock, Media, MediaError, MediaFile, Role, SimMedia,
+    BlockMedia, Claim, Lease, LeaseState, Media, MediaError, MediaFile, Role, SimMedia,
 };
 use wirevault_nvme::Reservation;
 use wirevault_nvme::reserve::sim::{SimHost, SimNamespace};
 use wirevault_storage::{Plan, create_planned};
+use wirevault_testkit::hooked::{DiskHook, FileHook, Hooked};
 
 use crate::checks::{Held, check_held, read_all};
 use crate::support::*;
@@ -53,10 +52,10 @@ struct Shared {
 impl Shared {
     /// The device as the machine with this role has it.
     fn device(&self, role: Role) -> Arc<dyn BlockDevice> {
-        let device = SimDevice::on(&self.disk);
+        let device: Arc<dyn BlockDevice> = Arc::new(SimDevice::on(&self.disk));
         match &self.namespace {
-            None => Arc::new(device),
-            Some(namespace) => Arc::new(Guarded { device, host: namespace.host(role as u128) }),
+            None => device,
+            Some(namespace) => Arc::new(Hooked::new(device, Guard(namespace.host(role as u128)))),
         }
     }
 }
@@ -87,92 +86,36 @@ fn writer(
     Ok(recorder)
 }
 
-/// A device that carries out what the reservation allows its host.
-struct Guarded {
-    device: SimDevice,
-    host: SimHost,
-}
+/// A device carries out what the reservation allows its host.
+struct Guard(SimHost);
 
-impl BlockDevice for Guarded {
-    fn open(&self, writable: bool) -> io::Result<Arc<dyn MediaFile>> {
-        let (file, host) = (self.device.open(writable)?, self.host.clone());
-        Ok(Arc::new(GuardedFile { file, host }))
+impl DiskHook for Guard {
+    type File = Self;
+
+    fn opened(&self, _name: &str) -> Self {
+        Self(self.0.clone())
     }
 
-    fn lock(&self, leased: bool) -> Result<Lock, MediaError> {
-        self.device.lock(leased)
-    }
-
-    fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
-        self.host.may_write()?;
-        self.device.discard(offset, bytes)
-    }
-
-    fn describe(&self) -> String {
-        self.device.describe()
-    }
-
-    fn path(&self) -> Option<&Path> {
-        None
-    }
-
-    fn number(&self) -> io::Result<u64> {
-        self.device.number()
+    fn discard(&self, device: &dyn BlockDevice, offset: u64, bytes: u64) -> io::Result<bool> {
+        self.0.may_write()?;
+        device.discard(offset, bytes)
     }
 }
 
-struct GuardedFile {
-    file: Arc<dyn MediaFile>,
-    host: SimHost,
-}
-
-impl MediaFile for GuardedFile {
-    fn name(&self) -> &str {
-        self.file.name()
+impl FileHook for Guard {
+    fn write(&self, file: &dyn MediaFile, data: &[u8], offset: u64) -> io::Result<()> {
+        self.0.may_write()?;
+        file.write_at(data, offset)
     }
 
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buf, offset)
-    }
-
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.host.may_write()?;
-        self.file.write_at(data, offset)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.host.may_write()?;
-        self.file.sync()
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        self.file.set_len(len_bytes)
-    }
-
-    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
-        self.file.allocate(len_bytes)
-    }
-
-    fn raw_fd(&self) -> Option<RawFd> {
-        None
-    }
-
-    fn direct_path(&self) -> Option<PathBuf> {
-        None
+    fn sync(&self, file: &dyn MediaFile) -> io::Result<()> {
+        self.0.may_write()?;
+        file.sync()
     }
 }
 
-/// A device whose user is stopped before its operation number `at`; `half`: when the first half of
+/// The user of a device is stopped before its operation number `at`; `half`: when the first half of
 /// that is done.
-struct Stopping {
-    device: Arc<dyn BlockDevice>,
-    point: Arc<Point>,
-}
-
 struct Point {
     at: u64,
     half: bool,
@@ -193,88 +136,43 @@ impl Point {
     }
 }
 
-impl BlockDevice for Stopping {
-    fn open(&self, writable: bool) -> io::Result<Arc<dyn MediaFile>> {
-        let (file, point) = (self.device.open(writable)?, Arc::clone(&self.point));
-        Ok(Arc::new(StoppingFile { file, point }))
-    }
+/// Stops the user of a device there.
+struct Stop(Arc<Point>);
 
-    fn lock(&self, leased: bool) -> Result<Lock, MediaError> {
-        self.device.lock(leased)
-    }
+impl DiskHook for Stop {
+    type File = Self;
 
-    fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
-        self.device.discard(offset, bytes)
-    }
-
-    fn describe(&self) -> String {
-        self.device.describe()
-    }
-
-    fn path(&self) -> Option<&Path> {
-        None
-    }
-
-    fn number(&self) -> io::Result<u64> {
-        self.device.number()
+    fn opened(&self, _name: &str) -> Self {
+        Self(Arc::clone(&self.0))
     }
 }
 
-struct StoppingFile {
-    file: Arc<dyn MediaFile>,
-    point: Arc<Point>,
-}
-
-impl MediaFile for StoppingFile {
-    fn name(&self) -> &str {
-        self.file.name()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        if self.point.reached() {
-            self.point.stop();
+impl FileHook for Stop {
+    fn read(&self, file: &dyn MediaFile, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.0.reached() {
+            self.0.stop();
         }
-        self.file.read_at(buf, offset)
+        file.read_at(buf, offset)
     }
 
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+    fn write(&self, file: &dyn MediaFile, data: &[u8], offset: u64) -> io::Result<()> {
         let mut done = 0;
-        if self.point.reached() {
-            if self.point.half {
+        if self.0.reached() {
+            if self.0.half {
                 // Whole sectors, as devices write.
                 done = (data.len() / 2).next_multiple_of(512).min(data.len());
-                self.file.write_at(&data[..done], offset)?;
+                file.write_at(&data[..done], offset)?;
             }
-            self.point.stop();
+            self.0.stop();
         }
-        self.file.write_at(&data[done..], offset + done as u64)
+        file.write_at(&data[done..], offset + done as u64)
     }
 
-    fn sync(&self) -> io::Result<()> {
-        if self.point.reached() {
-            self.point.stop();
+    fn sync(&self, file: &dyn MediaFile) -> io::Result<()> {
+        if self.0.reached() {
+            self.0.stop();
         }
-        self.file.sync()
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        self.file.set_len(len_bytes)
-    }
-
-    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
-        self.file.allocate(len_bytes)
-    }
-
-    fn raw_fd(&self) -> Option<RawFd> {
-        None
-    }
-
-    fn direct_path(&self) -> Option<PathBuf> {
-        None
+        file.sync()
     }
 }
 
@@ -329,7 +227,7 @@ fn run(sealed: bool, reserved: bool, at: u64, half: bool) -> (u64, bool) {
     let meanwhile: Box<dyn FnOnce() + Send> = Box::new(meanwhile);
     let (done, meanwhile) = (AtomicU64::new(0), Mutex::new(Some(meanwhile)));
     let point = Arc::new(Point { at, half, done, meanwhile });
-    let device = Stopping { device: both.device(Role::Primary), point: Arc::clone(&point) };
+    let device = Hooked::new(both.device(Role::Primary), Stop(Arc::clone(&point)));
     let (mut ledger, mut ended) = (Ledger::default(), Ok(()));
     let mut lease: Option<Arc<Lease>> = None;
     match writer(&both, Arc::new(device), Role::Primary, 0) {

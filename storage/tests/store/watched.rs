@@ -1,14 +1,11 @@
 //! A disk that forgets to sync one kind of thing.
 
 use std::io;
-use std::os::fd::RawFd;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use wirevault_format::superblock::Superblock;
-use wirevault_media::{
-    Lock, Media, MediaError, MediaFile, OpenMode, SimFile, SimMedia, VOLUME_FILE,
-};
+use wirevault_media::{Media, MediaFile, SimMedia, VOLUME_FILE};
+use wirevault_testkit::hooked::{DiskHook, FileHook, Hooked};
 
 use crate::support::superblock;
 
@@ -39,83 +36,43 @@ impl Sync {
 }
 
 /// A simulated disk that says it has synced and has not, for one kind of sync.
-pub(crate) struct Watched {
-    media: SimMedia,
+pub(crate) fn without(lose: Sync, media: &SimMedia) -> Arc<dyn Media> {
+    let below: Arc<dyn Media> = Arc::new(media.clone());
+    Arc::new(Hooked::new(below, Lose { lose, superblock: superblock(media) }))
+}
+
+struct Lose {
     lose: Sync,
     superblock: Superblock,
 }
 
-impl Watched {
-    pub(crate) fn new(media: SimMedia, lose: Sync) -> Self {
-        let superblock = superblock(&media);
-        Self { media, lose, superblock }
-    }
-}
+impl DiskHook for Lose {
+    type File = LoseOf;
 
-impl Media for Watched {
-    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn MediaFile>> {
-        let file = self.media.open(name, mode)?;
+    fn opened(&self, name: &str) -> LoseOf {
         let tables = (name == VOLUME_FILE).then(|| self.superblock.clone());
-        let last = Mutex::new(Sync::Header);
-        Ok(Arc::new(WatchedFile { file, tables, last, lose: self.lose }))
+        LoseOf { tables, last: Mutex::new(Sync::Header), lose: self.lose }
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.media.remove(name)
-    }
-
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.media.list()
-    }
-
-    fn sync_dir(&self) -> io::Result<()> {
-        if self.lose == Sync::Names { Ok(()) } else { self.media.sync_dir() }
-    }
-
-    fn lock(&self) -> Result<Lock, MediaError> {
-        self.media.lock()
-    }
-
-    fn describe(&self) -> String {
-        self.media.describe()
-    }
-
-    fn file_system(&self) -> io::Result<u64> {
-        self.media.file_system()
-    }
-
-    fn free_bytes(&self) -> io::Result<u64> {
-        self.media.free_bytes()
-    }
-
-    fn total_bytes(&self) -> io::Result<u64> {
-        self.media.total_bytes()
+    fn sync_dir(&self, media: &dyn Media) -> io::Result<()> {
+        if self.lose == Sync::Names { Ok(()) } else { media.sync_dir() }
     }
 }
 
-struct WatchedFile {
-    file: Arc<dyn MediaFile>,
+struct LoseOf {
     tables: Option<Superblock>,
     last: Mutex<Sync>,
     lose: Sync,
 }
 
-impl WatchedFile {
+impl LoseOf {
     fn note(&self, last: Sync) {
         *self.last.lock().unwrap() = last;
     }
 }
 
-impl MediaFile for WatchedFile {
-    fn name(&self) -> &str {
-        self.file.name()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buf, offset)
-    }
-
-    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+impl FileHook for LoseOf {
+    fn write(&self, file: &dyn MediaFile, data: &[u8], offset: u64) -> io::Result<()> {
         self.note(match &self.tables {
             Some(it) if offset >= it.ring_offset => Sync::Ring,
             Some(it) if offset >= it.runs_offset => Sync::Runs,
@@ -124,36 +81,16 @@ impl MediaFile for WatchedFile {
             None if offset == 0 => Sync::Header,
             None => Sync::Chunk,
         });
-        self.file.write_at(data, offset)
+        file.write_at(data, offset)
     }
 
-    fn sync(&self) -> io::Result<()> {
+    fn sync(&self, file: &dyn MediaFile) -> io::Result<()> {
         let last = *self.last.lock().unwrap();
-        if last == self.lose { Ok(()) } else { self.file.sync() }
+        if last == self.lose { Ok(()) } else { file.sync() }
     }
 
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn set_len(&self, len_bytes: u64) -> io::Result<()> {
+    fn set_len(&self, file: &dyn MediaFile, len_bytes: u64) -> io::Result<()> {
         self.note(Sync::Finish);
-        self.file.set_len(len_bytes)
-    }
-
-    fn allocate(&self, len_bytes: u64) -> io::Result<()> {
-        self.file.allocate(len_bytes)
-    }
-
-    fn raw_fd(&self) -> Option<RawFd> {
-        self.file.raw_fd()
-    }
-
-    fn direct_path(&self) -> Option<PathBuf> {
-        self.file.direct_path()
-    }
-
-    fn simulated(&self) -> Option<&SimFile> {
-        self.file.simulated()
+        file.set_len(len_bytes)
     }
 }

@@ -37,6 +37,7 @@ fn carry_out(app: &App, who: &Who, body: &ReplaceBody) -> Result<Replaced, Strin
     let store = pipeline.store();
     let known = store.status().volumes.into_iter().nth(usize::from(*volume));
     let was = known.ok_or_else(|| format!("there is no volume {volume}"))?.path;
+    refuse_with_log(&was, app.audit().folder())?;
     let media = open_volume(Path::new(path)).map_err(|error| error.to_string())?;
     let replaced = Replaced { volume: *volume, was, path: path.clone() };
     app.audit().will_replace(who, &replaced).map_err(|error| error.to_string())?;
@@ -44,4 +45,16 @@ fn carry_out(app: &App, who: &Who, body: &ReplaceBody) -> Result<Replaced, Strin
     done.map_err(|error| error.to_string())?;
     tracing::warn!(volume, was = replaced.was, path, "a volume was replaced; what it held is gone");
     Ok(replaced)
+}
+
+/// The log goes on where it is, and the next start would look for it in the new volume.
+fn refuse_with_log(volume: &str, log: &Path) -> Result<(), String> {
+    match log.starts_with(volume) {
+        true => Err(format!(
+            "the audit log lies in {}, which is a part of {volume}: end the recorder, copy that \
+             folder into the new volume, and replace it with --store",
+            log.display()
+        )),
+        false => Ok(()),
+    }
 }

@@ -4,12 +4,13 @@
 //! last: what has a superblock is complete, and a store whose making was interrupted does not open.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::sync::Arc;
 
 use wirevault_format::digest::file_bytes;
 use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
-use wirevault_format::table::{Entry, RunEntry, SegmentEntry, encode_page};
+use wirevault_format::table::{Entry, PAGE_ENTRIES, RunEntry, SegmentEntry, encode_page};
 use wirevault_format::{FormatError, StoreId};
 use wirevault_media::{Lock, Media, MediaFile, OpenMode, Shape, VOLUME_FILE};
 use wirevault_seal::{KeyProvider, KeyRing, random};
@@ -93,6 +94,7 @@ pub fn create_planned(
             segment_bytes: plan.segment_bytes,
             sizes: *sizes,
             replacement: false,
+            runs: &[],
         };
         blank.push(NewVolume::make(&**media, &design, options)?);
     }
@@ -112,6 +114,8 @@ pub(crate) struct Design<'a> {
     pub(crate) sizes: VolumePlan,
     /// The store had another one of that number, which is gone.
     pub(crate) replacement: bool,
+    /// What its run table begins with, as many as it has lines for.
+    pub(crate) runs: &'a [RunEntry],
 }
 
 /// A volume that lacks nothing but its superblock.
@@ -129,7 +133,7 @@ impl<'a> NewVolume<'a> {
         design: &Design<'a>,
         options: &CreateOptions,
     ) -> Result<Self, StorageError> {
-        let Design { store, number, paths, segment_bytes, sizes, replacement } = *design;
+        let Design { store, number, paths, segment_bytes, sizes, replacement, runs } = *design;
         let path = &paths[number];
         let failed = |doing: &str| {
             let doing = doing.to_owned();
@@ -175,8 +179,8 @@ impl<'a> NewVolume<'a> {
         file.set_len(0).map_err(failed("empty volume.wv"))?;
         file.allocate(layout.end).map_err(failed("reserve space for volume.wv"))?;
         // The first real writing of a page may be torn: an older copy must be there already.
-        let segments = blank_pages::<SegmentEntry>(layout.segments_pages);
-        let runs = blank_pages::<RunEntry>(layout.runs_pages);
+        let segments = first_pages::<SegmentEntry>(layout.segments_pages, &[]);
+        let runs = first_pages(layout.runs_pages, runs);
         for (pages, offset) in [(segments, layout.segments_offset), (runs, layout.runs_offset)] {
             file.write_at(&pages, offset).map_err(failed("write the tables"))?;
         }
@@ -199,9 +203,10 @@ impl<'a> NewVolume<'a> {
     }
 }
 
-/// One slot of a table without entries.
-fn blank_pages<E: Entry>(pages: u32) -> Vec<u8> {
-    (0..pages).flat_map(|page| encode_page::<E>(page, 1, &[])).collect()
+/// One slot of a table that begins with these entries.
+fn first_pages<E: Entry>(pages: u32, entries: &[E]) -> Vec<u8> {
+    let parts = entries.chunks(PAGE_ENTRIES).chain(iter::repeat(&[][..]));
+    (0..pages).zip(parts).flat_map(|(page, part)| encode_page(page, 1, part)).collect()
 }
 
 /// Encodes a ring that fits its slot.

@@ -35,6 +35,8 @@ pub const SPARES_MIN: usize = 16;
 /// The part of a segment that its index may fill: one in this many bytes.
 const INDEX_SHARE: u64 = 16;
 const RUNS_PAGES: u32 = 32;
+/// Lines of the run table.
+pub(crate) const RUNS_MAX: usize = RUNS_PAGES as usize * PAGE_ENTRIES;
 const RING_ENTRY_BYTES: u64 = 48;
 const _: () = assert!(
     SEGMENT_BYTES_FLOOR as usize * 15 / 16 >= REGION_BYTES_MAX + 2 * CHUNK_BYTES,

@@ -7,11 +7,18 @@
 //!
 //! What the old volume held is gone. Nobody knows what that was, so every answer that reaches
 //! before the making of the new one says that something may be missing.
+//!
+//! The first volume also has the table of runs. While the store is written it is in memory, and goes
+//! on in the new volume as it was. Otherwise it is made of what the segments of the other volumes
+//! tell. That says less, but only of times before the new volume, of which nothing is promised.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use wirevault_format::RunId;
 use wirevault_format::superblock::Superblock;
+use wirevault_format::table::{RunEntry, RunState, SegmentEntry};
 use wirevault_index::{KeySource, Segment, Volume, open_store};
 use wirevault_media::Media;
 use wirevault_seal::KeyProvider;
@@ -21,7 +28,7 @@ use crate::StorageError;
 use crate::adopt::{adopt, is_same};
 use crate::create::{Design, NewVolume, refuse_if_used};
 use crate::options::CreateOptions;
-use crate::plan::{Space, plan_one, spares_max};
+use crate::plan::{RUNS_MAX, Space, plan_one, spares_max};
 use crate::store::Store;
 use crate::volume::{VolumeWriter, device};
 
@@ -30,8 +37,8 @@ use crate::volume::{VolumeWriter, device};
 ///
 /// # Errors
 /// `Index` if the store does not open, or its key is missing or wrong; `InUse`, `Quota` if that
-/// place cannot become a volume of it; `Misuse` with the reason if the volume is not missing, or is
-/// the first; `Media` if somebody writes the store; `Key`, `Encode`, `Device`.
+/// place cannot become a volume of it; `Misuse` with the reason if the volume is not missing;
+/// `Media` if somebody writes the store; `Key`, `Encode`, `Device`.
 pub fn replace(
     named: &Path,
     number: u16,
@@ -57,7 +64,12 @@ pub fn replace(
         true => Some(model.open_key(key)?),
         false => None,
     };
-    make(&model.superblock, usize::from(number), (media, path), key, clock)?;
+    let runs = match number {
+        0 => runs_of(reader.volumes.iter().flat_map(|it| &it.segments.entries)),
+        _ => Vec::new(),
+    };
+    let fresh = Fresh { number: usize::from(number), runs: &runs, key, clock };
+    fresh.make(&model.superblock, (media, path))?;
     drop((locks, reader));
     adopt(named, path, true).map(drop)
 }
@@ -100,7 +112,10 @@ impl Store {
             return refuse("a store's only volume cannot be replaced: make a new store".to_owned());
         };
         let (model, key) = model.look().identity();
-        make(&model, number, (&*media, path), key.clone(), Arc::clone(&self.clock))?;
+        // Only the first volume has any, the one that goes on among them.
+        let runs = gone.look().runs().to_vec();
+        let clock = Arc::clone(&self.clock);
+        Fresh { number, runs: &runs, key: key.clone(), clock }.make(&model, (&*media, path))?;
         let fresh =
             VolumeWriter::open(media, &key.map_or(KeySource::Recorded, KeySource::Provider))?;
         let paths = fresh.superblock().volume_paths.clone();
@@ -122,43 +137,82 @@ impl Store {
     }
 }
 
-/// Makes a whole and empty volume of the store that `model` is a volume of.
-fn make(
-    model: &Superblock,
+/// What a new volume is to be.
+struct Fresh<'a> {
     number: usize,
-    (media, path): (&dyn Media, &str),
+    /// Its run table.
+    runs: &'a [RunEntry],
     key: Option<Arc<dyn KeyProvider>>,
     clock: Arc<dyn Clock>,
-) -> Result<(), StorageError> {
-    let refuse = |what: &str| Err(StorageError::Misuse { what: what.to_owned() });
-    if number == 0 {
-        return refuse("the first volume holds what is known of runs, and cannot be replaced");
+}
+
+impl Fresh<'_> {
+    /// Makes a whole volume, without a segment, of the store that `model` is a volume of.
+    fn make(
+        self,
+        model: &Superblock,
+        (media, path): (&dyn Media, &str),
+    ) -> Result<(), StorageError> {
+        let Self { number, runs, key, clock } = self;
+        let refuse = |what: String| Err(StorageError::Misuse { what });
+        if media.is_shared() {
+            return refuse("a store on a shared volume has that volume only".to_owned());
+        }
+        if runs.len() > RUNS_MAX {
+            let lines = runs.len();
+            return refuse(format!("{lines} runs: the table of a new volume takes {RUNS_MAX}"));
+        }
+        let mut paths = model.volume_paths.clone();
+        let Some(own) = paths.get_mut(number) else {
+            return refuse(format!("store {} has no volume {number}", model.store));
+        };
+        path.clone_into(own);
+        refuse_if_used(media, path)?;
+        let free_bytes = media.free_bytes();
+        let bytes = free_bytes.map_err(|source| device(path, "ask for its free space", source))?;
+        let space = Space { bytes, device: media.is_device(), shared: false };
+        let sizes = plan_one(number, space, model.segment_bytes, spares_max(model))?;
+        let design = Design {
+            store: model.store,
+            number,
+            paths: &paths,
+            segment_bytes: model.segment_bytes,
+            sizes,
+            replacement: true,
+            runs,
+        };
+        let key_path = model.key_path.clone();
+        let options = CreateOptions { quota_bytes: None, lanes: 0, key, key_path, clock };
+        NewVolume::make(media, &design, &options)?.complete()
     }
-    if media.is_shared() {
-        return refuse("a store on a shared volume has that volume only");
+}
+
+/// What segments tell of the runs that wrote them, by start; the newest, if a table does not take
+/// all. How they ended nobody knows: what lies behind the last segment of a run is in doubt, as
+/// after a crash.
+fn runs_of<'a>(entries: impl Iterator<Item = &'a SegmentEntry>) -> Vec<RunEntry> {
+    let mut runs: BTreeMap<RunId, RunEntry> = BTreeMap::new();
+    // Copies for holds have the times of their making.
+    for entry in entries.filter(|entry| entry.is_readable() && entry.hold == 0) {
+        // Recovery closed those later than the run lived.
+        let closed_ns = if entry.recovered { 0 } else { entry.closed_ns };
+        let seen_ns = entry.opened_ns.max(closed_ns);
+        let run = runs.entry(entry.run).or_insert_with(|| RunEntry {
+            state: RunState::Crashed,
+            import: entry.import,
+            lanes: 0,
+            run: entry.run,
+            started_ns: entry.opened_ns,
+            alive_ns: seen_ns,
+            ended_ns: 0,
+        });
+        run.lanes = run.lanes.max(entry.lane.saturating_add(1));
+        run.started_ns = run.started_ns.min(entry.opened_ns);
+        run.alive_ns = run.alive_ns.max(seen_ns);
     }
-    let mut paths = model.volume_paths.clone();
-    let Some(own) = paths.get_mut(number) else {
-        let what = format!("store {} has no volume {number}", model.store);
-        return Err(StorageError::Misuse { what });
-    };
-    path.clone_into(own);
-    refuse_if_used(media, path)?;
-    let free_bytes = media.free_bytes();
-    let bytes = free_bytes.map_err(|source| device(path, "ask for its free space", source))?;
-    let space = Space { bytes, device: media.is_device(), shared: false };
-    let sizes = plan_one(number, space, model.segment_bytes, spares_max(model))?;
-    let design = Design {
-        store: model.store,
-        number,
-        paths: &paths,
-        segment_bytes: model.segment_bytes,
-        sizes,
-        replacement: true,
-    };
-    let key_path = model.key_path.clone();
-    let options = CreateOptions { quota_bytes: None, lanes: 0, key, key_path, clock };
-    NewVolume::make(media, &design, &options)?.complete()
+    let mut runs: Vec<RunEntry> = runs.into_values().collect();
+    runs.sort_by_key(|run| run.started_ns);
+    runs.split_off(runs.len().saturating_sub(RUNS_MAX))
 }
 
 fn is_on(segment: &Segment, number: usize) -> bool {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 use wirevault_testkit::net::{Namespace, Sender, wait_for};
-use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count};
+use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count, program};
 
 const OPTIONS: &str = "    ring: 8MiB\nbuffer:\n  size: 8MiB\n";
 const PACKETS: u64 = 100;
@@ -168,4 +168,27 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
+}
+
+/// The next start would look for the log in the new volume.
+#[test]
+fn the_volume_with_the_log_is_not_replaced_while_it_is_written() {
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::new("544MiB", 2);
+    let recorder = site.record("va", OPTIONS);
+    let new = site.file("new");
+    fs::create_dir(&new).expect("a directory");
+    let refused = |number: &str| {
+        let mut command = Command::new(program("wirevault"));
+        command.args(["volume", "replace", number]).arg(&new).args(["--yes", "--socket"]);
+        let output = command.arg(recorder.socket()).output().expect("wirevault");
+        assert!(!output.status.success(), "{output:?}");
+        String::from_utf8(output.stderr).expect("text")
+    };
+    let said = refused("0");
+    assert!(said.contains("the audit log lies in") && said.contains("--store"), "{said}");
+    let said = refused("1");
+    assert!(said.contains("works"), "nothing else is wrong with another one: {said}");
+    assert!(recorder.terminate().success());
 }

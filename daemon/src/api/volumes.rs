@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplaceBody {
-    /// Its number. It takes no writes, and is not the first.
+    /// Its number. It takes no writes.
     pub volume: u16,
     /// The new one: absolute path of an empty directory or device on the recorder's machine.
     pub path: String,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wirevault_format::footer::CloseReason;
-use wirevault_index::{KeySource, open_store};
+use wirevault_format::table::RunState;
+use wirevault_index::{KeySource, Segment, open_store};
 use wirevault_media::{Fault, Media, SimMedia, Trigger, open_volume};
 use wirevault_storage::{Plan, Store, adopt, create_planned, replace};
 use wirevault_telemetry::clock::SystemClock;
@@ -34,56 +35,101 @@ fn two(first: &SimMedia, second: &SimMedia) -> Vec<Arc<dyn Media>> {
 
 #[test]
 fn recording_goes_on_with_a_new_volume() {
-    for sealed in [false, true] {
-        let (first, second, new) = (SimMedia::new(), SimMedia::new(), SimMedia::new());
+    for (number, sealed) in [(0, false), (0, true), (1, false), (1, true)] {
+        let (disks, new) = ([SimMedia::new(), SimMedia::new()], SimMedia::new());
+        let [first, second] = &disks;
         let plan = Plan::exact(SEGMENT_BYTES, &[(16 << 20, 64); 2], 1).unwrap();
-        let named = [(volume_of(&first), "/first".into()), (volume_of(&second), "/second".into())];
+        let named = [(volume_of(first), "/first".into()), (volume_of(second), "/second".into())];
         create_planned(&named, STORE, &options(sealed), &plan).unwrap();
         let clock = clock();
         let (store, _) =
-            Store::open(two(&first, &second), &key_source(), Arc::clone(&clock) as _).unwrap();
+            Store::open(two(first, second), &key_source(), Arc::clone(&clock) as _).unwrap();
         let mut recorder =
             Recorder::start(store, Arc::clone(&clock), Ledger::default(), 1).ok().unwrap();
         record(&mut recorder, 6);
         let store = &recorder.store;
-        let refused = store.replace_volume(1, volume_of(&new), "/new").unwrap_err();
+        let refused = store.replace_volume(number, volume_of(&new), "/new").unwrap_err();
         assert!(refused.to_string().contains("works"), "{refused}");
-        let held = |store: &Store, volume: u16| {
+        let held = |store: &Store, number: usize| {
             let catalog = store.catalog(START_NS);
-            catalog.segments.iter().filter(|it| it.volume == volume).count()
+            catalog.segments.iter().filter(|it| usize::from(it.volume) == number).count()
         };
-        let (before, lost) = (held(store, 0), held(store, 1));
+        let (before, lost) = (held(store, 1 - number), held(store, number));
         assert!(before > 0 && lost > 0 && before + lost == 6);
-        let life =
-            store.catalog(START_NS).segments.iter().find(|it| it.volume == 1).unwrap().entry.life;
-        second.inject(Trigger::EverySync, Fault::Eio);
+        let catalog = store.catalog(START_NS);
+        let on_it = catalog.segments.iter().find(|it| usize::from(it.volume) == number);
+        let (life, runs) = (on_it.unwrap().entry.life, catalog.runs);
+        disks[number].inject(Trigger::EverySync, Fault::Eio);
         assert!(store.forget(&[life]).is_err());
-        assert!(store.status().volumes[1].failed.is_some());
+        assert!(store.status().volumes[number].failed.is_some());
 
         clock.advance(Duration::from_secs(1));
-        store.replace_volume(1, volume_of(&new), "/new").unwrap();
-        assert!(store.status().volumes[1].failed.is_none());
-        assert_eq!((held(store, 0), held(store, 1)), (before, 0));
-        assert!(store.catalog(START_NS).replaced_ns > START_NS);
+        store.replace_volume(number, volume_of(&new), "/new").unwrap();
+        assert!(store.status().volumes[number].failed.is_none());
+        assert_eq!((held(store, 1 - number), held(store, number)), (before, 0));
+        let catalog = store.catalog(START_NS);
+        assert!(catalog.replaced_ns > START_NS);
+        assert_eq!(catalog.runs, runs, "the run goes on");
+        store.heartbeat().unwrap();
         record(&mut recorder, 6);
-        let (all, on_new) = (held(&recorder.store, 0), held(&recorder.store, 1));
+        let (all, on_new) = (held(&recorder.store, 1 - number), held(&recorder.store, number));
         assert!(on_new > 0 && all + on_new == before + 6);
         recorder.end().unwrap();
         drop(recorder);
 
-        let (store, report) = Store::open(two(&first, &new), &key_source(), clock.clone()).unwrap();
+        let left = match number {
+            0 => two(&new, second),
+            _ => two(first, &new),
+        };
+        let (store, report) = Store::open(left, &key_source(), clock.clone()).unwrap();
         assert!(report.is_clean(), "{report:?}");
-        assert_eq!((held(&store, 0), held(&store, 1)), (all, on_new));
-        assert!(store.catalog(START_NS).replaced_ns > START_NS);
-        let packets = read_all(&store.catalog(START_NS), true).unwrap();
+        assert_eq!((held(&store, 1 - number), held(&store, number)), (all, on_new));
+        let catalog = store.catalog(START_NS);
+        assert!(catalog.replaced_ns > START_NS);
+        let ended: Vec<_> = catalog.runs.iter().map(|run| (run.run, run.state)).collect();
+        assert_eq!(ended, [(runs[0].run, RunState::Ended)]);
+        let packets = read_all(&catalog, true).unwrap();
         let packets: usize = packets.values().map(Vec::len).sum();
         assert_eq!(packets, (before + 6) * CHUNKS as usize * 20);
         drop(store);
         // The old one is back: it is no volume of the store any more.
-        second.clear_faults();
-        let refused = Store::open(two(&first, &second), &key_source(), clock).err().unwrap();
+        disks[number].clear_faults();
+        let refused = Store::open(two(first, second), &key_source(), clock).err().unwrap();
         assert!(refused.to_string().contains("names other volumes"), "{refused}");
     }
+}
+
+/// Nobody wrote the store when its first volume was lost: its runs are known by what they stored.
+#[test]
+fn runs_are_made_of_segments_where_their_table_is_gone() {
+    let site = Site::new(STORE);
+    let (second, new) = (site.at("device"), site.at("new"));
+    let clock = clock();
+    let (store, _) = Store::open_dir(&second, &KeySource::Recorded, clock.clone()).unwrap();
+    let mut recorder = Recorder::start(store, clock, Ledger::default(), 1).ok().unwrap();
+    record(&mut recorder, 6);
+    let run = recorder.run;
+    recorder.end().unwrap();
+    drop(recorder);
+    site.rename("first", "lost");
+    fs::create_dir(&new).unwrap();
+    let (media, path) = (open_volume(&new).unwrap(), new.to_str().unwrap());
+    replace(&second, 0, (&*media, path), &KeySource::Recorded, Arc::new(SystemClock)).unwrap();
+
+    let catalog = open_store(&new, &KeySource::Recorded).unwrap().catalog(0);
+    let runs: Vec<_> = catalog.runs.iter().map(|it| (it.run, it.lanes, it.state)).collect();
+    assert_eq!(runs, [(run, 1, RunState::Crashed)]);
+    let times = |it: &Arc<Segment>| (it.entry.opened_ns, it.entry.closed_ns);
+    let begun_ns = catalog.segments.iter().map(|it| times(it).0).min();
+    let seen_ns = catalog.segments.iter().map(|it| times(it).1).max();
+    assert_eq!(Some(catalog.runs[0].started_ns), begun_ns);
+    assert_eq!(Some(catalog.runs[0].alive_ns), seen_ns);
+    assert!(!catalog.segments.is_empty() && Some(catalog.replaced_ns) > seen_ns);
+    let (store, report) = open_dir(&second).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    store.begin_run(false, 1).unwrap();
+    store.end_run().unwrap();
+    assert_eq!(store.catalog(0).runs.len(), 2);
 }
 
 #[test]

@@ -172,41 +172,52 @@ fn a_silent_device_keeps_nobody_waiting() {
     vm.finish();
 }
 
-/// A device is pulled for good, and a new one takes its place without a restart: recording goes on
-/// on both, and answers that reach before that say what is missing.
+/// The first device is pulled for good, and a new one takes its place without a restart: recording
+/// goes on on both, and answers that reach before that say what is missing. A restart finds it so.
 #[test]
 fn a_device_that_is_gone_is_replaced_by_a_new_one() {
-    let (mut vm, disks) = ready(&["KEPT", "GONE"]);
+    const GONE: usize = 0;
+    const KEPT: usize = 1;
+    let (mut vm, disks) = ready(&["GONE", "KEPT"]);
     let mut sent = FIRST;
-    if busy(&mut vm) == 0 {
-        vm.fail(&disks[0], Fault::Writes);
+    if busy(&mut vm) == KEPT {
+        vm.fail(&disks[KEPT], Fault::Writes);
         send(&mut vm, RUN + 2, FIRST, RATE);
         sent += FIRST;
         wait_until_durable(&mut vm, sent);
-        vm.heal(&disks[0]);
-        wait_until_in_use(&mut vm, 0);
+        vm.heal(&disks[KEPT]);
+        wait_until_in_use(&mut vm, KEPT);
     }
-    assert_eq!(busy(&mut vm), 1);
-    vm.unplug(&disks[1]);
+    assert_eq!(busy(&mut vm), GONE);
+    vm.unplug(&disks[GONE]);
     let sender = load(&mut vm);
     vm.add_nvme(&NvmeOptions::new("NEW", DEVICE_BYTES));
-    let replace = format!("wirevault volume replace 1 {} --socket /tmp/socket", by_id("NEW"));
+    let replace = format!("wirevault volume replace {GONE} {} --socket /tmp/socket", by_id("NEW"));
     assert_eq!(vm.run(&replace).code, 2, "what is lost is lost when told to only");
     vm.ok(&format!("{replace} --yes"));
-    wait_for_state(&mut vm, 1, "ok");
-    assert_eq!(status(&mut vm)["volumes"][1]["path"], by_id("NEW"));
+    wait_for_state(&mut vm, GONE, "ok");
+    assert_eq!(status(&mut vm)["volumes"][GONE]["path"], by_id("NEW"));
     vm.wait_for("the sender", &format!("! [ -d /proc/{sender} ]"));
     sent += PACKETS;
     wait_until_durable(&mut vm, sent);
-    assert_eq!(numbers(&mut vm, "--socket /tmp/socket", RUN), (vec![(0, PACKETS - 1)], 0));
+    let live = "--socket /tmp/socket";
+    assert_eq!(numbers(&mut vm, live, RUN), (vec![(0, PACKETS - 1)], 0));
     assert!(!is_complete(&mut vm), "what the old device held is missing");
 
     // Now the other device fails, so what comes is on the new one.
-    vm.fail(&disks[0], Fault::Writes);
+    vm.fail(&disks[KEPT], Fault::Writes);
     send(&mut vm, RUN + 3, FIRST, RATE);
     wait_until_durable(&mut vm, sent + FIRST);
-    assert_eq!(busy(&mut vm), 1);
-    assert_eq!(numbers(&mut vm, "--socket /tmp/socket", RUN + 3), (vec![(0, FIRST - 1)], 0));
-    vm.heal(&disks[0]);
+    assert_eq!(busy(&mut vm), GONE);
+    assert_eq!(numbers(&mut vm, live, RUN + 3), (vec![(0, FIRST - 1)], 0));
+    vm.heal(&disks[KEPT]);
+    wait_until_in_use(&mut vm, KEPT);
+
+    vm.ok("kill $(pidof wirevaultd)");
+    vm.wait_for("the end of the recorder", "! pidof wirevaultd");
+    vm.ok("sed -i s/GONE/NEW/ /tmp/wirevault.yaml");
+    start(&mut vm);
+    assert_eq!(numbers(&mut vm, live, RUN), (vec![(0, PACKETS - 1)], 0));
+    assert_eq!(numbers(&mut vm, live, RUN + 3), (vec![(0, FIRST - 1)], 0));
     vm.finish();
 }

@@ -118,7 +118,10 @@ impl Store {
     /// # Errors
     /// `Device`, `Failed`: the next start tells of the deletion again.
     pub fn settle(&self, deletion: &Deletion) -> Result<(), StorageError> {
-        self.volumes[deletion.volume].work(|volume| free(volume, deletion))
+        let volume = &self.volumes[deletion.volume];
+        volume.work(|volume| free(volume, deletion))?;
+        volume.are_gone(deletion.segments.iter().map(|segment| &segment.entry));
+        Ok(())
     }
 
     /// Finishes what a crash, or an error, left of deletions.

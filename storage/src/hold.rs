@@ -146,6 +146,7 @@ impl Store {
         for number in self.ranked_volumes(|_| Load::default()) {
             let volume = &self.volumes[number];
             let opened = self.check_budget(volume, bytes).and_then(|()| {
+                self.tell_ahead(number, &[])?;
                 volume.work(|volume| self.open_on((number, volume), &opening, Vec::new()))
             });
             match opened {

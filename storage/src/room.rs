@@ -111,13 +111,19 @@ impl Store {
             there.map(|(_, segment)| *segment).collect()
         };
         let here = of(number);
+        let told = self.tell_ahead(number, &here);
         if here.len() < over.len() {
             // A refusal takes nothing.
-            Room::plan(&self.volumes[number].look(), here.clone())?;
+            told?;
         }
         for (other, volume) in self.volumes.iter().enumerate() {
             let there = if other == number { Vec::new() } else { of(other) };
             if !there.is_empty() {
+                let going = {
+                    let volume = volume.look();
+                    entries_at(&volume, &still_closed(&volume, &there))
+                };
+                volume.tell(&self.witness, &going);
                 volume.work(|volume| self.give_up(volume, &still_closed(volume, &there)))?;
             }
         }
@@ -163,18 +169,34 @@ impl Store {
         Err(StorageError::Exhausted { volume: status.path, arithmetic })
     }
 
+    /// Tells the witness of what has to go from a volume for another segment, `over` in any case,
+    /// before anybody locks the volume for that.
+    ///
+    /// # Errors
+    /// There is no room, and nothing goes.
+    pub(crate) fn tell_ahead(&self, number: usize, over: &[Held]) -> Result<(), StorageError> {
+        let going = {
+            let volume = self.volumes[number].look();
+            let room = Room::plan(&volume, over.to_vec())?;
+            entries_at(&volume, &room.evict)
+        };
+        self.volumes[number].tell(&self.witness, &going);
+        Ok(())
+    }
+
     /// Gives up closed segments of a volume: what readers must know of them is durable before
     /// their entries are freed, and that before their files go.
     fn give_up(&self, volume: &mut VolumeWriter, places: &[u32]) -> Result<(), StorageError> {
         if places.is_empty() {
             return Ok(());
         }
-        let given_up: Vec<SegmentEntry> =
-            places.iter().map(|place| volume.entries()[*place as usize].clone()).collect();
-        given_up.iter().for_each(|entry| (self.witness)(entry));
+        let given_up = entries_at(volume, places);
+        let shared = &self.volumes[usize::from(volume.superblock().number)];
+        shared.tell(&self.witness, &given_up);
         note_given_up(volume, &given_up)?;
         let freed: Vec<_> = places.iter().map(|place| (*place, SegmentEntry::default())).collect();
         volume.set_segments(&freed)?;
+        shared.are_gone(given_up.iter());
         volume.remove_segment_files(places)
     }
 }
@@ -234,6 +256,10 @@ impl Room {
             evict.push(place);
         }
     }
+}
+
+fn entries_at(volume: &VolumeWriter, places: &[u32]) -> Vec<SegmentEntry> {
+    places.iter().map(|place| volume.entries()[*place as usize].clone()).collect()
 }
 
 /// Places of those of the segments, by ordinal and place, that others did not give up meanwhile.

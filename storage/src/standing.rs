@@ -5,14 +5,17 @@
 //! at its [`Standing`], which is as it was when the last work on the volume ended, and says since
 //! when other work goes on.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+use wirevault_format::LifeId;
 use wirevault_format::footer::CloseReason;
 use wirevault_format::table::SegmentEntry;
 
 use crate::choose::{Candidate, Load, Wear};
 use crate::ledger::{self, Ledger};
+use crate::store::Witness;
 use crate::view::VolumeStatus;
 use crate::volume::VolumeWriter;
 
@@ -28,6 +31,8 @@ const PROBATION_MAX: Duration = Duration::from_secs(640);
 /// A volume that several threads work on, one at a time.
 pub(crate) struct SharedVolume {
     writer: Mutex<VolumeWriter>,
+    /// Segments that the witness was told of and that are not gone yet.
+    told: Mutex<HashSet<LifeId>>,
     ledger: Arc<RwLock<Ledger>>,
     standing: Mutex<Standing>,
 }
@@ -66,7 +71,8 @@ impl SharedVolume {
             wear: Wear::default(),
         };
         let ledger = writer.shared_ledger();
-        Self { writer: Mutex::new(writer), ledger, standing: Mutex::new(standing) }
+        let (writer, standing) = (Mutex::new(writer), Mutex::new(standing));
+        Self { writer, told: Mutex::default(), ledger, standing }
     }
 
     /// Looks at the volume, after whoever works on it.
@@ -85,6 +91,21 @@ impl SharedVolume {
         standing.left_bytes = left_bytes;
         standing.busy_since = None;
         done
+    }
+
+    /// Tells the witness of segments that are to be given up here, of each once. For all but what
+    /// comes up between a plan and its doing, before the volume is locked.
+    pub(crate) fn tell(&self, witness: &Witness, going: &[SegmentEntry]) {
+        let mut told = lock(&self.told);
+        going.iter().filter(|entry| told.insert(entry.life)).for_each(|entry| witness(entry));
+    }
+
+    /// They are gone.
+    pub(crate) fn are_gone<'a>(&self, gone: impl Iterator<Item = &'a SegmentEntry>) {
+        let mut told = lock(&self.told);
+        for entry in gone {
+            told.remove(&entry.life);
+        }
     }
 
     /// What the segment table adds up to.

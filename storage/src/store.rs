@@ -66,7 +66,8 @@ pub(crate) struct Desk {
 }
 
 /// Is told of each segment that is given up, before anything of it goes. May take as long as a
-/// device needs for a flush.
+/// device needs for a flush: nobody waits for it but who makes room, unless somebody else made room
+/// on the same volume at the same time. What it was told of is the next to go.
 pub type Witness = Box<dyn Fn(&SegmentEntry) + Send + Sync>;
 
 /// Which segment a lane wants.

@@ -1,15 +1,23 @@
 //! What goes when room is needed, and what is said when nothing can go.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
+use std::thread;
+use std::time::Duration;
 
+use wirevault_format::LinkType;
 use wirevault_format::footer::CloseReason;
 use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_index::SegmentIndex;
 use wirevault_media::{Fault, Media, SimMedia, Trigger};
-use wirevault_storage::{Plan, Store, create_planned};
+use wirevault_storage::{OpenRequest, Plan, Store, create_planned};
 
 use crate::checks::*;
 use crate::support::*;
+
+/// For what must happen at once.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A recorder with one lane on a disk with these sizes.
 fn recorder(media: &SimMedia, segments: u64, places: u32, lanes: u16) -> Recorder {
@@ -86,6 +94,41 @@ fn the_witness_sees_what_goes_before_it_goes() {
     }
     assert!(gone.len() > 2);
     assert_eq!(*told.lock().unwrap(), gone);
+}
+
+/// A witness waits for a flush of its own device; what others do on the volume goes on meanwhile.
+#[test]
+fn a_witness_keeps_nobody_from_the_volume() {
+    let media = SimMedia::new();
+    let mut recorder = recorder(&media, 4, 64, 1);
+    (0..4).for_each(|_| full_segment(&mut recorder, 0));
+    let Recorder { mut store, .. } = recorder;
+    let (ask, asked) = channel::<()>();
+    let (answer, answered) = channel::<()>();
+    let went_on = Arc::new(Mutex::new(Vec::new()));
+    let (told, both) = (Arc::clone(&went_on), Mutex::new((ask, answered)));
+    store.set_witness(Box::new(move |_| {
+        let both = both.lock().unwrap();
+        both.0.send(()).unwrap();
+        told.lock().unwrap().push(both.1.recv_timeout(PATIENCE).is_ok());
+    }));
+    let (store, opened) = (&store, &AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while !opened.load(Ordering::Relaxed) {
+                if asked.recv_timeout(Duration::from_millis(10)).is_ok() {
+                    store.heartbeat().unwrap();
+                    answer.send(()).unwrap();
+                }
+            }
+        });
+        let (link_type, interfaces) = (LinkType::ETHERNET, &[][..]);
+        let open = store.open_segment(OpenRequest { lane: 0, link_type, interfaces });
+        opened.store(true, Ordering::Relaxed);
+        open.unwrap();
+    });
+    let went_on = went_on.lock().unwrap();
+    assert!(!went_on.is_empty() && went_on.iter().all(|it| *it), "{went_on:?}");
 }
 
 #[test]

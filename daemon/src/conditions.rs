@@ -9,7 +9,9 @@ use wirevault_pipeline::{Pipeline, VolumeView};
 use wirevault_storage::condition::{
     Condition, PRESSURE_PERMILLE, StoreSigns, Threshold, VolumeSigns, Watched,
 };
-use wirevault_storage::{StoreStatus, VolumeStatus};
+use wirevault_storage::{StoreStatus, Verdict, VolumeStatus};
+
+use crate::status::bad_places;
 
 /// The conditions of a running recorder.
 #[derive(Debug, Default)]
@@ -76,16 +78,19 @@ impl Inner {
 }
 
 fn signs(volume: &VolumeStatus, stalled: bool) -> VolumeSigns {
+    let in_doubt = volume.suspect.is_some() || volume.hangs || stalled;
     VolumeSigns {
-        failed: volume.failed.is_some(),
+        failed: volume.failed.is_some() || volume.verdict() == Verdict::Spent,
         refused: volume.refused.is_some(),
-        in_doubt: volume.suspect.is_some() || volume.hangs || stalled,
+        in_doubt: in_doubt || volume.verdict() == Verdict::Worn,
         squeezed: volume.squeezed,
     }
 }
 
 fn reason(volume: &VolumeStatus, stalled: bool) -> String {
-    let told = [&volume.failed, &volume.refused, &volume.suspect].into_iter().flatten().next();
+    let bad = (volume.verdict() != Verdict::Sound).then(|| bad_places(volume));
+    let told =
+        [&volume.failed, &volume.refused, &bad, &volume.suspect].into_iter().flatten().next();
     match (told, stalled, volume.squeezed) {
         (Some(why), _, _) => why.clone(),
         (None, true, _) => "its device does not answer".to_owned(),

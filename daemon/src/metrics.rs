@@ -117,6 +117,7 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
         page.gauge(Gauge::StorageUsedBytes, &labels, volume.used_bytes as f64);
         page.gauge(Gauge::StorageQuotaBytes, &labels, volume.quota_bytes as f64);
         page.gauge(Gauge::StorageLiveSegments, &labels, f64::from(volume.segments));
+        page.gauge(Gauge::StorageBadCount, &labels, f64::from(volume.bad_places));
         let failed = f64::from(u8::from(volume.failed.is_some() || volume.suspect.is_some()));
         page.gauge(Gauge::StorageDegradedState, &labels, failed);
     }

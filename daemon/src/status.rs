@@ -11,7 +11,7 @@ use wirevault_index::error::chain;
 use wirevault_index::{Catalog, Segment, StoreReader};
 use wirevault_media::Erased;
 use wirevault_pipeline::{LaneState, LaneView, Pipeline, PolicyCounters, ThreadPlace, VolumeView};
-use wirevault_storage::{Budget, StoreStatus};
+use wirevault_storage::{Budget, StoreStatus, Verdict};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
 
@@ -225,12 +225,15 @@ fn volume_status(
         used_bytes: volume.used_bytes,
         segments: u64::from(volume.segments),
         places: u64::from(volume.places),
+        bad_places: u64::from(volume.bad_places),
         segment_bytes: volume.segment_bytes,
-        state: match (&volume.failed, &volume.refused, &volume.suspect) {
-            (Some(why), _, _) => format!("failed: {why}"),
-            (None, Some(why), _) => format!("full: {why}"),
-            (None, None, Some(why)) => format!("suspect: {why}"),
-            (None, None, None) => "ok".to_owned(),
+        state: match (&volume.failed, volume.verdict(), &volume.refused, &volume.suspect) {
+            (Some(why), ..) => format!("failed: {why}"),
+            (None, Verdict::Spent, ..) => format!("failed: {}", bad_places(volume)),
+            (None, _, Some(why), _) => format!("full: {why}"),
+            (None, Verdict::Worn, None, _) => format!("worn: {}", bad_places(volume)),
+            (None, Verdict::Sound, None, Some(why)) => format!("suspect: {why}"),
+            (None, Verdict::Sound, None, None) => "ok".to_owned(),
         },
         erased: {
             let Erased { zeros, other, unread, kept } = volume.erased;
@@ -263,6 +266,12 @@ fn volume_status(
     status.failed_chunks = view.shared.failed_chunks.load(Ordering::Relaxed);
     status.error = view.shared.error.lock().unwrap_or_else(PoisonError::into_inner).clone();
     status
+}
+
+/// Why a volume with bad places is not as it should be.
+pub(crate) fn bad_places(volume: &wirevault_storage::VolumeStatus) -> String {
+    let wirevault_storage::VolumeStatus { bad_places, places, .. } = volume;
+    format!("{bad_places} of its {places} places are bad: its device is wearing out, replace it")
 }
 
 fn buffer_status(pipeline: &Pipeline) -> BufferStatus {
@@ -344,6 +353,7 @@ fn stored_volume(volume: &wirevault_index::Volume) -> VolumeStatus {
             + present.clone().map(bytes).sum::<u64>(),
         segments: present.count() as u64,
         places: u64::from(superblock.places),
+        bad_places: volume.segments.entries.iter().filter(|entry| entry.bad).count() as u64,
         segment_bytes: superblock.segment_bytes,
         state: match &volume.ring {
             Some(Err(error)) => error.to_string(),

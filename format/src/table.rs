@@ -120,9 +120,8 @@ pub enum SegmentState {
 /// Entry of the segment table.
 ///
 /// Layout, 128 bytes, little-endian: 0 state u8; 1 flags u8 (1 sealed, 2 import, 4 recovered, 8
-/// damaged, 16 contested); 2 lane u16; 4 link type u16; 6 close reason u16; 8 life id; 24 run id
-/// u64; 32 ordinal
-/// u64; 40 opened ns; 48 closed ns; 56 smallest packet time (all ones: none); 64 largest; 72
+/// damaged, 16 contested, 32 bad); 2 lane u16; 4 link type u16; 6 close reason u16; 8 life id; 24
+/// run id u64; 32 ordinal u64; 40 opened ns; 48 closed ns; 56 smallest packet time (all ones: none); 64 largest; 72
 /// packets u64; 80 captured bytes u64; 88 file bytes u64; 96 footer offset u64; 104 first stream
 /// sequence u64; 112 the one after the last u64; 120 chunks u32; 124 hold u32.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +139,9 @@ pub struct SegmentEntry {
     /// A writer that lost its lease may still have a write under way to the place, whatever is
     /// there now: it is given to no new segment.
     pub contested: bool,
+    /// The medium does not take what is written somewhere in the place: it is given to no new
+    /// segment, and what is there was written elsewhere in it.
+    pub bad: bool,
     /// Lane.
     pub lane: u16,
     /// Link type.
@@ -176,6 +178,11 @@ pub struct SegmentEntry {
 }
 
 impl SegmentEntry {
+    /// Whether a new segment may be written to the place once it is free.
+    pub fn is_usable(&self) -> bool {
+        !self.contested && !self.bad
+    }
+
     /// Whether the place holds a segment that may be read. A copy for a hold may be once it is
     /// closed: until then all that is in it lies where it was copied from.
     pub fn is_readable(&self) -> bool {
@@ -196,6 +203,7 @@ impl Default for SegmentEntry {
             recovered: false,
             damaged: false,
             contested: false,
+            bad: false,
             lane: 0,
             link_type: LinkType(0),
             close_reason: CloseReason::Full,
@@ -222,7 +230,8 @@ impl Entry for SegmentEntry {
     fn encode(&self) -> [u8; ENTRY_BYTES] {
         let mut bytes = [0; ENTRY_BYTES];
         bytes[0] = self.state as u8;
-        let flags = [self.sealed, self.import, self.recovered, self.damaged, self.contested];
+        let flags =
+            [self.sealed, self.import, self.recovered, self.damaged, self.contested, self.bad];
         bytes[1] = flags.iter().enumerate().map(|(bit, set)| u8::from(*set) << bit).sum();
         put_u16(&mut bytes, 2, self.lane);
         put_u16(&mut bytes, 4, self.link_type.0);
@@ -265,6 +274,7 @@ impl Entry for SegmentEntry {
             recovered: flag(2),
             damaged: flag(3),
             contested: flag(4),
+            bad: flag(5),
             lane: u16_at(bytes, 2),
             link_type: LinkType(u16_at(bytes, 4)),
             close_reason: CloseReason::from_number(reason)

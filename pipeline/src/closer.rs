@@ -196,8 +196,12 @@ fn close(
         registry.remove(segment.open.entry.life);
         return Ok(());
     }
+    let bad = segment.is_in_bad_place();
     if lock(&segment.durable).chunks == 0 {
-        store.release_segment(&segment.open)?;
+        match bad {
+            true => store.release_bad_place(&segment.open)?,
+            false => store.release_segment(&segment.open)?,
+        }
         registry.remove(segment.open.entry.life);
         return Ok(());
     }
@@ -209,6 +213,7 @@ fn close(
         Some(_) => ByCause::default(),
     };
     let closed = finish(closing, &told, &lost, clock).and_then(|finished| {
+        let finished = if bad { finished.in_bad_place() } else { finished };
         store.close_segment(&segment.open, finished)?;
         let life = segment.open.entry.life;
         registry.remove(life);

@@ -1,5 +1,6 @@
 //! Segments that lanes of this process write, as queries see them.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
@@ -30,6 +31,8 @@ pub struct LiveSegment {
     pub(crate) durable: Mutex<Durable>,
     /// Why no more of its chunks become durable.
     failure: OnceLock<String>,
+    /// Where the device did not take chunks, if that was the failure.
+    not_taken: OnceLock<Range<u64>>,
     /// Its lane has acted on the failure.
     pub(crate) failure_noted: AtomicBool,
 }
@@ -65,6 +68,7 @@ impl LiveSegment {
                 chain: Chain::new(),
             }),
             failure: OnceLock::new(),
+            not_taken: OnceLock::new(),
             failure_noted: AtomicBool::new(false),
         }
     }
@@ -72,6 +76,16 @@ impl LiveSegment {
     /// No more of its chunks become durable; the first reason stays.
     pub(crate) fn fail(&self, why: &str) {
         let _ = self.failure.set(why.to_owned());
+    }
+
+    /// The device did not take chunks that stand there; before [`LiveSegment::fail`].
+    pub(crate) fn note_not_taken(&self, bytes: Range<u64>) {
+        let _ = self.not_taken.set(bytes);
+    }
+
+    /// Whether it failed because its place is bad. Tries the device: for a segment that is settled.
+    pub(crate) fn is_in_bad_place(&self) -> bool {
+        self.not_taken.get().is_some_and(|bytes| self.open.is_bad_in(bytes.clone()))
     }
 
     /// Why no more of its chunks become durable; nothing while they do.

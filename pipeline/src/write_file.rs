@@ -74,6 +74,13 @@ pub(crate) struct Held {
     since: Instant,
 }
 
+/// A write that ended.
+pub(crate) struct Written {
+    pub offset: u64,
+    pub chunk_bytes: usize,
+    pub took: Duration,
+}
+
 /// One file that is being written.
 pub(crate) struct WriteFile {
     /// Names the file in tokens of the queue.
@@ -148,16 +155,16 @@ impl WriteFile {
         }
     }
 
-    /// A write ended, well or not; the chunk's bytes stay in the arena. Gives its length and how
-    /// long it took.
-    pub(crate) fn written(&mut self, number: u32, buf: ChunkBuf) -> Option<(usize, Duration)> {
+    /// A write ended, well or not; the chunk's bytes stay in the arena.
+    pub(crate) fn written(&mut self, number: u32, buf: ChunkBuf) -> Option<Written> {
         let at = number.checked_sub(self.first)? as usize;
         let held = self.chunks.get_mut(at).filter(|held| held.state == State::Writing)?;
         held.job.buf = Some(buf);
         held.state = State::Written;
         self.writing -= 1;
         self.written_since.get_or_insert_with(Instant::now);
-        Some((held.job.chunk_bytes, held.since.elapsed()))
+        let (offset, chunk_bytes) = (held.job.offset, held.job.chunk_bytes);
+        Some(Written { offset, chunk_bytes, took: held.since.elapsed() })
     }
 
     /// Whether a flush is due: something is written, no flush is under way, and either it has

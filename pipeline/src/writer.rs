@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use wirevault_buffer::Pool;
 use wirevault_format::Cause;
+use wirevault_format::limits::CHUNK_BYTES;
 use wirevault_nvme::{Completion, Queue, QueueReport};
 use wirevault_storage::{Load, Store};
 use wirevault_telemetry::histogram::Latency;
@@ -33,7 +34,7 @@ use crate::closer::ToCloser;
 use crate::live::LiveSegment;
 use crate::pace::Pace;
 use crate::status::{BufferTimes, lock, note_since};
-use crate::write_file::{Held, WriteFile, WriteJob};
+use crate::write_file::{Held, WriteFile, WriteJob, Written};
 
 /// Share of the buffers in flight above which a flush does not wait for the commit interval.
 const COMMIT_PRESSURE: f64 = 0.3;
@@ -47,6 +48,8 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 const GATHER: Duration = Duration::from_millis(5);
 /// Chunks of one file that are submitted in a row before it is another file's turn: 4 MiB.
 const RUN_CHUNKS_MAX: usize = 16;
+/// Any of a run that was not taken may have met what the device does not take.
+const RUN_BYTES_MAX: u64 = (RUN_CHUNKS_MAX * CHUNK_BYTES) as u64;
 /// A device that takes a hundred times what 99 of 100 operations take has something else to do than
 /// this one, as far as a volume that takes over is concerned.
 const PATIENCE_SHARE: u64 = 100;
@@ -321,11 +324,17 @@ impl Writer {
         };
         match completion {
             Completion::Write { token, buf, result } => {
-                let written = self.files[at].written(token as u32, buf);
-                if let Some((chunk_bytes, took)) = written {
+                let file = &mut self.files[at];
+                if let Some(Written { offset, chunk_bytes, took }) = file.written(token as u32, buf)
+                {
                     self.shared.write_latency.record_ns(took.as_nanos() as u64);
-                    let bytes = if result.is_ok() { chunk_bytes as u64 } else { 0 };
-                    self.shared.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    match result {
+                        Ok(()) => {
+                            let written_bytes = &self.shared.written_bytes;
+                            written_bytes.fetch_add(chunk_bytes as u64, Ordering::Relaxed);
+                        }
+                        Err(_) => file.segment.note_not_taken(offset..offset + RUN_BYTES_MAX),
+                    }
                 }
                 if let Err(error) = result {
                     self.fail(at, &format!("a chunk could not be written: {error}"));

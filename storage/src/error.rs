@@ -120,6 +120,19 @@ pub enum StorageError {
         /// The first failure.
         why: String,
     },
+    /// Too many of the volume's places do not take what is written to them.
+    #[error(
+        "volume {volume} takes no more segments: {bad_places} of its {places} places are bad; \
+         replace its device"
+    )]
+    Spent {
+        /// The volume.
+        volume: String,
+        /// Bad places.
+        bad_places: u32,
+        /// Places.
+        places: u32,
+    },
     /// The file system is full although the quota is not.
     #[error(
         "volume {volume} is full: {wanted_bytes} bytes wanted for a segment, {free_bytes} free; \
@@ -168,7 +181,7 @@ impl StorageError {
 
     /// A device failed: another volume may still do.
     pub fn is_device(&self) -> bool {
-        matches!(self, Self::Device { .. } | Self::Failed { .. })
+        matches!(self, Self::Device { .. } | Self::Failed { .. } | Self::Spent { .. })
     }
 
     /// Copies for holds have no room left; other segments do.

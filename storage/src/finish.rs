@@ -6,12 +6,12 @@
 
 use wirevault_format::footer::{ChunkEntry, CloseReason, DirectoryEntry, FOOTER_BYTES, Footer};
 use wirevault_format::gap::CAUSES;
-use wirevault_format::limits::LBA_BYTES;
+use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_format::section::{PART_PAYLOAD_BYTES_MAX, PartHeader};
 use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_format::{LifeId, local};
 use wirevault_index::sections::EncodedSection;
-use wirevault_index::{ChunkDelta, SegmentIndex};
+use wirevault_index::{ChunkDelta, Digest, EncodedIndex, SegmentIndex};
 use wirevault_media::OpenMode;
 use wirevault_seal::{Purpose, SALT_BYTES, SealError, SegmentKeys, TAG_BYTES};
 use wirevault_telemetry::clock::Clock;
@@ -21,6 +21,9 @@ use crate::digests::write_digest;
 use crate::store::OpenSegment;
 use crate::volume::{check_lease, device, key_error};
 
+/// How far behind the last chunk index and footer go if they are not taken there: behind the chunk
+/// that was not taken, if there was one, and further.
+const SKIPPED_BYTES: [u64; 4] = [16 << 10, CHUNK_BYTES as u64, 1 << 20, 4 << 20];
 /// Bytes of the smallest padding block.
 const PADDING_BYTES_MIN: usize = local::START_BYTES + 4;
 
@@ -57,10 +60,17 @@ impl Finished {
     pub fn entry(&self) -> &SegmentEntry {
         &self.entry
     }
+
+    /// The same in a place that no other segment is given any more.
+    pub fn in_bad_place(mut self) -> Self {
+        self.entry.bad = true;
+        self
+    }
 }
 
 /// Writes index and footer behind the chunks, cuts the file there, and makes it durable. Needs no
-/// store; the chunks must be durable.
+/// store; the chunks must be durable. Where a device does not take them they go further on, and the
+/// place is bad.
 ///
 /// If the flows do not fit what is left of the segment they are left out and every chunk will be
 /// scanned. Chunk table and gaps are always written: only gaps in numbers that no lane produces
@@ -74,18 +84,35 @@ pub fn finish_segment(
     facts: &ClosingFacts,
     clock: &dyn Clock,
 ) -> Result<Finished, StorageError> {
-    let sealed_as = Seal { keys: open.keys.as_ref(), life: open.entry.life };
-    let name = open.name.as_str();
-    let failed = |source| key_error(name, source);
     let chunk_end = |chunk: &ChunkEntry| chunk.offset + u64::from(chunk.chunk_bytes);
     let start = index.chunks().iter().map(chunk_end).max().unwrap_or(open.data_offset);
-    let room = open.segment_bytes.saturating_sub(start + FOOTER_BYTES as u64);
-    let mut encoded = index.encode()?;
-    let mut tail = sealed_as.blocks(encoded.sections, start).map_err(failed)?;
-    if tail.bytes.len() as u64 > room {
-        encoded = without_flows(index)?.encode()?;
-        tail = sealed_as.blocks(encoded.sections, start).map_err(failed)?;
+    let first = match finish_at(start, open, index, facts, clock) {
+        Err(error) if open.showing.media.is_device() && error.is_of_place() => error,
+        finished => return finished,
+    };
+    for skipped_bytes in SKIPPED_BYTES {
+        let start = start + skipped_bytes;
+        if start + (LBA_BYTES + FOOTER_BYTES) as u64 > open.segment_bytes {
+            break;
+        }
+        if let Ok(finished) = finish_at(start, open, index, facts, clock) {
+            return Ok(finished.in_bad_place());
+        }
     }
+    Err(first)
+}
+
+/// The same, from this offset on.
+fn finish_at(
+    start: u64,
+    open: &OpenSegment,
+    index: &SegmentIndex,
+    facts: &ClosingFacts,
+    clock: &dyn Clock,
+) -> Result<Finished, StorageError> {
+    let name = open.name.as_str();
+    let failed = |source| key_error(name, source);
+    let mut tail = Tail::new(open, index, start)?;
     let footer_offset = start + tail.bytes.len() as u64;
     let file_bytes = footer_offset + FOOTER_BYTES as u64;
     let entry = SegmentEntry {
@@ -124,12 +151,12 @@ pub fn finish_segment(
         closed_ns: entry.closed_ns,
         data_offset: open.data_offset,
         index_offset: start,
-        flows: encoded.flows,
-        unindexed_chunks: encoded.scanned_chunks,
+        flows: tail.flows,
+        unindexed_chunks: tail.scanned_chunks,
         chain: facts.chain,
         directory: tail.directory,
     };
-    let page = footer.encode(|aad| sealed_as.footer(aad)).map_err(failed)?;
+    let page = footer.encode(|aad| Seal::of(open).footer(aad)).map_err(failed)?;
     tail.bytes.extend_from_slice(&page);
     // Whoever lost a shared volume acknowledged less than is there, and would write its index over
     // chunks that the next writer has found.
@@ -143,7 +170,7 @@ pub fn finish_segment(
         file.sync()
     })
     .map_err(|source| device(name, &format!("finish {}", open.file.name()), source))?;
-    if let Some(digest) = &encoded.digest {
+    if let Some(digest) = &tail.digest {
         let (media, keys) = (&*open.showing.media, open.keys.as_ref());
         // Without it questions open the segment; the next start makes it anew.
         let _ = write_digest(media, open.segment_bytes, open.place, &entry, keys, digest);
@@ -155,6 +182,30 @@ pub fn finish_segment(
 struct Tail {
     bytes: Vec<u8>,
     directory: Vec<DirectoryEntry>,
+    /// Flows that it has.
+    flows: u32,
+    /// Chunks that neither flows nor filters cover.
+    scanned_chunks: u32,
+    digest: Option<Digest>,
+}
+
+impl Tail {
+    /// The index as it stands at `start`, without flows if they do not fit behind that.
+    fn new(open: &OpenSegment, index: &SegmentIndex, start: u64) -> Result<Self, StorageError> {
+        let room = open.segment_bytes.saturating_sub(start + FOOTER_BYTES as u64);
+        let whole = Self::of(open, index.encode()?, start)?;
+        match whole.bytes.len() as u64 <= room {
+            true => Ok(whole),
+            false => Self::of(open, without_flows(index)?.encode()?, start),
+        }
+    }
+
+    fn of(open: &OpenSegment, encoded: EncodedIndex, start: u64) -> Result<Self, StorageError> {
+        let EncodedIndex { sections, flows, scanned_chunks, digest, .. } = encoded;
+        let blocks = Seal::of(open).blocks(sections, start);
+        let (bytes, directory) = blocks.map_err(|source| key_error(&open.name, source))?;
+        Ok(Self { bytes, directory, flows, scanned_chunks, digest })
+    }
 }
 
 /// How the records of one segment are sealed, if they are.
@@ -163,34 +214,43 @@ struct Seal<'a> {
     life: LifeId,
 }
 
-impl Seal<'_> {
-    fn blocks(&self, sections: Vec<EncodedSection>, start: u64) -> Result<Tail, SealError> {
-        let mut tail = Tail { bytes: Vec::new(), directory: Vec::new() };
+impl<'a> Seal<'a> {
+    fn of(open: &'a OpenSegment) -> Self {
+        Self { keys: open.keys.as_ref(), life: open.entry.life }
+    }
+
+    /// Sections in blocks, and where they are.
+    fn blocks(
+        &self,
+        sections: Vec<EncodedSection>,
+        start: u64,
+    ) -> Result<(Vec<u8>, Vec<DirectoryEntry>), SealError> {
+        let (mut bytes, mut directory) = (Vec::new(), Vec::new());
         for section in sections {
-            let at = tail.bytes.len();
+            let at = bytes.len();
             let mut parts = 0u16;
             for payload in section.bytes.chunks(PART_PAYLOAD_BYTES_MAX) {
-                self.part(&mut tail.bytes, &section, parts, payload)?;
+                self.part(&mut bytes, &section, parts, payload)?;
                 parts += 1;
             }
-            tail.directory.push(DirectoryEntry {
+            directory.push(DirectoryEntry {
                 id: section.id,
                 parts,
                 codec: section.codec,
                 offset: start + at as u64,
-                blocks_bytes: (tail.bytes.len() - at) as u32,
+                blocks_bytes: (bytes.len() - at) as u32,
                 raw_bytes: section.raw_bytes,
             });
         }
-        let end = start as usize + tail.bytes.len();
+        let end = start as usize + bytes.len();
         let mut padding = end.next_multiple_of(LBA_BYTES) - end;
         if (1..PADDING_BYTES_MIN).contains(&padding) {
             padding += LBA_BYTES;
         }
         if padding > 0 {
-            tail.bytes.extend(local::skip_block(padding));
+            bytes.extend(local::skip_block(padding));
         }
-        Ok(tail)
+        Ok((bytes, directory))
     }
 
     fn part(

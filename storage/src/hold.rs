@@ -113,8 +113,9 @@ impl Store {
         match copied.and_then(|finished| self.close_segment(&open, finished)) {
             Ok(entry) => Ok(entry),
             Err(error) => {
+                let bad = error.is_of_place() && open.is_bad_in(open.data_offset..open.data_end);
                 // If that fails, too, the next start frees the place.
-                let _ = self.release_segment(&open);
+                let _ = self.release(&open, bad);
                 Err(error)
             }
         }

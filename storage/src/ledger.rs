@@ -23,6 +23,8 @@ pub(crate) struct Ledger {
     /// Ordinal and place of the closed segments.
     closed: BTreeSet<(u64, u32)>,
     open: usize,
+    /// Bad places, whatever they hold.
+    bad: u32,
     /// Wider than an entry's, so that no damaged table makes it overflow.
     used_bytes: u128,
     /// The same of each lane's live segments, for budgets.
@@ -73,6 +75,7 @@ impl Ledger {
             }
             SegmentState::Open | SegmentState::Forgetting => {}
         }
+        self.bad -= u32::from(before.bad);
         let bytes = u128::from(self.bytes_of(before));
         self.used_bytes -= bytes;
         if let Some(share) = hold_of(before).and_then(|hold| self.holds.get_mut(&hold)) {
@@ -89,7 +92,7 @@ impl Ledger {
         self.add(place, after);
     }
 
-    /// The first free place that is not contested.
+    /// The first free place that may be used.
     pub(crate) fn first_free(&self) -> Option<u32> {
         self.free.first().copied()
     }
@@ -103,6 +106,11 @@ impl Ledger {
     /// Closed segments that may be given up.
     pub(crate) fn closed(&self) -> usize {
         self.closed.len()
+    }
+
+    /// Places that take no segment any more.
+    pub(crate) fn bad(&self) -> u32 {
+        self.bad
     }
 
     /// Open segments.
@@ -155,7 +163,7 @@ impl Ledger {
 
     fn add(&mut self, place: u32, entry: &SegmentEntry) {
         match entry.state {
-            SegmentState::Free if entry.contested => {}
+            SegmentState::Free if !entry.is_usable() => {}
             SegmentState::Free => {
                 self.free.insert(place);
             }
@@ -167,6 +175,7 @@ impl Ledger {
             // Nobody's any more, but its bytes are still there.
             SegmentState::Forgetting => {}
         }
+        self.bad += u32::from(entry.bad);
         let bytes = u128::from(self.bytes_of(entry));
         self.used_bytes += bytes;
         if let Some(hold) = hold_of(entry) {
@@ -231,6 +240,7 @@ mod tests {
                 lane: (random >> 44) as u16 % 4,
                 import: random & 1 << 60 == 0,
                 hold: ((random >> 55) as u32 % 8).saturating_sub(5),
+                bad: random & 7 << 57 == 0,
                 ..entry(states[(random >> 40) as usize % 4], ordinal, random >> 50)
             };
             ledger.change(place as u32, &table[place], &after);
@@ -238,7 +248,10 @@ mod tests {
             assert_eq!(ledger, Ledger::new(1000, &table));
         }
         let of = |state| (0u32..).zip(&table).filter(move |(_, entry)| entry.state == state);
-        assert_eq!(ledger.first_free(), of(SegmentState::Free).map(|(place, _)| place).next());
+        let mut free = of(SegmentState::Free).filter(|(_, entry)| !entry.bad);
+        assert_eq!(ledger.first_free(), free.next().map(|(place, _)| place));
+        let bad = table.iter().filter(|entry| entry.bad).count();
+        assert_eq!(ledger.bad() as usize, bad);
         let recorded = |state| of(state).filter(|(_, entry)| entry.hold == 0);
         let closed = recorded(SegmentState::Closed).map(|(place, entry)| (entry.ordinal, place));
         let mut closed: Vec<_> = closed.collect();

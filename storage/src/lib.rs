@@ -27,12 +27,13 @@
 //!   quota nor retention takes.
 //! - [`condition`]: how volumes and store are, in one word.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
-//!   to.
+//!   to. `bad`: places that do not take what is written to them.
 
 #![forbid(unsafe_code)]
 
 pub mod adopt;
 mod allocate;
+mod bad;
 mod choose;
 pub mod condition;
 pub mod create;
@@ -56,6 +57,7 @@ pub mod view;
 mod volume;
 
 pub use adopt::{Adoption, adopt};
+pub use bad::Verdict;
 pub use choose::{Load, Wear};
 pub use create::{create, create_planned, share_bytes};
 pub use digests::{Mended, mend_digests};

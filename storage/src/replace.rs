@@ -26,6 +26,7 @@ use wirevault_telemetry::clock::Clock;
 
 use crate::StorageError;
 use crate::adopt::{adopt, is_same};
+use crate::bad::Verdict;
 use crate::create::{Design, NewVolume, refuse_if_used};
 use crate::options::CreateOptions;
 use crate::plan::{RUNS_MAX, Space, plan_one, spares_max};
@@ -76,10 +77,10 @@ pub fn replace(
 
 impl Store {
     /// Goes on with a new volume at `path`, an absolute one, in the place of one that takes no
-    /// writes any more.
+    /// writes, or no segments, any more.
     ///
     /// # Errors
-    /// As [`replace`]; `Misuse` also if the volume takes a write, or its device does not answer, or
+    /// As [`replace`]; `Misuse` also if the volume takes segments, or its device does not answer, or
     /// another volume failed as well.
     pub fn replace_volume(
         &self,
@@ -99,7 +100,8 @@ impl Store {
             ));
         }
         // A device may be gone for a while before anything but segments is written to it.
-        if gone.work(|volume| volume.set_superblock(|_| ())).is_ok() {
+        let works = || gone.work(|volume| volume.set_superblock(|_| ())).is_ok();
+        if status.verdict() != Verdict::Spent && works() {
             return refuse(format!("volume {number}, {}, works", status.path));
         }
         let others = || (0..).zip(&self.volumes).filter(|(other, _)| *other != number);

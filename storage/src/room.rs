@@ -19,6 +19,7 @@ use std::ops::Range;
 use wirevault_format::table::{SegmentEntry, SegmentState};
 
 use crate::StorageError;
+use crate::bad::Verdict;
 use crate::plan::SEGMENTS_PER_VOLUME;
 use crate::store::Store;
 use crate::volume::VolumeWriter;
@@ -214,6 +215,10 @@ impl Room {
             let (volume, why) = (volume.name.clone(), why.to_owned());
             return Err(StorageError::Failed { volume, why });
         }
+        if volume.verdict() == Verdict::Spent {
+            let (bad_places, places) = (volume.ledger().bad(), volume.superblock().places);
+            return Err(StorageError::Spent { volume: volume.name.clone(), bad_places, places });
+        }
         let (disk, ledger) = (volume.disk(), volume.ledger());
         let mut evict = still_closed(volume, &over);
         let superblock = volume.superblock();
@@ -226,7 +231,7 @@ impl Room {
         loop {
             // The lowest, so that the table alone says which place a writer turns to next: another
             // one that takes over keeps away from it.
-            let usable = |place: &u32| !volume.entries()[*place as usize].contested;
+            let usable = |place: &u32| volume.entries()[*place as usize].is_usable();
             let place = evict.iter().copied().filter(usable).chain(free).min();
             // A higher place than ever makes the file of digests longer.
             let used_bytes = volume.used_bytes_with(place.map_or(0, |place| place + 1));

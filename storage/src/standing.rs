@@ -13,6 +13,7 @@ use wirevault_format::LifeId;
 use wirevault_format::footer::CloseReason;
 use wirevault_format::table::SegmentEntry;
 
+use crate::bad::Verdict;
 use crate::choose::{Candidate, Load, Wear};
 use crate::ledger::{self, Ledger};
 use crate::store::Witness;
@@ -131,10 +132,12 @@ impl SharedVolume {
         let now = Instant::now();
         let standing = self.standing();
         let status = &standing.status;
+        let verdict = status.verdict();
+        let worn = standing.wear.exhausted || verdict == Verdict::Worn;
         let doubted = standing.suspicion.as_ref().is_some_and(|it| now < it.trial_at);
         Candidate {
-            failed: status.failed.is_some(),
-            doubted: doubted || standing.hangs() || load.avoid || standing.wear.exhausted,
+            failed: status.failed.is_some() || verdict == Verdict::Spent,
+            doubted: doubted || standing.hangs() || load.avoid || worn,
             open_segments: status.open_segments + load.opening,
             queue: load.queue,
             used_percent: standing.wear.used_percent,

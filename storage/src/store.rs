@@ -251,9 +251,22 @@ impl Store {
     /// # Errors
     /// `Misuse` if the place does not hold this open segment; `Device`.
     pub fn release_segment(&self, open: &OpenSegment) -> Result<(), StorageError> {
+        self.release(open, false)
+    }
+
+    /// The same, and its place is bad: no segment is given it any more.
+    ///
+    /// # Errors
+    /// As [`Store::release_segment`].
+    pub fn release_bad_place(&self, open: &OpenSegment) -> Result<(), StorageError> {
+        self.release(open, true)
+    }
+
+    pub(crate) fn release(&self, open: &OpenSegment, bad: bool) -> Result<(), StorageError> {
+        let freed = SegmentEntry { bad, ..SegmentEntry::default() };
         self.volumes[open.volume].work(|volume| {
             self.check_open(open, "released")?;
-            volume.set_segments(&[(open.place, SegmentEntry::default())])?;
+            volume.set_segments(&[(open.place, freed)])?;
             self.desk().open.remove(&open.entry.life);
             volume.remove_segment_files(&[open.place])
         })

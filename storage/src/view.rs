@@ -8,6 +8,7 @@ use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
 use wirevault_index::{Catalog, Segment, SegmentIndex, SharedCatalog, Volume, catalog};
 use wirevault_media::{Erased, Media};
 
+use crate::bad::Verdict;
 use crate::room::Budget;
 use crate::standing::SharedVolume;
 use crate::store::{OpenSegment, Store};
@@ -46,6 +47,8 @@ pub struct VolumeStatus {
     pub open_segments: u32,
     /// Places for segments.
     pub places: u32,
+    /// Of them bad: they take no segment any more.
+    pub bad_places: u32,
     /// Bytes of a full segment.
     pub segment_bytes: u64,
     /// Spare keys at hand; 0 in plain stores.
@@ -63,6 +66,13 @@ pub struct VolumeStatus {
     pub hangs: bool,
     /// When a segment was last to open here, others' files left less than the quota.
     pub squeezed: bool,
+}
+
+impl VolumeStatus {
+    /// What its bad places say of it.
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of(self.bad_places, self.places)
+    }
 }
 
 impl Store {

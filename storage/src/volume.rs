@@ -26,6 +26,7 @@ use wirevault_seal::ring::wrapped_root;
 use wirevault_seal::{ForgetLevel, KeyProvider, KeyRing, SealError, SegmentKeys};
 
 use crate::StorageError;
+use crate::bad::{self, Verdict};
 use crate::create::{encode_error, encode_ring};
 use crate::ledger::{self, Ledger};
 use crate::plan::{spares_max, volume_file_bytes};
@@ -154,6 +155,11 @@ impl VolumeWriter {
         Arc::clone(&self.ledger)
     }
 
+    /// What its bad places say of it.
+    pub(crate) fn verdict(&self) -> Verdict {
+        Verdict::of(self.ledger().bad(), self.superblock().places)
+    }
+
     /// Ordinal of the oldest closed segment.
     pub(crate) fn oldest(&self) -> Option<u64> {
         self.ledger().oldest().next().map(|(ordinal, _)| ordinal)
@@ -169,6 +175,7 @@ impl VolumeWriter {
             segments: self.ledger().segments() as u32,
             open_segments: self.ledger().open() as u32,
             places: superblock.places,
+            bad_places: self.ledger().bad(),
             segment_bytes: superblock.segment_bytes,
             spare_keys: self.spares.len(),
             failed: self.failed.clone(),
@@ -256,10 +263,12 @@ impl VolumeWriter {
         &mut self,
         changes: &[(u32, SegmentEntry)],
     ) -> Result<(), StorageError> {
-        // A place stays contested, whatever it holds.
+        // A place stays contested, or bad, whatever it holds.
         let stays = |(place, entry): &(u32, SegmentEntry)| {
-            let contested = entry.contested || self.entries()[*place as usize].contested;
-            (*place, SegmentEntry { contested, ..entry.clone() })
+            let before = &self.entries()[*place as usize];
+            let contested = entry.contested || before.contested;
+            let bad = entry.bad || before.bad;
+            (*place, SegmentEntry { contested, bad, ..entry.clone() })
         };
         let changes: Vec<_> = changes.iter().map(stays).collect();
         self.write_segments(&changes)
@@ -505,12 +514,18 @@ impl VolumeWriter {
         region: &[u8],
     ) -> Result<Arc<dyn MediaFile>, StorageError> {
         self.check()?;
-        let made = self.try_make_segment_file(place, region);
-        if made.is_err() {
+        let media = Arc::clone(&self.volume.media);
+        let made = bad::twice(&*media, || self.try_make_segment_file(place, region));
+        made.map_err(|(error, bad)| {
             // What is left of it is removed at the next start, if not now.
-            let _ = self.volume.media.remove(&segment_file_name(place));
-        }
-        made
+            let _ = media.remove(&segment_file_name(place));
+            if bad {
+                let entry = SegmentEntry { bad, ..SegmentEntry::default() };
+                // If the tables cannot be written either, it is not the place.
+                let _ = self.set_segments(&[(place, entry)]);
+            }
+            error
+        })
     }
 
     fn try_make_segment_file(

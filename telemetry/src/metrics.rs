@@ -123,6 +123,8 @@ names! {
             "Closed segments that a hold wants and that are not copied yet.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
+        StorageBadCount = "storage_bad_count",
+            "Places of a volume whose device did not take what was written there.";
         StorageDegradedState = "storage_degraded_state",
             "1 while a volume is out of use or suspect.";
         StorageConditionState = "storage_condition_state",

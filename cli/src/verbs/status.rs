@@ -201,6 +201,7 @@ fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
             match volume.state.split(':').next() {
                 Some(OK) => OK,
                 Some("suspect") => "SUSPECT",
+                Some("worn") => "WORN",
                 Some("stalled") => "STALLED",
                 Some("full") => "FULL",
                 _ => "FAILED",
@@ -233,6 +234,10 @@ fn volumes(page: &mut String, volumes: &[VolumeStatus], paint: Paint) {
         if volume.failed_chunks > 0 {
             let chunks = count_text(volume.failed_chunks, "chunk");
             line(page, &paint.bad(&format!("    {chunks} not taken: the device failed")));
+        }
+        if volume.bad_places > 0 {
+            let places = count_text(volume.bad_places, "bad place");
+            line(page, &paint.warn(&format!("    {places}: not used any more")));
         }
         if let Some(device) = &volume.device {
             device_lines(page, device, paint);

@@ -18,7 +18,7 @@ use crate::client::{Client, Endpoint};
 use crate::error::CliError;
 use crate::interrupt;
 use crate::outcome::Outcome;
-use crate::output::{put, put_json, size_text, table, table_text, tell};
+use crate::output::{count_text, put, put_json, size_text, table, table_text, tell};
 use crate::place::{self, key_source};
 
 /// Blocks that are looked at after a device was erased.
@@ -41,8 +41,8 @@ pub(crate) fn volume(verb: &VolumeVerb) -> Result<Outcome, CliError> {
 /// What stands on a device.
 enum Content {
     Nothing,
-    /// Volume of this number of a store.
-    Volume(StoreId, u16),
+    /// Volume of this number of a store, and how many of its places are bad.
+    Volume(StoreId, u16, u64),
     /// A label without a volume that opens, and why.
     Broken(String),
     Foreign(&'static str),
@@ -62,7 +62,10 @@ impl Content {
             (Ok(None), None) => Self::Nothing,
             // Whose volume it is stands there in the clear.
             (Ok(None), Some(_)) => match Volume::read(Arc::new(media), &KeySource::Recorded) {
-                Ok(it) => Self::Volume(it.superblock.store, it.superblock.number),
+                Ok(it) => {
+                    let bad = it.segments.entries.iter().filter(|entry| entry.bad).count() as u64;
+                    Self::Volume(it.superblock.store, it.superblock.number, bad)
+                }
                 Err(error) => Self::Broken(error.to_string()),
             },
         }
@@ -71,7 +74,11 @@ impl Content {
     fn text(&self) -> String {
         match self {
             Self::Nothing => "empty".to_owned(),
-            Self::Volume(store, number) => format!("volume {number} of store {store}"),
+            Self::Volume(store, number, 0) => format!("volume {number} of store {store}"),
+            Self::Volume(store, number, bad) => {
+                let places = count_text(*bad, "bad place");
+                format!("volume {number} of store {store}, {places}")
+            }
             Self::Broken(why) => format!("a volume that does not open: {why}"),
             Self::Foreign(what) => (*what).to_owned(),
             Self::Unknown(why) => format!("unknown: {why}"),
@@ -205,7 +212,7 @@ fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outcome, CliErro
         return Err(refused(path, &format!("{it}; end that use first")));
     }
     match Content::of(path) {
-        Content::Volume(found, _) if found == store => {}
+        Content::Volume(found, ..) if found == store => {}
         content => {
             let text = format!("it holds {}, not a volume of store {store}", content.text());
             return Err(refused(path, &text));

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplaceBody {
-    /// Its number. It takes no writes.
+    /// Its number. It takes no writes, or no segments.
     pub volume: u16,
     /// The new one: absolute path of an empty directory or device on the recorder's machine.
     pub path: String,
@@ -51,12 +51,15 @@ pub struct VolumeStatus {
     pub segments: u64,
     /// Places for segments.
     pub places: u64,
+    /// Of them bad: the device did not take what was written there, and they take nothing more.
+    #[serde(default)]
+    pub bad_places: u64,
     /// Bytes of one segment.
     pub segment_bytes: u64,
     /// How it is: `ok`; `suspect` with the reason (a segment failed here, others are opened here
-    /// only if no other volume takes them); `full` with the reason; `stalled`
-    /// (its device does not answer at the moment,
-    /// and segments that wait for it were given up); `failed` with the reason (it takes no more).
+    /// only if no other volume takes them); `worn` (it has so many bad places that the same is done);
+    /// `full` with the reason; `stalled` (its device does not answer at the moment, and segments
+    /// that wait for it were given up); `failed` with the reason (it takes no more).
     pub state: String,
     /// The same in one word, as for the store.
     #[serde(default)]

@@ -1,6 +1,7 @@
 //! A store on simulated disks and in directories: crashes, quotas, devices that fail.
 
 mod adopt;
+mod bad_places;
 mod checks;
 mod crash;
 mod directory;

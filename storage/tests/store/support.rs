@@ -145,6 +145,8 @@ struct Writing {
     at: u64,
     chunks: u32,
     captured_bytes: u64,
+    /// Where a chunk was not taken.
+    refused_at: Option<u64>,
 }
 
 /// The small recorder.
@@ -194,6 +196,7 @@ impl Recorder {
             at: segment.data_offset,
             chunks: 0,
             captured_bytes: 0,
+            refused_at: None,
             segment,
         });
         Ok(())
@@ -338,6 +341,17 @@ impl Recorder {
         Some(written)
     }
 
+    /// The last chunk, of so many packets, was not taken: they come again in another segment.
+    pub(crate) fn take_back(&mut self, lane: usize, packets: u32) {
+        let stream = (self.run, lane as u16);
+        let lane = &mut self.lanes[lane];
+        lane.next_sequence -= u64::from(packets);
+        let times = self.ledger.times_ns.get_mut(&stream).expect("packets were written");
+        times.truncate(lane.next_sequence as usize);
+        let open = lane.open.as_mut().expect("the lane has a segment");
+        open.refused_at = Some(open.at);
+    }
+
     /// Acknowledges everything that was written.
     pub(crate) fn sync(&mut self, lane: usize) -> std::io::Result<()> {
         let stream = (self.run, lane as u16);
@@ -357,8 +371,12 @@ impl Recorder {
     pub(crate) fn close(&mut self, lane: usize, reason: CloseReason) -> Result<(), StorageError> {
         let lane = &mut self.lanes[lane];
         let Some(open) = lane.open.take() else { return Ok(()) };
+        let bad = open.refused_at.is_some_and(|at| open.segment.is_bad_in(at..at + (1 << 20)));
         if open.chunks == 0 {
-            return self.store.release_segment(&open.segment);
+            return match bad {
+                true => self.store.release_bad_place(&open.segment),
+                false => self.store.release_segment(&open.segment),
+            };
         }
         let facts = ClosingFacts {
             reason,
@@ -371,6 +389,7 @@ impl Recorder {
             chain: open.chain.clone().finish(),
         };
         let closed = finish_segment(&open.segment, &open.index, &facts, &*self.clock)
+            .map(|finished| if bad { finished.in_bad_place() } else { finished })
             .and_then(|finished| self.store.close_segment(&open.segment, finished));
         if closed.is_err() {
             // It can be closed again.

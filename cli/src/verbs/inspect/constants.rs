@@ -194,6 +194,7 @@ fn table_samples(out: &mut String) {
         recovered: true,
         damaged: true,
         contested: true,
+        bad: true,
         lane: 1,
         link_type: LINK,
         close_reason: CloseReason::DeviceFailed,

@@ -157,6 +157,7 @@ fn json(volume: &Volume) -> Value {
             "place": place, "ordinal": entry.ordinal,
             "state": format!("{:?}", entry.state).to_lowercase(), "sealed": entry.sealed,
             "import": entry.import, "recovered": entry.recovered, "damaged": entry.damaged,
+            "bad": entry.bad,
             "hold": entry.hold,
             "lane": entry.lane, "link_type": entry.link_type.to_string(),
             "run": entry.run.to_string(), "life": entry.life.to_string(),

@@ -70,7 +70,8 @@ impl Finished {
 
 /// Writes index and footer behind the chunks, cuts the file there, and makes it durable. Needs no
 /// store; the chunks must be durable. Where a device does not take them they go further on, and the
-/// place is bad.
+/// place is bad. In a contested place they go to its end: late chunks of the writer before, and its
+/// late index behind them, do not reach that far.
 ///
 /// If the flows do not fit what is left of the segment they are left out and every chunk will be
 /// scanned. Chunk table and gaps are always written: only gaps in numbers that no lane produces
@@ -86,6 +87,10 @@ pub fn finish_segment(
 ) -> Result<Finished, StorageError> {
     let chunk_end = |chunk: &ChunkEntry| chunk.offset + u64::from(chunk.chunk_bytes);
     let start = index.chunks().iter().map(chunk_end).max().unwrap_or(open.data_offset);
+    let start = match open.entry.contested {
+        true => last_start(open, index)?.max(start),
+        false => start,
+    };
     let first = match finish_at(start, open, index, facts, clock) {
         Err(error) if open.showing.media.is_device() && error.is_of_place() => error,
         finished => return finished,
@@ -176,6 +181,12 @@ fn finish_at(
         let _ = write_digest(media, open.segment_bytes, open.place, &entry, keys, digest);
     }
     Ok(Finished { entry })
+}
+
+/// Where index and footer begin that end with the place.
+fn last_start(open: &OpenSegment, index: &SegmentIndex) -> Result<u64, StorageError> {
+    let tail = Tail::new(open, index, open.data_end)?;
+    Ok(open.segment_bytes.saturating_sub((tail.bytes.len() + FOOTER_BYTES) as u64))
 }
 
 /// Index blocks, padded so that the footer behind them starts on a logical block.

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use wirevault_format::table::SegmentState;
+use wirevault_index::Catalog;
 use wirevault_media::block::BlockDevice;
 use wirevault_media::block::sim::SimDevice;
 use wirevault_media::sim::SplitMix64;
@@ -276,6 +278,7 @@ fn run(sealed: bool, reserved: bool, at: u64, half: bool) -> (u64, bool) {
     };
     let reader = crate::checks::offline_catalog(&disk).unwrap();
     let offline = read_all(&reader, true).unwrap_or_else(|why| panic!("{what}, reader: {why}"));
+    indexes_are_whole(&reader, &what);
     check(&offline, "a reader", &recorder.ledger);
     let (written, lease) = (recorder.ledger.clone(), recorder.lease.clone());
     recorder.end().unwrap();
@@ -283,9 +286,19 @@ fn run(sealed: bool, reserved: bool, at: u64, half: bool) -> (u64, bool) {
     lease.unwrap().end().unwrap();
     // The first machine comes back.
     let third = writer(&both, both.device(Role::Primary), Role::Primary, 2).unwrap();
-    let held = read_all(&third.store.catalog(START_NS), true).unwrap();
+    let catalog = third.store.catalog(START_NS);
+    indexes_are_whole(&catalog, &what);
+    let held = read_all(&catalog, true).unwrap();
     check(&held, "the next writer", &written);
     (operations, true)
+}
+
+/// No late write hit the index of a closed segment.
+fn indexes_are_whole(catalog: &Catalog, what: &str) {
+    for segment in catalog.segments.iter().filter(|it| it.entry.state == SegmentState::Closed) {
+        let reader = segment.open().unwrap_or_else(|why| panic!("{what}: {why}"));
+        assert_eq!(reader.index_damage(), None, "{what}: {}", segment.name());
+    }
 }
 
 /// Stops it at each `step`th operation, by turns before it and when half of it is done.
@@ -333,6 +346,31 @@ fn a_fenced_writer_closes_nothing() {
     let why = first.close(0, wirevault_format::footer::CloseReason::Age).unwrap_err();
     assert!(why.to_string().contains("lease"), "{why}");
     assert!(bytes() == before, "it wrote something");
+}
+
+/// Whatever the first writer carries out late lands where it would have put it. The index that the
+/// second one made of what it found stands behind all of that.
+#[test]
+fn late_chunks_miss_the_index_of_a_segment_that_was_taken_over() {
+    for sealed in [false, true] {
+        let both = Shared { disk: shared(sealed), namespace: None };
+        let mut first = writer(&both, both.device(Role::Primary), Role::Primary, 0).unwrap();
+        some_segments(&mut first);
+        let Takeover { found, recorder, .. } = take_over(&both);
+        let mut late = 0;
+        while let Some(written) = first.write_chunk(0, 5, 700, false) {
+            written.unwrap();
+            late += 1;
+        }
+        assert!(late > 10, "up to where chunks end: {late}");
+        for catalog in
+            [recorder.store.catalog(START_NS), crate::checks::offline_catalog(&both.disk).unwrap()]
+        {
+            indexes_are_whole(&catalog, &format!("sealed {sealed}"));
+            let held = read_all(&catalog, true).unwrap();
+            assert!(found.iter().all(|(stream, sequences)| held[stream] == *sequences));
+        }
+    }
 }
 
 /// The two never claim the same epoch, and what each says of itself is what the other reads.

@@ -4,7 +4,7 @@
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use wirevault_testkit::net::{Namespace, wait_for};
-use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count, only_indexes_are_hit};
+use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count, nothing_is_damaged};
 
 use crate::load::{Load, check};
 
@@ -76,5 +76,5 @@ fn a_stopped_writer_is_taken_over_and_nothing_of_it_is_lost_or_comes_late() {
     check(&site, &third, 1, promised_again, sent_again);
     assert!(third.terminate().success());
     let verified = site.offline("verify", &["--json"]);
-    only_indexes_are_hit(&String::from_utf8_lossy(&verified.stdout));
+    nothing_is_damaged(&String::from_utf8_lossy(&verified.stdout));
 }

@@ -1,17 +1,19 @@
 //! How volumes and store are, looked at a few times a second: what status and metrics tell, and a
-//! line in the log for each change.
+//! line in the log for each change, those of the pressure ladder included.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use wirevault_pipeline::{Pipeline, VolumeView};
+use wirevault_pipeline::{Pipeline, Shares, VolumeView};
 use wirevault_storage::condition::{
     Condition, PRESSURE_PERMILLE, StoreSigns, Threshold, VolumeSigns, Watched,
 };
 use wirevault_storage::{StoreStatus, Verdict, VolumeStatus};
 
 use crate::status::bad_places;
+
+use crate::rungs::Rungs;
 
 /// The conditions of a running recorder.
 #[derive(Debug, Default)]
@@ -24,6 +26,7 @@ struct Inner {
     volumes: Vec<Watched>,
     store: Watched,
     pressure: Threshold,
+    rungs: Rungs,
 }
 
 impl Conditions {
@@ -32,9 +35,10 @@ impl Conditions {
     pub(crate) fn look(&self, pipeline: &Pipeline, not_held: Option<String>) {
         let store = pipeline.store().status();
         let trouble = store.key_trouble.clone().or(not_held);
-        let permille = (pipeline.pool().pressure() * 1000.0) as u64;
+        let pressure = pipeline.pressure();
         let mut inner = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.look(&store, pipeline.volumes(), (permille, trouble), Instant::now());
+        inner.look(&store, pipeline.volumes(), (pressure, trouble), Instant::now());
+        inner.rungs.look(pipeline.lanes(), |lane| pipeline.pressure_on(lane));
     }
 
     /// The store's condition, and those of its volumes.
@@ -45,12 +49,12 @@ impl Conditions {
 }
 
 impl Inner {
-    /// `permille` of the buffer are in use; `trouble` is what is wrong with no one volume.
+    /// `trouble` is what is wrong with no one volume.
     fn look(
         &mut self,
         store: &StoreStatus,
         views: &[VolumeView],
-        (permille, trouble): (u64, Option<String>),
+        (pressure, trouble): (Shares, Option<String>),
         now: Instant,
     ) {
         self.volumes.resize(store.volumes.len(), Watched::default());
@@ -65,12 +69,14 @@ impl Inner {
             }
             seen.push(condition);
         }
-        let pressure = self.pressure.look(permille, PRESSURE_PERMILLE);
-        let signs = StoreSigns::of(&seen, trouble.is_some(), pressure);
+        let (share, cause) = pressure.largest();
+        let pressed = self.pressure.look((share * 1000.0) as u64, PRESSURE_PERMILLE);
+        let signs = StoreSigns::of(&seen, trouble.is_some(), pressed);
         if let Some(before) = self.store.look(now, signs.condition()) {
             let why = trouble.unwrap_or_else(|| {
                 let names: Vec<_> = seen.iter().map(|condition| condition.name()).collect();
-                format!("volumes {}, {permille} permille of the buffer in use", names.join(", "))
+                let (names, percent) = (names.join(", "), share * 100.0);
+                format!("volumes {names}, a pressure of {percent:.0} % ({})", cause.name())
             });
             tell("the store", before, signs.condition(), &why);
         }
@@ -129,27 +135,28 @@ mod tests {
         };
         let begin = Instant::now();
         let mut inner = Inner::default();
+        let [calm, pressed] = [0.1, 0.6].map(|share| Shares::new([share, 0.0, 0.0]));
         let told = |inner: &Inner| {
             let volumes: Vec<_> = inner.volumes.iter().map(|it| it.told().name()).collect();
             (inner.store.told().name(), volumes.join(" "))
         };
-        inner.look(&status, &[], (100, None), begin);
+        inner.look(&status, &[], (calm, None), begin);
         assert_eq!(told(&inner), ("healthy", "healthy healthy".into()));
-        inner.look(&status, &[], (600, None), begin);
+        inner.look(&status, &[], (pressed, None), begin);
         assert_eq!(told(&inner), ("pressured", "healthy healthy".into()));
         status.volumes[0].refused = Some("no room".into());
         status.volumes[1].squeezed = true;
-        inner.look(&status, &[], (600, None), begin);
+        inner.look(&status, &[], (pressed, None), begin);
         assert_eq!(told(&inner), ("degraded", "full pressured".into()));
         status.volumes[1].failed = Some("gone".into());
-        inner.look(&status, &[], (600, None), begin);
+        inner.look(&status, &[], (pressed, None), begin);
         assert_eq!(told(&inner), ("full", "full failed".into()));
         status.volumes = vec![volume("/a"), volume("/b")];
-        inner.look(&status, &[], (100, None), begin);
+        inner.look(&status, &[], (calm, None), begin);
         assert_eq!(told(&inner), ("full", "full failed".into()), "not yet believed");
-        inner.look(&status, &[], (100, None), begin + CALM + Duration::from_millis(1));
+        inner.look(&status, &[], (calm, None), begin + CALM + Duration::from_millis(1));
         assert_eq!(told(&inner), ("healthy", "healthy healthy".into()));
-        inner.look(&status, &[], (100, Some("no room for a hold".into())), begin);
+        inner.look(&status, &[], (calm, Some("no room for a hold".into())), begin);
         assert_eq!(told(&inner), ("degraded", "healthy healthy".into()));
     }
 }

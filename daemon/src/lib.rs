@@ -38,6 +38,7 @@ mod mending;
 mod metrics;
 mod openapi;
 pub mod probe;
+mod rungs;
 pub mod serve;
 mod server;
 mod shared;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use wirevault_format::Cause;
+use wirevault_format::{Cause, PressureCause};
 use wirevault_pipeline::LaneState;
 use wirevault_seal::epoch::KeyCondition;
 use wirevault_storage::condition::Condition;
@@ -55,7 +55,17 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
             if policy.is_rung {
                 let active = f64::from(u8::from(policy.is_active()));
                 page.gauge(Gauge::PolicyRungState, &labels, active);
+                for (cause, count) in PressureCause::ALL.iter().zip(policy.entered()) {
+                    let [lane, policy] = labels;
+                    let labels = [lane, policy, ("cause", cause.name())];
+                    page.counter(Counter::PolicyRungEntriesCount, &labels, count);
+                }
             }
+        }
+        let pressure = pipeline.pressure_on(lane);
+        for cause in PressureCause::ALL {
+            let labels = [("lane", number.as_str()), ("cause", cause.name())];
+            page.gauge(Gauge::LanePressureRatio, &labels, pressure.of(cause));
         }
     }
     let pool = pipeline.pool();

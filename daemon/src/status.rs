@@ -6,11 +6,13 @@ use std::sync::atomic::Ordering;
 
 use wirevault_format::gap::CAUSES;
 use wirevault_format::table::SegmentState;
-use wirevault_format::{Cause, RunId};
+use wirevault_format::{Cause, PressureCause, RunId};
 use wirevault_index::error::chain;
 use wirevault_index::{Catalog, Segment, StoreReader};
 use wirevault_media::Erased;
-use wirevault_pipeline::{LaneState, LaneView, Pipeline, PolicyCounters, ThreadPlace, VolumeView};
+use wirevault_pipeline::{
+    LaneState, LaneView, Pipeline, PolicyCounters, Shares, ThreadPlace, VolumeView,
+};
 use wirevault_storage::{Budget, StoreStatus, Verdict};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
@@ -18,7 +20,8 @@ use wirevault_telemetry::histogram::LatencySnapshot;
 use crate::answers::STOPPED;
 use crate::api::{
     BudgetStatus, BufferStatus, ErasedStatus, HoldsStatus, LaneStatus, LayoutStatus, LimitsStatus,
-    MemoryStatus, PolicyStatus, SegmentRow, State, StatusReport, ThreadStatus, VolumeStatus,
+    MemoryStatus, PolicyStatus, PressureStatus, SegmentRow, State, StatusReport, ThreadStatus,
+    VolumeStatus,
 };
 use crate::keys;
 use crate::server::App;
@@ -49,8 +52,11 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     let now_ns = SystemClock.unix_ns();
     let store = pipeline.store().status();
     let pages = pipeline.pool().arena().report().pages.to_string();
-    let lanes: Vec<_> =
-        pipeline.lanes().iter().map(|lane| lane_status(lane, now_ns, &pages)).collect();
+    let lane_row = |lane| LaneStatus {
+        pressure: Some(pressure_status(&pipeline.pressure_on(lane))),
+        ..lane_status(lane, now_ns, &pages)
+    };
+    let lanes: Vec<_> = pipeline.lanes().iter().map(lane_row).collect();
     let (condition, conditions) = app.conditions().told();
     let volumes: Vec<_> = store
         .volumes
@@ -166,6 +172,7 @@ fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
         stored: books.stored,
         shed: books.shed,
         policies: lane.shared.policies.iter().map(policy_status).collect(),
+        pressure: None,
         dropped: books.dropped_packets(),
         dropped_by_cause: by_cause(&books.dropped),
         in_flight: books.in_flight,
@@ -199,11 +206,25 @@ fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
     }
 }
 
+fn pressure_status(shares: &Shares) -> PressureStatus {
+    let permille = |share: f64| (share * 1000.0) as u64;
+    let (share, cause) = shares.largest();
+    let one = |cause: PressureCause| (cause.name().to_owned(), permille(shares.of(cause)));
+    PressureStatus {
+        permille: permille(share),
+        cause: cause.name().to_owned(),
+        by_cause: PressureCause::ALL.into_iter().map(one).collect(),
+    }
+}
+
 fn policy_status(policy: &PolicyCounters) -> PolicyStatus {
+    let causes = PressureCause::ALL.iter().zip(policy.entered());
+    let causes = causes.filter(|_| policy.is_rung);
     PolicyStatus {
         name: policy.name.to_string(),
         rung: policy.is_rung,
         active: policy.is_active(),
+        entered: causes.map(|(cause, count)| (cause.name().to_owned(), count)).collect(),
         shed: policy.shed(),
         cut: policy.cut(),
     }

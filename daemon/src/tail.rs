@@ -295,6 +295,7 @@ mod tests {
             cumulative: 5,
             sequence: 2,
             policy: None,
+            pressure: None,
         };
         let mut bytes = [0; GAP_BYTES];
         gap.encode(&mut bytes);

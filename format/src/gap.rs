@@ -81,6 +81,42 @@ impl Cause {
     }
 }
 
+/// What the pressure came from for which a rung was entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u16)]
+pub enum PressureCause {
+    /// Chunk buffers ran short.
+    Buffer = 1,
+    /// The device was late with what it had been given.
+    Queue = 2,
+    /// No segment could be opened: there was no room, or no volume took writes.
+    Disk = 3,
+}
+
+impl PressureCause {
+    /// Every cause, in the order of its number.
+    pub const ALL: [Self; 3] = [Self::Buffer, Self::Queue, Self::Disk];
+
+    /// Name in status, metrics and log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Buffer => "buffer",
+            Self::Queue => "queue",
+            Self::Disk => "disk",
+        }
+    }
+
+    /// Place of this cause in an array of all.
+    pub const fn index(self) -> usize {
+        self as usize - 1
+    }
+
+    /// The cause with that number.
+    pub fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| *cause as u16 == number)
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -90,10 +126,10 @@ impl fmt::Display for Cause {
 /// One absence of packets, on one lane.
 ///
 /// Layout, [`GAP_BYTES`] bytes, little-endian: common start (see [`crate::local`]); 20 cause u16;
-/// 22 zero u16; 24 `from_ns` u64; 32 `until_ns` u64 (all ones: still open); 40 packets u64 (all
-/// ones: not known); 48 packets lost to this cause, or left out by this policy, in this run and
-/// lane so far u64; 56 stream sequence of the next packet u64; 64 name of the policy, 12 bytes,
-/// zeros: none; 76 trailing length u32. With a name the version is 3.
+/// 22 [`PressureCause`] of a mark, else zero u16; 24 `from_ns` u64; 32 `until_ns` u64 (all ones:
+/// still open); 40 packets u64 (all ones: not known); 48 packets lost to this cause, or left out by
+/// this policy, in this run and lane so far u64; 56 stream sequence of the next packet u64; 64 name
+/// of the policy, 12 bytes, zeros: none; 76 trailing length u32. With a name the version is 3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// Why.
@@ -111,6 +147,9 @@ pub struct Gap {
     pub sequence: u64,
     /// The policy that left them out; `None` for the capture filter and for all other causes.
     pub policy: Option<PolicyName>,
+    /// Of a mark: what the pressure came from. `None` for all else, and for marks of releases that
+    /// did not tell.
+    pub pressure: Option<PressureCause>,
 }
 
 impl Gap {
@@ -119,6 +158,7 @@ impl Gap {
         buf.fill(0);
         local::put_start(buf, Kind::Gap, GAP_BYTES as u32, 0);
         put_u16(buf, 20, self.cause as u16);
+        put_u16(buf, 22, self.pressure.map_or(0, |cause| cause as u16));
         put_u64(buf, 24, self.from_ns);
         put_u64(buf, 32, self.until_ns.unwrap_or(u64::MAX));
         put_u64(buf, 40, self.packets.unwrap_or(UNKNOWN));
@@ -164,6 +204,7 @@ impl Gap {
             cumulative: u64_at(buf, 48),
             sequence: u64_at(buf, 56),
             policy,
+            pressure: PressureCause::from_number(u16_at(buf, 22)),
         })
     }
 }
@@ -192,10 +233,16 @@ mod tests {
             cumulative: 20,
             sequence: 99,
             policy: None,
+            pressure: None,
         };
         let mut buf = [0; GAP_BYTES];
         gap.encode(&mut buf);
         assert_eq!((Gap::decode(&buf), buf[17]), (Ok(gap), 2));
+        for (number, cause) in (1..).zip(PressureCause::ALL) {
+            let mark = Gap { cause: Cause::Pressure, pressure: Some(cause), ..gap };
+            mark.encode(&mut buf);
+            assert_eq!((Gap::decode(&buf), buf[22]), (Ok(mark), number));
+        }
         let named = Gap { policy: PolicyName::new("backups"), ..gap };
         named.encode(&mut buf);
         assert_eq!((Gap::decode(&buf), buf[17]), (Ok(named), 3));

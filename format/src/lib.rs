@@ -30,7 +30,7 @@ pub mod superblock;
 pub mod table;
 
 pub use error::FormatError;
-pub use gap::{Cause, Gap};
+pub use gap::{Cause, Gap, PressureCause};
 pub use ids::{LifeId, LinkType, RunId, StoreId, VolumeId};
 pub use interface::{Interface, VxlanPorts};
 pub use policy::PolicyName;

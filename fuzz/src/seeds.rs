@@ -182,6 +182,7 @@ fn gap() -> Gap {
         cumulative: 3,
         sequence: 3,
         policy: None,
+        pressure: None,
     }
 }
 

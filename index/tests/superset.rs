@@ -326,6 +326,7 @@ fn gaps_and_scans_read_back() {
         cumulative: 3,
         sequence: 8,
         policy: None,
+        pressure: None,
     };
     sample.deltas[0].gaps.push(gap);
     let mut live = sample.live();

@@ -162,6 +162,7 @@ impl LaneAcks {
                 cumulative,
                 sequence: span.first,
                 policy: None,
+                pressure: None,
             };
             state.keep_lost(gap);
         }

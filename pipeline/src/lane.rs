@@ -28,8 +28,10 @@ use wirevault_telemetry::clock::Clock;
 
 use crate::decap::{Piece, Stripper};
 use crate::duplicates::Seen;
-use crate::job::{CHUNK_GAPS_MAX, GAP_ROOM_BYTES, Job, Jobs};
+use crate::job::{GAP_ROOM_BYTES, Job, Jobs};
+use crate::pending::PendingGaps;
 use crate::policy::{Policies, PolicySpec, RungSpec, Subject, Tally, Verdict};
+use crate::pressure::Pressure;
 use crate::sealer::Sealer;
 use crate::status::{BufferTimes, LaneShared, LaneState, note_since};
 
@@ -126,13 +128,12 @@ pub(crate) struct Fill {
     /// Boxed, so that taking it out for a packet moves a pointer.
     pub stripper: Option<Box<Stripper>>,
     pub counts: LaneCounts,
-    pub pending_gaps: Vec<Gap>,
-    pub pending_since: Option<Instant>,
+    pub gaps: PendingGaps,
     pub starved: bool,
     /// Boxed for the same reason as the stripper. With policies it has the filter as well.
     pub policies: Option<Box<Policies>>,
-    /// Some of them are rungs.
-    pub ladder: bool,
+    /// What rungs among them are entered by; `None` if there are none.
+    pub pressure: Option<Pressure>,
     /// What the filter rejected.
     pub filtered: Tally,
     pub shed_told: u64,
@@ -252,7 +253,7 @@ impl Lane {
             // interface or the next sender is there.
             let cause = Cause::InterfaceDown;
             let gap = fill.counted(GapInfo { cause, from_ns, until_ns: None, packets: None });
-            fill.add_gap(gap);
+            fill.gaps.add(gap);
         }
         if was_absent != absent_since_ns.is_some() {
             // An interface may come back with other offloads than before.
@@ -502,8 +503,7 @@ impl Fill {
         if self.counts.shed > self.shed_told {
             self.tell_shed();
         }
-        self.pending_since = None;
-        for gap in self.pending_gaps.drain(..) {
+        for gap in self.gaps.take() {
             job.push_gap(Gap { sequence: self.streams[at].sequence, ..gap });
         }
         self.starved = false;
@@ -545,32 +545,24 @@ impl Fill {
         self.shed_told = self.counts.shed;
         let now_ns = self.clock.unix_ns();
         if let Some(gap) = self.filtered.tell(None, now_ns) {
-            self.add_gap(gap);
+            self.gaps.add(gap);
         }
-        if let Some(mut policies) = self.policies.take() {
-            policies.tell(now_ns, |gap| self.add_gap(gap));
-            self.policies = Some(policies);
+        if let Some(policies) = &mut self.policies {
+            policies.tell(now_ns, |gap| self.gaps.add(gap));
         }
     }
 
-    /// Enters and leaves rungs of the ladder, by the share of all chunks that is in use.
+    /// Enters and leaves rungs of the ladder.
     fn climb(&mut self) {
-        if !self.ladder {
-            return;
-        }
-        let (pressure, now_ns) = (self.pool.pressure(), self.clock.unix_ns());
-        if let Some(mut policies) = self.policies.take() {
-            policies.climb(pressure, now_ns, |gap| self.add_gap(gap));
-            self.policies = Some(policies);
-        }
+        let (Some(pressure), Some(policies)) = (&self.pressure, &mut self.policies) else { return };
+        let now = pressure.on(&self.shared);
+        policies.climb(now.largest(), self.clock.unix_ns(), |mark| self.gaps.add_mark(mark));
     }
 
     /// No more packets come: no rung stays entered.
     fn end_policies(&mut self) {
-        let now_ns = self.clock.unix_ns();
-        if let Some(mut policies) = self.policies.take() {
-            policies.end(now_ns, |gap| self.add_gap(gap));
-            self.policies = Some(policies);
+        if let Some(policies) = &mut self.policies {
+            policies.end(self.clock.unix_ns(), |mark| self.gaps.add_mark(mark));
         }
     }
 
@@ -581,7 +573,7 @@ impl Fill {
         }
         self.counts.dropped[info.cause.index()] += info.packets.unwrap_or(0);
         let gap = self.counted(info);
-        self.add_gap(gap);
+        self.gaps.add(gap);
         self.pen.publish(&self.counts);
     }
 
@@ -589,41 +581,15 @@ impl Fill {
     fn counted(&self, gap: GapInfo) -> Gap {
         let GapInfo { cause, from_ns, until_ns, packets } = gap;
         let cumulative = self.counts.dropped[cause.index()];
-        Gap { cause, from_ns, until_ns, packets, cumulative, sequence: 0, policy: None }
-    }
-
-    fn add_gap(&mut self, gap: Gap) {
-        self.pending_since.get_or_insert_with(Instant::now);
-        let joins = |last: &Gap| {
-            // Marks of the ladder come in pairs and stay apart.
-            (last.cause, last.policy) == (gap.cause, gap.policy)
-                && last.from_ns <= gap.from_ns
-                && gap.cause != Cause::Pressure
-        };
-        // Nothing was taken between two gaps that wait together, so joining them says nothing
-        // false.
-        if let Some(last) = self.pending_gaps.last_mut().filter(|last| joins(last)) {
-            last.until_ns = gap.until_ns.zip(last.until_ns).map(|(a, b)| a.max(b)).or(gap.until_ns);
-            last.packets = last.packets.zip(gap.packets).map(|(a, b)| a + b);
-            last.cumulative = gap.cumulative;
-            return;
-        }
-        if self.pending_gaps.len() == CHUNK_GAPS_MAX {
-            // The last one stands for everything since.
-            let last = self.pending_gaps.last_mut().expect("the list is full");
-            last.until_ns = gap.until_ns;
-            last.packets = last.packets.zip(gap.packets).map(|(a, b)| a + b);
-            return;
-        }
-        self.pending_gaps.push(gap);
+        let (sequence, policy, pressure) = (0, None, None);
+        Gap { cause, from_ns, until_ns, packets, cumulative, sequence, policy, pressure }
     }
 
     /// Hands over chunks whose first packet is old enough, and gaps that wait without packets.
     fn flush_aged(&mut self, flush_age: Duration) {
         let policies_due = self.policies.as_ref().is_some_and(|policies| policies.is_due());
         let shed_due = policies_due || self.filtered.is_due();
-        let gap_due = self.pending_since.is_some_and(|since| since.elapsed() >= flush_age);
-        let due = (gap_due || shed_due) && !self.streams.is_empty();
+        let due = (self.gaps.are_due(flush_age) || shed_due) && !self.streams.is_empty();
         if due && (self.streams[0].current.is_some() || self.begin(0)) {
             self.hand_over(0);
         }
@@ -640,7 +606,7 @@ impl Fill {
     }
 
     fn flush_all(&mut self) {
-        let due = !self.pending_gaps.is_empty() || self.counts.shed > self.shed_told;
+        let due = !self.gaps.is_empty() || self.counts.shed > self.shed_told;
         if due && !self.streams.is_empty() {
             while self.streams[0].current.is_none() && !self.begin(0) {
                 // The chunks may all wait in the lane's own sealer.

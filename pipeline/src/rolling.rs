@@ -126,6 +126,7 @@ impl Sealer {
         let sealer = sealer.map_err(|error| error.to_string())?;
         let (data_offset, flows_max) = (open.data_offset, open.flows_max);
         self.returned.note_opened(open.entry.ordinal);
+        self.shared.set_volume(open.volume);
         let segment = self.registry.add(open, interfaces);
         let stream = &mut self.streams[at];
         let table = stream.table.get_or_insert_with(|| FlowTable::new(FlowOptions { flows_max }));

@@ -23,7 +23,9 @@ use crate::layout::{LaneWish, Layout};
 use crate::live::Registry;
 use crate::machine::Machine;
 use crate::opener::{self, Done, Opener, Work};
+use crate::pending::PendingGaps;
 use crate::policy::{Policies, Tally};
+use crate::pressure::{Pressure, Shares};
 use crate::reseal::Returned;
 use crate::sealer::{Sealer, ToWriter};
 use crate::status::{BufferTimes, LaneShared, PolicyCounters, lock};
@@ -62,6 +64,7 @@ pub struct Pipeline {
     clock: Arc<dyn Clock>,
     stop: Arc<AtomicBool>,
     times: Arc<BufferTimes>,
+    pressure: Pressure,
     lanes: Vec<LaneView>,
     acks: Vec<Arc<LaneAcks>>,
     volumes: Vec<VolumeView>,
@@ -141,10 +144,11 @@ impl Pipeline {
         }
         drop(to_sealers);
         let workers = starter.open_threads(volumes, &store)?;
-        let opener = Opener::new(Arc::clone(&store), workers, peers, fair_chunks);
+        let opener = Opener::new(Arc::clone(&store), workers, peers.clone(), fair_chunks);
         starter.spawn("opener".to_owned(), move || opener.run(&opener_inbox))?;
 
         let jobs = Jobs::new(have);
+        let pressure = Pressure::new(pool.clone(), peers.clone(), options.stall);
         let parts = LaneParts {
             pool: &pool,
             jobs: &jobs,
@@ -152,6 +156,7 @@ impl Pipeline {
             stop: &stop,
             times: &times,
             layout: &layout,
+            pressure: &pressure,
             options,
         };
         let mut views = Vec::new();
@@ -233,6 +238,7 @@ impl Pipeline {
             clock,
             stop,
             times,
+            pressure,
             lanes: views,
             acks: lane_acks,
             volumes: volume_views,
@@ -297,6 +303,17 @@ impl Pipeline {
     /// The buffers.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The pressure on a lane, whether it has a ladder or not.
+    pub fn pressure_on(&self, lane: &LaneView) -> Shares {
+        self.pressure.on(&lane.shared)
+    }
+
+    /// The largest pressure on any lane.
+    pub fn pressure(&self) -> Shares {
+        let lanes = self.lanes.iter().map(|lane| self.pressure_on(lane));
+        lanes.reduce(Shares::larger).unwrap_or_default()
     }
 
     /// How long operations on buffers take.
@@ -442,6 +459,7 @@ struct LaneParts<'a> {
     stop: &'a Arc<AtomicBool>,
     times: &'a Arc<BufferTimes>,
     layout: &'a Layout,
+    pressure: &'a Pressure,
     options: &'a PipelineOptions,
 }
 
@@ -466,7 +484,7 @@ impl LaneParts<'_> {
     }
 
     fn lane(&self, mut spec: LaneSpec, hand: Hand, pen: LaneSide, view: &LaneView) -> Lane {
-        let ladder = !spec.ladder.is_empty();
+        let pressure = (!spec.ladder.is_empty()).then(|| self.pressure.clone());
         let (standing, rungs) = (spec.policies, spec.ladder);
         let policies = Policies::new(&mut spec.filter, standing, rungs, spec.vxlan_ports);
         let fill = Fill {
@@ -488,11 +506,10 @@ impl LaneParts<'_> {
             places: Vec::new(),
             stripper: spec.decap.map(|decap| Box::new(Stripper::new(decap))),
             counts: LaneCounts::default(),
-            pending_gaps: Vec::with_capacity(crate::job::CHUNK_GAPS_MAX),
-            pending_since: None,
+            gaps: PendingGaps::default(),
             starved: false,
             policies,
-            ladder,
+            pressure,
             filtered: Tally::default(),
             shed_told: 0,
         };

@@ -7,8 +7,10 @@ use wirevault_buffer::{Arena, ArenaOptions, Hugepages};
 use wirevault_capture::{
     CaptureError, Packet, PacketSink, Polled, Source, SourceCounters, SourceReport, SourceState,
 };
-use wirevault_format::{Interface, LinkType};
+use wirevault_format::limits::CHUNK_BYTES;
+use wirevault_format::{Interface, LinkType, PolicyName};
 use wirevault_index::KeySource;
+use wirevault_media::sim::{Fault, Trigger};
 use wirevault_media::{Media, SimMedia};
 use wirevault_nvme::{SimOptions, SimQueue};
 use wirevault_seal::random;
@@ -16,6 +18,7 @@ use wirevault_storage::{CreateOptions, create};
 use wirevault_telemetry::clock::SystemClock;
 
 use super::*;
+use crate::{Action, PolicySpec, RungSpec};
 
 const START_NS: u64 = 1_700_000_000_000_000_000;
 /// Between two packets.
@@ -89,6 +92,17 @@ struct Rig {
 impl Rig {
     /// Records packets of these link types, by number of the interface.
     fn start(links: &[LinkType], order: Vec<u32>, flush_age: Duration, topology: Topology) -> Self {
+        Self::with_ladder(links, order, flush_age, topology, (16, Vec::new()))
+    }
+
+    /// The same, with so many chunks, and rungs.
+    fn with_ladder(
+        links: &[LinkType],
+        order: Vec<u32>,
+        flush_age: Duration,
+        topology: Topology,
+        (chunks, ladder): (usize, Vec<RungSpec>),
+    ) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let disk = SimMedia::new();
         let media = || Arc::new(disk.clone()) as Arc<dyn Media>;
@@ -105,8 +119,9 @@ impl Rig {
         let allowed = Arc::new(AtomicU64::new(0));
         let interfaces = links.iter().map(|link| Interface::unnamed(*link)).collect();
         let source = Box::new(Paced { interfaces, order, given: 0, allowed: Arc::clone(&allowed) });
-        let lane = LaneSpec::new(source);
-        let arena = ArenaOptions { bytes: 4 << 20, hugepages: Hugepages::Off, numa_node: None };
+        let lane = LaneSpec { ladder, ..LaneSpec::new(source) };
+        let bytes = chunks * CHUNK_BYTES;
+        let arena = ArenaOptions { bytes, hugepages: Hugepages::Off, numa_node: None };
         let pool = Pool::new(Arena::new(arena).unwrap());
         let options = PipelineOptions {
             flush_age,
@@ -228,4 +243,45 @@ fn a_segment_that_is_late_does_not_keep_the_lane_from_its_source() {
         rig.store(PACKETS);
         rig.end();
     }
+}
+
+/// The chunk for the mark that a rung was left was a quarter of these buffers, and entered it
+/// again.
+#[test]
+fn a_rung_is_not_entered_by_the_mark_that_it_was_left() {
+    let age = Duration::from_millis(20);
+    for topology in TOPOLOGIES {
+        let name = PolicyName::new("heads").unwrap();
+        let policy = PolicySpec { name, filter: None, action: Action::Snaplen { bytes: 64 } };
+        let rung = RungSpec { policy, enter_percent: 25, leave_percent: 20 };
+        let with = (LANE_BUFFERS_MIN, vec![rung]);
+        let rig = Rig::with_ladder(&[LinkType::ETHERNET], vec![0], age, topology, with);
+        rig.store(1);
+        let rung = &rig.pipeline.lanes[0].shared.policies[0];
+        rig.wait("entered and left", || rung.entered() == [1, 0, 0] && !rung.is_active());
+        // Time enough for a chunk with the mark, and for what came of it.
+        std::thread::sleep(20 * age);
+        assert_eq!((rung.entered(), rung.is_active()), ([1, 0, 0], false));
+        rig.end();
+    }
+}
+
+#[test]
+fn rungs_are_entered_while_no_segment_can_be_opened() {
+    const PACKETS: u64 = 3;
+    let age = Duration::from_millis(20);
+    let name = PolicyName::new("rest").unwrap();
+    let policy = PolicySpec { name, filter: None, action: Action::CoarseIndex };
+    let rung = RungSpec { policy, enter_percent: 90, leave_percent: 50 };
+    let (links, order) = ([LinkType::ETHERNET], vec![0; PACKETS as usize]);
+    let rig = Rig::with_ladder(&links, order, age, Topology::Auto, (64, vec![rung]));
+    rig.disk.inject(Trigger::EveryWrite, Fault::Enospc);
+    rig.allowed.store(1, Ordering::Release);
+    let rung = &rig.pipeline.lanes[0].shared.policies[0];
+    rig.wait("entered", || rung.is_active());
+    assert_eq!(rung.entered(), [0, 0, 1], "by the disk: 63 of 64 chunks are free");
+    rig.disk.clear_faults();
+    rig.store(PACKETS);
+    rig.wait("left", || !rung.is_active());
+    rig.end();
 }

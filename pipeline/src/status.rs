@@ -1,13 +1,13 @@
 //! What a lane shows of itself beside its books.
 
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use wirevault_capture::{SourceCounters, SourceReport};
-use wirevault_format::PolicyName;
 use wirevault_format::pcapng::OtherKind;
+use wirevault_format::{PolicyName, PressureCause};
 use wirevault_telemetry::histogram::Latency;
 use wirevault_telemetry::line::{LINES_BYTES, OwnLines};
 use wirevault_telemetry::shown::Shown;
@@ -85,6 +85,8 @@ pub struct LaneShared {
     pub policies: Vec<PolicyCounters>,
     state: OwnLines<AtomicU8>,
     blocked: AtomicU8,
+    /// That of the segment it opened last.
+    volume: AtomicUsize,
     error: Mutex<Option<String>>,
     report: Mutex<Option<SourceReport>>,
     figures: OwnLines<SourceFigures>,
@@ -101,12 +103,17 @@ pub struct PolicyCounters {
     figures: OwnLines<PolicyFigures>,
 }
 
+/// How often a rung was entered, by [`PressureCause`].
+pub type Entered = [u64; PressureCause::ALL.len()];
+
 /// Written once a batch; together they need not be of one moment.
 #[derive(Debug, Default)]
 struct PolicyFigures {
     shed: AtomicU64,
     cut: AtomicU64,
     active: AtomicBool,
+    /// By cause of pressure.
+    entered: [AtomicU64; PressureCause::ALL.len()],
 }
 
 impl PolicyCounters {
@@ -114,10 +121,14 @@ impl PolicyCounters {
         Self { name, is_rung, figures: OwnLines::default() }
     }
 
-    pub(crate) fn publish(&self, shed: u64, cut: u64, active: bool) {
+    pub(crate) fn publish(&self, shed: u64, cut: u64, active: bool, entered: &Entered) {
         self.figures.shed.store(shed, Ordering::Relaxed);
         self.figures.cut.store(cut, Ordering::Relaxed);
-        self.figures.active.store(active, Ordering::Relaxed);
+        for (shown, count) in self.figures.entered.iter().zip(entered) {
+            shown.store(*count, Ordering::Relaxed);
+        }
+        // Behind the counts: whoever sees that it holds sees that it was entered.
+        self.figures.active.store(active, Ordering::Release);
     }
 
     /// Packets that it left out: a part of the lane's `shed`.
@@ -132,7 +143,12 @@ impl PolicyCounters {
 
     /// Whether it holds now: a policy always does, a rung while it is entered.
     pub fn is_active(&self) -> bool {
-        self.figures.active.load(Ordering::Relaxed)
+        self.figures.active.load(Ordering::Acquire)
+    }
+
+    /// How often the rung was entered, by what the pressure came from.
+    pub fn entered(&self) -> Entered {
+        std::array::from_fn(|at| self.figures.entered[at].load(Ordering::Relaxed))
     }
 }
 
@@ -189,6 +205,7 @@ impl LaneShared {
             policies,
             state: OwnLines(AtomicU8::new(LaneState::Running as u8)),
             blocked: AtomicU8::new(0),
+            volume: AtomicUsize::new(usize::MAX),
             error: Mutex::new(None),
             report: Mutex::new(Some(report)),
             figures: OwnLines::default(),
@@ -198,9 +215,9 @@ impl LaneShared {
 
     /// What the lane is doing.
     pub fn state(&self) -> LaneState {
-        match self.blocked.load(Ordering::Relaxed) {
-            0 => self.source_state(),
-            _ => LaneState::Blocked,
+        match self.is_blocked() {
+            false => self.source_state(),
+            true => LaneState::Blocked,
         }
     }
 
@@ -257,6 +274,20 @@ impl LaneShared {
 
     pub(crate) fn set_state(&self, state: LaneState) {
         self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// No segment can be opened for it.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed) != 0
+    }
+
+    /// The volume that it writes to; a number that no volume has before its first segment.
+    pub(crate) fn volume(&self) -> usize {
+        self.volume.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_volume(&self, volume: usize) {
+        self.volume.store(volume, Ordering::Relaxed);
     }
 
     pub(crate) fn set_blocked(&self, blocked: bool) {

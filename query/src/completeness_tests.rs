@@ -34,7 +34,8 @@ fn gap(
     until_ns: Option<u64>,
     packets: Option<u64>,
 ) -> Recorded {
-    let gap = Gap { cause, from_ns, until_ns, packets, cumulative: 0, sequence: 0, policy: None };
+    let (cumulative, sequence, policy, pressure) = (0, 0, None, None);
+    let gap = Gap { cause, from_ns, until_ns, packets, cumulative, sequence, policy, pressure };
     Recorded { run: RunId(number), lane: 0, gap }
 }
 

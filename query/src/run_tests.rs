@@ -215,6 +215,7 @@ fn rows_of_segments_without_an_answer_change_nothing_of_it() {
             cumulative: n + 1,
             sequence: 2 * n + 2,
             policy: None,
+            pressure: None,
         };
         let spec = packets(&[(at, port), (at + 1, port)], 2 * n);
         let mut segment = SimSegment::new(1, 0, LINKS[0], n + 1).chunk(2 * n, &spec);
@@ -457,6 +458,7 @@ fn gaps_of_neighbours_count() {
         cumulative: 0,
         sequence: 1,
         policy: None,
+        pressure: None,
     };
     let segment = |ordinal: u64, at: u64| {
         let mut segment =

@@ -273,9 +273,9 @@ impl EpochKeys {
         }
     }
 
-    /// The conditions that it came to since this was last asked, in order; it is [`Ready`] at first.
-    /// Those that lasted for a moment are among them: a service that answers once between an outage
-    /// and a revocation was there.
+    /// The conditions that it came to since this was last asked, in order; it is [`Ready`] at
+    /// first. Those that lasted for a moment are among them: a service that answers once between
+    /// an outage and a revocation was there.
     ///
     /// [`Ready`]: KeyCondition::Ready
     pub fn changes(&self) -> Vec<KeyChange> {

@@ -252,5 +252,6 @@ fn gap(damage: &Damage, entry: &SegmentEntry, now_ns: u64) -> Gap {
         cumulative: damage.packets.unwrap_or(0),
         sequence: 0,
         policy: None,
+        pressure: None,
     }
 }

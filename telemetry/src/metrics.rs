@@ -71,6 +71,8 @@ names! {
         LaneShedPackets = "lane_shed_packets", "Packets left out by a configured policy.";
         PolicyShedPackets = "policy_shed_packets", "Packets that a policy or rung left out.";
         PolicyCutPackets = "policy_cut_packets", "Packets that a policy or rung cut.";
+        PolicyRungEntriesCount = "policy_rung_entries_count",
+            "Times that a rung of the pressure ladder was entered, by what the pressure came from.";
         LaneDroppedPackets = "lane_dropped_packets", "Packets lost, by cause.";
         LaneCutPackets = "lane_cut_packets", "Packets stored with some of their bytes cut.";
         LaneUnparsedPackets = "lane_unparsed_packets", "Packets stored that no parser understood.";
@@ -103,6 +105,8 @@ names! {
             "Age of the oldest packet not durable.";
         PolicyRungState = "policy_rung_state",
             "1 while a rung of the pressure ladder is entered, 0 while it is not.";
+        LanePressureRatio = "lane_pressure_ratio",
+            "Pressure on a lane, 0 to 1, by what it comes from; the largest counts.";
         SourceUpState = "source_up_state", "1 while the source delivers, 0 while it does not.";
         BufferArenaBytes = "buffer_arena_bytes", "Bytes of the chunk arena, by page size.";
         BufferFreeChunks = "buffer_free_chunks", "Chunks that can be taken.";

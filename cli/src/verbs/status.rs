@@ -134,13 +134,17 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
     for (cause, packets) in lost {
         say(paint.bad(&format!("{} lost: {cause}", count_text(*packets, "packet"))));
     }
+    let by = lane.pressure.as_ref().map_or(String::new(), |pressure| {
+        let (permille, cause) = (pressure.permille, &pressure.cause);
+        format!(" ({cause}, {}.{} %)", permille / 10, permille % 10)
+    });
     for policy in &lane.policies {
         let counts = [(policy.shed, "left out"), (policy.cut, "cut")];
         for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
             say(format!("{} {what} by {}", count_text(count, "packet"), policy.name));
         }
         if policy.rung && policy.active {
-            say(paint.bad(&format!("under pressure: {} holds", policy.name)));
+            say(paint.bad(&format!("under pressure{by}: {} holds", policy.name)));
         }
     }
     let counts = [

@@ -12,7 +12,8 @@ use crate::policies::PolicyAction;
 const POLICIES_MAX: usize = 8;
 /// Flows of which one is kept, at most.
 const ONE_IN_MAX: u64 = 1 << 20;
-/// The mark that a rung was left is a chunk itself, for each lane: it must not enter it again.
+/// A lane holds a chunk while packets come, and a disk some while it flushes: without any trouble
+/// there is always some pressure.
 const SHARE: Kind = Kind::Percent { min: 10, max: 100 };
 const NAME: Kind = Kind::Word(PolicyName::BYTES_MAX);
 
@@ -101,16 +102,17 @@ pub(super) const KEYS: &[Key] = &[
         SHARE,
         Fault,
         "50%",
-        "Share of the packet buffer in use at which the rung is entered. No rung is entered before \
-         the one above it in this list.",
+        "Pressure at which the rung is entered: the share of the packet buffer in use; or how late \
+         the lane's device is, of 10 s; or 100% while no segment can be opened; whichever is \
+         largest. No rung is entered before the one above it in this list.",
     )),
     hidden(key(
         "pressure[].leave",
         SHARE,
         Fault,
         "35%",
-        "Share that it must have been below for a second to leave the rung, one rung at a time. \
-         A healthy disk holds up to about 30 % while it flushes.",
+        "Pressure that it must have been below for a second to leave the rung, one rung at a time. \
+         A healthy disk holds up to about 30 % of the buffer while it flushes.",
     )),
     hidden(key(
         "pressure[].filter",

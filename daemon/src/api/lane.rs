@@ -30,6 +30,9 @@ pub struct LaneStatus {
     /// What policies did, and then the rungs of the pressure ladder.
     #[serde(default)]
     pub policies: Vec<PolicyStatus>,
+    /// The pressure on it; nothing offline.
+    #[serde(default)]
+    pub pressure: Option<PressureStatus>,
     /// Packets lost.
     pub dropped: u64,
     /// The same by cause.
@@ -93,6 +96,18 @@ pub struct LaneStatus {
     pub error: Option<String>,
 }
 
+/// How much pressure there is on a lane: the largest of its causes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PressureStatus {
+    /// The pressure, in thousandths.
+    pub permille: u64,
+    /// What it comes from: `buffer`, `queue`, `disk`.
+    pub cause: String,
+    /// Each cause, in thousandths: share of the chunks in use; how late the device is that the lane
+    /// writes to, of the time after which it counts as stalled; all while no segment can be opened.
+    pub by_cause: BTreeMap<String, u64>,
+}
+
 /// What a policy, or a rung of the pressure ladder, did on a lane.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyStatus {
@@ -102,6 +117,9 @@ pub struct PolicyStatus {
     pub rung: bool,
     /// It holds now.
     pub active: bool,
+    /// How often the rung was entered, by what the pressure came from.
+    #[serde(default)]
+    pub entered: BTreeMap<String, u64>,
     /// Packets that it left out: a part of the lane's `shed`.
     pub shed: u64,
     /// Packets that it cut: a part of the lane's `cut`.

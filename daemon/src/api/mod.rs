@@ -59,7 +59,7 @@ pub use wirevault_query::summary::Instant;
 pub use deleting::{ApplyBody, DeleteBody, Deletions};
 pub use holds::{HoldBody, HoldRow, HoldsReport, HoldsStatus, ReleaseBody};
 pub use key::{KeyStatus, RotateBody};
-pub use lane::{LaneStatus, PolicyStatus};
+pub use lane::{LaneStatus, PolicyStatus, PressureStatus};
 pub use layout::{BufferStatus, LayoutStatus, MemoryStatus, ThreadStatus};
 pub use question::QueryBody;
 pub use segments::SegmentRow;

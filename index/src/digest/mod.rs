@@ -245,6 +245,7 @@ mod tests {
             cumulative: 3,
             sequence: 1,
             policy: None,
+            pressure: None,
         }
     }
 

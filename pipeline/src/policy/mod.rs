@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use wirevault_capture::VlanTag;
 use wirevault_format::limits::SNAPLEN_MAX;
-use wirevault_format::{Cause, Gap, LinkType, PolicyName, VxlanPorts};
+use wirevault_format::{Cause, Gap, LinkType, PolicyName, PressureCause, VxlanPorts};
 use wirevault_packet::bpf::Program;
 use wirevault_packet::{Dissected, dissect_with};
 
 use crate::lane::Filter;
-use crate::status::PolicyCounters;
+use crate::status::{Entered, PolicyCounters};
 use flows::{FlowBytes, Place};
 use ladder::{Ladder, Step};
 
@@ -69,14 +69,14 @@ pub struct PolicySpec {
     pub action: Action,
 }
 
-/// A policy that holds under pressure only. Shares are of the chunks that are in use.
+/// A policy that holds under pressure only: see [`crate::pressure`].
 #[derive(Clone)]
 pub struct RungSpec {
     /// What is left out.
     pub policy: PolicySpec,
-    /// It is entered at this share, in percent.
+    /// It is entered at this pressure.
     pub enter_percent: u8,
-    /// It is left when the share was below this for a second.
+    /// It is left when the pressure was below this for a second.
     pub leave_percent: u8,
 }
 
@@ -133,6 +133,7 @@ impl Tally {
             cumulative,
             sequence: 0,
             policy,
+            pressure: None,
         })
     }
 }
@@ -165,8 +166,19 @@ struct Rule {
     place: Option<Place>,
     shed: Tally,
     cut: u64,
-    /// Since when a rung is entered, and what it had left out or cut before.
-    entered: Option<(u64, u64)>,
+    /// The rung holds.
+    held: Option<Held>,
+    /// How often it was entered.
+    entered: Entered,
+}
+
+/// A rung that is entered.
+struct Held {
+    since_ns: u64,
+    /// What it had left out or cut before.
+    spared: u64,
+    /// What the pressure came from.
+    cause: PressureCause,
 }
 
 enum Match {
@@ -276,10 +288,15 @@ impl Policies {
     }
 
     /// Enters and leaves rungs; each change is marked by a gap.
-    pub(crate) fn climb(&mut self, pressure: f64, now_ns: u64, mut mark: impl FnMut(Gap)) {
+    pub(crate) fn climb(
+        &mut self,
+        (pressure, cause): (f64, PressureCause),
+        now_ns: u64,
+        mut mark: impl FnMut(Gap),
+    ) {
         let (rungs, rules) = (self.rungs_at, &mut self.rules);
         self.ladder.climb(pressure, Instant::now(), |step| match step {
-            Step::Enter(rung) => mark(rules[rungs + rung].enter(now_ns)),
+            Step::Enter(rung) => mark(rules[rungs + rung].enter(now_ns, cause)),
             Step::Leave(rung) => rules[rungs + rung].leave(now_ns).into_iter().for_each(&mut mark),
         });
     }
@@ -293,7 +310,7 @@ impl Policies {
     pub(crate) fn publish(&self, shown: &[PolicyCounters]) {
         let named = self.rules.iter().filter(|rule| rule.name.is_some());
         named.zip(shown).for_each(|(rule, shown)| {
-            shown.publish(rule.shed.packets, rule.cut, rule.active);
+            shown.publish(rule.shed.packets, rule.cut, rule.active, &rule.entered);
         });
     }
 }
@@ -322,7 +339,8 @@ impl Rule {
             place: None,
             shed: Tally::default(),
             cut: 0,
-            entered: None,
+            held: None,
+            entered: Entered::default(),
         }
     }
 
@@ -342,22 +360,34 @@ impl Rule {
         self.shed.packets + self.cut
     }
 
-    fn enter(&mut self, now_ns: u64) -> Gap {
+    fn enter(&mut self, now_ns: u64, cause: PressureCause) -> Gap {
         self.active = true;
-        self.entered = Some((now_ns, self.spared()));
-        self.mark(now_ns, None, None)
+        self.entered[cause.index()] += 1;
+        let held = Held { since_ns: now_ns, spared: self.spared(), cause };
+        let mark = self.mark(&held, None, None);
+        self.held = Some(held);
+        mark
     }
 
     /// `None` if it was not entered.
     fn leave(&mut self, now_ns: u64) -> Option<Gap> {
-        let (from_ns, before) = self.entered.take()?;
+        let held = self.held.take()?;
         self.active = false;
-        Some(self.mark(from_ns, Some(now_ns.max(from_ns)), Some(self.spared() - before)))
+        let until_ns = Some(now_ns.max(held.since_ns));
+        Some(self.mark(&held, until_ns, Some(self.spared() - held.spared)))
     }
 
-    fn mark(&self, from_ns: u64, until_ns: Option<u64>, packets: Option<u64>) -> Gap {
-        let (cause, policy, cumulative) = (Cause::Pressure, self.name, self.spared());
-        Gap { cause, from_ns, until_ns, packets, cumulative, sequence: 0, policy }
+    fn mark(&self, held: &Held, until_ns: Option<u64>, packets: Option<u64>) -> Gap {
+        Gap {
+            cause: Cause::Pressure,
+            from_ns: held.since_ns,
+            until_ns,
+            packets,
+            cumulative: self.spared(),
+            sequence: 0,
+            policy: self.name,
+            pressure: Some(held.cause),
+        }
     }
 }
 

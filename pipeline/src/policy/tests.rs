@@ -161,14 +161,21 @@ fn rungs_hold_while_they_are_entered_and_each_change_is_marked() {
     voice[12] = 9;
     assert_eq!((take(&mut policies, &ip), policies.is_coarse()), (KEPT, false));
     let mark = |rung, packets| (Cause::Pressure, Some(name(rung)), packets);
-    let up = gaps(|tell| policies.climb(0.6, T, tell));
+    let up = gaps(|tell| policies.climb((0.6, PressureCause::Queue), T, tell));
     assert_eq!(up, [mark("coarse", None), mark("heads", None)]);
     assert_eq!(take(&mut policies, &ip), Verdict::Kept { snaplen_bytes: 64 });
     assert!(policies.is_coarse());
-    assert_eq!(gaps(|tell| policies.climb(1.0, T, tell)), [mark("drop", None)]);
+    assert_eq!(
+        gaps(|tell| policies.climb((1.0, PressureCause::Disk), T, tell)),
+        [mark("drop", None)]
+    );
     assert_eq!((take(&mut policies, &ip), take(&mut policies, &voice)), (Verdict::Shed, KEPT));
     let down = gaps(|tell| policies.end(T + 5, tell));
     assert_eq!(down, [mark("coarse", Some(0)), mark("heads", Some(1)), mark("drop", Some(1))]);
     assert_eq!(take(&mut policies, &ip), KEPT);
     assert_eq!(gaps(|tell| policies.end(T + 5, tell)), []);
+    let shown = ["voice", "coarse", "heads", "drop"].map(|it| PolicyCounters::new(name(it), true));
+    policies.publish(&shown);
+    let entered = shown.map(|it| it.entered());
+    assert_eq!(entered, [[0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]], "buffer, queue, disk");
 }

@@ -245,6 +245,7 @@ impl Recorder {
                 cumulative: lane.gaps,
                 sequence: lane.next_sequence,
                 policy: None,
+                pressure: None,
             };
             gap.encode((&mut buf[end..end + GAP_BYTES]).try_into().unwrap());
             delta.gaps.push(gap);

@@ -147,6 +147,7 @@ fn samples(out: &mut String) {
         cumulative: 4,
         sequence: 5,
         policy: PolicyName::new("backups"),
+        pressure: None,
     };
     let mut block = [0; GAP_BYTES];
     gap.encode(&mut block);

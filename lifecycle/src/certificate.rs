@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::AuditError;
-use crate::audit::{self, AuditLog, Event, Who};
+use crate::audit::{self, AuditLog, Event, Report, Who};
 use crate::holds::replace;
 
 /// Name of the folder within that of the audit log.
@@ -84,13 +84,33 @@ pub struct Certificate {
 pub fn certify(log: &AuditLog, who: Who, erasure: Erasure) -> Result<Certificate, AuditError> {
     let (entry, hash) = log.append_hashed(who, Event::Forgotten(erasure.clone()))?;
     let certificate = Certificate { entry, hash, erasure };
-    let folder = log.folder().join(FOLDER);
-    let name = folder.join(format!("{entry:08}.json"));
-    let failed = |source| AuditError::Io { path: name.clone(), what: "write", source };
-    let mut text = serde_json::to_vec_pretty(&certificate).map_err(|e| failed(e.into()))?;
-    text.push(b'\n');
-    replace(&name, &text).map_err(failed)?;
+    save(log.folder(), &certificate)?;
     Ok(certificate)
+}
+
+fn save(log: &Path, certificate: &Certificate) -> Result<(), AuditError> {
+    let name = log.join(FOLDER).join(format!("{:08}.json", certificate.entry));
+    let failed = |source| AuditError::Io { path: name.clone(), what: "write", source };
+    let mut text = serde_json::to_vec_pretty(certificate).map_err(|e| failed(e.into()))?;
+    text.push(b'\n');
+    replace(&name, &text).map_err(failed)
+}
+
+/// Makes the files of all certificates again from the log, and gives their number and what the
+/// check of the log found on the way.
+///
+/// # Errors
+/// As [`audit::verify()`]; a file cannot be written.
+pub fn make_again(log: &Path) -> Result<(u64, Report), AuditError> {
+    let (mut saved, mut count) = (Ok(()), 0);
+    let report = audit::verify::read_hashed(log, None, &mut |entry, hash| {
+        if let (Event::Forgotten(erasure), true) = (entry.event, saved.is_ok()) {
+            let (entry, hash) = (entry.number, hash.to_owned());
+            saved = save(log, &Certificate { entry, hash, erasure });
+            count += 1;
+        }
+    })?;
+    saved.map(|()| (count, report))
 }
 
 /// Paths of all certificates of a log, oldest first.

@@ -4,6 +4,7 @@
 //!   before it.
 //! - [`holds`]: what may not be forgotten, and why.
 //! - [`retention`]: rules, and what they want deleted. [`certificate`]: what a deletion came to.
+//! - [`snapshot`]: checkpoints of a recorder's state, and putting one back.
 //! - [`error`] has the one error, [`AuditError`].
 
 #![forbid(unsafe_code)]
@@ -13,5 +14,6 @@ pub mod certificate;
 pub mod error;
 pub mod holds;
 pub mod retention;
+pub mod snapshot;
 
 pub use error::AuditError;

@@ -229,6 +229,12 @@ fn line(entry: &Entry) -> String {
         Event::HoldReleased { hold, name } => format!("hold {name} (number {hold}) released"),
         Event::KeyCondition { key, condition, why } => format!("key {key} is {condition}: {why}"),
         Event::KeyTurned { key } => format!("a new epoch of key {key}"),
+        Event::Checkpoint { checkpoint, folder } => {
+            format!("checkpoint {checkpoint} of the state is taken in {folder}")
+        }
+        Event::Restored { checkpoint, store, lost_segments } => format!(
+            "restored from checkpoint {checkpoint} of store {store}; {lost_segments} segments lost"
+        ),
         Event::Cut { bytes } => format!("{bytes} bytes of an unfinished line were cut off"),
     };
     format!("{:>6}  {}  {who:<9}  {what}\n", entry.number, Instant::from(entry.time_ns))

@@ -184,6 +184,23 @@ pub enum Event {
         /// Name of the key that it hangs from.
         key: String,
     },
+    /// A checkpoint of the state is taken: this stands here, and so in it, before it is written.
+    Checkpoint {
+        /// Its number.
+        checkpoint: u64,
+        /// Folder that it is written to.
+        folder: String,
+    },
+    /// The log, and what else was in a checkpoint, was put back; the next line follows the last one
+    /// that the checkpoint has.
+    Restored {
+        /// Number of the checkpoint.
+        checkpoint: u64,
+        /// Store that it is of, hex.
+        store: String,
+        /// Segments of that store that are gone with its volumes.
+        lost_segments: u64,
+    },
     /// The log ended in a part of a line when it was opened, which was cut off: a crash.
     Cut {
         /// Bytes cut off.

@@ -32,6 +32,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::AuditError;
+
 pub mod anchor;
 pub mod entry;
 pub mod export;
@@ -51,6 +53,15 @@ pub use verify::{Fault, FaultKind, Report, bytes, read, verify};
 pub const FOLDER: &str = "audit";
 /// Where the logs of stores are whose first volume is a device, a folder for each store's id.
 pub const DEVICES_FOLDER: &str = "/var/lib/wirevault/audit";
+
+/// The files of a log, oldest first; a folder that is not there holds none.
+///
+/// # Errors
+/// The system's.
+pub fn files(log: &Path) -> Result<Vec<PathBuf>, AuditError> {
+    let numbers = folder::files(log)?;
+    Ok(numbers.into_iter().map(|number| folder::path(log, number)).collect())
+}
 
 /// Folder of the log of a store: in its first volume if that is a directory.
 pub fn folder_of(first_volume: &Path, store: &str) -> PathBuf {

@@ -13,6 +13,7 @@ use wirevault_media::{Media, MediaFile, OpenMode};
 use wirevault_seal::SegmentKeys;
 
 use crate::digest::Digests;
+use crate::lost::LostStores;
 use crate::reader::SegmentReader;
 use crate::recover::Found;
 use crate::volume::{StoreReader, Volume, segment_file_name};
@@ -33,6 +34,8 @@ pub struct Catalog {
     pub runs: Arc<[RunEntry]>,
     /// Volumes that cannot be opened: path and reason.
     pub missing_volumes: Vec<MissingVolume>,
+    /// Stores that are gone with their volumes, whose place this one took.
+    pub lost: LostStores,
     /// When a volume was last replaced whose segments are gone: of what was recorded before,
     /// anything may be missing. 0: none was.
     pub replaced_ns: u64,
@@ -242,6 +245,7 @@ impl StoreReader {
             segments: segments.into_iter().map(Arc::new).collect(),
             runs: runs.into(),
             missing_volumes: self.missing.iter().map(missing).collect(),
+            lost: Arc::clone(&self.lost),
             replaced_ns: latest(|volume| volume.superblock.replaced_ns()),
             evicted_live_ns: latest(|volume| volume.superblock.evicted_live_ns),
             evicted_import_ns: latest(|volume| volume.superblock.evicted_import_ns),

@@ -22,6 +22,7 @@ pub mod error;
 pub mod flow_table;
 pub mod flows;
 pub mod host_filter;
+pub mod lost;
 mod memory;
 pub mod reader;
 pub mod recover;

@@ -12,6 +12,7 @@ use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SealError, ServiceKeys,
 
 use crate::IndexError;
 use crate::digest::Digests;
+use crate::lost::LostStores;
 
 /// Pages of a table that are read at once: 1 MiB of each slot. A store of 100,000 places has 3,226.
 const READ_PAGES: u32 = 256;
@@ -314,6 +315,8 @@ pub struct StoreReader {
     pub volumes: Vec<Volume>,
     /// Volumes that are not: path and reason.
     pub missing: Vec<(String, String)>,
+    /// Stores whose place this one took: whoever knows of them says so.
+    pub lost: LostStores,
 }
 
 /// Opens a store for reading: the volume at `first` and the volumes that it names.
@@ -324,7 +327,12 @@ pub fn open_store(first: &Path, key: &KeySource) -> Result<StoreReader, IndexErr
     let volume = open_volume(first, key)?;
     let (store, own_number) = (volume.superblock.store, usize::from(volume.superblock.number));
     let paths = volume.superblock.volume_paths.clone();
-    let mut reader = StoreReader { store, volumes: vec![volume], missing: Vec::new() };
+    let mut reader = StoreReader {
+        store,
+        volumes: vec![volume],
+        missing: Vec::new(),
+        lost: LostStores::default(),
+    };
     for (number, path) in paths.iter().enumerate().filter(|(number, _)| *number != own_number) {
         match open_volume(Path::new(path), key) {
             Ok(other) if other.superblock.store != store => {

@@ -33,6 +33,7 @@ pub mod export;
 pub mod filter;
 mod flows;
 mod held_flows;
+mod lost;
 mod matching;
 mod merge;
 mod prune;
@@ -95,6 +96,7 @@ fn store(catalog: &Catalog) -> Store<'_, Segment> {
         segments: catalog.segments.iter().map(AsRef::as_ref).collect(),
         runs: &catalog.runs,
         missing_volumes: missing.map(|volume| format!("{}: {}", volume.path, volume.why)).collect(),
+        lost: &catalog.lost,
         replaced_ns: catalog.replaced_ns,
         evicted_live_ns: catalog.evicted_live_ns,
         evicted_import_ns: catalog.evicted_import_ns,

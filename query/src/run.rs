@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use wirevault_format::pcapng::Epb;
 use wirevault_format::table::{RunEntry, SegmentEntry, SegmentState};
 use wirevault_format::{Interface, LinkType, RunId};
+use wirevault_index::lost::LostStore;
 use wirevault_packet::TunnelId;
 use wirevault_packet::bpf::Program;
 
@@ -17,6 +18,7 @@ use crate::completeness::{Facts, Part, Window, judge};
 use crate::error::QueryError;
 use crate::export::{PacketOut, Sink};
 use crate::filter::{self, FilterError};
+use crate::lost;
 use crate::merge::{Cursor, Merge};
 use crate::prune::rule_out;
 use crate::reading::{Findings, Reading, span};
@@ -60,6 +62,7 @@ pub(crate) struct Store<'a, S> {
     /// By start.
     pub(crate) runs: &'a [RunEntry],
     pub(crate) missing_volumes: Vec<String>,
+    pub(crate) lost: &'a [LostStore],
     pub(crate) replaced_ns: u64,
     pub(crate) evicted_live_ns: u64,
     pub(crate) evicted_import_ns: u64,
@@ -428,8 +431,9 @@ pub(crate) fn conclude<'a, S: Source>(
     summary.chunks_considered = findings.chunks_considered;
     summary.chunks_read = findings.chunks_read;
     summary.warnings = findings.warnings;
+    summary.warnings.extend(lost::warning(store.lost, (since_ns, until_ns)));
     summary.warnings.truncate(LIST_MAX);
-    let facts = Facts {
+    let mut facts = Facts {
         runs: store.runs.to_vec(),
         parts: plan.parts,
         recorded: findings.recorded,
@@ -440,6 +444,7 @@ pub(crate) fn conclude<'a, S: Source>(
         evicted_import_ns: store.evicted_import_ns,
         durable_until_ns: store.durable_until_ns,
     };
+    lost::add(store.lost, &mut facts);
     judge(&facts, window, &mut summary);
     if request.limit == Some(0) {
         // Not even the first packet was looked for.

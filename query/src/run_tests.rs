@@ -68,6 +68,7 @@ fn store<'a>(
         segments: segments.iter().collect(),
         runs,
         missing_volumes: Vec::new(),
+        lost: &[],
         replaced_ns: 0,
         evicted_live_ns: 0,
         evicted_import_ns: 0,

@@ -185,6 +185,7 @@ mod tests {
             segments: std::iter::once(Arc::new(segment)).collect(),
             runs: [run].into(),
             missing_volumes: Vec::new(),
+            lost: Arc::default(),
             replaced_ns: 0,
             evicted_live_ns: 0,
             evicted_import_ns: 0,

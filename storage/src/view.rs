@@ -149,6 +149,7 @@ pub(crate) fn catalog(volumes: &[VolumeWriter]) -> Catalog {
         segments: segments.into_iter().map(Arc::new).collect(),
         runs: in_order(runs),
         missing_volumes: Vec::new(),
+        lost: Arc::default(),
         replaced_ns: superblocks().map(Superblock::replaced_ns).max().unwrap_or(0),
         evicted_live_ns: superblocks().map(|it| it.evicted_live_ns).max().unwrap_or(0),
         evicted_import_ns: superblocks().map(|it| it.evicted_import_ns).max().unwrap_or(0),

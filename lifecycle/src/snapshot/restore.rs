@@ -35,6 +35,10 @@ pub fn state(log: &Path, config: &str, catalog: Vec<u8>) -> Result<Vec<StateFile
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(AuditError::Io { path: list, what: "read", source }),
     }
+    for LostCatalog { store, checkpoint, catalog } in lost(log)? {
+        let name = name_of(&store, checkpoint) + LOST;
+        files.push(file(&name, Content::Whole(catalog)));
+    }
     files.push(file(CONFIG, Content::Whole(config.as_bytes().to_vec())));
     files.push(file(CATALOG, Content::Whole(catalog)));
     Ok(files)
@@ -231,6 +235,9 @@ mod tests {
         restore_config(&media, &manifest, &config).unwrap();
         assert_eq!(fs::read(&config).unwrap(), b"store: /a\n");
         assert!(restore_config(&media, &manifest, &config).is_err(), "nothing is replaced");
+        let files = state(to.path(), "", Vec::new()).unwrap();
+        let handed_on = |file: &StateFile| file.name.ends_with(LOST);
+        assert!(files.iter().any(handed_on), "the next checkpoint knows of it as well");
     }
 
     #[test]

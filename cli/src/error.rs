@@ -8,6 +8,7 @@ use wirevault_daemon::DaemonError;
 use wirevault_format::FormatError;
 use wirevault_index::IndexError;
 use wirevault_lifecycle::AuditError;
+use wirevault_lifecycle::snapshot::SnapshotError;
 use wirevault_media::MediaError;
 use wirevault_query::QueryError;
 use wirevault_query::time::TimeError;
@@ -38,6 +39,9 @@ pub(crate) enum CliError {
     /// The audit log cannot be read.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// A checkpoint cannot be read or put back.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A volume's directory cannot be used.
     #[error(transparent)]
     Media(#[from] MediaError),

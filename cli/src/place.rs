@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use wirevault_daemon::snapshots::lost_stores;
 use wirevault_index::{KeySource, StoreReader, open_store};
+use wirevault_lifecycle::audit::folder_of;
 use wirevault_query::Request;
 use wirevault_query::time::{local_zone, parse};
 use wirevault_seal::{EpochOptions, ServiceKeys};
@@ -13,6 +15,7 @@ use crate::args::{Place, Question};
 use crate::client::{Client, Endpoint};
 use crate::error::CliError;
 use crate::interrupt::Cancel;
+use crate::output::tell;
 
 /// Who is asked.
 pub(crate) enum Asked {
@@ -39,7 +42,11 @@ pub(crate) fn ask(place: &Place, cancel: &Cancel) -> Result<Asked, CliError> {
 /// # Errors
 /// `Index`.
 pub(crate) fn open(dir: &Path, key: Option<&Path>) -> Result<StoreReader, CliError> {
-    Ok(open_store(dir, &key_source(key)?)?)
+    let mut store = open_store(dir, &key_source(key)?)?;
+    let (lost, troubles) = lost_stores(&folder_of(dir, &store.store.to_string()));
+    store.lost = lost;
+    troubles.iter().for_each(|trouble| tell(trouble));
+    Ok(store)
 }
 
 /// The key that was named, or the one that the store recorded: a file, or a key of a service.

@@ -39,7 +39,7 @@ pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Repl
 pub use policies::{Policy, PolicyAction, Rung};
 pub use settings::{
     Buffer, Config, DecapMode, Duplicates, Hugepages, Kms, LogLevel, MirrorTunnel, RetentionAction,
-    RetentionRule, SourceKind, Speed, Topology, Tunnel, WhenOut,
+    RetentionRule, Snapshots, SourceKind, Speed, Topology, Tunnel, WhenOut,
 };
 pub use units::size_text;
 

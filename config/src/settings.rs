@@ -219,6 +219,8 @@ pub struct Config {
     pub retention: Vec<RetentionRule>,
     /// File that heads of the audit log are kept in, absolute.
     pub audit_anchor: Option<PathBuf>,
+    /// Checkpoints of the recorder's state; `None`: none are taken.
+    pub snapshots: Option<Snapshots>,
     /// Where questions come in, and who may ask what.
     pub api: Api,
     /// CPUs for the lanes, in order, no two alike: none (no pinning), or at least one for each
@@ -264,6 +266,18 @@ pub struct Kms {
     pub when_exhausted: WhenOut,
     /// When KMS refuses the key.
     pub when_revoked: WhenOut,
+}
+
+/// Checkpoints of the recorder's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Snapshots {
+    /// Where they are written to, absolute.
+    pub folder: PathBuf,
+    /// Time between two.
+    pub every: Duration,
+    /// How many stay, at least 2.
+    pub keep: usize,
 }
 
 /// A rule of what is deleted. What is `None` matches every segment.

@@ -140,7 +140,7 @@ pub(crate) async fn segments(
     stream(&app, app.answers(), JSON_TYPE, &asker, move |pipe, cancel| {
         let catalog = catalog(&asked)?;
         let mut out = BufWriter::with_capacity(ROWS_BYTES, pipe);
-        put_list(&mut out, catalog.segments.iter().map(|it| status::segment_row(it)), cancel)
+        put_list(&mut out, status::segment_rows(&catalog), cancel)
             .map_err(|failed| Failure::Failed(failed.to_string()))
     })
     .await

@@ -11,6 +11,7 @@ use wirevault_index::IndexError;
 use wirevault_index::error::chain;
 use wirevault_lifecycle::AuditError;
 use wirevault_lifecycle::holds::HoldError;
+use wirevault_lifecycle::snapshot::SnapshotError;
 use wirevault_media::Fenced;
 use wirevault_nvme::NvmeError;
 use wirevault_pipeline::PipelineError;
@@ -164,6 +165,9 @@ pub enum DaemonError {
         /// By whom.
         lost: Fenced,
     },
+    /// A checkpoint of the state cannot be taken or put back.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// There is nothing to import.
     #[error("no file to import was named")]
     NoFiles,
@@ -190,6 +194,7 @@ impl DaemonError {
             | Self::Devices(_)
             | Self::Capture(_)
             | Self::Buffer(_)
+            | Self::Snapshot(_)
             | Self::Socket { .. } => Exit::Machine,
             Self::SocketInUse { .. } => Exit::Busy,
             Self::Fenced { .. } => Exit::Fenced,

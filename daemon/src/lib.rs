@@ -10,7 +10,7 @@
 //! ```
 //! - [`api`]: paths and JSON of the API, shared with the command line.
 //! - [`serve`]: what `wirevaultd --config` does. [`probe`]: what `wirevaultd validate` looks at.
-//! - [`keys`]: keys that a service keeps.
+//! - [`keys`]: keys that a service keeps. [`snapshots`]: checkpoints of the state.
 //! - [`import`]: the command line's entry for imports. [`devices`]: disks of this machine.
 //! - [`status`]: the report of a running recorder, and of a store that nobody writes.
 //! - [`error`]: [`DaemonError`] and the exit codes.
@@ -42,6 +42,7 @@ mod rungs;
 pub mod serve;
 mod server;
 mod shared;
+pub mod snapshots;
 mod sources;
 mod standby;
 pub mod status;

@@ -131,6 +131,12 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
         let failed = f64::from(u8::from(volume.failed.is_some() || volume.suspect.is_some()));
         page.gauge(Gauge::StorageDegradedState, &labels, failed);
     }
+    if let Some(snapshots) = &app.facts().snapshots
+        && let Some(taken) = snapshots.status().taken
+    {
+        let age_ns = now_ns.saturating_sub(taken.ns);
+        page.gauge(Gauge::SnapshotAgeSeconds, &[], age_ns as f64 / 1e9);
+    }
     if let Some(keys) = &app.facts().keys {
         let status = keys.status();
         page.gauge(Gauge::KeyAheadCount, &[], status.ahead as f64);

@@ -10,7 +10,7 @@ use wirevault_query::{FlowRow, Summary};
 use crate::api::{
     self, ApplyBody, DeleteBody, Deletions, Endpoint, ErrorBody, HoldBody, HoldsReport,
     JSON_LINES_TYPE, JSON_TYPE, KeyStatus, PCAPNG_TYPE, QueryBody, ReleaseBody, ReplaceBody,
-    Replaced, RotateBody, SegmentRow, StatusReport,
+    Replaced, RotateBody, SegmentRow, SnapshotStatus, StatusReport,
 };
 
 /// Answers with the document.
@@ -60,6 +60,7 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
             (JSON_TYPE, json!(types.subschema_for::<HoldsReport>()))
         }
         api::KEY | api::ROTATE => (JSON_TYPE, json!(types.subschema_for::<KeyStatus>())),
+        api::SNAPSHOT => (JSON_TYPE, json!(types.subschema_for::<SnapshotStatus>())),
         api::METRICS => (wirevault_telemetry::metrics::CONTENT_TYPE, json!({"type": "string"})),
         api::OPENAPI => (JSON_TYPE, json!({"type": "object"})),
         _ => (PCAPNG_TYPE, json!({"type": "string", "format": "binary"})),
@@ -78,7 +79,8 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
             "default": refused("The question is wrong (4xx), or cannot be answered now (5xx)."),
         },
     });
-    if endpoint.method == "POST" {
+    // A checkpoint is ordered without a word.
+    if endpoint.method == "POST" && endpoint.path != api::SNAPSHOT {
         let schema = match endpoint.path {
             api::APPLY => types.subschema_for::<ApplyBody>(),
             api::ROTATE => types.subschema_for::<RotateBody>(),

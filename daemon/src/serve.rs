@@ -16,7 +16,7 @@ use wirevault_buffer::{Arena, ArenaOptions, ArenaReport, Pool};
 use wirevault_config::{Config, Input};
 use wirevault_format::StoreId;
 use wirevault_index::KeySource;
-use wirevault_lifecycle::audit::Event;
+use wirevault_lifecycle::audit::{Event, Who};
 use wirevault_pipeline::{Layout, Machine, Pipeline, PipelineOptions, Rounds, affinity};
 use wirevault_storage::{RecoveryReport, Store};
 use wirevault_telemetry::books::Snapshot;
@@ -32,9 +32,10 @@ use crate::mending::Mending;
 use crate::probe::{self, Level};
 use crate::server::{App, Facts};
 use crate::shared::{Leased, Shared};
+use crate::snapshots::{Checkpoints, Taking};
 use crate::standby::Waited;
 use crate::vfio::OwnDevices;
-use crate::{DaemonError, sources, standby};
+use crate::{DaemonError, snapshots, sources, standby};
 
 /// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
 const LOOK: Duration = Duration::from_millis(250);
@@ -86,7 +87,7 @@ fn record(
     config: &Config,
     key: &KeySource,
     doors: Doors,
-    notes: Vec<String>,
+    mut notes: Vec<String>,
     leased: Option<&Leased>,
     audit: Option<Arc<Audit>>,
 ) -> Result<(), DaemonError> {
@@ -130,6 +131,10 @@ fn record(
     let witness = Arc::clone(&audit);
     store.set_witness(Box::new(move |entry| witness.deleting(entry)));
     lifecycle::settle(&store, &audit, &deletions)?;
+    let (lost, troubles) = snapshots::lost_stores(audit.folder());
+    notes.extend(troubles);
+    store.shared_catalog().change(|catalog| catalog.lost = Arc::clone(&lost));
+    let snapshots = Checkpoints::of(config, store.id(), store.shared_catalog()).map(Arc::new);
     let machine = Machine::here();
     let topology = sources::topology(config.topology);
     let volumes = store.status().volumes.len();
@@ -168,14 +173,16 @@ fn record(
     let mending = Mending::start(pipeline.catalog());
     let (rules, holds) = (Rules::new(&config.retention), Holds::open(audit.folder())?);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
-    let facts = Facts { started_ns, recovery, notes, shared, keys };
+    let facts = Facts { started_ns, recovery, notes, shared, keys, snapshots };
     let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
     let keeper = Keeper::start(&app);
     let tending = Tending::start(&app);
+    let taking = Taking::start(&app);
     let watched = serve(&app, access, doors, live);
     mending.end();
     keeper.end();
     tending.end();
+    taking.end();
     let books = finish(&app)?;
     for books in &books {
         let (lane, received, stored) = (books.lane, books.received, books.stored);
@@ -183,6 +190,10 @@ fn record(
         tracing::info!(lane, received, stored, shed, dropped, "the lane has ended");
     }
     tracing::info!("every segment is closed");
+    if let Some(snapshots) = &app.facts().snapshots {
+        // Why it failed is in the log.
+        let _ = snapshots.take(&audit, &Who::Recorder);
+    }
     audit.note(Event::Stopped);
     audit.anchor();
     tracing::info!(head = audit.head(), "the audit log ends");

@@ -31,6 +31,7 @@ use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
 use crate::lifecycle::{Holds, Rules};
 use crate::shared::Shared;
+use crate::snapshots::{self, Checkpoints};
 use crate::standby::Stored;
 use crate::{DaemonError, keys, lifecycle, metrics, openapi, status, tail, volumes};
 
@@ -80,6 +81,8 @@ pub(crate) struct Facts {
     pub(crate) shared: Option<Arc<Shared>>,
     /// The store's key, if a service keeps it.
     pub(crate) keys: Option<Arc<EpochKeys>>,
+    /// Checkpoints of the state, if the configuration wants them.
+    pub(crate) snapshots: Option<Arc<Checkpoints>>,
 }
 
 /// Counters of questions.
@@ -263,6 +266,7 @@ pub(crate) fn router(app: App, access: Access) -> Router {
         .merge(lifecycle::routes())
         .merge(volumes::routes())
         .merge(keys::routes())
+        .merge(snapshots::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state((app.clone(), Arc::new(access)), admit))

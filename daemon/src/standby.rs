@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 use wirevault_config::Config;
 use wirevault_index::{Catalog, IndexError, KeySource, StoreReader, open_store};
-use wirevault_lifecycle::audit::Event;
+use wirevault_lifecycle::audit::{self, Event};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
-use crate::DaemonError;
 use crate::access::Access;
 use crate::audit::{Audit, text_hash};
 use crate::doors::Doors;
@@ -21,6 +20,7 @@ use crate::lifecycle::Holds;
 use crate::serve::{first_volume, open_audit};
 use crate::server::{App, Facts};
 use crate::shared::Shared;
+use crate::{DaemonError, snapshots};
 
 /// How often it looks whether the other one is still there.
 const LOOK: Duration = Duration::from_millis(250);
@@ -37,7 +37,9 @@ impl Stored {
     /// # Errors
     /// As [`open_store`].
     pub(crate) fn open(&self) -> Result<(StoreReader, Catalog), IndexError> {
-        let reader = open_store(&self.path, &self.key)?;
+        let mut reader = open_store(&self.path, &self.key)?;
+        let log = audit::folder_of(&self.path, &reader.store.to_string());
+        reader.lost = snapshots::lost_stores(&log).0;
         let catalog = reader.catalog(SystemClock.unix_ns());
         Ok((reader, catalog))
     }
@@ -82,6 +84,7 @@ pub(crate) fn wait(
         notes,
         shared: Some(Arc::clone(shared)),
         keys: None,
+        snapshots: None,
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);

@@ -5,9 +5,10 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use wirevault_format::gap::CAUSES;
-use wirevault_format::table::SegmentState;
+use wirevault_format::table::{SegmentEntry, SegmentState};
 use wirevault_format::{Cause, PressureCause, RunId};
 use wirevault_index::error::chain;
+use wirevault_index::lost::{LostSegment, LostStore};
 use wirevault_index::{Catalog, Segment, StoreReader};
 use wirevault_media::Erased;
 use wirevault_pipeline::{
@@ -20,8 +21,8 @@ use wirevault_telemetry::histogram::LatencySnapshot;
 use crate::answers::STOPPED;
 use crate::api::{
     BudgetStatus, BufferStatus, ErasedStatus, HoldsStatus, LaneStatus, LayoutStatus, LimitsStatus,
-    MemoryStatus, PolicyStatus, PressureStatus, SegmentRow, State, StatusReport, ThreadStatus,
-    VolumeStatus,
+    LostStatus, MemoryStatus, PolicyStatus, PressureStatus, SegmentRow, State, StatusReport,
+    ThreadStatus, VolumeStatus,
 };
 use crate::keys;
 use crate::server::App;
@@ -72,6 +73,8 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     reasons.extend(store.key_trouble.clone());
     reasons.extend(app.facts().keys.as_deref().and_then(keys::reason));
     reasons.extend(app.audit().trouble());
+    let snapshots = app.facts().snapshots.as_ref().map(|snapshots| snapshots.status());
+    reasons.extend(snapshots.as_ref().and_then(|snapshots| snapshots.trouble.clone()));
     let waiting = app.holds().waiting();
     reasons.extend(waiting.why);
     reasons.extend(troubles(&lanes, &volumes));
@@ -107,6 +110,8 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
             waiting_segments: waiting.segments,
         }),
         key: app.facts().keys.as_deref().map(keys::status),
+        snapshots,
+        lost: lost_status(&pipeline.catalog().lost),
     })
 }
 
@@ -137,6 +142,8 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         shared: None,
         holds: None,
         key: None,
+        snapshots: None,
+        lost: lost_status(&catalog.lost),
     }
 }
 
@@ -150,9 +157,36 @@ fn limits(store: &StoreStatus) -> LimitsStatus {
     LimitsStatus { reserve_percent: store.reserve_percent, budgets }
 }
 
-/// Every segment of a catalog, oldest first. Open ones are looked into for their figures.
+/// Every segment of a catalog, oldest first, those of stores that are gone before the others. Open
+/// ones are looked into for their figures.
 pub fn segments(catalog: &Catalog) -> Vec<SegmentRow> {
-    catalog.segments.iter().map(|segment| segment_row(segment)).collect()
+    segment_rows(catalog).collect()
+}
+
+/// The same one by one.
+pub(crate) fn segment_rows(catalog: &Catalog) -> impl Iterator<Item = SegmentRow> {
+    let of_store = |store: &'_ LostStore| {
+        store.segments.iter().map(|it| lost_row(store, it)).collect::<Vec<_>>()
+    };
+    let lost = catalog.lost.iter().flat_map(of_store);
+    lost.chain(catalog.segments.iter().map(|segment| segment_row(segment)))
+}
+
+fn lost_status(stores: &[LostStore]) -> Vec<LostStatus> {
+    let status = |store: &LostStore| {
+        let entries = || store.segments.iter().map(|segment| &segment.entry);
+        let times = entries().filter_map(|entry| entry.times_ns);
+        let times = times.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        LostStatus {
+            store: store.store.clone(),
+            checkpoint: store.checkpoint,
+            segments: store.segments.len() as u64,
+            packets: entries().map(|entry| entry.packets).sum(),
+            from: times.map(|times| times.0.into()),
+            until: times.map(|times| times.1.into()),
+        }
+    };
+    stores.iter().map(status).collect()
 }
 
 fn lane_status(lane: &LaneView, now_ns: u64, pages: &str) -> LaneStatus {
@@ -448,7 +482,18 @@ fn add_segments<'a>(
     lane.in_flight = lane.received - lane.stored - lane.shed - lane.dropped;
 }
 
-pub(crate) fn segment_row(segment: &Segment) -> SegmentRow {
+fn lost_row(store: &LostStore, segment: &LostSegment) -> SegmentRow {
+    let LostStore { store: id, checkpoint, .. } = store;
+    SegmentRow {
+        state: "lost: instance store".to_owned(),
+        close_reason: None,
+        file_bytes: Some(segment.entry.file_bytes),
+        error: Some(format!("of store {id}, known from checkpoint {checkpoint}")),
+        ..entry_row(segment.name(), (segment.volume, segment.place), &segment.entry)
+    }
+}
+
+fn segment_row(segment: &Segment) -> SegmentRow {
     let entry = &segment.entry;
     let closed = entry.state == SegmentState::Closed;
     let state = match (segment.is_live(), closed) {
@@ -457,11 +502,24 @@ pub(crate) fn segment_row(segment: &Segment) -> SegmentRow {
         (false, false) => "interrupted",
     };
     let mut row = SegmentRow {
-        name: segment.name(),
-        volume: segment.volume,
-        place: segment.place,
-        ordinal: entry.ordinal,
         state: state.to_owned(),
+        ..entry_row(segment.name(), (segment.volume, segment.place), entry)
+    };
+    if !closed {
+        look_into(segment, &mut row);
+    }
+    row
+}
+
+/// What the entry of the table says.
+fn entry_row(name: String, (volume, place): (u16, u32), entry: &SegmentEntry) -> SegmentRow {
+    let closed = entry.state == SegmentState::Closed;
+    SegmentRow {
+        name,
+        volume,
+        place,
+        ordinal: entry.ordinal,
+        state: String::new(),
         close_reason: closed.then(|| entry.close_reason.name().to_owned()),
         sealed: entry.sealed,
         import: entry.import,
@@ -480,11 +538,7 @@ pub(crate) fn segment_row(segment: &Segment) -> SegmentRow {
         file_bytes: closed.then_some(entry.file_bytes),
         chunks: u64::from(entry.chunks),
         error: None,
-    };
-    if !closed {
-        look_into(segment, &mut row);
     }
-    row
 }
 
 /// Figures of a segment that is not closed, from its chunks.

@@ -125,6 +125,8 @@ names! {
         HoldBudgetBytes = "hold_budget_bytes", "Bytes that copies for holds may use.";
         HoldWaitingSegments = "hold_waiting_segments",
             "Closed segments that a hold wants and that are not copied yet.";
+        SnapshotAgeSeconds = "snapshot_age_seconds",
+            "Time since the last checkpoint of the state was taken.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
         StorageBadCount = "storage_bad_count",

@@ -5,6 +5,7 @@ mod audit;
 mod key;
 mod lifecycle;
 mod look;
+mod snapshot;
 mod store;
 mod volume;
 
@@ -21,6 +22,7 @@ pub(crate) use look::{
     DoctorArgs, InspectSegmentArgs, InspectVerb, InspectVolumeArgs, SegmentsArgs, StatusArgs,
     VerifyArgs,
 };
+pub(crate) use snapshot::SnapshotVerb;
 pub(crate) use store::{ImportArgs, InitArgs, Quota};
 pub(crate) use volume::{EraseHow, VolumeVerb};
 
@@ -125,6 +127,10 @@ Examples:
     #[command(after_help = "Example: wirevault audit verify --store /var/lib/wirevault")]
     #[command(subcommand)]
     Audit(AuditVerb),
+    /// Checkpoints of a recorder's state: configuration, audit log, holds, catalog of segments.
+    #[command(after_help = "Example: wirevault snapshot list /var/lib/wirevault-state")]
+    #[command(subcommand)]
+    Snapshot(SnapshotVerb),
     /// What limits this machine, and what to do about it. Exit code 0: it can record; 1: something
     /// keeps it from that.
     ///

@@ -12,6 +12,7 @@ pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod query;
 pub(crate) mod segments;
+pub(crate) mod snapshot;
 pub(crate) mod status;
 pub(crate) mod tail;
 pub(crate) mod tail_listen;

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use wirevault_daemon::api::{
-    self, BufferStatus, DeviceStatus, KeyStatus, LaneStatus, LayoutStatus, SharedStatus, State,
-    StatusReport, VolumeStatus,
+    self, BufferStatus, DeviceStatus, KeyStatus, LaneStatus, LayoutStatus, LostStatus,
+    SharedStatus, SnapshotStatus, State, StatusReport, VolumeStatus,
 };
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -81,6 +81,16 @@ fn head(report: &StatusReport, paint: Paint) -> String {
         let KeyStatus { key, condition, epochs_ahead, .. } = key;
         let ahead = count_text(*epochs_ahead, "epoch key");
         line(&mut head, &format!("key       {key}: {condition}, {ahead} ahead"));
+    }
+    if let Some(SnapshotStatus { folder, checkpoint, taken: Some(taken), .. }) = &report.snapshots {
+        let number = checkpoint.unwrap_or_default();
+        line(&mut head, &format!("state     checkpoint {number} in {folder}, {taken}"));
+    }
+    for LostStatus { store, segments, checkpoint, .. } in &report.lost {
+        let segments = count_text(*segments, "segment");
+        let text =
+            format!("lost      instance store of {store}: {segments}, by checkpoint {checkpoint}");
+        line(&mut head, &paint.warn(&text));
     }
     line(&mut head, &format!("release   {}", report.version));
     if let Some(shared) = &report.shared {
@@ -410,6 +420,8 @@ mod tests {
             limits: None,
             holds: None,
             key: None,
+            snapshots: None,
+            lost: Vec::new(),
         }
     }
 

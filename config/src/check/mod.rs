@@ -4,6 +4,7 @@ mod access;
 mod input;
 mod policies;
 mod retention;
+mod snapshots;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -41,9 +42,11 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
     // The missing input must not hide the faults of the keys after it.
     let input = input::input(&root, faults).unwrap_or(Input::Live(Vec::new()));
     let (policies, pressure) = policies::policies(&root, &input);
+    let stores = stores(&root, given, faults);
     let config = Config {
         text: text.to_owned(),
-        stores: stores(&root, given, faults),
+        snapshots: snapshots::snapshots(&root, &stores),
+        stores,
         vfio: paths(&root.list("vfio"), faults, "the volume"),
         reserve_percent: root.number("reserve").try_into().unwrap_or(u8::MAX),
         standby: root.switch("standby"),

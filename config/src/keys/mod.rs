@@ -15,6 +15,7 @@ mod policies;
 mod process;
 mod replay;
 mod retention;
+mod snapshots;
 mod store;
 
 use std::time::Duration;
@@ -241,6 +242,7 @@ const SECTIONS: &[&[Key]] = &[
     buffer::KEYS,
     retention::KEYS,
     audit::KEYS,
+    snapshots::KEYS,
     api::KEYS,
     process::KEYS,
 ];

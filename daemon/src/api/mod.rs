@@ -14,6 +14,7 @@
 //! | `GET /v1/holds` | admin | [`HoldsReport`] |
 //! | `POST /v1/holds/add`, a [`HoldBody`] | admin | [`HoldsReport`] |
 //! | `POST /v1/holds/release`, a [`ReleaseBody`] | admin | [`HoldsReport`] |
+//! | `POST /v1/snapshots/create` | admin | [`SnapshotStatus`], once it is taken |
 //! | `POST /v1/flows`, a [`QueryBody`] | query | one JSON object a line, last `{"summary":...}` |
 //! | `POST /v1/query`, a [`QueryBody`] | export | pcapng; the last comment holds the summary |
 //! | the same with `count_only` | query | the summary alone |
@@ -48,6 +49,7 @@ mod lane;
 mod layout;
 mod question;
 mod segments;
+mod snapshots;
 mod status;
 mod volumes;
 
@@ -63,6 +65,7 @@ pub use lane::{LaneStatus, PolicyStatus, PressureStatus};
 pub use layout::{BufferStatus, LayoutStatus, MemoryStatus, ThreadStatus};
 pub use question::QueryBody;
 pub use segments::SegmentRow;
+pub use snapshots::{LostStatus, SnapshotStatus};
 pub use status::{BudgetStatus, LimitsStatus, RecoveryStatus, SharedStatus, State, StatusReport};
 pub use volumes::{DeviceStatus, ErasedStatus, ReplaceBody, Replaced, VolumeStatus};
 
@@ -96,6 +99,8 @@ pub const HOLD_RELEASE: &str = "/v1/holds/release";
 pub const KEY: &str = "/v1/key";
 /// Path to have the next epoch key take over.
 pub const ROTATE: &str = "/v1/key/rotate";
+/// Path to have a checkpoint of the state taken.
+pub const SNAPSHOT: &str = "/v1/snapshots/create";
 /// Path of the live view; the query parameter is `filter`.
 pub const TAIL: &str = "/v1/tail";
 /// Path of the description of all these.
@@ -138,6 +143,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("POST", HOLD_RELEASE, Role::Admin, "Releases a hold: its copies are deleted."),
     endpoint("GET", KEY, Role::Status, "How it stands with a key that a service keeps."),
     endpoint("POST", ROTATE, Role::Admin, "Lets the next epoch key take over, or another key."),
+    endpoint("POST", SNAPSHOT, Role::Admin, "Takes a checkpoint of the recorder's state."),
     endpoint("POST", FLOWS, Role::Query, "Flows, one a line; the last line is the summary."),
     endpoint(
         "POST",

@@ -15,7 +15,8 @@ pub struct SegmentRow {
     pub place: u32,
     /// Store-wide number; the smallest is given up first.
     pub ordinal: u64,
-    /// `open` (being written), `interrupted` (a crash left it so), `closed`.
+    /// `open` (being written), `interrupted` (a crash left it so), `closed`, or `lost: instance
+    /// store` (it is gone with its volume, and known from a checkpoint).
     pub state: String,
     /// Why it was closed; nothing while it is not.
     pub close_reason: Option<String>,
@@ -52,6 +53,6 @@ pub struct SegmentRow {
     pub file_bytes: Option<u64>,
     /// Chunks.
     pub chunks: u64,
-    /// Why it cannot be read, if so.
+    /// Why it cannot be read, if so; of a lost one which store it was of.
     pub error: Option<String>,
 }

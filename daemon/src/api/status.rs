@@ -8,6 +8,7 @@ use super::holds::HoldsStatus;
 use super::key::KeyStatus;
 use super::lane::LaneStatus;
 use super::layout::{BufferStatus, LayoutStatus};
+use super::snapshots::{LostStatus, SnapshotStatus};
 use super::volumes::VolumeStatus;
 
 /// What a store as a whole is doing.
@@ -76,6 +77,12 @@ pub struct StatusReport {
     /// The store's key, if a service keeps it; nothing offline.
     #[serde(default)]
     pub key: Option<KeyStatus>,
+    /// Checkpoints of the state, if any are taken; nothing offline.
+    #[serde(default)]
+    pub snapshots: Option<SnapshotStatus>,
+    /// Stores that are gone with their volumes, and whose place this one took.
+    #[serde(default)]
+    pub lost: Vec<LostStatus>,
 }
 
 /// A store's device that two machines have, as this one sees it.

@@ -17,11 +17,11 @@
 //!
 //! # Every instant of the folder is a backup
 //! Pieces are durable before the manifest that names them is begun, and a manifest is durable
-//! before one that it follows is removed, which is before the pieces that nobody names any more are.
-//! So whatever instant a copy was taken at, by a snapshot of the block device or by a slow `cp`, the
-//! newest checkpoint in it that is whole is no older than the last one that was answered for before
-//! the copy began, as long as fewer than `keep` were taken meanwhile. A torn manifest or piece does
-//! not fit its hash and counts as absent.
+//! before one that it follows is removed, which is before the pieces that nobody names any more
+//! are. So whatever instant a copy was taken at, by a snapshot of the block device or by a slow
+//! `cp`, the newest checkpoint in it that is whole is no older than the last one that was answered
+//! for before the copy began, as long as fewer than `keep` were taken meanwhile. A torn manifest or
+//! piece does not fit its hash and counts as absent.
 //!
 //! One process writes a folder at a time; several stores may share it, one after the other.
 //!

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use wirevault_testkit::net::{Stamp, wait_for};
-use wirevault_tests::recorder::{PATIENCE, Site};
+use wirevault_tests::recorder::{PATIENCE, Site, program};
 
 use crate::access::ACCESS_PACKETS;
 use crate::policies::{
@@ -558,6 +558,21 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(checked.status.code(), Some(0), "{checked:?}");
         assert!(!runs.plain.site.file("heads").exists());
     }),
+    case("snapshots.folder", "checkpoints are there; without it there are none", |runs| {
+        assert_eq!(runs.plain.status["snapshots"], Value::Null);
+        let folder = runs.short.site.file("state").display().to_string();
+        assert_eq!(runs.short.status["snapshots"]["folder"], folder);
+        assert!(checkpoints(&runs.short).iter().all(|row| row["trouble"].is_null()));
+    }),
+    case("snapshots.every", "one at the start and one at the end, or more between", |runs| {
+        let last = |seen| checkpoints(seen).last().map(|row| row["checkpoint"].clone());
+        assert_eq!(last(&runs.short), Some(2.into()));
+        assert!(last(&runs.changed).and_then(|number| number.as_u64()) > Some(3));
+    }),
+    case("snapshots.keep", "the newest two, or all of them so far", |runs| {
+        assert_eq!(checkpoints(&runs.changed).len(), 2);
+        assert_eq!(checkpoints(&runs.short)[0]["checkpoint"], 1);
+    }),
     case("api.socket", "where it answers", |runs| {
         assert!(runs.changed.socket.ends_with("folder/other.sock"));
         for seen in [&runs.plain, &runs.changed] {
@@ -664,6 +679,15 @@ fn said(output: &Output) -> String {
 /// A rule that deletes.
 fn rule(more: &str) -> String {
     format!("  - name: gone\n    action: delete\n{more}")
+}
+
+/// What `wirevault snapshot list` says of a run's checkpoints.
+fn checkpoints(seen: &Seen) -> Vec<Value> {
+    let folder = seen.site.file("state").display().to_string();
+    let mut list = std::process::Command::new(program("wirevault"));
+    let output = list.args(["snapshot", "list", &folder, "--json"]).output().expect("wirevault");
+    let rows: Value = serde_json::from_slice(&output.stdout).expect("a list");
+    rows.as_array().expect("a list").clone()
 }
 
 /// What such rules want deleted of the plain run's store.

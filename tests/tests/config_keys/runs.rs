@@ -165,9 +165,10 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
     let socket = site_short.file("socket");
     let config = format!(
         "store: {}\nlog: debug\nflush_age: 1ms\nsegment_age: 10s\ncpus:\n  lanes: [{cpu}]\n  \
-         topology: split\n\
+         topology: split\nsnapshots:\n  folder: {}\n\
          api:\n  socket: {}\n  groups: [{GROUP}]\ncapture:\n  - interface: vg\n",
         site_short.store().display(),
+        site_short.file("state").display(),
         socket.display()
     );
     let short = site_short.start(&config, &socket);
@@ -186,6 +187,9 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
     let short = look(ns, site_short, short, begin_short.elapsed());
     // One of two ports is not recorded on the second interface.
     wait_until_stored(&changed, 3 * PACKETS);
+    wait_for("a checkpoint by time", PATIENCE, || {
+        (changed.status()["snapshots"]["checkpoint"].as_u64() > Some(2)).then_some(())
+    });
     let elapsed = begin.elapsed();
     (look(ns, site_changed, changed, elapsed), short, without_moved_key)
 }
@@ -194,7 +198,7 @@ fn changed_config(site: &Site, more: &str) -> (String, PathBuf) {
     let socket = site.file("folder/other.sock");
     let config = format!(
         "store: [{}, {}]\n{more}reserve: 5%\nhold_share: 20%\nflush_age: 10s\nlog: error\n\
-         audit:\n  anchor: {}\n\
+         audit:\n  anchor: {}\nsnapshots:\n  folder: {}\n  every: 1s\n  keep: 2\n\
          buffer:\n  size: 8MiB\n  hugepages: off\ncpus:\n  topology: run_to_completion\n\
          api:\n  socket: {}\n  users: [{USER}]\n\
          capture:\n  - interface: va\n    lanes: 2\n    snaplen: 200\n    promiscuous: false\n    \
@@ -202,6 +206,7 @@ fn changed_config(site: &Site, more: &str) -> (String, PathBuf) {
         site.store().display(),
         site.file("volume-1").display(),
         site.file("heads").display(),
+        site.file("state").display(),
         socket.display(),
         Stamp::port(1)
     );

@@ -12,6 +12,8 @@ const BUCKET_SHIFT: u32 = 10;
 const BOUNDED: usize = 25;
 /// All buckets: the bounded ones and the rest.
 pub const BUCKETS: usize = BOUNDED + 1;
+/// What stands for durations above all bounds where a number is needed: twice the last bound.
+pub const OVERFLOW_NS: u64 = 1 << (BOUNDED as u32 + BUCKET_SHIFT);
 
 /// A histogram of durations.
 #[derive(Debug, Default)]
@@ -67,6 +69,11 @@ impl LatencySnapshot {
             below += packets;
             (count > 0 && below >= rank).then(|| bound_ns.unwrap_or(u64::MAX))
         })
+    }
+
+    /// Each bucket with its upper bound in nanoseconds; [`OVERFLOW_NS`] is the last one's.
+    pub(crate) fn nanos(&self) -> impl Iterator<Item = (u64, u64)> {
+        bounds_ns().map(|bound| bound.unwrap_or(OVERFLOW_NS)).zip(self.buckets)
     }
 
     /// Each bucket with its upper bound in seconds; the last bound is infinite.

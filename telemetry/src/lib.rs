@@ -10,6 +10,7 @@
 //! - [`clock`]: the only place that asks the operating system for the time.
 //! - [`histogram`]: latency histograms without locks.
 //! - [`metrics`]: the closed list of metric names, and the page that Prometheus reads.
+//! - [`publish`]: what a metrics service is sent of that page, and as what.
 //! - [`mod@line`]: values on cache lines of their own.
 //! - [`shown`]: how much of what is durable answers may promise.
 //! - [`log`]: the tracing subscriber of the binaries.
@@ -24,6 +25,7 @@ pub mod histogram;
 pub mod line;
 pub mod log;
 pub mod metrics;
+pub mod publish;
 mod seqlock;
 pub mod shown;
 mod sync;

@@ -91,6 +91,9 @@ names! {
         IndexLostDeltas = "index_lost_deltas", "Chunk deltas lost; those chunks are scanned.";
         QueryFinishedCount = "query_finished_count", "Queries finished, by result.";
         QueryMatchedPackets = "query_matched_packets", "Packets that queries returned.";
+        PublishSentPeriods = "publish_sent_periods", "Periods that CloudWatch took.";
+        PublishDroppedPeriods = "publish_dropped_periods",
+            "Periods that CloudWatch will never have: refused, or given up for their age.";
     }
 }
 
@@ -144,6 +147,8 @@ names! {
         KeyConditionState = "key_condition_state",
             "1 for the condition that a service's key is in, 0 for the others.";
         KeyAheadCount = "key_ahead_count", "Epoch keys that were fetched and wait for their turn.";
+        PublishWaitingPeriods = "publish_waiting_periods",
+            "Periods on disk that CloudWatch has not confirmed.";
         QueryRunningCount = "query_running_count", "Queries running now.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
         DaemonInfoState = "daemon_info_state", "Always 1; a label says the version.";
@@ -191,6 +196,24 @@ impl MetricsPage {
     /// Adds a histogram. A second one with the same labels replaces the first.
     pub fn histogram(&mut self, name: Histogram, labels: &Labels<'_>, value: LatencySnapshot) {
         put(&mut self.histograms, name, labels, value);
+    }
+
+    /// Values of a counter, with their labels.
+    pub(crate) fn counters(&self, name: Counter) -> impl Iterator<Item = (&OwnedLabels, u64)> {
+        values(&self.counters, name)
+    }
+
+    /// Values of a gauge, with their labels.
+    pub(crate) fn gauges(&self, name: Gauge) -> impl Iterator<Item = (&OwnedLabels, f64)> {
+        values(&self.gauges, name)
+    }
+
+    /// Values of a histogram, with their labels.
+    pub(crate) fn histograms(
+        &self,
+        name: Histogram,
+    ) -> impl Iterator<Item = (&OwnedLabels, LatencySnapshot)> {
+        values(&self.histograms, name)
     }
 
     /// Adds all counters of one lane. `cause` names a cause by its number; causes it does not
@@ -295,8 +318,15 @@ fn with_labels(
     if labels.is_empty() { encode(family) } else { encode(&mut family.encode_family(labels)?) }
 }
 
-type OwnedLabels = Vec<(String, String)>;
+pub(crate) type OwnedLabels = Vec<(String, String)>;
 type Family<K, V> = BTreeMap<K, BTreeMap<OwnedLabels, V>>;
+
+fn values<K: Ord, V: Copy>(
+    family: &Family<K, V>,
+    name: K,
+) -> impl Iterator<Item = (&OwnedLabels, V)> {
+    family.get(&name).into_iter().flatten().map(|(labels, value)| (labels, *value))
+}
 
 fn put<K: Ord, V>(family: &mut Family<K, V>, name: K, labels: &Labels<'_>, value: V) {
     let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
@@ -317,7 +347,7 @@ mod tests {
         let histograms = Histogram::ALL.iter().map(|metric| (metric.name(), metric.help()));
         let units = [
             "packets", "bytes", "records", "chunks", "segments", "deltas", "writes", "count",
-            "seconds", "ratio", "celsius", "state", "level",
+            "periods", "seconds", "ratio", "celsius", "state", "level",
         ];
         let mut seen = BTreeSet::new();
         for (name, help) in counters.chain(gauges).chain(histograms) {

@@ -15,13 +15,9 @@ use std::error::Error;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region};
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::Builder;
-use aws_sdk_kms::config::retry::RetryConfig;
-use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::DataKeySpec;
@@ -31,13 +27,8 @@ use wirevault_seal::locked::LockedBytes;
 use wirevault_seal::service::{Context, DataKey, KeyService, Refusal, ServiceFailure};
 use zeroize::Zeroizing;
 
-/// For opening a connection. KMS is a few milliseconds away, or nobody answers.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// For one attempt. Without it a silent endpoint would be waited for without end: the SDK sets a
-/// connect timeout only.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// For a call with all its attempts, and so for what a start waits for a silent service.
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(6);
+use crate::client;
+
 /// Throttling and failures of the service are tried again by the SDK, with pauses of its own.
 const ATTEMPTS: u32 = 3;
 
@@ -98,17 +89,7 @@ impl Kms {
         if let Some(client) = known(&self.clients.lock().unwrap_or_else(PoisonError::into_inner)) {
             return client;
         }
-        let timeouts = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
-            .operation_timeout(OPERATION_TIMEOUT);
-        let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .timeout_config(timeouts.build())
-            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
-        if let Some(region) = named.clone() {
-            loader = loader.region(Region::new(region));
-        }
-        let mut config = Builder::from(&loader.load().await);
+        let mut config = Builder::from(&client::config(region, ATTEMPTS).await);
         if let Some(endpoint) = &self.endpoint {
             config = config.endpoint_url(endpoint);
         }
@@ -219,20 +200,11 @@ where
                 SdkError::ResponseError(_) | SdkError::ServiceError(_) => "no answer of KMS",
                 _ => "KMS was not reached",
             };
-            let (code, message, refusal) = (code.to_owned(), causes(error), Refusal::Unreachable);
+            let (code, message, refusal) =
+                (code.to_owned(), client::causes(error), Refusal::Unreachable);
             ServiceFailure { doing, key, endpoint, code, message, refusal }
         }
     }
-}
-
-/// What an error came from, outermost first.
-fn causes(error: &dyn Error) -> String {
-    let (mut texts, mut next) = (Vec::new(), error.source());
-    while let Some(cause) = next {
-        texts.push(cause.to_string());
-        next = cause.source();
-    }
-    texts.join(": ")
 }
 
 fn refusal(code: &str) -> Refusal {

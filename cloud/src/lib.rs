@@ -1,7 +1,8 @@
 //! Services of others, behind traits that the crates below declare; the only crate with an AWS SDK.
 //!
 //! ```text
-//!  seal::KeyService ◄── kms ──► AWS KMS
+//!  seal::KeyService              ◄── kms        ──► AWS KMS
+//!  telemetry::publish::MetricSink ◄── cloudwatch ──► Amazon CloudWatch
 //! ```
 //! Programs hand what they find here to the libraries, which never name this crate. Without the
 //! feature `aws` there is nothing to find.
@@ -9,12 +10,17 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "aws")]
+mod client;
+#[cfg(feature = "aws")]
+pub mod cloudwatch;
+#[cfg(feature = "aws")]
 pub mod kms;
 
 use std::io;
 use std::sync::Arc;
 
 use wirevault_seal::KeyService;
+use wirevault_telemetry::publish::MetricSink;
 
 /// The service for keys that this build has; nothing if it has none. `endpoint` replaces the
 /// region's own address.
@@ -33,5 +39,36 @@ pub fn key_service(endpoint: Option<&str>) -> io::Result<Option<Arc<dyn KeyServi
 /// None in this build.
 #[cfg(not(feature = "aws"))]
 pub fn key_service(_endpoint: Option<&str>) -> io::Result<Option<Arc<dyn KeyService>>> {
+    Ok(None)
+}
+
+/// Where metrics are published, and as whose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricOptions {
+    /// The namespace.
+    pub namespace: String,
+    /// What tells this recorder from others.
+    pub appliance: String,
+    /// The region in place of that of the environment.
+    pub region: Option<String>,
+    /// Address of the service in place of the region's own.
+    pub endpoint: Option<String>,
+}
+
+/// The service for metrics that this build has; nothing if it has none.
+///
+/// # Errors
+/// The operating system gives no descriptor for it. Nothing is connected yet.
+#[cfg(feature = "aws")]
+pub fn metric_sink(options: MetricOptions) -> io::Result<Option<Arc<dyn MetricSink>>> {
+    Ok(Some(Arc::new(cloudwatch::CloudWatch::new(options)?)))
+}
+
+/// The service for metrics that this build has; nothing if it has none.
+///
+/// # Errors
+/// None in this build.
+#[cfg(not(feature = "aws"))]
+pub fn metric_sink(_options: MetricOptions) -> io::Result<Option<Arc<dyn MetricSink>>> {
     Ok(None)
 }

@@ -1,0 +1,44 @@
+//! What the clients of all services of AWS have in common: where credentials and region come from,
+//! and how long anything may take.
+
+use std::error::Error;
+use std::time::Duration;
+
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+
+/// For opening a connection. AWS is a few milliseconds away, or nobody answers.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// For one attempt. Without it a silent endpoint would be waited for without end: the SDK sets a
+/// connect timeout only.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// For a call with all its attempts, and so for what a start waits for a silent service.
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// What a client is made of. Without a region that of the environment, the profile or the instance
+/// holds, as for any program that uses the SDK. Throttling and failures of the service are tried
+/// again by the SDK, with pauses of its own, `attempts` times in all.
+pub(crate) async fn config(region: Option<&str>, attempts: u32) -> SdkConfig {
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+        .operation_timeout(OPERATION_TIMEOUT);
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .timeout_config(timeouts.build())
+        .retry_config(RetryConfig::standard().with_max_attempts(attempts));
+    if let Some(region) = region {
+        loader = loader.region(Region::new(region.to_owned()));
+    }
+    loader.load().await
+}
+
+/// What an error came from, outermost first.
+pub(crate) fn causes(error: &dyn Error) -> String {
+    let (mut texts, mut next) = (Vec::new(), error.source());
+    while let Some(cause) = next {
+        texts.push(cause.to_string());
+        next = cause.source();
+    }
+    texts.join(": ")
+}

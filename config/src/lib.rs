@@ -38,8 +38,8 @@ pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 pub use policies::{Policy, PolicyAction, Rung};
 pub use settings::{
-    Buffer, Config, DecapMode, Duplicates, Hugepages, Kms, LogLevel, MirrorTunnel, RetentionAction,
-    RetentionRule, Snapshots, SourceKind, Speed, Topology, Tunnel, WhenOut,
+    Buffer, CloudWatch, Config, DecapMode, Duplicates, Hugepages, Kms, LogLevel, MirrorTunnel,
+    RetentionAction, RetentionRule, Snapshots, SourceKind, Speed, Topology, Tunnel, WhenOut,
 };
 pub use units::size_text;
 

@@ -221,6 +221,8 @@ pub struct Config {
     pub audit_anchor: Option<PathBuf>,
     /// Checkpoints of the recorder's state; `None`: none are taken.
     pub snapshots: Option<Snapshots>,
+    /// Metrics in Amazon CloudWatch.
+    pub cloudwatch: CloudWatch,
     /// Where questions come in, and who may ask what.
     pub api: Api,
     /// CPUs for the lanes, in order, no two alike: none (no pinning), or at least one for each
@@ -278,6 +280,24 @@ pub struct Snapshots {
     pub every: Duration,
     /// How many stay, at least 2.
     pub keep: usize,
+}
+
+/// Metrics in Amazon CloudWatch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CloudWatch {
+    /// Whether they are sent.
+    pub publish: bool,
+    /// The namespace.
+    pub namespace: String,
+    /// What tells this recorder from others; `None` for the host name.
+    pub appliance: Option<String>,
+    /// Time between two calls, whole seconds.
+    pub period: Duration,
+    /// The region in place of that of the environment.
+    pub region: Option<String>,
+    /// Address of CloudWatch in place of the region's own.
+    pub endpoint: Option<String>,
 }
 
 /// A rule of what is deleted. What is `None` matches every segment.

@@ -10,7 +10,8 @@
 //! ```
 //! - [`api`]: paths and JSON of the API, shared with the command line.
 //! - [`serve`]: what `wirevaultd --config` does. [`probe`]: what `wirevaultd validate` looks at.
-//! - [`keys`]: keys that a service keeps. [`snapshots`]: checkpoints of the state.
+//! - [`keys`]: keys that a service keeps. [`publisher`]: metrics for one. [`snapshots`]: checkpoints
+//!   of the state.
 //! - [`import`]: the command line's entry for imports. [`devices`]: disks of this machine.
 //! - [`status`]: the report of a running recorder, and of a store that nobody writes.
 //! - [`error`]: [`DaemonError`] and the exit codes.
@@ -38,6 +39,7 @@ mod mending;
 mod metrics;
 mod openapi;
 pub mod probe;
+pub mod publisher;
 mod rungs;
 pub mod serve;
 mod server;
@@ -53,3 +55,9 @@ mod vfio;
 mod volumes;
 
 pub use error::{DaemonError, Exit};
+
+/// Name of this machine; empty if the kernel does not tell it.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim_end().to_owned()
+}

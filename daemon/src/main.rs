@@ -4,13 +4,16 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use wirevault_config::{Config, Given, LogLevel};
 use wirevault_daemon::probe::{self, Level};
-use wirevault_daemon::{DaemonError, Exit, keys, serve};
+use wirevault_daemon::serve::{self, Services};
+use wirevault_daemon::{DaemonError, Exit, keys, publisher};
 use wirevault_index::KeySource;
 use wirevault_telemetry::log;
+use wirevault_telemetry::publish::MetricSink;
 
 /// Records packets into a Wirevault store until SIGTERM or SIGINT, and answers questions on a unix
 /// socket meanwhile.
@@ -69,7 +72,7 @@ fn main() -> ExitCode {
 fn record(file: &Path, store: Vec<PathBuf>) -> Exit {
     let ended = load(file, store).and_then(|config| {
         log::init(level(config.log))?;
-        serve::run(&config, &key(&config)?)
+        serve::run(&config, &Services { key: key(&config)?, metrics: metrics(&config)? })
     });
     match ended {
         Ok(()) => Exit::Ok,
@@ -88,7 +91,7 @@ fn validate(file: &Path, store: Vec<PathBuf>) -> Exit {
             return error.exit();
         }
     };
-    let key = match key(&config) {
+    let key = match metrics(&config).and_then(|_| key(&config)) {
         Ok(key) => key,
         Err(error) => {
             eprintln!("{}", error.chain());
@@ -124,6 +127,19 @@ fn key(config: &Config) -> Result<KeySource, DaemonError> {
     let what = "making a client of the key service";
     let service = wirevault_cloud::key_service(endpoint);
     Ok(keys::source(config, service.map_err(|source| DaemonError::System { what, source })?))
+}
+
+fn metrics(config: &Config) -> Result<Option<Arc<dyn MetricSink>>, DaemonError> {
+    let Some(options) = publisher::options(&config.cloudwatch) else { return Ok(None) };
+    if let Some(endpoint) = &options.endpoint {
+        tracing::warn!("metrics go to {endpoint}, not to the region's own address");
+    }
+    let what = "making a client of CloudWatch";
+    let sink = wirevault_cloud::metric_sink(options);
+    match sink.map_err(|source| DaemonError::System { what, source })? {
+        None => Err(publisher::no_service()),
+        sink => Ok(sink),
+    }
 }
 
 fn level(wanted: LogLevel) -> log::Level {

@@ -1,9 +1,9 @@
 //! The metrics page: everything others counted, under the names of the closed list.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use wirevault_format::{Cause, PressureCause};
-use wirevault_pipeline::LaneState;
+use wirevault_pipeline::{LaneState, WriterShared};
 use wirevault_seal::epoch::KeyCondition;
 use wirevault_storage::condition::Condition;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -13,11 +13,11 @@ use crate::answers::STOPPED;
 use crate::server::App;
 use crate::status::VERSION;
 
-/// The page as OpenMetrics text.
+/// The page.
 ///
 /// # Errors
 /// In words: the pipeline was taken away.
-pub(crate) fn page(app: &App) -> Result<String, String> {
+pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
     let now_ns = SystemClock.unix_ns();
     let mut page = MetricsPage::new();
     page.gauge(Gauge::DaemonInfoState, &[("version", VERSION)], 1.0);
@@ -26,9 +26,12 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
         page.gauge(Gauge::SharedWriterState, &[], f64::from(u8::from(shared.writes)));
         page.gauge(Gauge::SharedBeatSeconds, &[], shared.beat_age_ms as f64 / 1e3);
     }
+    if let Some(publishing) = &app.facts().publishing {
+        publishing.page(&mut page);
+    }
     questions(app, &mut page);
     if app.stored().is_some() {
-        return Ok(page.render());
+        return Ok(page);
     }
     let pipeline = app.pipeline().ok_or(STOPPED)?;
     for lane in pipeline.lanes() {
@@ -82,11 +85,7 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
         let number = volume.to_string();
         let labels = [("volume", number.as_str())];
         let shared = &view.shared;
-        let failed = shared.failed_chunks.load(Ordering::Relaxed);
-        let written = shared.written_bytes.load(Ordering::Relaxed);
-        let syncs = shared.sync_latency.snapshot();
-        page.counter(Counter::NvmeWrittenBytes, &labels, written);
-        page.counter(Counter::NvmeSyncsCount, &labels, syncs.count());
+        writer(&mut page, volume, shared);
         let stalled = f64::from(u8::from(shared.stalled.load(Ordering::Relaxed)));
         page.gauge(Gauge::NvmeStalledState, &labels, stalled);
         let device = app.devices().of(volume).unwrap_or_default();
@@ -100,11 +99,6 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
             // What a device does not tell has no value, not a value of 0.
             value.into_iter().for_each(|value| page.gauge(gauge, &labels, value));
         }
-        page.counter(Counter::NvmeFailuresCount, &labels, failed);
-        let lost = shared.lost_deltas.load(Ordering::Relaxed);
-        page.counter(Counter::IndexLostDeltas, &labels, lost);
-        page.histogram(Histogram::NvmeWriteSeconds, &labels, shared.write_latency.snapshot());
-        page.histogram(Histogram::NvmeSyncSeconds, &labels, syncs);
     }
     let (store, volumes) = app.conditions().told();
     for condition in Condition::ALL {
@@ -145,7 +139,21 @@ pub(crate) fn page(app: &App) -> Result<String, String> {
             page.gauge(Gauge::KeyConditionState, &[("condition", condition.name())], is);
         }
     }
-    Ok(page.render())
+    Ok(page)
+}
+
+/// What the writer of a volume counted.
+pub(crate) fn writer(page: &mut MetricsPage, volume: usize, shared: &WriterShared) {
+    let number = volume.to_string();
+    let labels = [("volume", number.as_str())];
+    let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let syncs = shared.sync_latency.snapshot();
+    page.counter(Counter::NvmeWrittenBytes, &labels, count(&shared.written_bytes));
+    page.counter(Counter::NvmeSyncsCount, &labels, syncs.count());
+    page.counter(Counter::NvmeFailuresCount, &labels, count(&shared.failed_chunks));
+    page.counter(Counter::IndexLostDeltas, &labels, count(&shared.lost_deltas));
+    page.histogram(Histogram::NvmeWriteSeconds, &labels, shared.write_latency.snapshot());
+    page.histogram(Histogram::NvmeSyncSeconds, &labels, syncs);
 }
 
 fn questions(app: &App, page: &mut MetricsPage) {

@@ -21,6 +21,7 @@ use wirevault_pipeline::{Layout, Machine, Pipeline, PipelineOptions, Rounds, aff
 use wirevault_storage::{RecoveryReport, Store};
 use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
+use wirevault_telemetry::publish::MetricSink;
 
 use crate::access::Access;
 use crate::api::RecoveryStatus;
@@ -30,6 +31,7 @@ use crate::keys::Tending;
 use crate::lifecycle::{self, Holds, Keeper, Rules};
 use crate::mending::Mending;
 use crate::probe::{self, Level};
+use crate::publisher::{Publisher, Publishing};
 use crate::server::{App, Facts};
 use crate::shared::{Leased, Shared};
 use crate::snapshots::{Checkpoints, Taking};
@@ -39,21 +41,38 @@ use crate::{DaemonError, snapshots, sources, standby};
 
 /// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
 const LOOK: Duration = Duration::from_millis(250);
+/// Folder of metrics that wait to be published, beside the audit log.
+const PUBLISH_FOLDER: &str = "publish";
 /// How long the lanes may take to drain before the segments are closed all the same.
 const DRAIN_MAX: Duration = Duration::from_secs(30);
+
+/// Services of others that the recorder uses.
+pub struct Services {
+    /// Where the store's key comes from.
+    pub key: KeySource,
+    /// Where metrics are published, if they are.
+    pub metrics: Option<Arc<dyn MetricSink>>,
+}
+
+impl From<KeySource> for Services {
+    /// Only a key.
+    fn from(key: KeySource) -> Self {
+        Self { key, metrics: None }
+    }
+}
 
 /// Records until it is told to stop.
 ///
 /// # Errors
 /// It cannot start, a thread failed, or the end could not be written down. What was acknowledged is
 /// safe in all cases.
-pub fn run(config: &Config, key: &KeySource) -> Result<(), DaemonError> {
+pub fn run(config: &Config, services: &Services) -> Result<(), DaemonError> {
     no_core_dumps();
     open_files();
     let notes = log_probe(config);
     // The store's lock decides who records; the socket is checked first for the better message.
     let doors = Doors::bind(&config.api)?;
-    let ended = in_turn(config, key, doors, notes);
+    let ended = in_turn(config, services, doors, notes);
     if let Err(error) = std::fs::remove_file(&config.api.socket) {
         tracing::warn!("the socket {} stays: {error}", config.api.socket.display());
     }
@@ -63,19 +82,17 @@ pub fn run(config: &Config, key: &KeySource) -> Result<(), DaemonError> {
 /// Records, on a shared volume when nobody else does.
 fn in_turn(
     config: &Config,
-    key: &KeySource,
+    services: &Services,
     doors: Doors,
     notes: Vec<String>,
 ) -> Result<(), DaemonError> {
     let Some(shared) = Shared::of(config)? else {
-        return record(config, key, doors, notes, None, None);
+        return record(config, services, doors, notes, None, None);
     };
-    let Waited::Turn(audit) = standby::wait(config, key, &shared, doors.again()?, notes.clone())?
-    else {
-        return Ok(());
-    };
+    let waited = standby::wait(config, &services.key, &shared, doors.again()?, notes.clone())?;
+    let Waited::Turn(audit) = waited else { return Ok(()) };
     let leased = shared.take()?;
-    let ended = record(config, key, doors, notes, Some(&leased), audit);
+    let ended = record(config, services, doors, notes, Some(&leased), audit);
     match leased.end(!matches!(ended, Err(DaemonError::Unended))) {
         // What it could not write down after that is no news.
         Some(lost) => Err(DaemonError::Fenced { lost }),
@@ -85,7 +102,7 @@ fn in_turn(
 
 fn record(
     config: &Config,
-    key: &KeySource,
+    services: &Services,
     doors: Doors,
     mut notes: Vec<String>,
     leased: Option<&Leased>,
@@ -104,10 +121,11 @@ fn record(
         Some(volume) => Ok(volume),
         None => own.open(path),
     };
-    let (mut store, mut recovery) = Store::open_with(first, key, Arc::clone(&clock), &mut open)?;
+    let (mut store, mut recovery) =
+        Store::open_with(first, &services.key, Arc::clone(&clock), &mut open)?;
     check_volumes(config, &store, &own)?;
-    let keys = match key {
-        KeySource::Service(services) => services.known(store.id()),
+    let keys = match &services.key {
+        KeySource::Service(keys) => keys.known(store.id()),
         _ => None,
     };
     let below = own.below(&store.status());
@@ -173,17 +191,22 @@ fn record(
     let mending = Mending::start(pipeline.catalog());
     let (rules, holds) = (Rules::new(&config.retention), Holds::open(audit.folder())?);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
-    let facts = Facts { started_ns, recovery, notes, shared, keys, snapshots };
+    let publishing = publishing(config, services, audit.folder())?;
+    let facts = Facts { started_ns, recovery, notes, shared, keys, snapshots, publishing };
     let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
     let keeper = Keeper::start(&app);
     let tending = Tending::start(&app);
     let taking = Taking::start(&app);
+    let publisher = Publisher::start(&app);
     let watched = serve(&app, access, doors, live);
     mending.end();
     keeper.end();
     tending.end();
     taking.end();
-    let books = finish(&app)?;
+    let closing = publisher.close(&app);
+    let finished = finish(&app);
+    closing.end(finished.as_deref().unwrap_or_default());
+    let books = finished?;
     for books in &books {
         let (lane, received, stored) = (books.lane, books.received, books.stored);
         let (shed, dropped) = (books.shed, books.dropped_packets());
@@ -214,6 +237,21 @@ pub(crate) fn open_audit(
         Some(file) => audit.anchored(file, store, Arc::clone(clock)),
         None => audit,
     })
+}
+
+/// The publisher of metrics, with its spool beside the audit log.
+///
+/// # Errors
+/// The spool cannot be made.
+fn publishing(
+    config: &Config,
+    services: &Services,
+    state: &Path,
+) -> Result<Option<Arc<Publishing>>, DaemonError> {
+    let Some(sink) = services.metrics.clone() else { return Ok(None) };
+    let what = "making the spool of metrics";
+    let publishing = Publishing::new(sink, config.cloudwatch.period, &state.join(PUBLISH_FOLDER));
+    publishing.map(|it| Some(Arc::new(it))).map_err(|source| DaemonError::System { what, source })
 }
 
 /// Answers until told to stop, then until the lanes are drained.

@@ -30,6 +30,7 @@ use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
 use crate::lifecycle::{Holds, Rules};
+use crate::publisher::Publishing;
 use crate::shared::Shared;
 use crate::snapshots::{self, Checkpoints};
 use crate::standby::Stored;
@@ -83,6 +84,8 @@ pub(crate) struct Facts {
     pub(crate) keys: Option<Arc<EpochKeys>>,
     /// Checkpoints of the state, if the configuration wants them.
     pub(crate) snapshots: Option<Arc<Checkpoints>>,
+    /// Where metrics are published, if they are.
+    pub(crate) publishing: Option<Arc<Publishing>>,
 }
 
 /// Counters of questions.
@@ -354,7 +357,7 @@ async fn show_status(State(app): State<App>) -> Response {
 
 async fn show_metrics(State(app): State<App>) -> Response {
     look(app, |app| {
-        let page = metrics::page(&app)?;
+        let page = metrics::gather(&app)?.render();
         let kind = [(header::CONTENT_TYPE, wirevault_telemetry::metrics::CONTENT_TYPE)];
         Ok((kind, page).into_response())
     })

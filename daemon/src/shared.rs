@@ -22,9 +22,9 @@ use wirevault_pipeline::QueueMaker;
 use wirevault_seal::random;
 use wirevault_storage::StorageError;
 
-use crate::DaemonError;
 use crate::api::SharedStatus;
 use crate::serve::first_volume;
+use crate::{DaemonError, host_name};
 
 /// Time between two beats of ours.
 const BEAT: Duration = Duration::from_secs(1);
@@ -104,8 +104,7 @@ impl Shared {
     pub(crate) fn take(self: &Arc<Self>) -> Result<Leased, DaemonError> {
         let holder = random::life_id()
             .map_err(|source| StorageError::Key { volume: self.media.describe(), source })?;
-        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let name = name.trim_end().to_owned();
+        let name = host_name();
         let key = u64::from_le_bytes(std::array::from_fn(|at| holder.0[at])).max(1);
         let guard = Guard::take(Path::new(&self.media.describe()), key)?;
         let guard = self.guard.get_or_init(|| guard);

@@ -85,6 +85,7 @@ pub(crate) fn wait(
         shared: Some(Arc::clone(shared)),
         keys: None,
         snapshots: None,
+        publishing: None,
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);

@@ -75,6 +75,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     reasons.extend(app.audit().trouble());
     let snapshots = app.facts().snapshots.as_ref().map(|snapshots| snapshots.status());
     reasons.extend(snapshots.as_ref().and_then(|snapshots| snapshots.trouble.clone()));
+    reasons.extend(app.facts().publishing.as_ref().and_then(|publishing| publishing.reason()));
     let waiting = app.holds().waiting();
     reasons.extend(waiting.why);
     reasons.extend(troubles(&lanes, &volumes));
@@ -112,6 +113,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
         key: app.facts().keys.as_deref().map(keys::status),
         snapshots,
         lost: lost_status(&pipeline.catalog().lost),
+        publish: app.facts().publishing.as_ref().map(|publishing| publishing.status()),
     })
 }
 
@@ -144,6 +146,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         key: None,
         snapshots: None,
         lost: lost_status(&catalog.lost),
+        publish: None,
     }
 }
 

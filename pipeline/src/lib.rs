@@ -51,3 +51,4 @@ pub use rounds::Rounds;
 pub use start::{LaneView, Pipeline, VolumeView};
 pub use status::{BufferTimes, LaneShared, LaneState, PolicyCounters};
 pub use tail::{Missed, TailChunk, TailHub};
+pub use writer::WriterShared;

@@ -1,4 +1,4 @@
-"""AWS on loopback, for tests: moto's KMS, and what moto lets pass although AWS refuses it.
+"""AWS on loopback, for tests: moto's KMS and CloudWatch, and what moto lets pass although AWS refuses it.
 
     python awsfake.py          prints the port that it listens on, and serves until it is killed
 
@@ -7,8 +7,9 @@ did not wrap a ciphertext, takes any credentials, and knows one account. All tha
 before moto sees a request. What AWS does is our reading of its API reference; requests come from
 the real SDK.
 
-POST /_fake/faults  [{"op", "code", "status", "count", "delay_s"}]: the next `count` calls of `op`
-                    wait `delay_s`, and end with `code` if there is one
+POST /_fake/faults  [{"op", "code", "status", "count", "delay_s", "late"}]: the next `count` calls of
+                    `op` wait `delay_s`, and end with `code` if there is one; with `late`, which only
+                    CloudWatch knows, they are done first and wait then
 GET  /_fake/calls   names of all calls since the last time this was asked
 """
 
@@ -19,7 +20,10 @@ import re
 import threading
 import time
 
-import moto.kms.models  # noqa: F401  imported here, or the first request would wait for it
+import cbor2
+import cloudwatch
+import moto.cloudwatch.responses  # noqa: F401  imported here, or the first request would wait
+import moto.kms.models  # noqa: F401
 from moto.core.exceptions import JsonRESTError
 from moto.kms.responses import KmsResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -104,19 +108,25 @@ class Aws:
 
     def __call__(self, environ, start_response):
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        path = environ["PATH_INFO"]
+        cbor = cloudwatch.operation(path)
+        operation = cbor or environ.get("HTTP_X_AMZ_TARGET", "").split(".")[-1]
 
-        def answer(status, data, headers=()):
-            data = json.dumps(data).encode()
+        def send(status, data, kind, headers=()):
             length = ("Content-Length", str(len(data)))
-            kind = ("Content-Type", "application/x-amz-json-1.1")
-            start_response(f"{status} -", [kind, length, *headers])
+            start_response(f"{status} -", [("Content-Type", kind), length, *headers])
             return [data]
 
-        def refuse(status, code, message):
-            headers = [("x-amzn-ErrorType", code)]
-            return answer(status, {"__type": code, "message": message}, headers)
+        def answer(status, data, headers=()):
+            return send(status, json.dumps(data).encode(), "application/x-amz-json-1.1", headers)
 
-        path = environ["PATH_INFO"]
+        def refuse(status, code, message):
+            error = {"__type": code, "message": message}
+            if cbor:
+                kind, headers = cloudwatch.CONTENT_TYPE, cloudwatch.HEADERS
+                return send(status, cbor2.dumps(error), kind, headers)
+            return answer(status, error, [("x-amzn-ErrorType", code)])
+
         with self.lock:
             if path == "/_fake/faults":
                 self.faults = json.loads(body or b"[]")
@@ -124,15 +134,24 @@ class Aws:
             if path == "/_fake/calls":
                 calls, self.calls = self.calls, []
                 return answer(200, calls)
-        operation = environ.get("HTTP_X_AMZ_TARGET", "").split(".")[-1]
         fault = self.fault(operation)
-        time.sleep(fault.get("delay_s", 0))
+        if not fault.get("late"):
+            time.sleep(fault.get("delay_s", 0))
         if "code" in fault:
             return refuse(fault.get("status", 400), fault["code"], "as the test wants it")
         signed = environ.get("HTTP_AUTHORIZATION", "")
         if f"Credential={ACCESS_KEY}/" not in signed:
             message = "The security token included in the request is invalid."
             return refuse(400, "UnrecognizedClientException", message)
+        if cbor or cloudwatch.SERVICE in environ.get("HTTP_X_AMZ_TARGET", ""):
+            asked = cloudwatch.request(body, environ) if cbor else json.loads(body)
+            refusal = cloudwatch.refusal(operation, asked, len(body))
+            if refusal:
+                return refuse(400, *refusal)
+        if cbor:
+            status, data = cloudwatch.ask(self.moto, operation, asked, environ)
+            time.sleep(fault.get("delay_s", 0) if fault.get("late") else 0)
+            return send(status, data, cloudwatch.CONTENT_TYPE, cloudwatch.HEADERS)
         environ["wsgi.input"] = io.BytesIO(body)
         return self.moto(environ, start_response)
 

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
+use wirevault_testkit::net::now_ns;
 
 use crate::readers::{self, missing};
 
 /// What the programs sign with; the emulator knows no other.
 const ACCESS_KEY: &str = "AKIDRECORDER";
-const REGION: &str = "eu-central-1";
+/// The region that the programs under test find in their environment.
+pub const REGION: &str = "eu-central-1";
 
 /// The emulator. Dropping it ends it.
 pub struct Aws {
@@ -79,17 +81,57 @@ impl Aws {
     }
 
     fn kms(&self, operation: &str, body: &Value) -> Value {
+        self.ask("kms", REGION, &format!("TrentService.{operation}"), body)
+    }
+
+    /// Asks CloudWatch, in the protocol that the programs under test do not speak.
+    ///
+    /// # Panics
+    /// If it refuses.
+    pub fn cloudwatch(&self, region: &str, operation: &str, body: &Value) -> Value {
+        self.ask("monitoring", region, &format!("GraniteServiceVersion20100801.{operation}"), body)
+    }
+
+    /// Sum of all values of a metric of an appliance.
+    pub fn sum(&self, appliance: &str, metric: &str) -> u64 {
+        let now_s = now_ns() / 1_000_000_000;
+        let answer = self.cloudwatch(
+            REGION,
+            "GetMetricStatistics",
+            &json!({
+                "Namespace": "Wirevault", "MetricName": metric, "Period": 60,
+                "Dimensions": [{"Name": "Appliance", "Value": appliance}],
+                "StartTime": now_s - 3 * 3600, "EndTime": now_s + 60, "Statistics": ["Sum"],
+            }),
+        );
+        let points = answer["Datapoints"].as_array().expect("data points");
+        points.iter().map(|point| point["Sum"].as_f64().expect("a sum") as u64).sum()
+    }
+
+    fn ask(&self, service: &str, region: &str, target: &str, body: &Value) -> Value {
+        let (head, answer) = self.try_ask(service, region, target, body);
+        assert!(head[8..].starts_with(" 200"), "{head}\n{answer}");
+        answer
+    }
+
+    /// The head of the answer, and what it says.
+    pub fn try_ask(
+        &self,
+        service: &str,
+        region: &str,
+        target: &str,
+        body: &Value,
+    ) -> (String, Value) {
         let signed = format!(
-            "AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20261121/{REGION}/kms/aws4_request, \
+            "AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/20261121/{region}/{service}/aws4_request, \
              SignedHeaders=host, Signature=0"
         );
-        let target = format!("TrentService.{operation}");
         let headers = [
-            ("X-Amz-Target", target.as_str()),
+            ("X-Amz-Target", target),
             ("Authorization", &signed),
             ("Content-Type", "application/x-amz-json-1.1"),
         ];
-        self.post("/", &headers, body)
+        self.exchange("/", &headers, body)
     }
 
     /// From now on calls meet these faults; see the emulator for their fields.
@@ -104,6 +146,12 @@ impl Aws {
     }
 
     fn post(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Value {
+        let (head, answer) = self.exchange(path, headers, body);
+        assert!(head[8..].starts_with(" 200"), "{head}\n{answer}");
+        answer
+    }
+
+    fn exchange(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> (String, Value) {
         let body = body.to_string();
         let mut request = format!("POST {path} HTTP/1.0\r\nHost: 127.0.0.1:{}\r\n", self.port);
         headers.iter().for_each(|(name, value)| request += &format!("{name}: {value}\r\n"));
@@ -113,8 +161,8 @@ impl Aws {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        assert!(head.starts_with("HTTP/1.") && head[8..].starts_with(" 200"), "{answer}");
-        serde_json::from_str(body).unwrap_or(Value::Null)
+        assert!(head.starts_with("HTTP/1."), "{answer}");
+        (head.to_owned(), serde_json::from_str(body).unwrap_or(Value::Null))
     }
 }
 

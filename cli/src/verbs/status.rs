@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use wirevault_daemon::api::{
     self, BufferStatus, DeviceStatus, KeyStatus, LaneStatus, LayoutStatus, LostStatus,
-    SharedStatus, SnapshotStatus, State, StatusReport, VolumeStatus,
+    PublishStatus, SharedStatus, SnapshotStatus, State, StatusReport, VolumeStatus,
 };
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -91,6 +91,14 @@ fn head(report: &StatusReport, paint: Paint) -> String {
         let text =
             format!("lost      instance store of {store}: {segments}, by checkpoint {checkpoint}");
         line(&mut head, &paint.warn(&text));
+    }
+    if let Some(publish) = &report.publish {
+        let PublishStatus { sent_periods, waiting_periods, dropped_periods, .. } = publish;
+        let newest = publish.last_sent.as_ref();
+        let newest = newest.map_or(String::new(), |last| format!(", the newest until {last}"));
+        let sent = count_text(*sent_periods, "period");
+        let rest = format!("{waiting_periods} waiting, {dropped_periods} given up");
+        line(&mut head, &format!("published {sent}{newest}; {rest}"));
     }
     line(&mut head, &format!("release   {}", report.version));
     if let Some(shared) = &report.shared {
@@ -422,6 +430,7 @@ mod tests {
             key: None,
             snapshots: None,
             lost: Vec::new(),
+            publish: None,
         }
     }
 

@@ -170,7 +170,7 @@ fn a_recorder_follows_its_rules() {
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));
     thread::spawn(move || {
         if let Err(error) =
-            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded)
+            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded.into())
         {
             eprintln!("daemon: {}", error.chain());
         }

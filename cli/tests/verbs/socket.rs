@@ -35,7 +35,7 @@ fn daemon(lab: &Lab, packets: u64, step_ns: u64) -> String {
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));
     thread::spawn(move || {
         if let Err(error) =
-            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded)
+            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded.into())
         {
             eprintln!("daemon: {}", error.chain());
         }

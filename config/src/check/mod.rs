@@ -14,7 +14,7 @@ use wirevault_format::limits::CHUNK_BYTES;
 use crate::fault::Fault;
 use crate::input::Input;
 use crate::section::{Faults, Item, Section, Value};
-use crate::settings::{Buffer, Config, Hugepages, Kms, LogLevel, Topology, WhenOut};
+use crate::settings::{Buffer, CloudWatch, Config, Hugepages, Kms, LogLevel, Topology, WhenOut};
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
 use crate::{Given, LANE_CHUNKS_MIN, LANES_MAX};
@@ -62,6 +62,7 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         segment_age: root.duration("segment_age"),
         retention: retention::rules(&root),
         audit_anchor: root.section("audit").path("anchor"),
+        cloudwatch: cloudwatch(&root.section("cloudwatch")),
         api: access::api(&root.section("api")),
         lane_cpus: cpus(&cpu_keys.list("lanes"), faults),
         topology: choice(&cpu_keys, "topology", Topology::from_name, Topology::Auto),
@@ -101,6 +102,26 @@ fn kms(section: &Section<'_>) -> Kms {
         epochs_ahead: section.number("epochs_ahead") as usize,
         when_exhausted: policy("when_exhausted"),
         when_revoked: policy("when_revoked"),
+    }
+}
+
+fn cloudwatch(section: &Section<'_>) -> CloudWatch {
+    let (namespace, period) = (section.text("namespace"), section.duration("period"));
+    if namespace.as_deref().is_some_and(|it| it.starts_with("AWS/")) {
+        let problem = "names that begin with `AWS/` are AWS's own".to_owned();
+        section.fault("namespace", problem, "name another one".to_owned());
+    }
+    if period.subsec_nanos() != 0 {
+        let problem = "it is no whole number of seconds".to_owned();
+        section.fault("period", problem, "write 60s, for example".to_owned());
+    }
+    CloudWatch {
+        publish: section.switch("publish"),
+        namespace: namespace.unwrap_or_default(),
+        appliance: section.text("appliance"),
+        period,
+        region: section.text("region"),
+        endpoint: section.text("endpoint"),
     }
 }
 

@@ -8,6 +8,7 @@ mod api;
 mod audit;
 mod buffer;
 mod capture;
+mod cloudwatch;
 mod kms;
 mod mirror_targets;
 mod pcap_over_ip;
@@ -243,6 +244,7 @@ const SECTIONS: &[&[Key]] = &[
     retention::KEYS,
     audit::KEYS,
     snapshots::KEYS,
+    cloudwatch::KEYS,
     api::KEYS,
     process::KEYS,
 ];

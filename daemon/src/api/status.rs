@@ -8,6 +8,7 @@ use super::holds::HoldsStatus;
 use super::key::KeyStatus;
 use super::lane::LaneStatus;
 use super::layout::{BufferStatus, LayoutStatus};
+use super::publish::PublishStatus;
 use super::snapshots::{LostStatus, SnapshotStatus};
 use super::volumes::VolumeStatus;
 
@@ -83,6 +84,9 @@ pub struct StatusReport {
     /// Stores that are gone with their volumes, and whose place this one took.
     #[serde(default)]
     pub lost: Vec<LostStatus>,
+    /// Metrics that are published, if any are; nothing offline.
+    #[serde(default)]
+    pub publish: Option<PublishStatus>,
 }
 
 /// A store's device that two machines have, as this one sees it.

@@ -99,6 +99,40 @@ pub(crate) const CASES: &[Case] = &[
         let Some(kms) = &runs.kms else { return };
         assert_eq!(kms.revoked["stopped"], true, "{}", kms.revoked);
     }),
+    case("cloudwatch.publish", "metrics are published, or not", |runs| {
+        let Some(cloudwatch) = &runs.cloudwatch else { return };
+        assert!(cloudwatch.plain.is_null(), "{}", cloudwatch.plain);
+        let lost = |metric: &&Value| metric["MetricName"] == "PacketsLost";
+        assert_eq!(cloudwatch.metrics.iter().filter(lost).count(), 1, "{:?}", cloudwatch.metrics);
+    }),
+    case("cloudwatch.namespace", "all metrics stand in it", |runs| {
+        let Some(cloudwatch) = &runs.cloudwatch else { return };
+        let elsewhere = |metric: &Value| metric["Namespace"] == "Elsewhere";
+        assert!(cloudwatch.metrics.iter().all(elsewhere), "{:?}", cloudwatch.metrics);
+    }),
+    case("cloudwatch.appliance", "it is a dimension of every metric", |runs| {
+        let Some(cloudwatch) = &runs.cloudwatch else { return };
+        let appliance = serde_json::json!({"Name": "Appliance", "Value": "box"});
+        let is_ours = |metric: &Value| metric["Dimensions"][0] == appliance;
+        assert!(cloudwatch.metrics.iter().all(is_ours), "{:?}", cloudwatch.metrics);
+    }),
+    case("cloudwatch.period", "a call each two seconds, not each second", |runs| {
+        let Some(cloudwatch) = &runs.cloudwatch else { return };
+        let periods: BTreeSet<_> = cloudwatch.markers_s.iter().map(|second| second / 2).collect();
+        assert!(periods.len() >= 4 && periods.len() == cloudwatch.markers_s.len());
+    }),
+    case("cloudwatch.region", "metrics arrive in it", |runs| {
+        let Some(cloudwatch) = &runs.cloudwatch else { return };
+        assert!(!cloudwatch.metrics.is_empty());
+    }),
+    case(
+        "cloudwatch.endpoint",
+        "they are sent there, though nothing else names the place",
+        |runs| {
+            let Some(cloudwatch) = &runs.cloudwatch else { return };
+            assert!(!cloudwatch.metrics.is_empty());
+        },
+    ),
     case("reserve", "what of the file systems stays free for others", |runs| {
         assert_eq!(runs.plain.status["limits"]["reserve_percent"], 10);
         assert_eq!(runs.changed.status["limits"]["reserve_percent"], 5);

@@ -5,6 +5,7 @@
 
 mod access;
 mod cases;
+mod cloudwatch;
 mod kms;
 mod policies;
 mod runs;

@@ -30,6 +30,7 @@ use wirevault_tests::recorder::{Exported, Recorder, Site, read_pcapng};
 use wirevault_tests::store::text;
 
 use crate::access::Access;
+use crate::cloudwatch::CloudWatch;
 use crate::kms::Kms;
 use crate::policies::Policies;
 use crate::sources::Sources;
@@ -87,6 +88,8 @@ pub(crate) struct Runs {
     pub(crate) access: Access,
     /// Nothing without the emulator.
     pub(crate) kms: Option<Kms>,
+    /// Nothing without the emulator.
+    pub(crate) cloudwatch: Option<CloudWatch>,
     /// The last CPU that this process may use.
     pub(crate) cpu: usize,
     pub(crate) without_store: Output,
@@ -120,6 +123,7 @@ impl Runs {
             without_moved_key,
             without_file: with(&format!("store: {store}\nreplay:\n  file: /nowhere.pcap\n")),
             kms: Kms::make(),
+            cloudwatch: CloudWatch::make(),
             plain,
             changed,
             short,

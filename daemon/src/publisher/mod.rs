@@ -1,0 +1,398 @@
+//! The publisher: metrics to a service such as CloudWatch, past outages and restarts.
+//!
+//! ```text
+//!  thread `sample`, each second ─► metrics page ─► Sampler ─► a period is over ─► spool (files)
+//!  thread `publish`: spool ─► newest first, one call each ─► MetricSink
+//! ```
+//! Two threads, because a call may take seconds and a second must not be missed. Neither holds
+//! anything that recording or answering waits for.
+//!
+//! **What is counted once.** A period is on disk before it is sent, and is sent once. If the answer
+//! is lost, or the process ends meanwhile, nobody knows whether it arrived, and the service has no
+//! way to send the same thing twice without counting it twice. So it is *in doubt*: after a while
+//! the service is asked for the period's marker, and it is sent again only if that is not there.
+//! Until then nothing else is sent, so there is one doubt at most. A process that is killed loses
+//! the growth of its unfinished period; one that ends loses nothing, and what it could not send the
+//! next one sends.
+
+mod spool;
+
+use std::io;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use wirevault_cloud::MetricOptions;
+use wirevault_config::CloudWatch;
+use wirevault_format::Cause;
+use wirevault_pipeline::{Pipeline, WriterShared};
+use wirevault_telemetry::books::Snapshot;
+use wirevault_telemetry::clock::{Clock, SECOND_NS, SystemClock};
+use wirevault_telemetry::metrics::{Counter, Gauge, MetricsPage};
+use wirevault_telemetry::publish::{Fate, MetricSink, Period, Sampler, SinkFailure};
+
+use crate::api::PublishStatus;
+use crate::server::App;
+use crate::{DaemonError, host_name, metrics};
+use spool::Spool;
+
+/// How often a page is taken.
+const SAMPLE: Duration = Duration::from_secs(1);
+/// How far back periods are kept that cannot be sent.
+const KEPT: Duration = Duration::from_secs(2 * 3600);
+/// How long a doubt rests at most before the service is asked: what it was sent it may show late.
+const DOUBT_RESTS: Duration = Duration::from_secs(60);
+/// A doubt older than this ends without an answer: the service keeps single seconds for 3 hours.
+const DOUBT_ENDS_S: u64 = 3 * 3600 - 600;
+/// Longest pause between two attempts.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// After so long the end of the recorder begins no further call.
+const LAST_ROUND: Duration = Duration::from_secs(3);
+/// So many periods late is worth a word in the status.
+const LATE: u64 = 5;
+
+/// What the configuration says of CloudWatch; nothing if no metrics are to be published.
+pub fn options(config: &CloudWatch) -> Option<MetricOptions> {
+    config.publish.then(|| MetricOptions {
+        namespace: config.namespace.clone(),
+        appliance: config.appliance.clone().unwrap_or_else(host_name),
+        region: config.region.clone(),
+        endpoint: config.endpoint.clone(),
+    })
+}
+
+/// Why metrics cannot be published by a build without a service for them.
+pub fn no_service() -> DaemonError {
+    DaemonError::Setting {
+        path: "cloudwatch.publish".to_owned(),
+        value: "true".to_owned(),
+        problem: "this build knows no service for metrics".to_owned(),
+        way_out: "build it with the feature `aws`".to_owned(),
+    }
+}
+
+/// What there is to publish with, and how it stands.
+#[derive(Debug)]
+pub(crate) struct Publishing {
+    sink: Arc<dyn MetricSink>,
+    period: Duration,
+    spool: Spool,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    sent: u64,
+    dropped: u64,
+    waiting: u64,
+    in_doubt: u64,
+    last_s: Option<u64>,
+    trouble: Option<String>,
+}
+
+impl Publishing {
+    /// Periods of this length to `sink`, by way of a folder.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub(crate) fn new(
+        sink: Arc<dyn MetricSink>,
+        period: Duration,
+        folder: &Path,
+    ) -> io::Result<Self> {
+        let periods_max = KEPT.as_secs() / period.as_secs().max(1);
+        let spool = Spool::open(folder, usize::try_from(periods_max).unwrap_or(usize::MAX))?;
+        Ok(Self { sink, period, spool, known: Mutex::default() })
+    }
+
+    /// How it stands, as the API tells it.
+    pub(crate) fn status(&self) -> PublishStatus {
+        let known = self.known();
+        PublishStatus {
+            sent_periods: known.sent,
+            waiting_periods: known.waiting,
+            in_doubt_periods: known.in_doubt,
+            dropped_periods: known.dropped,
+            last_sent: known.last_s.map(|second| (second * SECOND_NS).into()),
+            trouble: known.trouble.clone(),
+        }
+    }
+
+    /// Why the recorder is degraded, if its metrics are the reason.
+    pub(crate) fn reason(&self) -> Option<String> {
+        let known = self.known();
+        let late = known.waiting + known.in_doubt >= LATE;
+        let why = known.trouble.as_ref().filter(|_| late)?;
+        Some(format!("metrics of {} periods are not published: {why}", known.waiting))
+    }
+
+    /// Its own numbers.
+    pub(crate) fn page(&self, page: &mut MetricsPage) {
+        let known = self.known();
+        page.counter(Counter::PublishSentPeriods, &[], known.sent);
+        page.counter(Counter::PublishDroppedPeriods, &[], known.dropped);
+        let waiting = known.waiting + known.in_doubt;
+        page.gauge(Gauge::PublishWaitingPeriods, &[], waiting as f64);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what waits, newest first, until something is in the way or time is up.
+    fn round(&self, doubt: &mut Doubt, deadline: Option<Instant>) {
+        let ended = self.spool.trim().and_then(|too_old| {
+            self.known().dropped += too_old;
+            self.settle(doubt)
+        });
+        let sent = ended.and_then(|settled| if settled { self.send_all(deadline) } else { Ok(()) });
+        if let Err(error) = sent {
+            self.trouble(format!("the spool of metrics: {error}"));
+        }
+        if let Ok(spooled) = self.spool.list() {
+            let mut known = self.known();
+            known.waiting = spooled.waiting.len() as u64;
+            known.in_doubt = spooled.doubtful.len() as u64;
+        }
+    }
+
+    /// Asks for what is in doubt. Gives whether nothing is any more.
+    fn settle(&self, doubt: &mut Doubt) -> io::Result<bool> {
+        for until_s in self.spool.list()?.doubtful {
+            let now_s = SystemClock.unix_ns() / SECOND_NS;
+            if now_s.saturating_sub(until_s) > DOUBT_ENDS_S {
+                tracing::warn!("whether metrics until {until_s} arrived cannot be asked any more");
+                self.drop_one(until_s)?;
+                continue;
+            }
+            if !doubt.has_rested(until_s, self.period.min(DOUBT_RESTS)) {
+                return Ok(false);
+            }
+            match self.sink.has(until_s) {
+                Ok(true) => {
+                    self.spool.forget(until_s)?;
+                    self.arrived(until_s);
+                }
+                Ok(false) => self.spool.again(until_s)?,
+                Err(failure) => {
+                    self.trouble(failure.why);
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn send_all(&self, deadline: Option<Instant>) -> io::Result<()> {
+        while let Some(until_s) = self.spool.list()?.waiting.pop() {
+            if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+                return Ok(());
+            }
+            let period = match self.spool.begin(until_s) {
+                Ok(period) => period,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(error),
+                Err(error) => {
+                    tracing::warn!("metrics until {until_s} cannot be read, and go: {error}");
+                    self.drop_one(until_s)?;
+                    continue;
+                }
+            };
+            match self.sink.put(&period) {
+                Ok(()) => {
+                    self.spool.forget(until_s)?;
+                    self.arrived(until_s);
+                }
+                Err(SinkFailure { why, fate }) => {
+                    self.trouble(why);
+                    match fate {
+                        Fate::Refused => self.drop_one(until_s)?,
+                        Fate::NotTaken => return self.spool.again(until_s),
+                        Fate::Unknown => return Ok(()),
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn arrived(&self, until_s: u64) {
+        let mut known = self.known();
+        known.sent += 1;
+        known.last_s = known.last_s.max(Some(until_s));
+        if known.trouble.take().is_some() {
+            tracing::info!("metrics are published again");
+        }
+    }
+
+    fn drop_one(&self, until_s: u64) -> io::Result<()> {
+        self.spool.forget(until_s)?;
+        self.known().dropped += 1;
+        Ok(())
+    }
+
+    fn trouble(&self, why: String) {
+        let mut known = self.known();
+        if known.trouble.as_ref() != Some(&why) {
+            tracing::warn!("metrics are not published: {why}");
+            known.trouble = Some(why);
+        }
+    }
+}
+
+/// Since when the period is known whose arrival is in doubt.
+#[derive(Debug, Default)]
+struct Doubt {
+    of: Option<(u64, Instant)>,
+}
+
+impl Doubt {
+    fn has_rested(&mut self, until_s: u64, rest: Duration) -> bool {
+        match self.of {
+            Some((known, since)) if known == until_s => since.elapsed() >= rest,
+            _ => {
+                self.of = Some((until_s, Instant::now()));
+                false
+            }
+        }
+    }
+}
+
+/// The threads of a running recorder.
+pub(crate) struct Publisher {
+    running: Option<Running>,
+}
+
+struct Running {
+    publishing: Arc<Publishing>,
+    stop: SyncSender<()>,
+    sampling: JoinHandle<Sampler>,
+    /// Something was spooled.
+    poke: SyncSender<()>,
+    sending: JoinHandle<()>,
+}
+
+impl Publisher {
+    /// Begins; without a service there is nothing to do.
+    pub(crate) fn start(app: &App) -> Self {
+        let Some(publishing) = app.facts().publishing.clone() else {
+            return Self { running: None };
+        };
+        let (stop, stopped) = sync_channel(1);
+        let (poke, pokes) = sync_channel(1);
+        let (of_sampler, of_sender) = (Arc::clone(&publishing), Arc::clone(&publishing));
+        let (app, poke_sender) = (app.clone(), poke.clone());
+        let sampling = thread::Builder::new()
+            .name("sample".to_owned())
+            .spawn(move || sample(&app, &of_sampler, &stopped, &poke_sender));
+        let sending = thread::Builder::new()
+            .name("publish".to_owned())
+            .spawn(move || send(&of_sender, &pokes));
+        match (sampling, sending) {
+            (Ok(sampling), Ok(sending)) => {
+                Self { running: Some(Running { publishing, stop, sampling, poke, sending }) }
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                publishing.trouble(format!("there is no thread for it: {error}"));
+                Self { running: None }
+            }
+        }
+    }
+
+    /// Ends the sampling, while the pipeline can still be looked at.
+    pub(crate) fn close(self, app: &App) -> Closing {
+        let Some(running) = self.running else { return Closing { ending: None } };
+        drop(running.stop);
+        let Ok(sampler) = running.sampling.join() else {
+            running.publishing.trouble("the thread that samples has panicked".to_owned());
+            return Closing { ending: None };
+        };
+        let page = metrics::gather(app).unwrap_or_default();
+        let pipeline = app.pipeline();
+        let views = pipeline.as_deref().map_or(&[][..], Pipeline::volumes);
+        let volumes = views.iter().map(|view| Arc::clone(&view.shared)).collect();
+        let (publishing, poke, sending) = (running.publishing, running.poke, running.sending);
+        Closing { ending: Some(Ending { publishing, sampler, page, volumes, poke, sending }) }
+    }
+}
+
+/// A publisher whose last page is still to be completed.
+pub(crate) struct Closing {
+    ending: Option<Ending>,
+}
+
+struct Ending {
+    publishing: Arc<Publishing>,
+    sampler: Sampler,
+    page: MetricsPage,
+    volumes: Vec<Arc<WriterShared>>,
+    poke: SyncSender<()>,
+    sending: JoinHandle<()>,
+}
+
+impl Closing {
+    /// Publishes the last period, with the books as they were closed. What cannot be sent at once
+    /// stays on disk for the next start.
+    pub(crate) fn end(self, books: &[Snapshot]) {
+        let Some(mut ending) = self.ending else { return };
+        let now_ns = SystemClock.unix_ns();
+        for books in books {
+            ending.page.books(books, now_ns, |at| Cause::ALL.get(at).map(|cause| cause.name()));
+        }
+        for (number, volume) in ending.volumes.iter().enumerate() {
+            metrics::writer(&mut ending.page, number, volume);
+        }
+        let (page, sampler) = (&ending.page, &mut ending.sampler);
+        let before = sampler.take(page, now_ns / SECOND_NS);
+        [before, sampler.close()].into_iter().flatten().for_each(|it| ending.publishing.add(it));
+        drop(ending.poke);
+        if ending.sending.join().is_err() {
+            tracing::error!("the thread that publishes metrics has panicked");
+        }
+    }
+}
+
+impl Publishing {
+    fn add(&self, period: Period) {
+        if let Err(error) = self.spool.add(period) {
+            self.known().dropped += 1;
+            self.trouble(format!("the spool of metrics: {error}"));
+        }
+    }
+}
+
+fn sample(
+    app: &App,
+    publishing: &Publishing,
+    stopped: &Receiver<()>,
+    poke: &SyncSender<()>,
+) -> Sampler {
+    let mut sampler = Sampler::new(publishing.period.as_secs());
+    loop {
+        // Without the pipeline there are no counters; it goes only after this thread.
+        if let Ok(page) = metrics::gather(app)
+            && let Some(period) = sampler.take(&page, SystemClock.unix_ns() / SECOND_NS)
+        {
+            publishing.add(period);
+            // A sender that was poked already needs no other poke.
+            let _ = poke.try_send(());
+        }
+        if stopped.recv_timeout(SAMPLE) != Err(RecvTimeoutError::Timeout) {
+            return sampler;
+        }
+    }
+}
+
+/// Sends whenever something was spooled, and now and then what could not be sent. A last time when
+/// the recorder ends.
+fn send(publishing: &Publishing, pokes: &Receiver<()>) {
+    let mut doubt = Doubt::default();
+    let retry = publishing.period.min(RETRY_MAX);
+    loop {
+        publishing.round(&mut doubt, None);
+        if pokes.recv_timeout(retry) == Err(RecvTimeoutError::Disconnected) {
+            return publishing.round(&mut doubt, Some(Instant::now() + LAST_ROUND));
+        }
+    }
+}

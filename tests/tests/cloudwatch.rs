@@ -1,0 +1,240 @@
+//! Metrics in CloudWatch: the real daemon with the real SDK, and an emulator that refuses what AWS
+//! refuses and can lose answers.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use wirevault_testkit::net::{Namespace, Sender, now_ns, wait_for};
+use wirevault_tests::aws::{Aws, REGION};
+use wirevault_tests::recorder::{Recorder, Site, lane_count};
+
+/// A call without an answer takes 2 s, and many people may share this machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+const APPLIANCE: &str = "box";
+/// The shortest periods there are, so that a test sees many.
+const OPTIONS: &str = "    ring: 8MiB\nbuffer:\n  size: 8MiB\n\
+                       cloudwatch:\n  publish: true\n  period: 1s\n  appliance: box\n";
+const PACKETS: u64 = 100;
+/// More calls than a test makes.
+const ALWAYS: u32 = 1_000_000;
+/// What is published, and what the daemon says of it when it ends.
+const PAIRS: [(&str, &str); 4] = [
+    ("PacketsReceived", "received"),
+    ("PacketsStored", "stored"),
+    ("PacketsShed", "shed"),
+    ("PacketsLost", "dropped"),
+];
+
+/// A namespace with a veth pair, in which the emulator can be reached.
+fn namespace() -> Option<Namespace> {
+    let ns = Namespace::new()?;
+    ns.ip(&["link", "set", "lo", "up"]);
+    ns.add_veth("va", "vb");
+    Some(ns)
+}
+
+fn site(aws: &Aws) -> Site {
+    let mut site = Site::new("272MiB", 1);
+    site.set_environment(aws.environment().into());
+    site
+}
+
+/// Sends packets, and waits until so many more are stored.
+fn send(recorder: &Recorder) {
+    let before = lane_count(&recorder.status(), "stored");
+    let mut sender = Sender::on("vb");
+    let frame = [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5][..], &[0; 64]].concat();
+    (0..PACKETS).for_each(|_| sender.send(&frame));
+    wait_for("everything is stored", PATIENCE, || {
+        (lane_count(&recorder.status(), "stored") >= before + PACKETS).then_some(())
+    });
+}
+
+/// Waits until status says this of the publisher.
+fn until(recorder: &Recorder, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    wait_for(what, PATIENCE, || {
+        let publish = recorder.status()["publish"].clone();
+        is(&publish).then_some(publish)
+    })
+}
+
+/// Whether nothing is left to be sent.
+fn all_sent(publish: &Value) -> bool {
+    publish["waiting_periods"] == 0 && publish["in_doubt_periods"] == 0
+}
+
+/// What all runs that ended by themselves counted of this.
+fn counted(site: &Site, field: &str) -> u64 {
+    let log = fs::read_to_string(site.file("log")).expect("the log");
+    let ended = log.lines().filter(|line| line.contains("the lane has ended"));
+    let of = |line: &str| {
+        let (_, rest) = line.split_once(&format!("{field}="))?;
+        rest.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    ended.map(|line| of(line).unwrap_or_else(|| panic!("{field} in {line}"))).sum()
+}
+
+/// Starts recorders until one has left nothing to be sent: on a busy machine the last call of one
+/// may find no answer in time.
+fn settled(site: &Site) {
+    let spool = site.store().join("audit/publish");
+    while fs::read_dir(&spool).expect("the spool").next().is_some() {
+        let recorder = site.record("va", OPTIONS);
+        until(&recorder, "what the run before could not send", all_sent);
+        assert!(recorder.terminate().success());
+    }
+}
+
+/// Every published sum is what the runs that ended by themselves counted.
+fn sums_are_the_counters(aws: &Aws, site: &Site) {
+    for (metric, field) in PAIRS {
+        assert_eq!(aws.sum(APPLIANCE, metric), counted(site, field), "{metric}");
+    }
+}
+
+#[test]
+fn sums_are_the_counters_over_lost_answers_an_outage_and_restarts() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let site = site(&aws);
+    // CloudWatch has the first period, but its answer comes when nobody waits any more.
+    aws.set_faults(&json!([{"op": "PutMetricData", "late": true, "delay_s": 5}]));
+    let recorder = site.record("va", OPTIONS);
+    send(&recorder);
+    let received = lane_count(&recorder.status(), "received");
+    until(&recorder, "everything arrived", |publish| {
+        all_sent(publish) && aws.sum(APPLIANCE, "PacketsReceived") >= received
+    });
+    let log = recorder.log();
+    assert!(log.contains("no answer in time"), "the first answer was lost: {log}");
+    assert!(recorder.terminate().success());
+    settled(&site);
+    sums_are_the_counters(&aws, &site);
+
+    // A failure of the service leaves a doubt as well; being throttled does not.
+    let failing =
+        json!({"op": "*", "code": "InternalServiceFault", "status": 500, "count": ALWAYS});
+    aws.set_faults(&json!([
+        {"op": "PutMetricData", "code": "ThrottlingException", "count": 2}, failing,
+    ]));
+    let recorder = site.record("va", OPTIONS);
+    send(&recorder);
+    let status = wait_for("an outage that is told", PATIENCE, || {
+        let status = recorder.status();
+        status["reasons"].to_string().contains("are not published").then_some(status)
+    });
+    assert_eq!(status["state"], "degraded");
+    assert!(status["publish"]["trouble"].to_string().contains("InternalServiceFault"), "{status}");
+    assert!(recorder.terminate().success());
+    aws.set_faults(&json!([]));
+    let missing = counted(&site, "received") - aws.sum(APPLIANCE, "PacketsReceived");
+    assert!(missing >= PACKETS, "{missing} packets wait on disk");
+
+    let recorder = site.record("va", OPTIONS);
+    send(&recorder);
+    until(&recorder, "what the run before could not send", all_sent);
+    assert!(recorder.terminate().success());
+    settled(&site);
+    sums_are_the_counters(&aws, &site);
+    assert!(counted(&site, "stored") >= 3 * PACKETS);
+}
+
+#[test]
+fn a_killed_recorder_loses_its_unfinished_period_and_counts_nothing_twice() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let site = site(&aws);
+    let recorder = site.record("va", OPTIONS);
+    send(&recorder);
+    let received = lane_count(&recorder.status(), "received");
+    until(&recorder, "everything arrived", |_| aws.sum(APPLIANCE, "PacketsReceived") >= received);
+    let published = aws.sum(APPLIANCE, "PacketsReceived");
+    send(&recorder);
+    let received = lane_count(&recorder.status(), "received");
+    recorder.kill();
+
+    let recorder = site.record("va", OPTIONS);
+    send(&recorder);
+    until(&recorder, "the rest", all_sent);
+    assert!(recorder.terminate().success());
+    settled(&site);
+    let since = counted(&site, "received");
+    let sum = aws.sum(APPLIANCE, "PacketsReceived");
+    assert!(sum >= published + since, "{sum} of at least {published} + {since}");
+    // What came between the status and the end is a handful of the kernel's own packets.
+    assert!(sum <= received + since + PACKETS / 2, "{sum} of at most {received} + {since}");
+}
+
+#[test]
+fn what_is_refused_goes_and_what_is_denied_waits() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let site = site(&aws);
+    let invalid = json!({"op": "PutMetricData", "code": "InvalidParameterValue", "count": 1});
+    let denied = json!({"op": "PutMetricData", "code": "AccessDenied", "status": 403, "count": 3});
+    aws.set_faults(&json!([invalid, denied]));
+    let recorder = site.record("va", OPTIONS);
+    until(&recorder, "one refused, others sent", |publish| {
+        publish["dropped_periods"] == 1 && publish["sent_periods"].as_u64() > Some(2)
+    });
+    let metrics = recorder.get("/v1/metrics").expect("metrics");
+    assert!(metrics.contains("wirevault_publish_dropped_periods_total 1\n"), "{metrics}");
+    until(&recorder, "the rest", |publish| all_sent(publish) && publish["trouble"].is_null());
+    let shown = String::from_utf8(recorder.ask("status", &[]).stdout).expect("text");
+    assert!(shown.contains("published") && shown.contains("1 given up"), "{shown}");
+
+    // A call for each period, and one for each that was refused or denied.
+    aws.calls();
+    let before = until(&recorder, "a start", all_sent)["sent_periods"].as_u64().expect("a count");
+    let sent = until(&recorder, "three more", |publish| {
+        publish["sent_periods"].as_u64() >= Some(before + 3)
+    });
+    let sent = sent["sent_periods"].as_u64().expect("a count") - before;
+    let calls = aws.calls();
+    let of = |name: &str| calls.iter().filter(|call| *call == name).count() as u64;
+    let (puts, asked) = (of("PutMetricData"), of("GetMetricStatistics"));
+    // A busy machine may lose answers; each is asked about.
+    assert!((sent..=sent + 2 + asked).contains(&puts), "{puts} calls for {sent} periods");
+    assert!(aws.sum(APPLIANCE, "PeriodsDropped") <= 1);
+}
+
+/// The emulator's refusals are our reading of AWS; they must at least refuse.
+#[test]
+fn the_emulator_refuses_what_aws_refuses() {
+    let Some(aws) = Aws::start() else { return };
+    let now_s = now_ns() / 1_000_000_000;
+    let datum = |more: Value| {
+        let mut datum = json!({"MetricName": "M", "Timestamp": now_s});
+        let more = more.as_object().expect("an object").clone();
+        datum.as_object_mut().expect("an object").extend(more);
+        datum
+    };
+    let put = |namespace: &str, data: Vec<Value>| {
+        let body = json!({"Namespace": namespace, "MetricData": data});
+        let target = "GraniteServiceVersion20100801.PutMetricData";
+        let (head, answer) = aws.try_ask("monitoring", REGION, target, &body);
+        (!head[8..].starts_with(" 200")).then(|| answer["__type"].as_str().map(ToOwned::to_owned))
+    };
+    let one = || datum(json!({"Value": 1.0}));
+    assert_eq!(put("Mine", vec![one(); 1000]), None);
+    let invalid = Some(Some("InvalidParameterValue".to_owned()));
+    assert_eq!(put("Mine", vec![one(); 1001]), invalid);
+    assert_eq!(put("AWS/EC2", vec![one()]), invalid);
+    let set = json!({"SampleCount": 0.0, "Sum": 0.0, "Minimum": 0.0, "Maximum": 0.0});
+    for wrong in [
+        json!({"Values": vec![1.0; 151]}),
+        json!({"Values": [1.0, 2.0], "Counts": [1.0]}),
+        json!({"Value": 1.0, "Timestamp": now_s - 15 * 86_400}),
+        json!({"Value": 1.0, "Timestamp": now_s + 3 * 3600}),
+        json!({"Value": 1.0, "Unit": "Packets"}),
+        json!({"Value": 1.0, "StorageResolution": 10}),
+        json!({"Value": 1e300}),
+        json!({"Value": 1.0, "Dimensions": [{"Name": "Appliance", "Value": ""}]}),
+        json!({"StatisticValues": set}),
+    ] {
+        assert_eq!(put("Mine", vec![datum(wrong.clone())]), invalid, "{wrong}");
+    }
+    let together = Some(Some("InvalidParameterCombination".to_owned()));
+    assert_eq!(put("Mine", vec![datum(json!({"Value": 1.0, "Values": [1.0]}))]), together);
+}

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use crate::{Lock, Media, MediaError, MediaFile, OpenMode, VOLUME_FILE, check_name};
+use crate::{Lock, Media, MediaError, MediaFile, OpenMode, VOLUME_FILE, check_name, fenced};
 
 /// Mode of the directory: captures are for their owner only.
 const DIR_MODE: u32 = 0o700;
@@ -233,6 +233,18 @@ pub(crate) fn in_words(source: io::Error, action: &'static str, path: &Path) -> 
     io::Error::new(source.kind(), FileError { action, path: path.to_owned(), source })
 }
 
+/// Whether a failed write tells of its place on the device, and not of the device or the system.
+/// These are what Linux makes of a device's answers about blocks (`BLK_STS_*`, block/blk-core.c);
+/// what a driver of our own hears has no number of the system's.
+pub fn is_of_place(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<FileError>());
+    let error = inner.map_or(error, |inner| &inner.source);
+    match error.raw_os_error() {
+        Some(number) => [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EREMOTEIO].contains(&number),
+        None => error.kind() == io::ErrorKind::Other && fenced(error).is_none(),
+    }
+}
+
 /// Process that holds a `flock` on this file, out of /proc/locks (see proc_locks(5)).
 ///
 /// Lines read `1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`: pid, then device (major:minor,
@@ -354,5 +366,22 @@ mod tests {
         assert_eq!(holder_in(text, "fe:00:88"), Some(33));
         assert_eq!(holder_in(text, "fe:00:99"), None, "pid of another namespace");
         assert_eq!(holder_in(text, "fe:00:1"), None);
+    }
+
+    #[test]
+    fn a_device_that_is_gone_or_full_says_nothing_of_a_place() {
+        let of_place = |number: i32| {
+            let error = io::Error::from_raw_os_error(number);
+            let told = is_of_place(&error);
+            assert_eq!(is_of_place(&in_words(error, "write", Path::new("/dev/x"))), told);
+            told
+        };
+        assert!(
+            [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EREMOTEIO].into_iter().all(of_place)
+        );
+        let others = [libc::ENXIO, libc::ENODEV, libc::ENOSPC, libc::EROFS, libc::ETIMEDOUT];
+        assert!(!others.into_iter().any(of_place));
+        assert!(is_of_place(&io::Error::other("write fault")));
+        assert!(!is_of_place(&io::Error::from(io::ErrorKind::StorageFull)));
     }
 }

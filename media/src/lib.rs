@@ -39,7 +39,7 @@ use std::sync::Arc;
 
 pub use block::BlockMedia;
 pub use block::lease::{Claim, Fenced, Lease, LeaseRecord, LeaseState, Role, fenced};
-pub use dir::DirMedia;
+pub use dir::{DirMedia, is_of_place};
 pub use error::MediaError;
 pub use sim::{Fault, SimFile, SimMedia, Survival, Trigger};
 

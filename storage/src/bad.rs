@@ -15,11 +15,10 @@
 //! A device has spare blocks for bad ones, so places that stay bad say that they are used up, and
 //! more will follow: [`Verdict`].
 
-use std::io;
 use std::ops::Range;
 
 use wirevault_format::limits::CHUNK_BYTES;
-use wirevault_media::{Media, OpenMode, fenced};
+use wirevault_media::{Media, OpenMode, is_of_place};
 
 use crate::StorageError;
 use crate::store::OpenSegment;
@@ -63,20 +62,6 @@ impl Verdict {
             () if WORN.is_used_up(bad, places) => Self::Worn,
             () => Self::Sound,
         }
-    }
-}
-
-/// Whether a failed write tells of its place, and not of the device or the system. These are what
-/// Linux makes of a device's answers about blocks; what queues of our own hear has no number of the
-/// system's (`BLK_STS_*`, block/blk-core.c).
-pub(crate) fn is_of_place(error: &io::Error) -> bool {
-    const EIO: i32 = 5;
-    const ENODATA: i32 = 61;
-    const EILSEQ: i32 = 84;
-    const EREMOTEIO: i32 = 121;
-    match error.raw_os_error() {
-        Some(number) => [EIO, ENODATA, EILSEQ, EREMOTEIO].contains(&number),
-        None => error.kind() == io::ErrorKind::Other && fenced(error).is_none(),
     }
 }
 
@@ -135,15 +120,5 @@ mod tests {
         assert_eq!(verdicts(6, [0, 1, 2, 4]), [Sound, Sound, Worn, Spent]);
         assert_eq!(verdicts(7000, [0, 139, 140, 700]), [Sound, Sound, Worn, Spent]);
         assert_eq!(Verdict::of(0, 0), Sound);
-    }
-
-    #[test]
-    fn a_device_that_is_gone_or_full_says_nothing_of_a_place() {
-        let of_place = |number| is_of_place(&io::Error::from_raw_os_error(number));
-        assert!([5, 61, 84, 121].into_iter().all(of_place));
-        // ENXIO, ENODEV, ENOSPC, EROFS, ETIMEDOUT.
-        assert!(![6, 19, 28, 30, 110].into_iter().any(of_place));
-        assert!(is_of_place(&io::Error::other("write fault")));
-        assert!(!is_of_place(&io::Error::from(io::ErrorKind::StorageFull)));
     }
 }

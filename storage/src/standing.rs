@@ -98,7 +98,7 @@ impl SharedVolume {
     /// comes up between a plan and its doing, before the volume is locked.
     pub(crate) fn tell(&self, witness: &Witness, going: &[SegmentEntry]) {
         let mut told = lock(&self.told);
-        going.iter().filter(|entry| told.insert(entry.life)).for_each(|entry| witness(entry));
+        going.iter().filter(|entry| told.insert(entry.life)).for_each(witness);
     }
 
     /// They are gone.

@@ -113,7 +113,7 @@ fn record(
     let started_ns = clock.unix_ns();
     let first = first_volume(config);
     // Declared before whatever uses the devices, so that it is dropped behind them.
-    let mut own = OwnDevices::new(&config.vfio, first);
+    let own = OwnDevices::new(&config.vfio, first);
     if leased.is_some() {
         own.leave(first, "two machines have the device");
     }
@@ -192,7 +192,9 @@ fn record(
     let (rules, holds) = (Rules::new(&config.retention), Holds::open(audit.folder())?);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
     let publishing = publishing(config, services, audit.folder())?;
-    let facts = Facts { started_ns, recovery, notes, shared, keys, snapshots, publishing };
+    let successors = Some(own.successors());
+    let facts =
+        Facts { started_ns, recovery, notes, shared, keys, snapshots, publishing, successors };
     let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
     let keeper = Keeper::start(&app);
     let tending = Tending::start(&app);

@@ -34,6 +34,7 @@ use crate::publisher::Publishing;
 use crate::shared::Shared;
 use crate::snapshots::{self, Checkpoints};
 use crate::standby::Stored;
+use crate::vfio::Successors;
 use crate::{DaemonError, keys, lifecycle, metrics, openapi, status, tail, volumes};
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
@@ -86,6 +87,8 @@ pub(crate) struct Facts {
     pub(crate) snapshots: Option<Arc<Checkpoints>>,
     /// Where metrics are published, if they are.
     pub(crate) publishing: Option<Arc<Publishing>>,
+    /// Opens volumes that take the place of others, where this machine writes any.
+    pub(crate) successors: Option<Successors>,
 }
 
 /// Counters of questions.

@@ -86,6 +86,7 @@ pub(crate) fn wait(
         keys: None,
         snapshots: None,
         publishing: None,
+        successors: None,
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);

@@ -8,15 +8,16 @@
 //! why.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use wirevault_buffer::Arena;
 use wirevault_media::notes::NOTES;
 use wirevault_media::{BlockMedia, Media, MediaError, open_volume};
 use wirevault_nvme::device::{self, Roots};
 use wirevault_nvme::vfio::{Binder, Controller, ControllerOptions, Taken, VfioBus, VfioVolume};
-use wirevault_nvme::{Device, NvmeError, QueueOptions, open_best, open_instead, open_vfio};
+use wirevault_nvme::{Device, NvmeError, Queue, QueueOptions, open_best, open_instead, open_vfio};
 use wirevault_pipeline::QueueMaker;
 use wirevault_storage::StoreStatus;
 
@@ -33,6 +34,14 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The volumes that are to be driven from here. Dropping it hands their devices back, once nobody
 /// uses them any more.
 pub(crate) struct OwnDevices {
+    shared: Successors,
+}
+
+/// The same for those that open a volume in the place of another. Does not keep devices.
+#[derive(Clone)]
+pub(crate) struct Successors(Arc<Mutex<State>>);
+
+struct State {
     binder: Binder,
     wanted: Vec<PathBuf>,
     own: Vec<Own>,
@@ -83,18 +92,131 @@ impl OwnDevices {
             }
             Err(error) => tracing::error!("what a crash left stays as it is: {error}"),
         }
-        Self { binder, wanted: wanted.to_vec(), own: Vec::new(), refused: Vec::new() }
+        let (wanted, own, refused) = (wanted.to_vec(), Vec::new(), Vec::new());
+        let state = State { binder, wanted, own, refused };
+        Self { shared: Successors(Arc::new(Mutex::new(state))) }
     }
 
     /// Opens a volume, past the kernel if that is wanted of it and can be had.
     ///
     /// # Errors
     /// As [`open_volume`]; somebody writes the volume.
-    pub(crate) fn open(&mut self, path: &Path) -> Result<Arc<dyn Media>, MediaError> {
-        if !self.wanted.iter().any(|wanted| is_same(wanted, path)) {
+    pub(crate) fn open(&self, path: &Path) -> Result<Arc<dyn Media>, MediaError> {
+        self.shared.state().open(path, false)
+    }
+
+    /// Leaves a volume to the kernel, if it was wanted from here.
+    pub(crate) fn leave(&self, path: &Path, why: &str) {
+        let mut state = self.shared.state();
+        if state.is_wanted(path) {
+            state.refused.push((path.display().to_string(), why.to_owned()));
+        }
+    }
+
+    /// For volumes that take the place of those that were opened here.
+    pub(crate) fn successors(&self) -> Successors {
+        self.shared.clone()
+    }
+
+    /// Makes the queues of a store whose volumes were opened here.
+    pub(crate) fn queues(&self, store: &StoreStatus) -> QueueMaker {
+        let state = self.shared.state();
+        let own = |name: &str| state.own.iter().find(|own| own.name == name);
+        let refused = |name: &str| state.refused.iter().find(|(refused, _)| refused == name);
+        let volumes: Vec<_> = store
+            .volumes
+            .iter()
+            .map(|it| match (own(&it.path), refused(&it.path)) {
+                (Some(own), _) => Driver::Own(Weak::clone(&own.controller)),
+                (None, Some((_, why))) => Driver::Instead(why.clone()),
+                (None, None) => Driver::Kernel,
+            })
+            .collect();
+        let (options, successors) = (QueueOptions::default(), self.successors());
+        Arc::new(move |volume, arena| match volumes.get(volume) {
+            Some(Driver::Own(controller)) => match controller.upgrade() {
+                Some(controller) => successors.open_vfio(arena, &controller),
+                None => open_best(&options, arena),
+            },
+            Some(Driver::Instead(why)) => open_instead(&options, arena, why),
+            Some(Driver::Kernel) | None => open_best(&options, arena),
+        })
+    }
+
+    /// Whom to ask for the health of each volume's device.
+    pub(crate) fn below(&self, store: &StoreStatus) -> Vec<Below> {
+        let state = self.shared.state();
+        let below = |path: &String| match state.own.iter().find(|own| own.name == *path) {
+            Some(own) => Below::Own(Box::new(own.device.clone()), Weak::clone(&own.controller)),
+            None => Below::Kernel(PathBuf::from(path)),
+        };
+        store.volumes.iter().map(|volume| below(&volume.path)).collect()
+    }
+
+    /// Paths that are wanted and belong to no volume of the store.
+    pub(crate) fn strangers(&self, store: &StoreStatus) -> Vec<(usize, PathBuf)> {
+        let known =
+            |path: &Path| store.volumes.iter().any(|volume| is_same(path, Path::new(&volume.path)));
+        let wanted = self.shared.state().wanted.clone().into_iter().enumerate();
+        wanted.filter(|(_, path)| !known(path)).collect()
+    }
+}
+
+impl Successors {
+    /// Opens an empty device, or a directory, for a new volume in the place of the one at `was`: past
+    /// the kernel if that one was to be driven so.
+    ///
+    /// # Errors
+    /// As [`OwnDevices::open`].
+    pub(crate) fn open(&self, was: &str, path: &Path) -> Result<Arc<dyn Media>, MediaError> {
+        let mut state = self.state();
+        if state.is_wanted(Path::new(was)) && !state.is_wanted(path) {
+            state.wanted.push(path.to_owned());
+        }
+        state.open(path, true)
+    }
+
+    /// A queue on a controller of ours, which goes over to the back end of a successor.
+    fn open_vfio(
+        &self,
+        arena: &Arena,
+        controller: &Arc<Controller<VfioBus>>,
+    ) -> Result<Box<dyn Queue>, NvmeError> {
+        let (next, memory) = (self.clone(), arena.clone());
+        let successor = Box::new(move |node: &Path| next.queue(&memory, node));
+        open_vfio(&QueueOptions::default(), arena, controller, successor)
+    }
+
+    /// A queue for files on this device.
+    fn queue(&self, arena: &Arena, node: &Path) -> Result<Box<dyn Queue>, NvmeError> {
+        let controller = {
+            let state = self.state();
+            let own = state.own.iter().filter_map(|own| own.controller.upgrade());
+            own.into_iter().find(|controller| controller.path() == node)
+        };
+        match controller {
+            Some(controller) => self.open_vfio(arena, &controller),
+            None => open_best(&QueueOptions::default(), arena),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whoever held it left it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_wanted(&self, path: &Path) -> bool {
+        self.wanted.iter().any(|wanted| is_same(wanted, path))
+    }
+
+    /// `fresh`: it is to become a volume, so nothing may stand on it.
+    fn open(&mut self, path: &Path, fresh: bool) -> Result<Arc<dyn Media>, MediaError> {
+        if !self.is_wanted(path) {
             return open_volume(path);
         }
-        match self.take(path) {
+        match self.take(path, fresh) {
             Ok(media) => Ok(media),
             Err(NotTaken::Volume(error)) => Err(error),
             Err(NotTaken::Refused(why)) => {
@@ -106,62 +228,19 @@ impl OwnDevices {
         }
     }
 
-    /// Leaves a volume to the kernel, if it was wanted from here.
-    pub(crate) fn leave(&mut self, path: &Path, why: &str) {
-        if self.wanted.iter().any(|wanted| is_same(wanted, path)) {
-            self.refused.push((path.display().to_string(), why.to_owned()));
-        }
-    }
-
-    /// Makes the queues of a store whose volumes were opened here.
-    pub(crate) fn queues(&self, store: &StoreStatus) -> QueueMaker {
-        let own = |name: &str| self.own.iter().find(|own| own.name == name);
-        let refused = |name: &str| self.refused.iter().find(|(refused, _)| refused == name);
-        let volumes: Vec<_> = store
-            .volumes
-            .iter()
-            .map(|it| match (own(&it.path), refused(&it.path)) {
-                (Some(own), _) => Driver::Own(Weak::clone(&own.controller)),
-                (None, Some((_, why))) => Driver::Instead(why.clone()),
-                (None, None) => Driver::Kernel,
-            })
-            .collect();
-        let options = QueueOptions::default();
-        Arc::new(move |volume, arena| match volumes.get(volume) {
-            Some(Driver::Own(controller)) => match controller.upgrade() {
-                Some(controller) => open_vfio(&options, arena, &controller),
-                None => open_best(&options, arena),
-            },
-            Some(Driver::Instead(why)) => open_instead(&options, arena, why),
-            Some(Driver::Kernel) | None => open_best(&options, arena),
-        })
-    }
-
-    /// Whom to ask for the health of each volume's device.
-    pub(crate) fn below(&self, store: &StoreStatus) -> Vec<Below> {
-        let below = |path: &String| match self.own.iter().find(|own| own.name == *path) {
-            Some(own) => Below::Own(Box::new(own.device.clone()), Weak::clone(&own.controller)),
-            None => Below::Kernel(PathBuf::from(path)),
-        };
-        store.volumes.iter().map(|volume| below(&volume.path)).collect()
-    }
-
-    /// Paths that are wanted and belong to no volume of the store.
-    pub(crate) fn strangers(&self, store: &StoreStatus) -> Vec<(usize, PathBuf)> {
-        let known =
-            |path: &Path| store.volumes.iter().any(|volume| is_same(path, Path::new(&volume.path)));
-        let wanted = self.wanted.iter().cloned().enumerate();
-        wanted.filter(|(_, path)| !known(path)).collect()
-    }
-
-    fn take(&mut self, path: &Path) -> Result<Arc<dyn Media>, NotTaken> {
+    fn take(&mut self, path: &Path, fresh: bool) -> Result<Arc<dyn Media>, NotTaken> {
         if !path.exists() {
             return Ok(open_volume(path)?);
         }
         let device = device::of_path(&Roots::default(), path)?;
         let kernel = BlockMedia::open(path)?;
-        if kernel.label().is_none() {
-            return Err(NotTaken::Refused("it is not laid out as a volume".to_owned()));
+        let is_as_expected = match fresh {
+            true => kernel.label().is_none() && matches!(kernel.foreign(), Ok(None)),
+            false => kernel.label().is_some(),
+        };
+        if !is_as_expected {
+            let why = if fresh { "it is not empty" } else { "it is not laid out as a volume" };
+            return Err(NotTaken::Refused(why.to_owned()));
         }
         // Whoever holds it, or has it mounted, goes before us.
         drop(kernel.lock()?);
@@ -218,7 +297,8 @@ fn start(
 
 impl Drop for OwnDevices {
     fn drop(&mut self) {
-        for own in self.own.drain(..) {
+        let State { binder, own, .. } = &mut *self.shared.state();
+        for own in own.drain(..) {
             let Own { name, taken, controller, .. } = own;
             let since = Instant::now();
             while controller.strong_count() > 0 && since.elapsed() < LET_GO_MAX {
@@ -232,7 +312,7 @@ impl Drop for OwnDevices {
                 );
                 continue;
             }
-            give_back(&self.binder, taken);
+            give_back(binder, taken);
         }
     }
 }

@@ -7,7 +7,6 @@ use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::post;
 use wirevault_lifecycle::audit::Who;
-use wirevault_media::open_volume;
 
 use crate::access::Asker;
 use crate::answers::STOPPED;
@@ -38,7 +37,8 @@ fn carry_out(app: &App, who: &Who, body: &ReplaceBody) -> Result<Replaced, Strin
     let known = store.status().volumes.into_iter().nth(usize::from(*volume));
     let was = known.ok_or_else(|| format!("there is no volume {volume}"))?.path;
     refuse_with_log(&was, app.audit().folder())?;
-    let media = open_volume(Path::new(path)).map_err(|error| error.to_string())?;
+    let successors = app.facts().successors.as_ref().ok_or(STOPPED)?;
+    let media = successors.open(&was, Path::new(path)).map_err(|error| error.to_string())?;
     let replaced = Replaced { volume: *volume, was, path: path.clone() };
     app.audit().will_replace(who, &replaced).map_err(|error| error.to_string())?;
     let done = store.replace_volume(usize::from(*volume), media, path);

@@ -81,7 +81,7 @@ pub use error::{NvmeError, Refused, is_poisoned};
 pub use health::Health;
 pub use leased::LeasedQueue;
 pub use null::NullQueue;
-pub use open::{open_best, open_instead, open_vfio};
+pub use open::{Successor, open_best, open_instead, open_vfio};
 pub use options::{Backend, QueueOptions, QueueReport};
 pub use passthrough::PassthroughQueue;
 pub use reserve::Reservation;

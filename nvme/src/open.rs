@@ -56,18 +56,26 @@ pub fn open_instead(
     Ok(Box::new(BestQueue::new(inner, *options, arena, false, Some(reason))))
 }
 
+/// Makes the back end for another device, by the name that files give it
+/// ([`Extent::device`](wirevault_media::Extent::device)).
+pub type Successor = Box<dyn Fn(&Path) -> Result<Box<dyn Queue>, NvmeError> + Send>;
+
 /// Opens a queue pair on a controller that was taken from the kernel, and maps the arena for it.
-/// The queue keeps track of [ages](Queue::oldest).
+/// Once nothing of that device is attached, a file of another one has `successor` make the queue for
+/// that. The queue keeps track of [ages](Queue::oldest).
 ///
 /// Errors: options beyond limits; the arena cannot be mapped; the device has no queue left.
 pub fn open_vfio<B: Bus + 'static>(
     options: &QueueOptions,
     arena: &Arena,
     controller: &Arc<Controller<B>>,
+    successor: Successor,
 ) -> Result<Box<dyn Queue>, NvmeError> {
     controller.map_arena(arena)?;
     let inner = Box::new(VfioQueue::new(controller, options)?);
-    Ok(Box::new(BestQueue::new(inner, *options, arena, false, None)))
+    let mut queue = BestQueue::new(inner, *options, arena, false, None);
+    queue.successor = Some(successor);
+    Ok(Box::new(queue))
 }
 
 fn fall_back(
@@ -86,6 +94,8 @@ struct BestQueue {
     arena: Arena,
     /// No file was attached so far, so that another back end can still be taken.
     may_go_over: bool,
+    /// For a device that takes the place of the one at hand.
+    successor: Option<Successor>,
     /// Files that are attached.
     attached: usize,
     why_not: Option<String>,
@@ -101,8 +111,8 @@ impl BestQueue {
         why_not: Option<String>,
     ) -> Self {
         let ages = Ages::new(inner.depth());
-        let (arena, attached) = (arena.clone(), 0);
-        Self { inner, options, arena, may_go_over, attached, why_not, ages }
+        let (arena, successor, attached) = (arena.clone(), None, 0);
+        Self { inner, options, arena, may_go_over, successor, attached, why_not, ages }
     }
 
     /// Takes a queue of NVMe commands if that is possible.
@@ -116,6 +126,32 @@ impl BestQueue {
                 self.why_not = None;
             }
             Err(error) => self.why_not = Some(format!("no NVMe commands: {error}")),
+        }
+    }
+
+    /// Goes over to a device that has taken the place of the one at hand; `other`: it is known to be
+    /// another one. Whether there is a queue for it.
+    fn follow(&mut self, node: &Path, other: bool) -> bool {
+        let Some(successor) = &self.successor else {
+            let commands = self.inner.name() == crate::passthrough::NAME;
+            if commands {
+                self.go_over(node);
+            }
+            return commands;
+        };
+        if !other {
+            return false;
+        }
+        match successor(node) {
+            Ok(queue) => {
+                self.inner = queue;
+                self.why_not = None;
+                true
+            }
+            Err(error) => {
+                self.why_not = Some(error.to_string());
+                false
+            }
         }
     }
 }
@@ -143,13 +179,12 @@ impl Queue for BestQueue {
         }
         let mut slot = self.inner.attach(file);
         // Commands go to the device that was there first. One that was away is another one.
-        if slot.is_err()
+        if let Err(error) = &slot
             && self.attached == 0
             && self.inner.in_flight() == 0
-            && self.inner.name() == crate::passthrough::NAME
             && let Some(extent) = file.extent()
+            && self.follow(&extent.device, matches!(error, NvmeError::WrongFile { .. }))
         {
-            self.go_over(&extent.device);
             slot = self.inner.attach(file);
         }
         self.attached += usize::from(slot.is_ok());

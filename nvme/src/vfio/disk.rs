@@ -30,6 +30,13 @@ pub(super) fn device_path<B: Bus>(controller: &Controller<B>) -> PathBuf {
     device.join(format!("ns{}", controller.facts().namespace_id))
 }
 
+impl<B: Bus> Controller<B> {
+    /// The name for [`Extent::device`](wirevault_media::Extent::device) of files on its namespace.
+    pub fn path(&self) -> PathBuf {
+        device_path(self)
+    }
+}
+
 /// One command of a call.
 enum Step {
     Read,

@@ -278,7 +278,6 @@ impl<B: Bus> Queue for VfioQueue<B> {
     }
 
     fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
-        self.usable()?;
         let wrong =
             |reason| NvmeError::WrongFile { backend: NAME, file: file.name().to_owned(), reason };
         let extent = file.extent().ok_or_else(|| {
@@ -288,6 +287,7 @@ impl<B: Bus> Queue for VfioQueue<B> {
         if extent.device != device_path(controller.as_ref()) {
             return Err(wrong("it lies on another device"));
         }
+        self.usable()?;
         let end = extent.start.checked_add(extent.bytes);
         if end.is_none_or(|end| end > controller.facts().bytes()) {
             return Err(wrong("it reaches beyond the end of the device"));

@@ -1,9 +1,11 @@
 //! The recorder on devices that it drives itself: taken at the start, taken again after a kill,
 //! handed back at the end; and left to the kernel where there is no way to take them.
 
-use wirevault_tests::vm::{Kind, Vm};
+use wirevault_tests::vm::{Fault, Kind, NvmeOptions, Vm};
 
-use crate::recorder::{RUN, by_id, numbers, send, site_on, start, status, wait_until_durable};
+use crate::recorder::{
+    DEVICE_BYTES, RUN, by_id, numbers, send, site_on, start, status, wait_until_durable,
+};
 
 /// Packets a second: beside the sender and the recorder, the emulated IOMMU takes its time.
 const RATE: u64 = 1000;
@@ -105,6 +107,37 @@ fn a_device_that_a_killed_recorder_had_can_be_released() {
     assert!(said.contains("the kernel drives 0000:"), "{said}");
     vm.wait_for("the kernel's device", &format!("[ -b {device} ]"));
     assert_eq!(numbers(&mut vm, &format!("--store {device}"), RUN), (vec![(0, 499)], 0));
+    vm.finish();
+}
+
+/// The new one is driven as the old one was, from the first of its segments on.
+#[test]
+fn a_device_past_the_kernel_is_replaced_by_one_past_the_kernel() {
+    let (mut vm, disks) = site_on(Kind::Iommu, &["OLD", "OTHER"]);
+    keep_links(&mut vm);
+    configure(&mut vm, &format!("vfio: {}", by_id("OLD")));
+    let pid = start(&mut vm);
+    send(&mut vm, RUN, 500, RATE);
+    wait_until_durable(&mut vm, 500);
+    vm.fail(&disks[0], Fault::Writes);
+    vm.add_nvme(&NvmeOptions::new("NEW", DEVICE_BYTES));
+    let new = by_id("NEW");
+    vm.ok(&format!("wirevault volume replace 0 {new} --socket /tmp/socket --yes"));
+    vm.fail(&disks[1], Fault::Writes);
+    send(&mut vm, RUN + 1, 1000, RATE);
+    wait_until_durable(&mut vm, 1500);
+    let volume = status(&mut vm)["volumes"][0].clone();
+    assert_eq!((&volume["path"], &volume["backend"]), (&new.clone().into(), &"vfio".into()));
+    assert_eq!(volume["why_not"], serde_json::json!([]), "{volume}");
+    let question = "--socket /tmp/socket";
+    assert_eq!(numbers(&mut vm, question, RUN + 1), (vec![(0, 999)], 0));
+    vm.heal(&disks[1]);
+    vm.ok(&format!("kill {pid}"));
+    wait_for_end(&mut vm, pid);
+    // The link may lead to the name that the other device got back.
+    let serial = "read -r s </sys/block/${b##*/}/device/serial && [ $s = NEW ]";
+    vm.wait_for("the kernel's device", &format!("b=$(readlink -f {new}) && [ -b $b ] && {serial}"));
+    assert_eq!(numbers(&mut vm, &format!("--store {new}"), RUN + 1), (vec![(0, 999)], 0));
     vm.finish();
 }
 

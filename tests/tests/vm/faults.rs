@@ -77,7 +77,8 @@ fn wait_until_in_use(vm: &mut Vm, volume: usize) {
 fn all_is_found(vm: &mut Vm, sender: u32) {
     vm.wait_for("the sender", &format!("! [ -d /proc/{sender} ]"));
     wait_until_durable(vm, FIRST + PACKETS);
-    assert_eq!(numbers(vm, "--socket /tmp/socket", RUN), (vec![(0, PACKETS - 1)], 0));
+    let found = numbers(vm, "--socket /tmp/socket", RUN);
+    assert_eq!(found, (vec![(0, PACKETS - 1)], 0), "{}", vm.ok("cat /tmp/said"));
 }
 
 fn is_complete(vm: &mut Vm) -> bool {
@@ -156,7 +157,36 @@ fn a_bad_sector_costs_no_packet() {
     assert!(is_complete(&mut vm));
     let volume = status(&mut vm)["volumes"][number].clone();
     assert_ne!(volume["failed_chunks"], 0, "the sector was met: {volume}");
+    // The place is marked when its segment closes, and it is told whoever looks at the device.
+    wait_for("the place to be marked", patience(), || {
+        (status(&mut vm)["volumes"][number]["bad_places"] == 1).then_some(())
+    });
+    let listed = vm.ok("wirevault volume list");
+    assert_eq!(listed.matches(", 1 bad place").count(), 1, "{listed}");
     vm.heal(&disks[number]);
+    vm.finish();
+}
+
+/// A device that went read-only, as those do whose spare blocks are used up: nothing is written
+/// there any more, and all of it is read, until it is pulled.
+#[test]
+fn a_device_that_goes_read_only_is_still_read() {
+    /// Of the critical warnings: the medium is in read-only mode.
+    const READ_ONLY: u8 = 8;
+    let (mut vm, disks, sender) = loaded(&["FROZEN-A", "FROZEN-B"]);
+    let frozen = busy(&mut vm);
+    vm.warn(&disks[frozen], READ_ONLY);
+    vm.fail(&disks[frozen], Fault::Writes);
+    let before = stored(&mut vm);
+    wait_until_durable(&mut vm, before + BEYOND);
+    all_is_found(&mut vm, sender);
+    assert!(is_complete(&mut vm));
+    let report = status(&mut vm);
+    assert_eq!(report["state"], "degraded", "{report}");
+    assert_ne!(report["volumes"][frozen]["state"], "ok", "{report}");
+    vm.heal(&disks[frozen]);
+    vm.unplug(&disks[frozen]);
+    assert!(!is_complete(&mut vm), "now what it held is missing, and the answer says so");
     vm.finish();
 }
 

@@ -98,14 +98,14 @@ pub fn python(module: &str, code: &str, args: &[&str]) -> Option<Output> {
 }
 
 /// The Python that has the packages: `./test` makes one.
-pub(crate) fn interpreter() -> PathBuf {
+pub fn interpreter() -> PathBuf {
     let named = std::env::var_os("WIREVAULT_PYTHON").map(PathBuf::from);
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     named.unwrap_or_else(|| root.join("target/python/bin/python"))
 }
 
 /// Says that a program of others is missing; fails where `CI` is set.
-pub(crate) fn missing<T>(name: &str, why: &str) -> Option<T> {
+pub fn missing<T>(name: &str, why: &str) -> Option<T> {
     let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
     assert!(!in_ci, "{name} is missing: {why}");
     eprintln!("SKIPPED: {name} is missing, so nothing is proved with it: {why}");

@@ -1,0 +1,96 @@
+//! `deploy/`: the template is what CloudFormation takes, its policies name what there is, and an
+//! instance starts with a configuration that the recorder takes.
+//!
+//! Nothing here has seen AWS. cfn-lint and parliament are others' readings of its documents.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use wirevault_tests::readers::{interpreter, missing};
+use wirevault_tests::recorder::{Site, program};
+
+fn template() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/appliance.yaml")
+}
+
+/// What `tests/deploy/check.py` says of a template; `None`, loudly, where its packages are missing.
+fn check(verb: &str, template: &Path) -> Option<Output> {
+    let python = interpreter();
+    let packages = Command::new(&python).args(["-c", "import cfnlint, parliament"]).output();
+    if !packages.is_ok_and(|output| output.status.success()) {
+        return missing("the Python packages `cfn-lint` and `parliament`", "not installed");
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/check.py");
+    Some(Command::new(python).arg(script).arg(verb).arg(template).output().expect("Python"))
+}
+
+fn said(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text)).concat()
+}
+
+/// The text between a line that ends with `<<'MARK'` and the line `MARK`.
+fn here_document<'a>(script: &'a str, mark: &str) -> &'a str {
+    let (_, rest) = script.split_once(&format!("<<'{mark}'\n")).expect("its beginning");
+    rest.split_once(&format!("\n{mark}\n")).expect("its end").0
+}
+
+#[test]
+fn the_template_is_sound_and_a_mistaken_one_is_found_out() {
+    let Some(sound) = check("lint", &template()) else { return };
+    assert!(sound.status.success(), "{}", said(&sound));
+    let folder = tempfile::tempdir().expect("folder");
+    let text = fs::read_to_string(template()).expect("the template");
+    for (right, wrong, told) in [
+        ("HttpTokens: required", "HttpToken: required", "HttpToken"),
+        ("Period: 60", "Period: 7", "7"),
+        ("RuleAction: accept", "RuleAction: allow", "allow"),
+        ("'kms:GenerateDataKey'", "'kms:GenerateDataKeys'", "GenerateDataKeys"),
+        ("Resource: !GetAtt Key.Arn", "Resource: '*'", "RESOURCE"),
+    ] {
+        assert!(text.contains(right), "{right}");
+        let file = folder.path().join("wrong.yaml");
+        fs::write(&file, text.replace(right, wrong)).expect("a copy");
+        let output = check("lint", &file).expect("it was there before");
+        assert_eq!(output.status.code(), Some(1), "{wrong} is not found out");
+        assert!(said(&output).contains(told), "{wrong}:\n{}", said(&output));
+    }
+}
+
+#[test]
+fn an_instance_starts_with_sound_scripts_and_a_configuration_that_is_taken() {
+    let Some(output) = check("user-data", &template()) else { return };
+    let script = String::from_utf8(output.stdout).expect("a script");
+    let folder = tempfile::tempdir().expect("folder");
+    for (name, text) in [("user-data", &*script), ("prepare", here_document(&script, "PREPARE"))] {
+        let file = folder.path().join(name);
+        fs::write(&file, text).expect("a script");
+        let checked = Command::new("bash").arg("-n").arg(&file).output().expect("bash");
+        assert!(checked.status.success(), "{name}: {}", said(&checked));
+        assert!(!text.contains("${"), "{name} has a variable that CloudFormation would take");
+    }
+    let site = Site::new("272MiB", 1);
+    let config = here_document(&script, "CONFIG");
+    assert!(config.contains("store: /dev/null"), "{config}");
+    // Lanes want room in the buffer, not in the store; the group is made by the package.
+    let config = config
+        .replace("store: /dev/null", &format!("store: {}", site.store().display()))
+        .replace("groups: [wirevault]", "groups: [root]");
+    let file = folder.path().join("wirevault.yaml");
+    fs::write(&file, config).expect("a configuration");
+    let mut validate = Command::new(program("wirevaultd"));
+    let checked = validate.arg("validate").arg(&file).output().expect("wirevaultd");
+    assert!(checked.status.success(), "{}", said(&checked));
+}
+
+#[test]
+fn alarms_are_about_metrics_that_somebody_publishes() {
+    let Some(output) = check("metrics", &template()) else { return };
+    let metrics = said(&output);
+    assert!(!metrics.is_empty());
+    // Of AWS itself. Source: the user guides of EC2 and AWS Backup.
+    let known = ["AWS/EC2 StatusCheckFailed", "AWS/Backup NumberOfBackupJobsFailed"];
+    for metric in metrics.lines() {
+        assert!(known.contains(&metric), "{metric} is published by nobody");
+    }
+}

@@ -75,5 +75,6 @@ fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
         Verb::Doctor(args) => verbs::doctor::doctor(args),
         Verb::Volume(verb) => verbs::volume::volume(verb),
         Verb::Inspect(verb) => verbs::inspect::inspect(verb),
+        Verb::Generate(args) => verbs::generate::generate(args),
     }
 }

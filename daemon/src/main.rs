@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use wirevault_config::{Config, Given, LogLevel};
 use wirevault_daemon::probe::{self, Level};
 use wirevault_daemon::serve::{self, Services};
@@ -47,6 +47,12 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         store: Vec<PathBuf>,
     },
+    /// Writes the manual page, as a package has it below /usr/share.
+    #[command(hide = true)]
+    Generate {
+        /// Folder that stands for /usr/share.
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -62,6 +68,7 @@ fn main() -> ExitCode {
         Arguments { command: Some(Command::Validate { file, store }), .. } => {
             validate(&file, store)
         }
+        Arguments { command: Some(Command::Generate { folder }), .. } => manual(&folder),
         Arguments { config: Some(file), store, .. } => record(&file, store),
         // clap has asked for one of the two.
         Arguments { config: None, .. } => Exit::Usage,
@@ -113,6 +120,22 @@ fn validate(file: &Path, store: Vec<PathBuf>) -> Exit {
         println!("{}: the recorder can start with it", file.display());
     }
     worst
+}
+
+fn manual(folder: &Path) -> Exit {
+    let write = || {
+        let pages = folder.join("man/man8");
+        std::fs::create_dir_all(&pages)?;
+        let mut page = std::fs::File::create(pages.join("wirevaultd.8"))?;
+        clap_mangen::Man::new(Arguments::command()).section("8").render(&mut page)
+    };
+    match write() {
+        Ok(()) => Exit::Ok,
+        Err(error) => {
+            eprintln!("wirevaultd: {}: {error}", folder.display());
+            Exit::Failed
+        }
+    }
 }
 
 fn load(file: &Path, store: Vec<PathBuf>) -> Result<Config, DaemonError> {

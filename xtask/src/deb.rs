@@ -105,6 +105,7 @@ fn make(programs: &Path, version: &str, out: &Path) -> Result<PathBuf> {
         said(Command::new("strip").arg("--strip-unneeded").arg(&to))?;
         installed.push(to);
     }
+    generated(&installed, &files.join("usr/share"))?;
     let about = files.join("DEBIAN");
     let conffiles = FILES.iter().filter(|(_, to)| to.starts_with("etc/"));
     let conffiles: String = conffiles.map(|(_, to)| format!("/{to}\n")).collect();
@@ -120,6 +121,21 @@ fn make(programs: &Path, version: &str, out: &Path) -> Result<PathBuf> {
     said(&mut pack)?;
     fs::remove_dir_all(&work)?;
     Ok(package)
+}
+
+/// Manual pages and completions, which the programs write themselves.
+fn generated(programs: &[PathBuf], folder: &Path) -> Result<()> {
+    for program in programs {
+        said(Command::new(program).arg("generate").arg(folder))?;
+    }
+    for section in ["man1", "man8"] {
+        let pages = fs::read_dir(folder.join("man").join(section))?;
+        let pages = pages.map(|page| Ok(page?.path())).collect::<Result<Vec<_>>>()?;
+        ensure!(!pages.is_empty(), "there is no page in {section}");
+        // Without time and name, so that the same programs make the same package.
+        said(Command::new("gzip").args(["--best", "--no-name"]).args(&pages))?;
+    }
+    Ok(())
 }
 
 fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {

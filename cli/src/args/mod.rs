@@ -147,6 +147,16 @@ Example: wirevault doctor --config /etc/wirevault/wirevault.yaml")]
     #[command(after_help = "Example: wirevault inspect volume ./store")]
     #[command(subcommand)]
     Inspect(InspectVerb),
+    /// Write manual pages and completions for shells, as a package has them below /usr/share.
+    #[command(hide = true, after_help = "Example: wirevault generate /usr/share")]
+    Generate(GenerateArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// Folder that stands for /usr/share.
+    #[arg(value_name = "DIR")]
+    pub(crate) folder: PathBuf,
 }
 
 /// Where an answer comes from.

@@ -5,6 +5,7 @@ pub(crate) mod certificate;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod flows;
+pub(crate) mod generate;
 pub(crate) mod hold;
 pub(crate) mod import;
 pub(crate) mod init;

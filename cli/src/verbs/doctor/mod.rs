@@ -8,6 +8,7 @@
 //! A check reads what the kernel shows as files, so tests give it a folder of their own. What is
 //! not there is told as unknown; nothing is changed, and no question fails the others.
 
+mod aws;
 mod disks;
 mod machine;
 mod network;
@@ -140,6 +141,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
     findings.extend(machine::check(&root, &wanted));
     findings.extend(network::check(&root, &wanted, &network::ask_ethtool));
     findings.extend(disks::check(&root));
+    findings.extend(aws::check(&root));
     let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok);
     match args.json {
         true => put_json(&json!({"verdict": worst, "findings": findings}))?,
@@ -152,7 +154,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
 fn probed(config: &Config) -> Vec<Finding> {
     // Where a client cannot be made, a store that needs one is told to be without its service.
     let service = wirevault_cloud::key_service(config.kms.endpoint.as_deref()).ok().flatten();
-    let key = keys::source(config, service);
+    let key = keys::source(config, service.clone());
     let found = probe::all(config, &key);
     let faults = found.iter().any(|finding| finding.level == Level::Fault);
     let start = (!faults).then(|| Finding::ok("configuration", "the recorder can start with it"));
@@ -164,7 +166,7 @@ fn probed(config: &Config) -> Vec<Finding> {
         };
         Finding { verdict, ..Finding::ok(finding.path.clone(), finding.text.clone()) }
     });
-    start.into_iter().chain(told).collect()
+    start.into_iter().chain(told).chain(aws::key(config, &key, service.as_ref())).collect()
 }
 
 fn text(findings: &[Finding], paint: Paint) -> String {

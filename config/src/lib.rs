@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+mod changes;
 mod check;
 mod fault;
 mod input;
@@ -34,6 +35,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use access::{Api, CertificateName, Principal, Role, Rule, Tls};
+pub use changes::Changes;
 pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 pub use policies::{Policy, PolicyAction, Rung};

@@ -10,7 +10,7 @@
 //! his connections share.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
@@ -107,7 +107,7 @@ pub(crate) enum Refusal {
 #[derive(Debug)]
 pub(crate) struct Access {
     own_uid: u32,
-    grants: Vec<Grant>,
+    grants: RwLock<Vec<Grant>>,
     known: Mutex<HashMap<String, Arc<Turns>>>,
 }
 
@@ -147,7 +147,16 @@ impl Access {
             within: String::new(),
             limits: None,
         });
+        let grants = RwLock::new(grants);
         Ok(Self { own_uid: Uid::effective().as_raw(), grants, known: Mutex::default() })
+    }
+
+    /// From here on the other's rules hold. Who has asked under the old ones begins anew; what he is
+    /// being answered goes on.
+    pub(crate) fn take_over(&self, other: Self) {
+        let new = other.grants.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.grants.write().unwrap_or_else(PoisonError::into_inner) = new;
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// What holds for whoever is there, who asks once more. May ask the user database.
@@ -159,7 +168,8 @@ impl Access {
             return Ok(Asker { who, role: Role::Admin, within: String::new(), turns: None });
         }
         let mut groups = None;
-        let Some(grant) = self.grants.iter().find(|grant| grant.is_for(origin, &mut groups)) else {
+        let grants = self.grants.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(grant) = grants.iter().find(|grant| grant.is_for(origin, &mut groups)) else {
             let (name, way_in) = (origin.name(), origin.way_in());
             return Err(Refusal::Denied(format!("{name} may not ask this recorder: {way_in}")));
         };
@@ -400,7 +410,8 @@ mod tests {
     #[test]
     fn names_and_filters_are_tried_at_start() {
         let found = access("  users: [root]\n  groups: [root]\n").unwrap();
-        assert_eq!((&found.grants[0].uids, &found.grants[0].gids), (&vec![0], &vec![0]));
+        let grants = found.grants.read().unwrap();
+        assert_eq!((&grants[0].uids, &grants[0].gids), (&vec![0], &vec![0]));
         let text = access("  groups: [no-such-group]\n").unwrap_err().to_string();
         assert!(text.contains("api.groups[0]") && text.contains("no-such-group"), "{text}");
         let rule = "  access:\n    - {users: no-such-user, role: query}\n";

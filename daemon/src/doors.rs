@@ -7,6 +7,7 @@
 //! over waits for the recorder's answer instead of being turned away.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
@@ -18,7 +19,7 @@ use crate::access::Access;
 use crate::connections::Door;
 use crate::server::{self, App, Peer};
 use crate::supervisor::Supervisor;
-use crate::tls::{self, TlsDoor};
+use crate::tls::{self, Certificates, TlsDoor};
 
 /// How long answers may take to notice that they are to end.
 pub(crate) const ANSWERS_END: Duration = Duration::from_secs(3);
@@ -32,16 +33,31 @@ pub(crate) struct Doors {
 /// Who may interrupt the work, and who is told of it.
 pub(crate) struct Calls {
     pub(crate) supervisor: Supervisor,
+    /// Who may ask.
+    pub(crate) access: Arc<Access>,
+    /// What is shown over TLS, if anything is.
+    pub(crate) certificates: Option<Arc<Certificates>>,
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// The end; this signal does.
+    Stop(&'static str),
+    /// The configuration is to be read again.
+    Reload,
 }
 
 impl Calls {
-    /// Waits; gives the signal that ended it early, if one did.
-    pub(crate) async fn pause(&mut self, pause: Duration) -> Option<&'static str> {
+    /// Waits; gives what ended it early, if anything did.
+    pub(crate) async fn pause(&mut self, pause: Duration) -> Option<Call> {
         tokio::select! {
-            _ = self.terminate.recv() => Some("SIGTERM"),
-            _ = self.interrupt.recv() => Some("SIGINT"),
+            _ = self.terminate.recv() => Some(Call::Stop("SIGTERM")),
+            _ = self.interrupt.recv() => Some(Call::Stop("SIGINT")),
+            _ = self.hangup.recv() => Some(Call::Reload),
             () = tokio::time::sleep(pause) => None,
         }
     }
@@ -85,8 +101,12 @@ impl Doors {
             let listener = UnixListener::from_std(self.unix).map_err(system("listening"))?;
             let terminate = signal(SignalKind::terminate()).map_err(system("taking SIGTERM"))?;
             let interrupt = signal(SignalKind::interrupt()).map_err(system("taking SIGINT"))?;
-            let mut calls = Calls { supervisor: Supervisor::default(), terminate, interrupt };
-            let service = server::router(app.clone(), access);
+            let hangup = signal(SignalKind::hangup()).map_err(system("taking SIGHUP"))?;
+            let (supervisor, access) = (Supervisor::default(), Arc::new(access));
+            let certificates = self.tls.as_ref().map(tls::Bound::certificates);
+            let service = server::router(app.clone(), Arc::clone(&access));
+            let mut calls =
+                Calls { supervisor, access, certificates, terminate, interrupt, hangup };
             let service = service.into_make_service_with_connect_info::<Peer>();
             let far = self.tls.map(|bound| TlsDoor::open(bound, app.clone())).transpose();
             let far = far.map_err(system("listening for TLS"))?.map(|door| {

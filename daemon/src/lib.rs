@@ -10,6 +10,7 @@
 //! ```
 //! - [`api`]: paths and JSON of the API, shared with the command line.
 //! - [`serve`]: what `wirevaultd --config` does. [`probe`]: what `wirevaultd validate` looks at.
+//! - [`reload`]: the configuration's file, read again.
 //! - [`keys`]: keys that a service keeps. [`publisher`]: metrics for one. [`snapshots`]: checkpoints
 //!   of the state.
 //! - [`import`]: the command line's entry for imports. [`devices`]: disks of this machine.
@@ -40,6 +41,7 @@ mod metrics;
 mod openapi;
 pub mod probe;
 pub mod publisher;
+pub mod reload;
 mod rungs;
 pub mod serve;
 mod server;

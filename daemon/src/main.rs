@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use wirevault_config::{Config, Given, LogLevel};
+use wirevault_config::Config;
 use wirevault_daemon::probe::{self, Level};
+use wirevault_daemon::reload::{self, ConfigFile};
 use wirevault_daemon::serve::{self, Services};
 use wirevault_daemon::{DaemonError, Exit, keys, publisher};
 use wirevault_index::KeySource;
@@ -77,9 +78,11 @@ fn main() -> ExitCode {
 }
 
 fn record(file: &Path, store: Vec<PathBuf>) -> Exit {
-    let ended = load(file, store).and_then(|config| {
-        log::init(level(config.log))?;
-        serve::run(&config, &Services { key: key(&config)?, metrics: metrics(&config)? })
+    let file = ConfigFile::new(file, store);
+    let ended = file.load().and_then(|config| {
+        log::init(reload::level(config.log))?;
+        let services = Services { key: key(&config)?, metrics: metrics(&config)? };
+        serve::run(&config, &file, &services)
     });
     match ended {
         Ok(()) => Exit::Ok,
@@ -91,7 +94,7 @@ fn record(file: &Path, store: Vec<PathBuf>) -> Exit {
 }
 
 fn validate(file: &Path, store: Vec<PathBuf>) -> Exit {
-    let config = match load(file, store) {
+    let config = match ConfigFile::new(file, store).load() {
         Ok(config) => config,
         Err(error) => {
             eprintln!("{}", error.chain());
@@ -138,10 +141,6 @@ fn manual(folder: &Path) -> Exit {
     }
 }
 
-fn load(file: &Path, store: Vec<PathBuf>) -> Result<Config, DaemonError> {
-    Ok(wirevault_config::load_with(file, &Given { store })?)
-}
-
 fn key(config: &Config) -> Result<KeySource, DaemonError> {
     let endpoint = config.kms.endpoint.as_deref();
     if let Some(endpoint) = endpoint {
@@ -162,15 +161,5 @@ fn metrics(config: &Config) -> Result<Option<Arc<dyn MetricSink>>, DaemonError> 
     match sink.map_err(|source| DaemonError::System { what, source })? {
         None => Err(publisher::no_service()),
         sink => Ok(sink),
-    }
-}
-
-fn level(wanted: LogLevel) -> log::Level {
-    match wanted {
-        LogLevel::Error => log::Level::ERROR,
-        LogLevel::Warn => log::Level::WARN,
-        LogLevel::Info => log::Level::INFO,
-        LogLevel::Debug => log::Level::DEBUG,
-        LogLevel::Trace => log::Level::TRACE,
     }
 }

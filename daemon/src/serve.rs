@@ -3,6 +3,7 @@
 //! ```text
 //!  a volume that two machines have: stand by until the other is silent, take its lease
 //!  lock and recover the store ─► buffer ─► sources ─► pipeline ─► socket ─► READY=1
+//!  SIGHUP ─► RELOADING=1 ─► what may change of the configuration ─► READY=1
 //!  SIGTERM, SIGINT ─► STOPPING=1 ─► drain rings ─► end answers ─► close segments ─► end run
 //! ```
 //! The socket answers while the lanes drain and is gone before the segments close.
@@ -26,12 +27,13 @@ use wirevault_telemetry::publish::MetricSink;
 use crate::access::Access;
 use crate::api::RecoveryStatus;
 use crate::audit::{Audit, text_hash};
-use crate::doors::{ANSWERS_END, Calls, Doors};
+use crate::doors::{ANSWERS_END, Call, Calls, Doors};
 use crate::keys::Tending;
 use crate::lifecycle::{self, Holds, Keeper, Rules};
 use crate::mending::Mending;
 use crate::probe::{self, Level};
 use crate::publisher::{Publisher, Publishing};
+use crate::reload::{ConfigFile, Reloader};
 use crate::server::{App, Facts};
 use crate::shared::{Leased, Shared};
 use crate::snapshots::{Checkpoints, Taking};
@@ -61,18 +63,18 @@ impl From<KeySource> for Services {
     }
 }
 
-/// Records until it is told to stop.
+/// Records until it is told to stop. `file` is where `config` was read.
 ///
 /// # Errors
 /// It cannot start, a thread failed, or the end could not be written down. What was acknowledged is
 /// safe in all cases.
-pub fn run(config: &Config, services: &Services) -> Result<(), DaemonError> {
+pub fn run(config: &Config, file: &ConfigFile, services: &Services) -> Result<(), DaemonError> {
     no_core_dumps();
     open_files();
     let notes = log_probe(config);
     // The store's lock decides who records; the socket is checked first for the better message.
     let doors = Doors::bind(&config.api)?;
-    let ended = in_turn(config, services, doors, notes);
+    let ended = in_turn(config, file, services, doors, notes);
     if let Err(error) = std::fs::remove_file(&config.api.socket) {
         tracing::warn!("the socket {} stays: {error}", config.api.socket.display());
     }
@@ -82,17 +84,18 @@ pub fn run(config: &Config, services: &Services) -> Result<(), DaemonError> {
 /// Records, on a shared volume when nobody else does.
 fn in_turn(
     config: &Config,
+    file: &ConfigFile,
     services: &Services,
     doors: Doors,
     notes: Vec<String>,
 ) -> Result<(), DaemonError> {
     let Some(shared) = Shared::of(config)? else {
-        return record(config, services, doors, notes, None, None);
+        return record(config, file, services, doors, notes, (None, None));
     };
     let waited = standby::wait(config, &services.key, &shared, doors.again()?, notes.clone())?;
     let Waited::Turn(audit) = waited else { return Ok(()) };
     let leased = shared.take()?;
-    let ended = record(config, services, doors, notes, Some(&leased), audit);
+    let ended = record(config, file, services, doors, notes, (Some(&leased), audit));
     match leased.end(!matches!(ended, Err(DaemonError::Unended))) {
         // What it could not write down after that is no news.
         Some(lost) => Err(DaemonError::Fenced { lost }),
@@ -102,11 +105,11 @@ fn in_turn(
 
 fn record(
     config: &Config,
+    file: &ConfigFile,
     services: &Services,
     doors: Doors,
     mut notes: Vec<String>,
-    leased: Option<&Leased>,
-    audit: Option<Arc<Audit>>,
+    (leased, audit): (Option<&Leased>, Option<Arc<Audit>>),
 ) -> Result<(), DaemonError> {
     let access = Access::new(&config.api)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -200,7 +203,7 @@ fn record(
     let tending = Tending::start(&app);
     let taking = Taking::start(&app);
     let publisher = Publisher::start(&app);
-    let watched = serve(&app, access, doors, live);
+    let watched = serve(&app, access, doors, Reloader::new(file, config), live);
     mending.end();
     keeper.end();
     tending.end();
@@ -257,12 +260,18 @@ fn publishing(
 }
 
 /// Answers until told to stop, then until the lanes are drained.
-fn serve(app: &App, access: Access, doors: Doors, live: bool) -> Result<(), DaemonError> {
+fn serve(
+    app: &App,
+    access: Access,
+    doors: Doors,
+    mut reloader: Reloader,
+    live: bool,
+) -> Result<(), DaemonError> {
     doors.answer_while(app, access, async |calls| {
-        calls.supervisor.tell(&[NotifyState::Ready, NotifyState::Status("recording")]).await;
+        calls.supervisor.tell(vec![NotifyState::Ready, NotifyState::Status("recording")]).await;
         tracing::info!("recording");
-        let watched = watch(app, live, calls).await;
-        calls.supervisor.tell(&[NotifyState::Stopping, NotifyState::Status("draining")]).await;
+        let watched = watch(app, &mut reloader, live, calls).await;
+        calls.supervisor.tell(vec![NotifyState::Stopping, NotifyState::Status("draining")]).await;
         app.set_stopping();
         if let Some(pipeline) = app.pipeline() {
             pipeline.stop();
@@ -275,22 +284,31 @@ fn serve(app: &App, access: Access, doors: Doors, live: bool) -> Result<(), Daem
     })
 }
 
-/// Waits for a signal or the loss of a shared volume, and beats the watchdog's drum as long as
-/// every lane goes on. A live pipeline that ends is an error.
-async fn watch(app: &App, live: bool, calls: &mut Calls) -> Result<(), DaemonError> {
+/// Waits for a signal to stop or the loss of a shared volume, and beats the watchdog's drum as long
+/// as every lane goes on. A live pipeline that ends is an error.
+async fn watch(
+    app: &App,
+    reloader: &mut Reloader,
+    live: bool,
+    calls: &mut Calls,
+) -> Result<(), DaemonError> {
     let watchdog = sd_notify::watchdog_enabled();
     let beat = watchdog.map_or(LOOK, |limit| LOOK.min(limit / 3));
     let mut rounds = Rounds::default();
     let mut told = false;
     loop {
-        if let Some(signal) = calls.pause(beat).await {
-            tracing::info!("{signal}: draining");
-            return Ok(());
+        match calls.pause(beat).await {
+            Some(Call::Stop(signal)) => {
+                tracing::info!("{signal}: draining");
+                return Ok(());
+            }
+            Some(Call::Reload) => reloader.reload(app, calls).await,
+            None => {}
         }
         let pipeline = app.pipeline();
         let lanes = pipeline.as_ref().map_or(&[][..], |pipeline| pipeline.lanes());
         if watchdog.is_some() && rounds.all_went_on(lanes) {
-            calls.supervisor.tell(&[NotifyState::Watchdog]).await;
+            calls.supervisor.tell(vec![NotifyState::Watchdog]).await;
         }
         if let Some(lost) = app.lost() {
             tracing::error!("{lost}");

@@ -57,7 +57,7 @@ struct Inner {
     pipeline: RwLock<Option<Arc<Pipeline>>>,
     facts: Facts,
     audit: Arc<Audit>,
-    rules: Arc<Rules>,
+    rules: RwLock<Arc<Rules>>,
     holds: Holds,
     devices: Devices,
     /// What a machine that stands by answers from.
@@ -143,7 +143,7 @@ impl App {
                 pipeline: RwLock::new(pipeline.map(Arc::new)),
                 facts,
                 audit,
-                rules: Arc::new(rules),
+                rules: RwLock::new(Arc::new(rules)),
                 holds,
                 answers: Arc::new(Semaphore::new(ANSWERS_MAX)),
                 tails: Arc::new(Semaphore::new(TAILS_MAX)),
@@ -187,8 +187,14 @@ impl App {
         &self.inner.conditions
     }
 
-    pub(crate) fn rules(&self) -> &Arc<Rules> {
-        &self.inner.rules
+    /// The retention rules that hold now.
+    pub(crate) fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.inner.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From here on these hold.
+    pub(crate) fn set_rules(&self, rules: Rules) {
+        *self.inner.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }
 
     pub(crate) fn holds(&self) -> &Holds {
@@ -260,7 +266,7 @@ impl Connected<IncomingStream<'_, Door>> for Peer {
 }
 
 /// All questions and who may ask them.
-pub(crate) fn router(app: App, access: Access) -> Router {
+pub(crate) fn router(app: App, access: Arc<Access>) -> Router {
     Router::new()
         .route(api::STATUS, get(show_status))
         .route(api::SEGMENTS, get(answers::segments))
@@ -275,7 +281,7 @@ pub(crate) fn router(app: App, access: Access) -> Router {
         .merge(snapshots::routes())
         .fallback(unknown_path)
         .method_not_allowed_fallback(unknown_method)
-        .layer(middleware::from_fn_with_state((app.clone(), Arc::new(access)), admit))
+        .layer(middleware::from_fn_with_state((app.clone(), access), admit))
         .layer(middleware::from_fn(answered))
         .with_state(app)
 }

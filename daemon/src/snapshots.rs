@@ -37,7 +37,7 @@ use crate::{DaemonError, answers};
 /// Takes checkpoints, one at a time.
 pub(crate) struct Checkpoints {
     options: wirevault_config::Snapshots,
-    config: String,
+    config: Mutex<String>,
     store: StoreId,
     catalog: Arc<SharedCatalog>,
     /// The folder, while it works.
@@ -53,8 +53,13 @@ impl Checkpoints {
         let options = config.snapshots.clone()?;
         let folder = options.folder.display().to_string();
         let shown = Mutex::new(SnapshotStatus { folder, ..SnapshotStatus::default() });
-        let (config, folder) = (config.text.clone(), Mutex::default());
+        let (config, folder) = (Mutex::new(config.text.clone()), Mutex::default());
         Some(Self { options, config, store, catalog, folder, shown })
+    }
+
+    /// From here on this is the configuration that is kept.
+    pub(crate) fn set_config(&self, text: &str) {
+        text.clone_into(&mut self.config.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Takes one. It is durable on return.
@@ -108,7 +113,8 @@ impl Checkpoints {
         audit.write(who, Event::Checkpoint { checkpoint, folder })?;
         let now_ns = SystemClock.unix_ns();
         let catalog = lost::encode(&self.catalog.take(now_ns));
-        let files = snapshot::state(audit.folder(), &self.config, catalog)?;
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let files = snapshot::state(audit.folder(), &config, catalog)?;
         let manifest = snapshots.take(&files, now_ns, VERSION)?;
         if let Err(error) = snapshots.prune() {
             tracing::warn!("old checkpoints stay: {error}");

@@ -15,7 +15,7 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::access::Access;
 use crate::audit::{Audit, text_hash};
-use crate::doors::Doors;
+use crate::doors::{Call, Doors};
 use crate::lifecycle::Holds;
 use crate::serve::{first_volume, open_audit};
 use crate::server::{App, Facts};
@@ -93,13 +93,19 @@ pub(crate) fn wait(
     let holder = shared.status().holder;
     tracing::info!(holder, "another machine writes the shared volume: standing by");
     let turn = doors.answer_while(&app, Access::new(&config.api)?, async |calls| {
-        calls.supervisor.tell(&[NotifyState::Ready, NotifyState::Status("standing by")]).await;
+        calls.supervisor.tell(vec![NotifyState::Ready, NotifyState::Status("standing by")]).await;
         loop {
-            if let Some(signal) = calls.pause(LOOK).await {
-                tracing::info!("{signal}: it was not this machine's turn to record");
-                return Ok(false);
+            match calls.pause(LOOK).await {
+                Some(Call::Stop(signal)) => {
+                    tracing::info!("{signal}: it was not this machine's turn to record");
+                    return Ok(false);
+                }
+                Some(Call::Reload) => {
+                    tracing::warn!("standing by: a changed configuration takes a new start");
+                }
+                None => {}
             }
-            calls.supervisor.tell(&[NotifyState::Watchdog]).await;
+            calls.supervisor.tell(vec![NotifyState::Watchdog]).await;
             shared.look()?;
             if shared.is_silent(Instant::now()) {
                 tracing::warn!("nobody writes the shared volume any more: taking over");

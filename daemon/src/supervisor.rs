@@ -1,4 +1,4 @@
-//! What systemd is told: that the recorder is ready, lives, and is stopping (sd_notify(3)).
+//! What systemd is told: that the recorder is ready, lives, reads its configuration again, and is stopping (sd_notify(3)).
 //!
 //! Telling can block: the socket takes ten messages, or what `net.unix.max_dgram_qlen` says, that
 //! nobody has read. So a thread tells, and who has not read the last message is told no more until
@@ -21,12 +21,12 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     /// Tells it, or leaves it if it does not listen.
-    pub(crate) async fn tell(&mut self, states: &'static [NotifyState<'static>]) {
+    pub(crate) async fn tell(&mut self, states: Vec<NotifyState<'static>>) {
         if self.stuck.as_ref().is_some_and(|telling| !telling.is_finished()) {
             return;
         }
-        let mut telling = tokio::task::spawn_blocking(|| {
-            if let Err(error) = sd_notify::notify(states) {
+        let mut telling = tokio::task::spawn_blocking(move || {
+            if let Err(error) = sd_notify::notify(&states) {
                 tracing::warn!("systemd was not told: {error}");
             }
         });

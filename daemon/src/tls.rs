@@ -11,7 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
@@ -44,7 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What is listened on before anything else is started.
 pub(crate) struct Bound {
     listener: std::net::TcpListener,
-    config: Arc<ServerConfig>,
+    certificates: Arc<Certificates>,
 }
 
 impl Bound {
@@ -54,22 +54,59 @@ impl Bound {
     /// The system's.
     pub(crate) fn again(&self) -> io::Result<Self> {
         let listener = self.listener.try_clone()?;
-        Ok(Self { listener, config: Arc::clone(&self.config) })
+        Ok(Self { listener, certificates: Arc::clone(&self.certificates) })
+    }
+
+    /// What it shows, which may be changed.
+    pub(crate) fn certificates(&self) -> Arc<Certificates> {
+        Arc::clone(&self.certificates)
     }
 }
 
 /// Reads the certificates, and listens.
 ///
 /// # Errors
-/// `Setting`: a file cannot be read, is not what it should be, or may be read by others; the
-/// address cannot be had.
+/// As [`Certificates::read`], and `Setting`: the address cannot be had.
 pub(crate) fn bind(tls: &Tls) -> Result<Bound, DaemonError> {
-    let wrong = |key: &str, value: String, problem: String, way_out: &str| DaemonError::Setting {
-        path: format!("api.tls.{key}"),
-        value,
-        problem,
-        way_out: way_out.to_owned(),
-    };
+    let certificates = Arc::new(Certificates::read(tls)?);
+    let listener = std::net::TcpListener::bind(tls.listen)
+        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+        .map_err(|error| {
+            let way_out = "name an address of this machine and a port that is free";
+            wrong("listen", tls.listen.to_string(), error.to_string(), way_out)
+        })?;
+    Ok(Bound { listener, certificates })
+}
+
+fn wrong(key: &str, value: String, problem: String, way_out: &str) -> DaemonError {
+    let (path, way_out) = (format!("api.tls.{key}"), way_out.to_owned());
+    DaemonError::Setting { path, value, problem, way_out }
+}
+
+/// What the recorder shows, and whom it believes.
+pub(crate) struct Certificates(RwLock<Arc<ServerConfig>>);
+
+impl Certificates {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// `Setting`: a file cannot be read, is not what it should be, or may be read by others.
+    pub(crate) fn read(tls: &Tls) -> Result<Self, DaemonError> {
+        server_config(tls).map(|config| Self(RwLock::new(Arc::new(config))))
+    }
+
+    /// Shakes hands with the other's from here on.
+    pub(crate) fn take_over(&self, other: Self) {
+        let new = other.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn server_config(tls: &Tls) -> Result<ServerConfig, DaemonError> {
     let file = |key: &'static str, path: &Path| {
         let path = path.display().to_string();
         move |problem: String| wrong(key, path, problem, "name a PEM file that this user may read")
@@ -94,13 +131,7 @@ pub(crate) fn bind(tls: &Tls) -> Result<Bound, DaemonError> {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    let listener = std::net::TcpListener::bind(tls.listen)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .map_err(|error| {
-            let way_out = "name an address of this machine and a port that is free";
-            wrong("listen", tls.listen.to_string(), error.to_string(), way_out)
-        })?;
-    Ok(Bound { listener, config: Arc::new(config) })
+    Ok(config)
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -132,8 +163,8 @@ impl TlsDoor {
         let listener = TcpListener::from_std(bound.listener)?;
         let address = listener.local_addr()?;
         let (sender, ready) = channel(READY_MAX);
-        let acceptor = TlsAcceptor::from(bound.config);
-        let accepting = tokio::spawn(accept(listener, acceptor, sender, app)).abort_handle();
+        let accepting = tokio::spawn(accept(listener, bound.certificates, sender, app));
+        let accepting = accepting.abort_handle();
         Ok(Self { ready, address, accepting })
     }
 
@@ -174,7 +205,7 @@ impl Connected<IncomingStream<'_, TlsDoor>> for Peer {
 
 async fn accept(
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    certificates: Arc<Certificates>,
     sender: Sender<(TlsConnection, SocketAddr)>,
     app: App,
 ) {
@@ -190,7 +221,7 @@ async fn accept(
         };
         // Whoever has no place learns it by the end of his connection: nothing is said before TLS.
         let Ok(place) = places.take(Holder::Address(address.ip())) else { continue };
-        let (acceptor, sender, app) = (acceptor.clone(), sender.clone(), app.clone());
+        let (acceptor, sender, app) = (certificates.acceptor(), sender.clone(), app.clone());
         tokio::spawn(async move {
             let why = match timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await {
                 Ok(Ok(stream)) => match subject(&stream, address) {

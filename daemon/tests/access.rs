@@ -6,10 +6,11 @@ mod support;
 
 use std::net::TcpListener;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
-use support::{Answer, Place, Recorder};
+use support::{Answer, PATIENCE, Place, Recorder};
 use wirevault_config::Role;
 use wirevault_daemon::api::{self, ENDPOINTS};
 use wirevault_testkit::certificates::{Authority, Pair, Wish};
@@ -190,6 +191,77 @@ fn nobody_comes_in_without_a_good_certificate() {
     let (code, log) = scene.recorder.end(Signal::SIGTERM);
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("TLS from 127.0.0.1"), "{log}");
+}
+
+/// A signal, and nobody waits in vain for what has changed.
+#[test]
+fn another_configuration_holds_as_a_whole_or_not_at_all() {
+    if curl_is_missing() {
+        return;
+    }
+    let scene = Scene::new("    - {certificates: 'cn:alice', role: status}\n");
+    let (file, pid) = (scene.place.path("wirevaultd.yaml"), scene.recorder.pid());
+    let old = std::fs::read_to_string(&file).unwrap();
+    let reload = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        scene.recorder.told();
+        kill(pid, Signal::SIGHUP).unwrap();
+        let (since, mut told) = (Instant::now(), String::new());
+        while !told.contains("READY=1") {
+            assert!(since.elapsed() < PATIENCE, "never ready again: {told}");
+            std::thread::sleep(Duration::from_millis(20));
+            told += &scene.recorder.told();
+        }
+        assert!(told.contains("RELOADING=1") && told.contains("MONOTONIC_USEC="), "{told}");
+        told
+    };
+    let bob = scene.issue(&Wish { name: "bob", ..Wish::default() });
+    let ask = || scene.ask(Some(&bob), "GET", api::STATUS, "").map(|answer| answer.status);
+    assert_eq!(ask(), Some(403));
+    let with_bob = format!("{}log: warn\n", old.replace("cn:alice", "cn:bob"));
+    assert!(reload(&with_bob).contains("STATUS=recording\n"));
+    assert_eq!(ask(), Some(200));
+
+    // A certificate of an authority that curl does not know.
+    let wish = Wish { name: "other", alternatives: &["127.0.0.1"], ..Wish::default() };
+    let other = Authority::new("Other").issue(&scene.place.path(""), &wish);
+    let shown = |text: &str, pair: &Pair| {
+        let part = |key: &str| {
+            let line = text.lines().find(|line| line.trim_start().starts_with(key));
+            line.expect("it is there").to_owned()
+        };
+        text.replace(
+            &part("certificate:"),
+            &format!("    certificate: {}", pair.certificate.display()),
+        )
+        .replace(&part("key:"), &format!("    key: {}", pair.key.display()))
+    };
+    reload(&shown(&with_bob, &other));
+    assert_eq!(ask(), None);
+    reload(&with_bob);
+    assert_eq!(ask(), Some(200));
+
+    // One key that takes a new start, and nothing of the rest holds either.
+    let refused = reload(&old.replace("size: 4MiB", "size: 8MiB"));
+    assert!(refused.contains("another configuration was refused"), "{refused}");
+    assert!(reload("store: [").contains("another configuration was refused"));
+    assert!(reload(&with_bob.replace(&old_key(&old), "/nowhere")).contains("refused"));
+    assert_eq!(ask(), Some(200));
+    let entries = scene.audit();
+    let reloads: Vec<_> = entries.iter().filter(|entry| entry["event"] == "reloaded").collect();
+    assert_eq!(reloads.len(), 6, "{reloads:?}");
+    assert_eq!(reloads[0]["changed"], serde_json::json!(["api.access", "log"]));
+    assert!(reloads[3]["refused"].as_str().unwrap().starts_with("buffer.size changed"));
+    assert!(reloads[5]["refused"].as_str().unwrap().contains("api.tls.key"));
+    let (code, log) = scene.recorder.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(!log.contains("SIGTERM: draining"), "no more than warnings: {log}");
+}
+
+/// Path of the server's key in a configuration.
+fn old_key(text: &str) -> String {
+    let line = text.lines().find_map(|line| line.strip_prefix("    key: "));
+    line.expect("it is there").to_owned()
 }
 
 #[test]

@@ -359,6 +359,7 @@ fn audit_log() -> Vec<u8> {
         (Who::Unknown, Event::HoldAdded { hold, name, filter, since_ns, until_ns, reason }),
         (Who::Recorder, Event::Held { hold, segment: 1, copy: 2, life, packets: 3, chunks: 4 }),
         (Who::Unknown, Event::HoldReleased { hold, name: "a".to_owned() }),
+        (Who::Recorder, Event::Reloaded { config: None, changed: vec![], refused: None }),
         (Who::Recorder, Event::Stopped),
     ];
     for (who, event) in events {

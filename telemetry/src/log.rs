@@ -4,15 +4,18 @@
 //! (sd-daemon(3)) instead of a time of its own; on a terminal it has colours; anywhere else it is
 //! plain text with a time.
 
-use std::{fmt, io::IsTerminal};
+use std::{fmt, io::IsTerminal, sync::OnceLock};
 
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
+    Registry,
     fmt::{
         FmtContext, FormatEvent, FormatFields,
         format::{Compact, Format, Writer},
     },
+    layer::SubscriberExt,
     registry::LookupSpan,
+    reload,
 };
 
 pub use tracing::level_filters::LevelFilter as Level;
@@ -50,18 +53,34 @@ pub fn parse_level(text: &str) -> Result<Level, LogError> {
 /// # Errors
 /// [`LogError::AlreadySet`] the second time.
 pub fn init(level: Level) -> Result<(), LogError> {
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let (filter, handle) = reload::Layer::new(level);
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let done = if std::env::var_os("JOURNAL_STREAM").is_some() {
         let inner = Format::default().compact().without_time().with_level(false).with_ansi(false);
         // Fields are formatted apart from the line, and must not be coloured either.
-        let set = builder.with_ansi(false).event_format(Journal { inner }).finish();
-        tracing::subscriber::set_global_default(set)
+        let lines = lines.with_ansi(false).event_format(Journal { inner });
+        tracing::subscriber::set_global_default(registry.with(lines))
     } else {
         let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        tracing::subscriber::set_global_default(builder.compact().with_ansi(ansi).finish())
+        tracing::subscriber::set_global_default(registry.with(lines.compact().with_ansi(ansi)))
     };
-    done.map_err(|_| LogError::AlreadySet)
+    done.map_err(|_| LogError::AlreadySet)?;
+    // Nobody was here before: that would have been an error.
+    let _ = FILTER.set(handle);
+    Ok(())
 }
+
+/// Logs from this level on, if [`init`] was called.
+pub fn set_level(level: Level) {
+    if let Some(filter) = FILTER.get() {
+        // It fails only when the subscriber is gone, which a global one never is.
+        let _ = filter.modify(|least| *least = level);
+    }
+}
+
+/// What the subscriber of the process goes by.
+static FILTER: OnceLock<reload::Handle<Level, Registry>> = OnceLock::new();
 
 /// Lines as journald reads them.
 struct Journal {

@@ -88,6 +88,22 @@ fn a_package_lives_from_installing_to_purging() {
     records(&container, 7002);
     assert_eq!(found(&container, 7001), PACKETS, "what was recorded before");
 
+    // Another configuration without a new start; or none of it.
+    let journal = || container.ok(&format!("journalctl --no-pager --unit={UNIT}"));
+    let reloaded = |what: &str| {
+        wait_for(what, PATIENCE, || journal().contains(what).then_some(()));
+    };
+    container.ok(&format!("echo 'log: debug' >>{CONFIG}; systemctl reload {UNIT}"));
+    reloaded("the configuration was read again");
+    container
+        .ok(&format!("sed -i 's/interface: va/interface: vb/' {CONFIG}; systemctl reload {UNIT}"));
+    reloaded("capture changed, which takes a new start");
+    container.ok(&format!("sed -i 's/interface: vb/interface: va/' {CONFIG}; echo x >>{CONFIG}"));
+    assert_ne!(container.run(&format!("systemctl reload {UNIT}")).code, 0, "it is validated first");
+    container.ok(&format!("sed -i '/^x$/d' {CONFIG}"));
+    assert_eq!(property(&container, "MainPID"), second, "it is the same recorder");
+    assert_eq!(property(&container, "ActiveState"), "active");
+
     // A key that root alone can read.
     container.ok("mkdir -p /etc/credstore && chown root: /etc/wirevault/keys/store.key && \
                   mv /etc/wirevault/keys/store.key /etc/credstore/wirevault.key");

@@ -194,6 +194,13 @@ fn line(entry: &Entry) -> String {
         }
         Event::Keys { trouble: Some(why) } => format!("fresh keys cannot be had: {why}"),
         Event::Keys { trouble: None } => "fresh keys can be had again".to_owned(),
+        Event::Reloaded { refused: Some(why), .. } => {
+            format!("another configuration was refused: {why}")
+        }
+        Event::Reloaded { changed, .. } if changed.is_empty() => {
+            "the configuration was read again: nothing changed".to_owned()
+        }
+        Event::Reloaded { changed, .. } => format!("another configuration: {}", changed.join(", ")),
         Event::Stopped => "stopped".to_owned(),
         Event::Asked { verb, question } => format!("asked: {verb} {question}"),
         Event::Answered { asked, outcome, count, bytes } => {

@@ -7,6 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use wirevault_daemon::reload::ConfigFile;
+use wirevault_index::KeySource;
 
 use crate::common::{Lab, Said, pcap, run};
 
@@ -162,15 +164,16 @@ fn a_recorder_follows_its_rules() {
     fs::write(&file, pcap(101, 500)).unwrap();
     let youngest = fs::metadata(&lab.segments()[2]).unwrap().len();
     let text = format!(
-        "store: {}\nreplay:\n  file: {file}\napi:\n  socket: {socket}\nbuffer:\n  size: 16MiB\n\
-         retention:\n  - name: room\n    action: delete\n    size: {youngest}B\n    \
+        "store: {}\nreplay:\n  file: {file}\napi:\n  socket: {socket}\n\
+         buffer:\n  size: 16MiB\nretention:\n  - name: room\n    action: delete\n    size: {youngest}B\n    \
          flows: arp or ip or vlan\n",
         lab.store()
     );
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));
     thread::spawn(move || {
+        let file = ConfigFile::new(Path::new("test.yaml"), Vec::new());
         if let Err(error) =
-            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded.into())
+            wirevault_daemon::serve::run(&config, &file, &KeySource::Recorded.into())
         {
             eprintln!("daemon: {}", error.chain());
         }

@@ -1,11 +1,14 @@
 //! `hold`: what is held stays, whoever deletes, and goes when it is released.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use wirevault_daemon::reload::ConfigFile;
+use wirevault_index::KeySource;
 
 use crate::common::{Lab, Said, pcap, run};
 
@@ -129,8 +132,9 @@ fn a_recorder_holds_what_is_still_to_come() {
     );
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));
     thread::spawn(move || {
+        let file = ConfigFile::new(Path::new("test.yaml"), Vec::new());
         if let Err(error) =
-            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded.into())
+            wirevault_daemon::serve::run(&config, &file, &KeySource::Recorded.into())
         {
             eprintln!("daemon: {}", error.chain());
         }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Lab, Said, pcap_with_step, run, tcpdump, wirevault};
 use serde_json::Value;
+use wirevault_daemon::reload::ConfigFile;
+use wirevault_index::KeySource;
 
 /// Longest that anything here may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,8 +36,9 @@ fn daemon(lab: &Lab, packets: u64, step_ns: u64) -> String {
     );
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));
     thread::spawn(move || {
+        let file = ConfigFile::new(Path::new("test.yaml"), Vec::new());
         if let Err(error) =
-            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded.into())
+            wirevault_daemon::serve::run(&config, &file, &KeySource::Recorded.into())
         {
             eprintln!("daemon: {}", error.chain());
         }

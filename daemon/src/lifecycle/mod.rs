@@ -20,7 +20,6 @@ mod offline;
 mod routes;
 mod rules;
 
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -51,7 +50,7 @@ impl Keeper {
     /// Begins at once, and goes on: holds every few seconds, rules and the head of the audit log,
     /// which is kept outside, every minute.
     pub(crate) fn start(app: &App) -> Self {
-        let (app, rules) = (app.clone(), Arc::clone(app.rules()));
+        let app = app.clone();
         let (stop, stopped) = sync_channel(1);
         let work = move || {
             let mut rules_at = Instant::now();
@@ -67,7 +66,7 @@ impl Keeper {
                     }
                 }
                 if rules_at <= Instant::now() {
-                    follow(&app, &rules);
+                    follow(&app, &app.rules());
                     app.audit().anchor();
                     rules_at = Instant::now() + PERIOD;
                 }

@@ -27,7 +27,7 @@ pub(crate) fn routes() -> Router<App> {
 
 async fn show_plan(State(app): State<App>) -> Response {
     done(move || {
-        let steps = planned(&app, app.rules());
+        let steps = planned(&app, &app.rules());
         Ok(Deletions { steps, certificates: Vec::new() })
     })
     .await
@@ -39,7 +39,7 @@ async fn apply(
     Sent(body): Sent<ApplyBody>,
 ) -> Response {
     done(move || {
-        let mut steps = planned(&app, app.rules());
+        let mut steps = planned(&app, &app.rules());
         if let Some(lives) = body.lives {
             steps.retain(|step| lives.contains(&step.life));
         }

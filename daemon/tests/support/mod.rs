@@ -19,7 +19,7 @@ use wirevault_storage::{CreateOptions, create};
 use wirevault_telemetry::clock::SystemClock;
 
 /// Longest wait for anything; machines are shared.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The smallest quota of a store with one lane.
 const QUOTA_BYTES: u64 = 256 << 20;
 /// Time of the first packet of a file, s.

@@ -80,6 +80,15 @@ pub enum Event {
         /// Why they cannot; nothing once they can.
         trouble: Option<String>,
     },
+    /// The configuration was read again while it ran.
+    Reloaded {
+        /// SHA-256 of its text, hex; nothing if it could not be read.
+        config: Option<String>,
+        /// Keys that changed, and hold from here on; none if it was refused.
+        changed: Vec<String>,
+        /// Why all of it was refused, and the old one goes on.
+        refused: Option<String>,
+    },
     /// A recorder ended well. One that was killed leaves no such line.
     Stopped,
     /// Packets or flows were asked for. It stands here before the first byte of the answer goes.

@@ -41,7 +41,8 @@ pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Repl
 pub use policies::{Policy, PolicyAction, Rung};
 pub use settings::{
     Buffer, CloudWatch, Config, DecapMode, Duplicates, Hugepages, Kms, LogLevel, MirrorTunnel,
-    RetentionAction, RetentionRule, Snapshots, SourceKind, Speed, Topology, Tunnel, WhenOut,
+    RetentionAction, RetentionRule, Sandbox, Snapshots, SourceKind, Speed, Topology, Tunnel,
+    WhenOut,
 };
 pub use units::size_text;
 

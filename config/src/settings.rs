@@ -180,6 +180,18 @@ choice! {
     }
 }
 
+choice! {
+    /// What the process gives up once it records.
+    Sandbox {
+        /// What the kernel lets it give up.
+        Auto = "auto",
+        /// All of it, or it does not start.
+        On = "on",
+        /// Nothing.
+        Off = "off",
+    }
+}
+
 /// A whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -191,6 +203,8 @@ pub struct Config {
     pub stores: Vec<PathBuf>,
     /// Volumes whose devices are driven past the kernel.
     pub vfio: Vec<PathBuf>,
+    /// Directories that may take the place of volumes, absolute.
+    pub spares: Vec<PathBuf>,
     /// Part of each file system that stays free for others.
     pub reserve_percent: u8,
     /// Of two machines that have the store's device, this is the one that waits.
@@ -232,6 +246,8 @@ pub struct Config {
     pub topology: Topology,
     /// What is logged.
     pub log: LogLevel,
+    /// What is given up.
+    pub sandbox: Sandbox,
 }
 
 impl Config {

@@ -151,8 +151,8 @@ impl Access {
         Ok(Self { own_uid: Uid::effective().as_raw(), grants, known: Mutex::default() })
     }
 
-    /// From here on the other's rules hold. Who has asked under the old ones begins anew; what he is
-    /// being answered goes on.
+    /// From here on the other's rules hold. Who has asked under the old ones begins anew; what he
+    /// is being answered goes on.
     pub(crate) fn take_over(&self, other: Self) {
         let new = other.grants.into_inner().unwrap_or_else(PoisonError::into_inner);
         *self.grants.write().unwrap_or_else(PoisonError::into_inner) = new;

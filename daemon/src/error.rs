@@ -141,6 +141,12 @@ pub enum DaemonError {
         #[source]
         source: io::Error,
     },
+    /// The configuration insists on a sandbox that this machine does not give.
+    #[error("sandbox is on: {why}; `sandbox: auto` goes on without")]
+    Sandbox {
+        /// What cannot be had.
+        why: String,
+    },
     /// Logging cannot be set up.
     #[error(transparent)]
     Log(#[from] LogError),
@@ -195,6 +201,7 @@ impl DaemonError {
             | Self::Capture(_)
             | Self::Buffer(_)
             | Self::Snapshot(_)
+            | Self::Sandbox { .. }
             | Self::Socket { .. } => Exit::Machine,
             Self::SocketInUse { .. } => Exit::Busy,
             Self::Fenced { .. } => Exit::Fenced,

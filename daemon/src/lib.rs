@@ -10,9 +10,9 @@
 //! ```
 //! - [`api`]: paths and JSON of the API, shared with the command line.
 //! - [`serve`]: what `wirevaultd --config` does. [`probe`]: what `wirevaultd validate` looks at.
-//! - [`reload`]: the configuration's file, read again.
-//! - [`keys`]: keys that a service keeps. [`publisher`]: metrics for one. [`snapshots`]: checkpoints
-//!   of the state.
+//! - [`reload`]: the configuration's file, read again. [`sandbox`]: what is given up by then.
+//! - [`keys`]: keys that a service keeps. [`publisher`]: metrics for one.
+//! - [`snapshots`]: checkpoints of the state.
 //! - [`import`]: the command line's entry for imports. [`devices`]: disks of this machine.
 //! - [`status`]: the report of a running recorder, and of a store that nobody writes.
 //! - [`error`]: [`DaemonError`] and the exit codes.
@@ -43,6 +43,7 @@ pub mod probe;
 pub mod publisher;
 pub mod reload;
 mod rungs;
+pub mod sandbox;
 pub mod serve;
 mod server;
 mod shared;

@@ -8,7 +8,7 @@
 //! ```
 //! The socket answers while the lanes drain and is gone before the segments close.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ use crate::shared::{Leased, Shared};
 use crate::snapshots::{Checkpoints, Taking};
 use crate::standby::Waited;
 use crate::vfio::OwnDevices;
-use crate::{DaemonError, snapshots, sources, standby};
+use crate::{DaemonError, sandbox, snapshots, sources, standby};
 
 /// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
 const LOOK: Duration = Duration::from_millis(250);
@@ -188,6 +188,9 @@ fn record(
         },
         ..PipelineOptions::default()
     };
+    let volumes: Vec<PathBuf> =
+        store.status().volumes.iter().map(|volume| PathBuf::from(&volume.path)).collect();
+    let sandbox = Some(sandbox::enter(config, file.path(), &volumes)?);
     let pipeline = Pipeline::start(store, Pool::new(arena), lanes, &options, clock)?;
     log_queues(&pipeline);
     log_layout(pipeline.layout());
@@ -196,8 +199,17 @@ fn record(
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
     let publishing = publishing(config, services, audit.folder())?;
     let successors = Some(own.successors());
-    let facts =
-        Facts { started_ns, recovery, notes, shared, keys, snapshots, publishing, successors };
+    let facts = Facts {
+        started_ns,
+        recovery,
+        notes,
+        shared,
+        keys,
+        snapshots,
+        publishing,
+        successors,
+        sandbox,
+    };
     let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
     let keeper = Keeper::start(&app);
     let tending = Tending::start(&app);

@@ -24,7 +24,7 @@ use wirevault_telemetry::histogram::Latency;
 
 use crate::access::{Access, Origin, Refusal};
 use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
-use crate::api::{self, RecoveryStatus};
+use crate::api::{self, RecoveryStatus, SandboxStatus};
 use crate::audit::Audit;
 use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
@@ -89,6 +89,8 @@ pub(crate) struct Facts {
     pub(crate) publishing: Option<Arc<Publishing>>,
     /// Opens volumes that take the place of others, where this machine writes any.
     pub(crate) successors: Option<Successors>,
+    /// What was given up; nothing while it stands by.
+    pub(crate) sandbox: Option<SandboxStatus>,
 }
 
 /// Counters of questions.

@@ -87,6 +87,7 @@ pub(crate) fn wait(
         snapshots: None,
         publishing: None,
         successors: None,
+        sandbox: None,
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);

@@ -114,6 +114,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
         snapshots,
         lost: lost_status(&pipeline.catalog().lost),
         publish: app.facts().publishing.as_ref().map(|publishing| publishing.status()),
+        sandbox: app.facts().sandbox.clone(),
     })
 }
 
@@ -147,6 +148,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         snapshots: None,
         lost: lost_status(&catalog.lost),
         publish: None,
+        sandbox: None,
     }
 }
 

@@ -1,4 +1,5 @@
-//! What systemd is told: that the recorder is ready, lives, reads its configuration again, and is stopping (sd_notify(3)).
+//! What systemd is told: that the recorder is ready, lives, reads its configuration again, and is
+//! stopping (sd_notify(3)).
 //!
 //! Telling can block: the socket takes ten messages, or what `net.unix.max_dgram_qlen` says, that
 //! nobody has read. So a thread tells, and who has not read the last message is told no more until

@@ -7,6 +7,7 @@ use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::post;
 use wirevault_lifecycle::audit::Who;
+use wirevault_media::MediaError;
 
 use crate::access::Asker;
 use crate::answers::STOPPED;
@@ -38,7 +39,7 @@ fn carry_out(app: &App, who: &Who, body: &ReplaceBody) -> Result<Replaced, Strin
     let was = known.ok_or_else(|| format!("there is no volume {volume}"))?.path;
     refuse_with_log(&was, app.audit().folder())?;
     let successors = app.facts().successors.as_ref().ok_or(STOPPED)?;
-    let media = successors.open(&was, Path::new(path)).map_err(|error| error.to_string())?;
+    let media = successors.open(&was, Path::new(path)).map_err(|it| refused(app, path, &it))?;
     let replaced = Replaced { volume: *volume, was, path: path.clone() };
     app.audit().will_replace(who, &replaced).map_err(|error| error.to_string())?;
     let done = store.replace_volume(usize::from(*volume), media, path);
@@ -56,5 +57,16 @@ fn refuse_with_log(volume: &str, log: &Path) -> Result<(), String> {
             log.display()
         )),
         false => Ok(()),
+    }
+}
+
+/// Why the new volume cannot be had.
+fn refused(app: &App, path: &str, error: &MediaError) -> String {
+    let bound = app.facts().sandbox.as_ref().filter(|sandbox| sandbox.landlock_abi.is_some());
+    match bound {
+        Some(sandbox) if !sandbox.writes.iter().any(|own| Path::new(path).starts_with(own)) => {
+            format!("{error}: the sandbox keeps {path} out, unless `spares` names it")
+        }
+        _ => error.to_string(),
     }
 }

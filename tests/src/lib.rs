@@ -6,6 +6,7 @@ pub mod aws;
 pub mod captures;
 pub mod filters;
 pub mod frames;
+pub mod injected;
 pub mod lanes;
 pub mod oracle;
 pub mod readers;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use wirevault_daemon::api::{
     self, BufferStatus, DeviceStatus, KeyStatus, LaneStatus, LayoutStatus, LostStatus,
-    PublishStatus, SharedStatus, SnapshotStatus, State, StatusReport, VolumeStatus,
+    PublishStatus, SandboxStatus, SharedStatus, SnapshotStatus, State, StatusReport, VolumeStatus,
 };
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -101,6 +101,9 @@ fn head(report: &StatusReport, paint: Paint) -> String {
         line(&mut head, &format!("published {sent}{newest}; {rest}"));
     }
     line(&mut head, &format!("release   {}", report.version));
+    if let Some(sandbox) = &report.sandbox {
+        line(&mut head, &format!("sandbox   {}", sandbox_text(sandbox)));
+    }
     if let Some(shared) = &report.shared {
         let SharedStatus { role, holder, epoch, lease, .. } = shared;
         let writer = if shared.writes { "this machine" } else { holder.as_str() };
@@ -116,6 +119,19 @@ fn head(report: &StatusReport, paint: Paint) -> String {
         }
     }
     head
+}
+
+/// What holds, and what does not.
+fn sandbox_text(sandbox: &SandboxStatus) -> String {
+    let SandboxStatus { rights, landlock_abi, seccomp, why_not, .. } = sandbox;
+    let held = [
+        (rights.is_some(), "rights"),
+        (landlock_abi.is_some(), "files"),
+        (*seccomp, "system calls"),
+    ];
+    let held: Vec<_> = held.iter().filter(|(held, _)| *held).map(|(_, what)| *what).collect();
+    let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
+    [held].iter().chain(why_not).map(String::as_str).collect::<Vec<_>>().join("; not: ")
 }
 
 fn lanes(page: &mut String, report: &StatusReport, paint: Paint) {
@@ -431,6 +447,7 @@ mod tests {
             snapshots: None,
             lost: Vec::new(),
             publish: None,
+            sandbox: None,
         }
     }
 

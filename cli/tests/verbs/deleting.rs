@@ -164,9 +164,9 @@ fn a_recorder_follows_its_rules() {
     fs::write(&file, pcap(101, 500)).unwrap();
     let youngest = fs::metadata(&lab.segments()[2]).unwrap().len();
     let text = format!(
-        "store: {}\nreplay:\n  file: {file}\napi:\n  socket: {socket}\n\
-         buffer:\n  size: 16MiB\nretention:\n  - name: room\n    action: delete\n    size: {youngest}B\n    \
-         flows: arp or ip or vlan\n",
+        "store: {}\nsandbox: off\nreplay:\n  file: {file}\napi:\n  socket: {socket}\n\
+         buffer:\n  size: 16MiB\nretention:\n  - name: room\n    action: delete\n    \
+         size: {youngest}B\n    flows: arp or ip or vlan\n",
         lab.store()
     );
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));

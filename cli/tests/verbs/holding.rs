@@ -126,8 +126,9 @@ fn a_recorder_holds_what_is_still_to_come() {
     let said = hold(&lab, "add", &["--name", "soon", "--filter", FLOW]);
     assert!(said.code == Some(0), "{said:?}");
     let text = format!(
-        "store: {}\nhold_share: 20%\nreplay:\n  file: {file}\napi:\n  socket: {socket}\nbuffer:\n  \
-         size: 16MiB\nretention:\n  - name: all\n    action: delete\n    size: 0B\n",
+        "store: {}\nsandbox: off\nhold_share: 20%\nreplay:\n  file: {file}\napi:\n  \
+         socket: {socket}\nbuffer:\n  size: 16MiB\nretention:\n  - name: all\n    \
+         action: delete\n    size: 0B\n",
         lab.store()
     );
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));

@@ -30,8 +30,9 @@ fn daemon(lab: &Lab, packets: u64, step_ns: u64) -> String {
     fs::write(lab.path("live.pcap"), pcap_with_step(1, packets, step_ns)).unwrap();
     let (socket, file) = (lab.text("s.sock"), lab.text("live.pcap"));
     let text = format!(
-        "store: {}\nreplay:\n  file: {file}\n  speed: realtime\napi:\n  socket: {socket}\n\
-         buffer:\n  size: 16MiB\n",
+        // Other tests of this process start programs.
+        "store: {}\nsandbox: off\nreplay:\n  file: {file}\n  speed: realtime\napi:\n  \
+         socket: {socket}\nbuffer:\n  size: 16MiB\n",
         lab.store()
     );
     let config = wirevault_config::parse(&text, "test").unwrap_or_else(|faults| panic!("{faults}"));

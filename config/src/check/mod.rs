@@ -14,7 +14,9 @@ use wirevault_format::limits::CHUNK_BYTES;
 use crate::fault::Fault;
 use crate::input::Input;
 use crate::section::{Faults, Item, Section, Value};
-use crate::settings::{Buffer, CloudWatch, Config, Hugepages, Kms, LogLevel, Topology, WhenOut};
+use crate::settings::{
+    Buffer, CloudWatch, Config, Hugepages, Kms, LogLevel, Sandbox, Topology, WhenOut,
+};
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
 use crate::{Given, LANE_CHUNKS_MIN, LANES_MAX};
@@ -48,6 +50,7 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         snapshots: snapshots::snapshots(&root, &stores),
         stores,
         vfio: paths(&root.list("vfio"), faults, "the volume"),
+        spares: paths(&root.list("spares"), faults, "the directory"),
         reserve_percent: root.number("reserve").try_into().unwrap_or(u8::MAX),
         standby: root.switch("standby"),
         hold_percent: root.number("hold_share").try_into().unwrap_or(u8::MAX),
@@ -67,6 +70,7 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         lane_cpus: cpus(&cpu_keys.list("lanes"), faults),
         topology: choice(&cpu_keys, "topology", Topology::from_name, Topology::Auto),
         log: choice(&root, "log", LogLevel::from_name, LogLevel::Info),
+        sandbox: choice(&root, "sandbox", Sandbox::from_name, Sandbox::Auto),
     };
     lanes_fit(&config, &root);
     Some(config)
@@ -270,16 +274,17 @@ mod tests {
         assert_eq!(config.segment_age, Duration::from_secs(3600));
         assert_eq!(config.api.socket, Path::new("/run/wirevault/wirevault.sock"));
         assert!(config.api.users.is_empty() && config.api.groups.is_empty());
-        assert!(config.vfio.is_empty());
+        assert!(config.vfio.is_empty() && config.spares.is_empty());
         assert!(config.key_file.is_none() && config.lane_cpus.is_empty());
         assert_eq!(config.topology, Topology::Auto);
         assert_eq!((config.log, config.lanes()), (LogLevel::Info, 1));
+        assert_eq!(config.sandbox, Sandbox::Auto);
     }
 
     #[test]
     fn every_key_is_taken_over() {
         let config = read(
-            "store: [/a, /b]\nreserve: 0%\nhold_share: 50%\nvfio: /b\nkey_file: /k\n\
+            "store: [/a, /b]\nreserve: 0%\nhold_share: 50%\nvfio: /b\nspares: /c\nkey_file: /k\n\
              capture:\n  - {interface: eth0, lanes: 2, \
              snaplen: 128, promiscuous: false, filter: 'tcp port 80', ring: 8MiB, source: af_xdp, \
              udp_ports: [4789, 6081], busy_poll: true, budget: 1GiB}\n  \
@@ -287,10 +292,11 @@ mod tests {
              hugepages: 1GiB}\nflush_age: 10ms\n\
              commit_interval: 1s\nsegment_age: 2h\napi: {socket: /s, users: [ops, 1000], \
              groups: wheel}\ncpus: {topology: split, \
-             lanes: [4, 6-8]}\nlog: debug\n",
+             lanes: [4, 6-8]}\nlog: debug\nsandbox: 'on'\n",
         );
         assert_eq!(config.stores, [Path::new("/a"), Path::new("/b")]);
         assert_eq!(config.vfio, [Path::new("/b")]);
+        assert_eq!(config.spares, [Path::new("/c")]);
         assert_eq!((config.reserve_percent, read(MINIMAL).reserve_percent), (0, 10));
         assert_eq!((config.hold_percent, read(MINIMAL).hold_percent), (50, 10));
         assert!(
@@ -331,7 +337,7 @@ mod tests {
         assert_eq!(config.api.groups, [Principal::Name("wheel".into())]);
         assert_eq!(config.lane_cpus, [4, 6, 7, 8]);
         assert_eq!(config.topology, Topology::Split);
-        assert_eq!(config.log, LogLevel::Debug);
+        assert_eq!((config.log, config.sandbox), (LogLevel::Debug, Sandbox::On));
     }
 
     #[test]

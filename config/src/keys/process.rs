@@ -1,8 +1,8 @@
-//! The process itself: `cpus`, `log`.
+//! The process itself: `cpus`, `log`, `sandbox`.
 
 use super::Without::{Nothing, Value};
 use super::{CPU_MAX, Key, Kind, hidden, key};
-use crate::settings::{LogLevel, Topology};
+use crate::settings::{LogLevel, Sandbox, Topology};
 
 const CPUS: Kind = Kind::Cpus;
 
@@ -37,5 +37,14 @@ pub(super) const KEYS: &[Key] = &[
         Value("info"),
         "info",
         "The least important messages to log.",
+    ),
+    key(
+        "sandbox",
+        Kind::Choice(Sandbox::NAMES),
+        Value("auto"),
+        "auto",
+        "What the recorder gives up once it records: rights that it does not need, files that are \
+         not its own, and system calls such as starting a program. `auto` gives up what this \
+         kernel lets it, `on` does not start where that is not all, `off` gives up nothing.",
     ),
 ];

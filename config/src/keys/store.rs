@@ -41,6 +41,15 @@ pub(super) const KEYS: &[Key] = &[
          hands them back when it ends. It needs root and an IOMMU. Where that cannot be had the \
          kernel's driver is used, and `wirevault status` says why.",
     )),
+    hidden(key(
+        "spares",
+        Kind::List(&DIRECTORY, VOLUMES_MAX),
+        Nothing,
+        "/data/spare",
+        "Directories that may take the place of a volume that failed, while it records (`wirevault \
+         volume replace`). They must be there when it starts. With a sandbox no others can; \
+         devices always can where the store has one.",
+    )),
     key(
         "standby",
         Kind::Switch,

@@ -68,7 +68,9 @@ pub use publish::PublishStatus;
 pub use question::QueryBody;
 pub use segments::SegmentRow;
 pub use snapshots::{LostStatus, SnapshotStatus};
-pub use status::{BudgetStatus, LimitsStatus, RecoveryStatus, SharedStatus, State, StatusReport};
+pub use status::{
+    BudgetStatus, LimitsStatus, RecoveryStatus, SandboxStatus, SharedStatus, State, StatusReport,
+};
 pub use volumes::{DeviceStatus, ErasedStatus, ReplaceBody, Replaced, VolumeStatus};
 
 /// Where the socket is if nobody says otherwise: the default of `api.socket`.

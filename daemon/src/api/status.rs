@@ -78,6 +78,9 @@ pub struct StatusReport {
     /// The store's key, if a service keeps it; nothing offline.
     #[serde(default)]
     pub key: Option<KeyStatus>,
+    /// What the recorder has given up; nothing before it records, and offline.
+    #[serde(default)]
+    pub sandbox: Option<SandboxStatus>,
     /// Checkpoints of the state, if any are taken; nothing offline.
     #[serde(default)]
     pub snapshots: Option<SnapshotStatus>,
@@ -87,6 +90,23 @@ pub struct StatusReport {
     /// Metrics that are published, if any are; nothing offline.
     #[serde(default)]
     pub publish: Option<PublishStatus>,
+}
+
+/// What a recorder has given up since its start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SandboxStatus {
+    /// Capabilities that are left; nothing if none were dropped.
+    pub rights: Option<Vec<String>>,
+    /// Version of Landlock that binds it to its own files; nothing if it may open any.
+    pub landlock_abi: Option<u32>,
+    /// Whether system calls that it does not need are refused.
+    pub seccomp: bool,
+    /// Where it may write.
+    pub writes: Vec<String>,
+    /// Threads that were there before, which keep their rights and their files.
+    pub earlier_threads: Vec<String>,
+    /// What could not be given up, and why.
+    pub why_not: Vec<String>,
 }
 
 /// A store's device that two machines have, as this one sees it.

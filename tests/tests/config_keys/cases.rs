@@ -54,6 +54,12 @@ pub(crate) const CASES: &[Case] = &[
             refused(&runs.with_foreign_device, 2, "vfio[0]");
         },
     ),
+    case("spares", "it may be written, too", |runs| {
+        let spare = runs.changed.site.file("spare").display().to_string();
+        let writes = |seen: &Seen| seen.status["sandbox"]["writes"].to_string();
+        assert!(writes(&runs.changed).contains(&spare), "{}", writes(&runs.changed));
+        assert!(!writes(&runs.plain).contains("/spare"), "{}", writes(&runs.plain));
+    }),
     case(
         "standby",
         "it waits while the other machine records, and records when it does not",
@@ -692,6 +698,13 @@ pub(crate) const CASES: &[Case] = &[
         for level in [" INFO ", " WARN "] {
             assert!(!runs.changed.log.contains(level), "{}", runs.changed.log);
         }
+    }),
+    case("sandbox", "files and system calls are given up, or not", |runs| {
+        let sandbox = |seen: &Seen| seen.status["sandbox"].clone();
+        assert_eq!(sandbox(&runs.plain)["seccomp"], true, "{}", sandbox(&runs.plain));
+        assert!(sandbox(&runs.plain)["landlock_abi"].is_u64(), "{}", sandbox(&runs.plain));
+        assert_eq!(sandbox(&runs.short)["seccomp"], false);
+        assert!(sandbox(&runs.short)["why_not"].to_string().contains("sandbox: off"));
     }),
 ];
 

@@ -168,8 +168,8 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
     let site_short = site(1);
     let socket = site_short.file("socket");
     let config = format!(
-        "store: {}\nlog: debug\nflush_age: 1ms\nsegment_age: 10s\ncpus:\n  lanes: [{cpu}]\n  \
-         topology: split\nsnapshots:\n  folder: {}\n\
+        "store: {}\nlog: debug\nsandbox: off\nflush_age: 1ms\nsegment_age: 10s\ncpus:\n  \
+         lanes: [{cpu}]\n  topology: split\nsnapshots:\n  folder: {}\n\
          api:\n  socket: {}\n  groups: [{GROUP}]\ncapture:\n  - interface: vg\n",
         site_short.store().display(),
         site_short.file("state").display(),
@@ -199,16 +199,18 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
 }
 
 fn changed_config(site: &Site, more: &str) -> (String, PathBuf) {
-    let socket = site.file("folder/other.sock");
+    let (socket, spare) = (site.file("folder/other.sock"), site.file("spare"));
+    fs::create_dir_all(&spare).expect("folder");
     let config = format!(
         "store: [{}, {}]\n{more}reserve: 5%\nhold_share: 20%\nflush_age: 10s\nlog: error\n\
-         audit:\n  anchor: {}\nsnapshots:\n  folder: {}\n  every: 1s\n  keep: 2\n\
+         spares: {}\naudit:\n  anchor: {}\nsnapshots:\n  folder: {}\n  every: 1s\n  keep: 2\n\
          buffer:\n  size: 8MiB\n  hugepages: off\ncpus:\n  topology: run_to_completion\n\
          api:\n  socket: {}\n  users: [{USER}]\n\
          capture:\n  - interface: va\n    lanes: 2\n    snaplen: 200\n    promiscuous: false\n    \
          budget: 512MiB\n    ring: 4MiB\n  - interface: vc\n    filter: udp dst port {}\n",
         site.store().display(),
         site.file("volume-1").display(),
+        spare.display(),
         site.file("heads").display(),
         site.file("state").display(),
         socket.display(),

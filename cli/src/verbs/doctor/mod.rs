@@ -21,6 +21,7 @@ use serde_json::json;
 use wirevault_config::{Config, Input, LiveSource};
 use wirevault_daemon::keys;
 use wirevault_daemon::probe::{self, Level};
+use wirevault_daemon::sandbox::{self, Landlock};
 
 use self::root::Root;
 use crate::args::DoctorArgs;
@@ -142,6 +143,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
     findings.extend(network::check(&root, &wanted, &network::ask_ethtool));
     findings.extend(disks::check(&root));
     findings.extend(aws::check(&root));
+    findings.push(sandbox(sandbox::landlock()));
     let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Ok);
     match args.json {
         true => put_json(&json!({"verdict": worst, "findings": findings}))?,
@@ -167,6 +169,20 @@ fn probed(config: &Config) -> Vec<Finding> {
         Finding { verdict, ..Finding::ok(finding.path.clone(), finding.text.clone()) }
     });
     start.into_iter().chain(told).chain(aws::key(config, &key, service.as_ref())).collect()
+}
+
+/// Whether the recorder can be kept to its own files.
+fn sandbox(landlock: Landlock) -> Finding {
+    match landlock {
+        Landlock::Version(version) => {
+            Finding::ok("sandbox", format!("Landlock {version}, and filters of system calls"))
+        }
+        Landlock::Absent(why) => {
+            let advice = "a recorder that is taken over can open whatever its user may; a kernel \
+                          with Landlock (5.13 and later) keeps it to its own files";
+            Finding::warn("sandbox", why, advice)
+        }
+    }
 }
 
 fn text(findings: &[Finding], paint: Paint) -> String {

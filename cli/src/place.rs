@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use wirevault_daemon::snapshots::lost_stores;
+use wirevault_daemon::tier;
 use wirevault_index::{KeySource, StoreReader, open_store};
 use wirevault_lifecycle::audit::folder_of;
 use wirevault_query::Request;
@@ -37,12 +38,14 @@ pub(crate) fn ask(place: &Place, cancel: &Cancel) -> Result<Asked, CliError> {
     Ok(Asked::Daemon(Client::connect(&endpoint, cancel)?))
 }
 
-/// Opens a store for reading.
+/// Opens a store for reading, with what lies in its tier.
 ///
 /// # Errors
-/// `Index`.
+/// `Index`; `Import` if the list of the tier does not read.
 pub(crate) fn open(dir: &Path, key: Option<&Path>) -> Result<StoreReader, CliError> {
-    let mut store = open_store(dir, &key_source(key)?)?;
+    let key = key_source(key)?;
+    let mut store = open_store(dir, &key)?;
+    tier::attach(&mut store, dir, &key)?;
     let (lost, troubles) = lost_stores(&folder_of(dir, &store.store.to_string()));
     store.lost = lost;
     troubles.iter().for_each(|trouble| tell(trouble));

@@ -1,11 +1,12 @@
 //! Services of others, behind traits that the crates below declare; the only crate with an AWS SDK.
 //!
 //! ```text
-//!  seal::KeyService              ◄── kms        ──► AWS KMS
+//!  seal::KeyService               ◄── kms        ──► AWS KMS
 //!  telemetry::publish::MetricSink ◄── cloudwatch ──► Amazon CloudWatch
+//!  media::Objects                 ◄── objects    ──► a folder
 //! ```
 //! Programs hand what they find here to the libraries, which never name this crate. Without the
-//! feature `aws` there is nothing to find.
+//! feature `aws` there is no service for keys.
 
 #![forbid(unsafe_code)]
 
@@ -15,12 +16,15 @@ mod client;
 pub mod cloudwatch;
 #[cfg(feature = "aws")]
 pub mod kms;
+pub mod objects;
 
 use std::io;
 use std::sync::Arc;
 
 use wirevault_seal::KeyService;
 use wirevault_telemetry::publish::MetricSink;
+
+pub use objects::objects;
 
 /// The service for keys that this build has; nothing if it has none. `endpoint` replaces the
 /// region's own address.

@@ -41,7 +41,7 @@ pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Repl
 pub use policies::{Policy, PolicyAction, Rung};
 pub use settings::{
     Buffer, CloudWatch, Config, DecapMode, Duplicates, Hugepages, Kms, LogLevel, MirrorTunnel,
-    RetentionAction, RetentionRule, Sandbox, Snapshots, SourceKind, Speed, Topology, Tunnel,
+    RetentionAction, RetentionRule, Sandbox, Snapshots, SourceKind, Speed, Tier, Topology, Tunnel,
     WhenOut,
 };
 pub use units::size_text;

@@ -117,6 +117,8 @@ choice! {
     RetentionAction {
         /// They are deleted.
         Delete = "delete",
+        /// They are moved to the object tier.
+        Tier = "tier",
         /// No later rule deletes them.
         Keep = "keep",
     }
@@ -229,8 +231,10 @@ pub struct Config {
     pub commit_interval: Duration,
     /// Longest time that a segment stays open.
     pub segment_age: Duration,
-    /// What is deleted before the quota takes it, in the order of asking.
+    /// What is deleted or moved before the quota takes it, in the order of asking.
     pub retention: Vec<RetentionRule>,
+    /// Where segments go that `action: tier` names.
+    pub tier: Option<Tier>,
     /// File that heads of the audit log are kept in, absolute.
     pub audit_anchor: Option<PathBuf>,
     /// Checkpoints of the recorder's state; `None`: none are taken.
@@ -316,7 +320,19 @@ pub struct CloudWatch {
     pub endpoint: Option<String>,
 }
 
-/// A rule of what is deleted. What is `None` matches every segment.
+/// The object tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Tier {
+    /// Where it is: `file://` and an absolute path.
+    pub url: String,
+    /// Bytes a second at most.
+    pub rate_bytes: Option<u64>,
+    /// What lies on the volumes stays until the quota takes it.
+    pub keep_local: bool,
+}
+
+/// A rule of what is deleted or moved. What is `None` matches every segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RetentionRule {
@@ -326,7 +342,7 @@ pub struct RetentionRule {
     pub action: RetentionAction,
     /// Closed so long ago.
     pub age: Option<Duration>,
-    /// Bytes that stay. Only to delete.
+    /// Bytes that stay. Not to keep.
     pub size_bytes: Option<u64>,
     /// The interface that its packets came from.
     pub interface: Option<String>,

@@ -12,7 +12,7 @@ use wirevault_index::error::chain;
 use wirevault_lifecycle::AuditError;
 use wirevault_lifecycle::holds::HoldError;
 use wirevault_lifecycle::snapshot::SnapshotError;
-use wirevault_media::Fenced;
+use wirevault_media::{Fenced, ObjectError};
 use wirevault_nvme::NvmeError;
 use wirevault_pipeline::PipelineError;
 use wirevault_query::QueryError;
@@ -174,6 +174,23 @@ pub enum DaemonError {
     /// A checkpoint of the state cannot be taken or put back.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The object tier does not do what it was asked.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// What lies in the tier is not what lies here.
+    #[error(
+        "{place}: {name} is not the segment that it is named after: {what}; nothing was overwritten, \
+         and the segment stays here; if it does not help to try again, look at the object and \
+         remove it"
+    )]
+    Unlike {
+        /// The place in words.
+        place: String,
+        /// Name of the object.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// There is nothing to import.
     #[error("no file to import was named")]
     NoFiles,
@@ -210,6 +227,8 @@ impl DaemonError {
             Self::Pipeline(_)
             | Self::Log(_)
             | Self::System { .. }
+            | Self::Object(_)
+            | Self::Unlike { .. }
             | Self::EndedEarly
             | Self::Unended => Exit::Failed,
         }

@@ -11,6 +11,7 @@ use wirevault_capture::Speed;
 pub use wirevault_config::Tunnel;
 use wirevault_format::VxlanPorts;
 use wirevault_index::KeySource;
+use wirevault_lifecycle::audit;
 use wirevault_pipeline::decap::DecapCounters;
 use wirevault_pipeline::{Pipeline, PipelineOptions, Topology};
 use wirevault_storage::{RESERVE_PERCENT, Store};
@@ -24,6 +25,7 @@ use crate::chain::{ChainSource, Reports, lock};
 use crate::lifecycle;
 use crate::serve::recovery_status;
 use crate::sources;
+use crate::tier;
 
 /// How often the progress is told.
 const LOOK: Duration = Duration::from_millis(100);
@@ -155,6 +157,8 @@ pub fn run(
         let audit = Audit::open(&options.store, store.id(), Arc::clone(&clock))?;
         lifecycle::settle(&store, &audit, &recovery.deletions)?;
     }
+    // Numbers of segments that lie in the tier only are not given again.
+    tier::of_store(&store, &audit::folder_of(&options.store, &store.id().to_string()))?;
     let arena =
         ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
     let pool = Pool::new(Arena::new(arena)?);

@@ -53,6 +53,7 @@ mod standby;
 pub mod status;
 mod supervisor;
 mod tail;
+pub mod tier;
 mod tls;
 mod vfio;
 mod volumes;

@@ -38,6 +38,7 @@ use crate::server::{App, Facts};
 use crate::shared::{Leased, Shared};
 use crate::snapshots::{Checkpoints, Taking};
 use crate::standby::Waited;
+use crate::tier::{Mover, Tier};
 use crate::vfio::OwnDevices;
 use crate::{DaemonError, sandbox, snapshots, sources, standby};
 
@@ -156,6 +157,7 @@ fn record(
     notes.extend(troubles);
     store.shared_catalog().change(|catalog| catalog.lost = Arc::clone(&lost));
     let snapshots = Checkpoints::of(config, store.id(), store.shared_catalog()).map(Arc::new);
+    let tier = open_tier(config, &store, &audit)?;
     let machine = Machine::here();
     let topology = sources::topology(config.topology);
     let volumes = store.status().volumes.len();
@@ -195,7 +197,8 @@ fn record(
     log_queues(&pipeline);
     log_layout(pipeline.layout());
     let mending = Mending::start(pipeline.catalog());
-    let (rules, holds) = (Rules::new(&config.retention), Holds::open(audit.folder())?);
+    let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
+    let rules = Rules::new(&config.retention);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
     let publishing = publishing(config, services, audit.folder())?;
     let successors = Some(own.successors());
@@ -209,15 +212,18 @@ fn record(
         publishing,
         successors,
         sandbox,
+        tier,
     };
     let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
     let keeper = Keeper::start(&app);
+    let mover = Mover::start(&app);
     let tending = Tending::start(&app);
     let taking = Taking::start(&app);
     let publisher = Publisher::start(&app);
     let watched = serve(&app, access, doors, Reloader::new(file, config), live);
     mending.end();
     keeper.end();
+    mover.end();
     tending.end();
     taking.end();
     let closing = publisher.close(&app);
@@ -269,6 +275,30 @@ fn publishing(
     let what = "making the spool of metrics";
     let publishing = Publishing::new(sink, config.cloudwatch.period, &state.join(PUBLISH_FOLDER));
     publishing.map(|it| Some(Arc::new(it))).map_err(|source| DaemonError::System { what, source })
+}
+
+/// Opens the tier, and shows what lies there. Nothing is asked of it yet.
+///
+/// # Errors
+/// `Audit`: its list does not read. `Setting`: segments lie where the configuration does not say.
+fn open_tier(
+    config: &Config,
+    store: &Store,
+    audit: &Audit,
+) -> Result<Option<Arc<Tier>>, DaemonError> {
+    let content = wirevault_lifecycle::tier::read(audit.folder())?;
+    let other = content.url.filter(|_| !content.rows.is_empty());
+    let wanted = config.tier.as_ref().map(|tier| tier.url.clone());
+    if let Some(url) = other.filter(|other| wanted.as_ref() != Some(other)) {
+        return Err(DaemonError::Setting {
+            path: "tier.url".to_owned(),
+            value: wanted.unwrap_or_else(|| "absent".to_owned()),
+            problem: format!("{} segments of this store lie at {url}", content.rows.len()),
+            way_out: "set it to that, or delete them first".to_owned(),
+        });
+    }
+    let Some(tier) = &config.tier else { return Ok(None) };
+    Tier::of_config(tier, store, audit.folder()).map(Some)
 }
 
 /// Answers until told to stop, then until the lanes are drained.

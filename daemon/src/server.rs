@@ -34,6 +34,7 @@ use crate::publisher::Publishing;
 use crate::shared::Shared;
 use crate::snapshots::{self, Checkpoints};
 use crate::standby::Stored;
+use crate::tier::Tier;
 use crate::vfio::Successors;
 use crate::{DaemonError, keys, lifecycle, metrics, openapi, status, tail, volumes};
 
@@ -91,6 +92,8 @@ pub(crate) struct Facts {
     pub(crate) successors: Option<Successors>,
     /// What was given up; nothing while it stands by.
     pub(crate) sandbox: Option<SandboxStatus>,
+    /// Where closed segments go.
+    pub(crate) tier: Option<Arc<Tier>>,
 }
 
 /// Counters of questions.
@@ -179,6 +182,11 @@ impl App {
 
     pub(crate) fn facts(&self) -> &Facts {
         &self.inner.facts
+    }
+
+    /// Where closed segments go, if anywhere.
+    pub(crate) fn tier(&self) -> Option<&Tier> {
+        self.inner.facts.tier.as_deref()
     }
 
     pub(crate) fn audit(&self) -> &Audit {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use wirevault_config::Config;
-use wirevault_index::{Catalog, IndexError, KeySource, StoreReader, open_store};
+use wirevault_index::{Catalog, KeySource, StoreReader, open_store};
 use wirevault_lifecycle::audit::{self, Event};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -20,7 +20,7 @@ use crate::lifecycle::Holds;
 use crate::serve::{first_volume, open_audit};
 use crate::server::{App, Facts};
 use crate::shared::Shared;
-use crate::{DaemonError, snapshots};
+use crate::{DaemonError, snapshots, tier};
 
 /// How often it looks whether the other one is still there.
 const LOOK: Duration = Duration::from_millis(250);
@@ -35,9 +35,10 @@ impl Stored {
     /// The store as it is now.
     ///
     /// # Errors
-    /// As [`open_store`].
-    pub(crate) fn open(&self) -> Result<(StoreReader, Catalog), IndexError> {
+    /// As [`open_store`] and [`tier::attach`].
+    pub(crate) fn open(&self) -> Result<(StoreReader, Catalog), DaemonError> {
         let mut reader = open_store(&self.path, &self.key)?;
+        tier::attach(&mut reader, &self.path, &self.key)?;
         let log = audit::folder_of(&self.path, &reader.store.to_string());
         reader.lost = snapshots::lost_stores(&log).0;
         let catalog = reader.catalog(SystemClock.unix_ns());
@@ -88,6 +89,7 @@ pub(crate) fn wait(
         publishing: None,
         successors: None,
         sandbox: None,
+        tier: None,
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);

@@ -26,6 +26,7 @@ use crate::api::{
 };
 use crate::keys;
 use crate::server::App;
+use crate::tier::Tier;
 
 /// Release of this program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -78,6 +79,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     reasons.extend(app.facts().publishing.as_ref().and_then(|publishing| publishing.reason()));
     let waiting = app.holds().waiting();
     reasons.extend(waiting.why);
+    reasons.extend(app.tier().and_then(Tier::trouble));
     reasons.extend(troubles(&lanes, &volumes));
     let ended = pipeline.is_finished();
     let state = match () {
@@ -115,6 +117,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
         lost: lost_status(&pipeline.catalog().lost),
         publish: app.facts().publishing.as_ref().map(|publishing| publishing.status()),
         sandbox: app.facts().sandbox.clone(),
+        tier: app.tier().map(Tier::status),
     })
 }
 
@@ -149,6 +152,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         lost: lost_status(&catalog.lost),
         publish: None,
         sandbox: None,
+        tier: None,
     }
 }
 
@@ -491,6 +495,7 @@ fn lost_row(store: &LostStore, segment: &LostSegment) -> SegmentRow {
     let LostStore { store: id, checkpoint, .. } = store;
     SegmentRow {
         state: "lost: instance store".to_owned(),
+        at: "nowhere".to_owned(),
         close_reason: None,
         file_bytes: Some(segment.entry.file_bytes),
         error: Some(format!("of store {id}, known from checkpoint {checkpoint}")),
@@ -508,6 +513,7 @@ fn segment_row(segment: &Segment) -> SegmentRow {
     };
     let mut row = SegmentRow {
         state: state.to_owned(),
+        at: segment.whereabouts().name().to_owned(),
         ..entry_row(segment.name(), (segment.volume, segment.place), entry)
     };
     if !closed {
@@ -525,6 +531,7 @@ fn entry_row(name: String, (volume, place): (u16, u32), entry: &SegmentEntry) ->
         place,
         ordinal: entry.ordinal,
         state: String::new(),
+        at: String::new(),
         close_reason: closed.then(|| entry.close_reason.name().to_owned()),
         sealed: entry.sealed,
         import: entry.import,

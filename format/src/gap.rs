@@ -67,6 +67,8 @@ causes! {
     /// A mark and no absence: a rung of the pressure ladder was entered. What it left out is told
     /// as `shed`, with the name of the rung.
     Pressure = 14, "pressure";
+    /// A segment lies in the object tier only, and that does not give it now.
+    TierUnreachable = 15, "tier_unreachable";
 }
 
 impl Cause {

@@ -5,6 +5,7 @@ mod shared;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, RwLock};
 
 use wirevault_format::table::{RunEntry, RunState, SegmentEntry, SegmentState};
@@ -16,6 +17,7 @@ use crate::digest::Digests;
 use crate::lost::LostStores;
 use crate::reader::SegmentReader;
 use crate::recover::Found;
+use crate::tier::{TierCopy, Tiered};
 use crate::volume::{StoreReader, Volume, segment_file_name};
 use crate::{IndexError, SegmentIndex};
 
@@ -72,21 +74,48 @@ pub struct Segment {
     found: OnceLock<Arc<[Found]>>,
     /// Nothing of a live one.
     pub(crate) digests: Option<Arc<Digests>>,
-    media: Arc<dyn Media>,
+    /// Nothing of one that lies in the tier only.
+    media: Option<Arc<dyn Media>>,
+    tier: Option<Arc<TierCopy>>,
     keys: Keys,
 }
 
 pub(crate) enum Content {
-    /// On the volume only: closed, or interrupted by a crash.
+    /// Nobody writes it: closed, or interrupted by a crash.
     Stored,
     /// A lane of this process writes it; the index holds its durable chunks.
     Live(Arc<RwLock<SegmentIndex>>),
 }
 
+#[derive(Clone)]
 enum Keys {
     Plain,
     Sealed(SegmentKeys),
     Absent(String),
+    /// An object beside its bytes.
+    InTier,
+}
+
+/// Where the bytes of a segment lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whereabouts {
+    /// On its volume.
+    Local,
+    /// In the object tier.
+    Tiered,
+    /// Both.
+    Both,
+}
+
+impl Whereabouts {
+    /// For people and machines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Tiered => "tiered",
+            Self::Both => "both",
+        }
+    }
 }
 
 /// A segment's stream: its packets are numbered together.
@@ -113,8 +142,63 @@ impl Segment {
             stream_watermark: 0,
             found: OnceLock::new(),
             digests: Some(Arc::clone(&volume.digests)),
-            media,
+            media: Some(media),
+            tier: None,
             keys,
+        }
+    }
+
+    /// A closed segment of which there is a copy in the tier only.
+    pub fn tiered(tiered: &Tiered) -> Self {
+        let Tiered { entry, volume, place, copy } = tiered.clone();
+        Self {
+            keys: if entry.sealed { Keys::InTier } else { Keys::Plain },
+            entry,
+            volume,
+            place,
+            content: Content::Stored,
+            stream_watermark: 0,
+            found: OnceLock::new(),
+            digests: None,
+            media: None,
+            tier: Some(copy),
+        }
+    }
+
+    /// The same closed segment with this copy in the tier, or without any.
+    pub fn with_tier(&self, copy: Option<Arc<TierCopy>>) -> Self {
+        Self {
+            entry: self.entry.clone(),
+            volume: self.volume,
+            place: self.place,
+            content: Content::Stored,
+            stream_watermark: self.stream_watermark,
+            found: OnceLock::new(),
+            digests: self.digests.clone(),
+            media: self.media.clone(),
+            tier: copy,
+            keys: self.keys.clone(),
+        }
+    }
+
+    /// Its copy in the tier.
+    pub fn tier(&self) -> Option<&Arc<TierCopy>> {
+        self.tier.as_ref()
+    }
+
+    /// The segment without what lies on its volume; nothing if that is all there is.
+    pub fn left_in_tier(&self) -> Option<Self> {
+        let (entry, copy) = (self.entry.clone(), self.tier.clone()?);
+        let (volume, place) = (self.volume, self.place);
+        Some(Self::tiered(&Tiered { entry, volume, place, copy }))
+    }
+
+    /// Where its bytes lie.
+    pub fn whereabouts(&self) -> Whereabouts {
+        match (&self.media, &self.tier) {
+            (Some(_), Some(_)) => Whereabouts::Both,
+            (None, Some(_)) => Whereabouts::Tiered,
+            (_, None) => Whereabouts::Local,
         }
     }
 
@@ -136,7 +220,8 @@ impl Segment {
             stream_watermark: 0,
             found: OnceLock::new(),
             digests: None,
-            media,
+            media: Some(media),
+            tier: None,
             keys,
         }
     }
@@ -175,9 +260,9 @@ impl Segment {
         self.digests.as_ref()?.host_pages()
     }
 
-    /// Files of its volume.
-    pub fn media(&self) -> &Arc<dyn Media> {
-        &self.media
+    /// Files of its volume; nothing of one that lies in the tier only.
+    pub fn media(&self) -> Option<&Arc<dyn Media>> {
+        self.media.as_ref()
     }
 
     /// The chunks that an interrupted segment shows, before any decision.
@@ -194,27 +279,42 @@ impl Segment {
         }
     }
 
-    pub(crate) fn open_file(&self) -> Result<Arc<dyn MediaFile>, IndexError> {
-        self.media.open(&segment_file_name(self.place), OpenMode::Read).map_err(|source| {
-            match source.kind() {
-                io::ErrorKind::NotFound => IndexError::MissingSegment { segment: self.name() },
-                _ => IndexError::Io { what: format!("segment {}", self.name()), source },
+    /// Its file, and the count of what is read from the tier if it lies there. What lies on the
+    /// volume is read there.
+    pub(crate) fn open_file(&self) -> Result<SegmentFile, IndexError> {
+        let from_tier = |copy: &Arc<TierCopy>| {
+            let (file, taken) = copy.file();
+            (file, Some(taken))
+        };
+        let missing = || IndexError::MissingSegment { segment: self.name() };
+        let Some(media) = &self.media else {
+            return self.tier.as_ref().map(from_tier).ok_or_else(missing);
+        };
+        match media.open(&segment_file_name(self.place), OpenMode::Read) {
+            Ok(file) => Ok((file, None)),
+            Err(source) if source.kind() == io::ErrorKind::NotFound => {
+                self.tier.as_ref().map(from_tier).ok_or_else(missing)
             }
-        })
+            Err(source) => Err(IndexError::Io { what: format!("segment {}", self.name()), source }),
+        }
     }
 
     /// Its key; `None` in plain stores.
     ///
     /// # Errors
-    /// `NoKey`.
+    /// `NoKey`; `Io` and `Key` of a segment that lies in the tier only.
     pub fn keys(&self) -> Result<Option<SegmentKeys>, IndexError> {
         match &self.keys {
             Keys::Plain => Ok(None),
             Keys::Sealed(keys) => Ok(Some(keys.clone())),
             Keys::Absent(why) => Err(IndexError::NoKey { segment: self.name(), why: why.clone() }),
+            Keys::InTier => self.tier.as_ref().map_or(Ok(None), |copy| copy.keys(&self.name())),
         }
     }
 }
+
+/// A file of a segment, and the count of what is read from the tier if it lies there.
+pub(crate) type SegmentFile = (Arc<dyn MediaFile>, Option<Arc<AtomicU64>>);
 
 impl StoreReader {
     /// The catalog of a store that this process only reads. `now_ns` is the time it is taken.
@@ -242,7 +342,7 @@ impl StoreReader {
         let latest = |of: fn(&Volume) -> u64| self.volumes.iter().map(of).max().unwrap_or(0);
         Catalog {
             store: self.store,
-            segments: segments.into_iter().map(Arc::new).collect(),
+            segments: segments.into_iter().map(Arc::new).collect::<Segments>().joined(&self.tiered),
             runs: runs.into(),
             missing_volumes: self.missing.iter().map(missing).collect(),
             lost: Arc::clone(&self.lost),

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 
 use wirevault_format::{FormatError, LifeId};
-use wirevault_media::MediaError;
+use wirevault_media::{MediaError, ObjectError, ObjectFault};
 use wirevault_packet::PacketError;
 use wirevault_seal::SealError;
 
@@ -142,6 +142,7 @@ impl IndexError {
     /// The file is not there.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::MissingSegment { .. })
+            || self.tier_fault() == Some(ObjectFault::Missing)
     }
 
     /// Stored bytes are not what was written.
@@ -154,7 +155,20 @@ impl IndexError {
                 | Self::Flow(_)
                 | Self::Volume { .. }
                 | Self::Io { .. }
-        )
+        ) && !self.is_unreachable()
+    }
+
+    /// It lies in the tier, which does not give it now; its bytes may be as they should.
+    pub fn is_unreachable(&self) -> bool {
+        self.tier_fault().is_some_and(|fault| fault != ObjectFault::Missing)
+    }
+
+    /// What the tier says, if that is why it failed.
+    fn tier_fault(&self) -> Option<ObjectFault> {
+        match self {
+            Self::Io { source, .. } => ObjectError::behind(source).map(|error| error.fault),
+            _ => None,
+        }
     }
 
     /// The segment was given up for the quota while it was being read.

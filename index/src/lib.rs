@@ -29,10 +29,11 @@ pub mod recover;
 pub mod sections;
 pub mod segment_index;
 pub mod select;
+pub mod tier;
 mod varint;
 pub mod volume;
 
-pub use catalog::{Catalog, MissingVolume, Segment, Segments, SharedCatalog};
+pub use catalog::{Catalog, MissingVolume, Segment, Segments, SharedCatalog, Whereabouts};
 pub use delta::ChunkDelta;
 pub use digest::Digest;
 pub use error::IndexError;
@@ -43,4 +44,5 @@ pub use reader::SegmentReader;
 pub use sections::EncodedIndex;
 pub use segment_index::SegmentIndex;
 pub use select::Selection;
+pub use tier::{TierCopy, TierKey, Tiered};
 pub use volume::{KeySource, StoreReader, Volume, open_store};

@@ -2,6 +2,7 @@
 //! believed.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
@@ -27,6 +28,8 @@ const SECTION_RAW_BYTES_MAX: u32 = 512 << 20;
 pub struct SegmentReader {
     name: String,
     file: Arc<dyn MediaFile>,
+    /// Bytes read from the tier, if it is read there.
+    taken: Option<Arc<AtomicU64>>,
     header: SegmentHeader,
     region_bytes: usize,
     interfaces: Vec<Interface>,
@@ -72,7 +75,7 @@ impl SegmentReader {
     /// A reader that knows the segment's header only, and the segment's keys.
     fn head(segment: &Segment) -> Result<(Self, Option<SegmentKeys>), IndexError> {
         let name = segment.name();
-        let file = segment.open_file()?;
+        let (file, taken) = segment.open_file()?;
         let keys = segment.keys()?;
         let head = read_up_to(&*file, 0, REGION_BYTES_MAX, &name)?;
         let damaged = |source| IndexError::Damaged { segment: name.clone(), chunk: None, source };
@@ -96,6 +99,7 @@ impl SegmentReader {
         let reader = Self {
             name,
             file,
+            taken,
             header: region.header,
             region_bytes: region.region_bytes,
             interfaces,
@@ -112,6 +116,11 @@ impl SegmentReader {
     /// Name of the segment: volume and place.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Counts the bytes that were read from the tier; nothing if it is read on its volume.
+    pub fn taken(&self) -> Option<&Arc<AtomicU64>> {
+        self.taken.as_ref()
     }
 
     /// Who wrote the segment.

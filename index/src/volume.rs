@@ -13,6 +13,7 @@ use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SealError, ServiceKeys,
 use crate::IndexError;
 use crate::digest::Digests;
 use crate::lost::LostStores;
+use crate::tier::Tiered;
 
 /// Pages of a table that are read at once: 1 MiB of each slot. A store of 100,000 places has 3,226.
 const READ_PAGES: u32 = 256;
@@ -317,6 +318,8 @@ pub struct StoreReader {
     pub missing: Vec<(String, String)>,
     /// Stores whose place this one took: whoever knows of them says so.
     pub lost: LostStores,
+    /// Segments with a copy in the tier, as whoever opened the store has found them listed.
+    pub tiered: Vec<Tiered>,
 }
 
 /// Opens a store for reading: the volume at `first` and the volumes that it names.
@@ -327,12 +330,8 @@ pub fn open_store(first: &Path, key: &KeySource) -> Result<StoreReader, IndexErr
     let volume = open_volume(first, key)?;
     let (store, own_number) = (volume.superblock.store, usize::from(volume.superblock.number));
     let paths = volume.superblock.volume_paths.clone();
-    let mut reader = StoreReader {
-        store,
-        volumes: vec![volume],
-        missing: Vec::new(),
-        lost: LostStores::default(),
-    };
+    let (missing, tiered, lost) = Default::default();
+    let mut reader = StoreReader { store, volumes: vec![volume], missing, tiered, lost };
     for (number, path) in paths.iter().enumerate().filter(|(number, _)| *number != own_number) {
         match open_volume(Path::new(path), key) {
             Ok(other) if other.superblock.store != store => {

@@ -5,6 +5,7 @@
 //! - [`holds`]: what may not be forgotten, and why.
 //! - [`retention`]: rules, and what they want deleted. [`certificate`]: what a deletion came to.
 //! - [`snapshot`]: checkpoints of a recorder's state, and putting one back.
+//! - [`tier`]: the list of what lies in the object tier.
 //! - [`error`] has the one error, [`AuditError`].
 
 #![forbid(unsafe_code)]
@@ -15,5 +16,6 @@ pub mod error;
 pub mod holds;
 pub mod retention;
 pub mod snapshot;
+pub mod tier;
 
 pub use error::AuditError;

@@ -1,5 +1,5 @@
-//! Which segments have to go, and why: rules and a list of segments in, a plan out. Nothing here
-//! reads or deletes anything.
+//! Which segments have to go, where to, and why: rules and a list of segments in, a plan out.
+//! Nothing here reads or deletes anything.
 //!
 //! Rules are asked in the order of the configuration; for each segment the first one that matches
 //! decides. A segment that no rule matches is kept: then only the quota takes it. A rule matches if
@@ -9,10 +9,11 @@
 //! |---|---|
 //! | age | that was closed so long ago, by record time: an import of an old capture is not old |
 //! | size | if those of the rule's other conditions that are younger, and it, take more bytes |
-//! | interface | whose packets all came from that interface (delete), or some of them (keep) |
-//! | flows | whose packets all match the filter (delete), or may match it (keep) |
+//! | interface | whose packets all came from that interface (delete), or some of them (keep, tier) |
+//! | flows | whose packets all match the filter (delete), or may match it (keep, tier) |
 //!
-//! So whatever is not known for certain is kept.
+//! So whatever is not known for certain is kept. A rule that tiers passes over what the tier has
+//! already, so that rules behind it decide when that is to go.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,11 +22,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What becomes of a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// It is deleted.
+    #[default]
     Delete,
+    /// It is moved to the object tier.
+    Tier,
     /// No later rule deletes it. The quota still may.
     Keep,
 }
@@ -39,8 +43,8 @@ pub struct Rule {
     pub action: Action,
     /// Closed at least so long ago.
     pub age: Option<Duration>,
-    /// More bytes than these are there. Only to delete: what is kept for a size would go once
-    /// others have gone.
+    /// More bytes than these are there. Not to keep: what is kept for a size would go once others
+    /// have gone.
     pub size_bytes: Option<u64>,
     /// Came from this interface.
     pub interface: Option<String>,
@@ -65,6 +69,8 @@ pub struct Piece {
     pub times_ns: Option<(u64, u64)>,
     /// What its packets came from; nothing if that cannot be read.
     pub interfaces: Option<Vec<String>>,
+    /// The tier has a copy.
+    pub tiered: bool,
 }
 
 /// How many packets of a segment match a filter, as far as its index tells.
@@ -85,22 +91,26 @@ pub struct Step {
     pub segment: u64,
     /// Its life id, hex: the step means this use of the place and no other.
     pub life: String,
+    /// What becomes of it: `delete` or `tier`.
+    #[serde(default)]
+    pub action: Action,
     /// The rule, or who else wants it.
     pub reason: String,
-    /// Packets that go.
+    /// Packets in it.
     pub packets: u64,
-    /// Bytes that become free.
+    /// Bytes that it takes.
     pub bytes: u64,
     /// Their smallest and largest packet time, Unix ns.
     pub times_ns: Option<(u64, u64)>,
 }
 
 impl Piece {
-    /// The step that deletes it.
-    pub fn step(&self, reason: impl fmt::Display) -> Step {
+    /// The step that does this to it.
+    pub fn step(&self, action: Action, reason: impl fmt::Display) -> Step {
         Step {
             segment: self.ordinal,
             life: self.life.clone(),
+            action,
             reason: reason.to_string(),
             packets: self.packets,
             bytes: self.bytes,
@@ -109,7 +119,7 @@ impl Piece {
     }
 }
 
-/// What the rules want deleted at that time, oldest first. `matches` says how many packets of a
+/// What the rules want deleted or tiered at that time, oldest first. `matches` says how many packets of a
 /// segment a filter selects; it is asked only where the rest of a rule fits.
 pub fn plan(
     rules: &[Rule],
@@ -126,7 +136,8 @@ pub fn plan(
         for (rule, used_bytes) in rules.iter().zip(&mut used_bytes) {
             // Counted for every rule, also behind the one that decides: what is kept elsewhere
             // takes room all the same.
-            if !rule.fits(piece, now_ns) || (decided && rule.size_bytes.is_none()) {
+            let is_done = decided || (rule.action == Action::Tier && piece.tiered);
+            if !rule.fits(piece, now_ns) || (is_done && rule.size_bytes.is_none()) {
                 continue;
             }
             let flows = rule.flows.as_deref();
@@ -135,12 +146,12 @@ pub fn plan(
                 continue;
             }
             *used_bytes = used_bytes.saturating_add(piece.bytes);
-            if rule.size_bytes.is_some_and(|most| *used_bytes <= most) || decided {
+            if is_done || rule.size_bytes.is_some_and(|most| *used_bytes <= most) {
                 continue;
             }
             decided = true;
-            if rule.action == Action::Delete {
-                steps.push(piece.step(rule));
+            if rule.action != Action::Keep {
+                steps.push(piece.step(rule.action, rule));
             }
         }
     }
@@ -164,11 +175,11 @@ impl Rule {
         old && from
     }
 
-    /// Whether so many are enough: all to delete, any to keep.
+    /// Whether so many are enough: all to delete, any to keep or to tier.
     fn takes(&self, matching: Match) -> bool {
         match self.action {
             Action::Delete => matching == Match::All,
-            Action::Keep => matching != Match::None,
+            Action::Keep | Action::Tier => matching != Match::None,
         }
     }
 }
@@ -202,6 +213,7 @@ mod tests {
             packets: 1,
             times_ns: None,
             interfaces: Some(interfaces.iter().map(ToString::to_string).collect()),
+            tiered: false,
         }
     }
 
@@ -220,6 +232,22 @@ mod tests {
         assert_eq!(planned(&[old.clone(), keep], &pieces), [1, 2]);
         assert_eq!(planned(&[Rule { age: hours(50), ..old.clone() }], &pieces), [1, 2]);
         assert_eq!(planned(&[Rule { age: hours(51), ..old }], &pieces), [0; 0]);
+    }
+
+    #[test]
+    fn what_the_tier_has_is_left_to_the_rules_behind() {
+        let mut pieces = [piece(1, 90, 10, &["a"]), piece(2, 50, 10, &["a"])];
+        let hours = |hours: u64| Some(Duration::from_secs(3600 * hours));
+        let tier = Rule { age: hours(24), ..rule(Action::Tier) };
+        let delete = Rule { age: hours(80), ..rule(Action::Delete) };
+        let rules = [tier, delete];
+        let steps = |pieces: &[Piece]| {
+            let steps = plan(&rules, pieces, NOW_NS, &mut |_, _| Match::Some);
+            steps.iter().map(|step| (step.segment, step.action)).collect::<Vec<_>>()
+        };
+        assert_eq!(steps(&pieces), [(1, Action::Tier), (2, Action::Tier)]);
+        pieces.iter_mut().for_each(|piece| piece.tiered = true);
+        assert_eq!(steps(&pieces), [(1, Action::Delete)]);
     }
 
     #[test]
@@ -280,7 +308,7 @@ mod tests {
     fn goes(rules: &[Rule], pieces: &[Piece], piece: &Piece, oracle: fn(&Piece) -> Match) -> bool {
         let takes = |rule: &Rule, all: bool, any: bool| match rule.action {
             Action::Delete => all,
-            Action::Keep => any,
+            Action::Keep | Action::Tier => any,
         };
         let selects = |rule: &Rule, piece: &Piece| {
             let names = piece.interfaces.as_ref().unwrap();
@@ -298,7 +326,7 @@ mod tests {
             let bytes: u64 = younger.filter(|it| selects(rule, it)).map(|it| it.bytes).sum();
             selects(rule, piece) && rule.size_bytes.is_none_or(|most| bytes > most)
         });
-        matching.is_some_and(|rule| rule.action == Action::Delete)
+        matching.is_some_and(|rule| rule.action != Action::Keep)
     }
 
     proptest! {

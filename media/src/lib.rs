@@ -8,6 +8,9 @@
 //!        a directory   a block device   a disk in memory with faults
 //! ```
 //!
+//! What was moved off the volumes lies in a store of others, behind [`Objects`]; [`ObjectFile`]
+//! shows it as a file again.
+//!
 //! Everything here blocks: tables, headers and recovery go through these calls. Chunks go through
 //! the queues of the `nvme` crate, which opens its own descriptor ([`MediaFile::direct_path`]) or,
 //! in simulations, talks to the simulated file ([`MediaFile::simulated`]).
@@ -20,7 +23,7 @@
 //!
 //! - [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`]. [`sim`]: [`SimMedia`], its fault model and
 //!   the seeded generator. [`error`]: [`MediaError`]. [`notes`]: devices that a process drives
-//!   itself.
+//!   itself. [`objects`]: places for objects.
 
 #![forbid(unsafe_code)]
 
@@ -28,6 +31,7 @@ pub mod block;
 pub mod dir;
 pub mod error;
 pub mod notes;
+pub mod objects;
 pub mod sim;
 
 use std::any::Any;
@@ -41,7 +45,8 @@ pub use block::BlockMedia;
 pub use block::lease::{Claim, Fenced, Lease, LeaseRecord, LeaseState, Role, fenced};
 pub use dir::{DirMedia, is_of_place};
 pub use error::MediaError;
-pub use sim::{Fault, SimFile, SimMedia, Survival, Trigger};
+pub use objects::{ObjectError, ObjectFault, ObjectFile, Objects};
+pub use sim::{Fault, SimFile, SimMedia, SimObjects, Survival, Trigger};
 
 /// File that carries a volume's superblocks, and the single writer's lock.
 pub const VOLUME_FILE: &str = "volume.wv";

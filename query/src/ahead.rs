@@ -78,9 +78,9 @@ pub(crate) fn glance<S: Source>(groups: &[Vec<&S>], question: &Question<'_>) -> 
 fn nothing<S: Source>(source: &S, question: &Question<'_>) -> Option<Shown> {
     let reader = source.open().ok()?;
     let look = reader.look(Some(question));
-    let holes = reader.damage();
+    let (holes, taken) = (reader.damage(), reader.taken());
     let chunks = Vec::new();
-    look.selected.is_empty().then_some(Shown { look: Look { chunks, ..look }, holes })
+    look.selected.is_empty().then_some(Shown { look: Look { chunks, ..look }, holes, taken })
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //! missing.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use wirevault_format::Cause;
 use wirevault_format::table::SegmentEntry;
@@ -36,6 +37,15 @@ pub(crate) struct Findings {
     pub(crate) segments_read: u64,
     pub(crate) chunks_considered: u64,
     pub(crate) chunks_read: u64,
+    /// What was read from the tier: a count for each segment that was opened there.
+    pub(crate) taken: Vec<Arc<AtomicU64>>,
+}
+
+impl Findings {
+    /// Bytes that were read from the tier.
+    pub(crate) fn tier_bytes(&self) -> u64 {
+        self.taken.iter().map(|taken| taken.load(Ordering::Relaxed)).sum()
+    }
 }
 
 impl Reading<'_> {
@@ -55,7 +65,8 @@ impl Reading<'_> {
     ) -> Option<(S::Reader, Look)> {
         match source.open() {
             Ok(reader) => {
-                let shown = Shown { look: reader.look(question), holes: reader.damage() };
+                let (look, holes) = (reader.look(question), reader.damage());
+                let shown = Shown { look, holes, taken: reader.taken() };
                 self.note(source, &shown);
                 Some((reader, shown.look))
             }
@@ -70,6 +81,7 @@ impl Reading<'_> {
     fn note<S: Source>(&mut self, source: &S, shown: &Shown) {
         let entry = source.entry();
         self.findings.seen.insert(entry.ordinal);
+        self.findings.taken.extend(shown.taken.clone());
         if let Some(why) = &shown.look.index_damage {
             let warning = format!("segment {}: its index is not used: {why}", source.name());
             self.findings.warnings.push(warning);

@@ -430,6 +430,7 @@ pub(crate) fn conclude<'a, S: Source>(
     summary.segments_read = findings.segments_read;
     summary.chunks_considered = findings.chunks_considered;
     summary.chunks_read = findings.chunks_read;
+    summary.tier_bytes = findings.tier_bytes();
     summary.warnings = findings.warnings;
     summary.warnings.extend(lost::warning(store.lost, (since_ns, until_ns)));
     summary.warnings.truncate(LIST_MAX);

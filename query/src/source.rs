@@ -2,6 +2,8 @@
 //! ones in their place.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use wirevault_format::chunk::ChunkHeader;
 use wirevault_format::footer::ChunkEntry;
@@ -39,6 +41,10 @@ pub(crate) trait Reader {
         look: impl FnOnce(Option<&Flows<'_>>) -> R,
     ) -> R;
     fn damage(&self) -> Vec<Hole>;
+    /// Counts the bytes that are read from the tier, if it lies there.
+    fn taken(&self) -> Option<Arc<AtomicU64>> {
+        None
+    }
     fn read_chunk(
         &self,
         number: u32,
@@ -68,6 +74,7 @@ pub(crate) struct Look {
 pub(crate) struct Shown {
     pub(crate) look: Look,
     pub(crate) holes: Vec<Hole>,
+    pub(crate) taken: Option<Arc<AtomicU64>>,
 }
 
 /// A place that should hold packets and does not.

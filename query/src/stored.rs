@@ -1,6 +1,8 @@
 //! Segments of a catalog as sources of a query.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use wirevault_format::chunk::ChunkHeader;
 use wirevault_format::table::SegmentEntry;
@@ -19,6 +21,7 @@ impl From<IndexError> for Absence {
             _ if error.is_wrong_key() => Cause::WrongKey,
             _ if error.is_missing() => Cause::MissingSegment,
             _ if error.is_reused() => Cause::Retention,
+            _ if error.is_unreachable() => Cause::TierUnreachable,
             // Also what cannot be classified: the packets are not there.
             _ => Cause::Damaged,
         };
@@ -94,6 +97,10 @@ impl Reader for SegmentReader {
             what: format!("an acknowledged chunk is not at byte {}", damage.offset),
         };
         self.damage().iter().map(hole).collect()
+    }
+
+    fn taken(&self) -> Option<Arc<AtomicU64>> {
+        self.taken().map(Arc::clone)
     }
 
     fn read_chunk(

@@ -115,6 +115,9 @@ pub struct Summary {
     pub chunks_considered: u64,
     /// Chunks read.
     pub chunks_read: u64,
+    /// Bytes that came from the object tier, indexes included.
+    #[serde(default)]
+    pub tier_bytes: u64,
 }
 
 impl Summary {

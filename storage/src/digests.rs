@@ -57,7 +57,7 @@ fn mend(segment: &Segment) -> Option<()> {
     let pages = digest.pages(segment.host_pages()?)?;
     let keys = segment.keys().ok()?;
     let of = Of { place: segment.place, entry: &segment.entry, keys: keys.as_ref() };
-    of.write(&**segment.media(), segment.host_pages()?, &pages).ok()
+    of.write(&**segment.media()?, segment.host_pages()?, &pages).ok()
 }
 
 /// Writes the digest of a segment that was just finished, in a volume with segments of this size.

@@ -176,7 +176,7 @@ fn begin_forgetting(
     };
     let places: Vec<u32> = wanted.iter().filter(there).map(|(place, _)| *place).collect();
     let given_up: Vec<SegmentEntry> = places.iter().map(|place| entry(*place).clone()).collect();
-    note_given_up(volume, &given_up)?;
+    note_given_up(volume, &volume.not_tiered(&given_up))?;
     let forgetting = |entry| SegmentEntry { state: SegmentState::Forgetting, ..entry };
     let changes: Vec<_> = places.into_iter().zip(given_up.into_iter().map(forgetting)).collect();
     volume.set_segments(&changes)

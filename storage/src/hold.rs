@@ -49,8 +49,8 @@ pub struct HoldUse {
     pub bytes: u64,
 }
 
-/// A closed segment that is not given up while this lives.
-struct Pinned<'a> {
+/// A closed segment that the quota does not take while this lives.
+pub struct Pinned<'a> {
     volume: &'a SharedVolume,
     place: u32,
 }
@@ -103,7 +103,8 @@ impl Store {
         source: &Segment,
         chunks: &[u32],
     ) -> Result<SegmentEntry, StorageError> {
-        let _pinned = self.pin(source)?;
+        // What lies in the tier only is not on any volume.
+        let _pinned = source.media().map(|_| self.pin(source)).transpose()?;
         let reader = source.open()?;
         let known = reader.with_index(|index| index.chunks().to_vec());
         let chunk_bytes = |number: &u32| known.get(*number as usize).map(|it| it.chunk_bytes);
@@ -121,13 +122,18 @@ impl Store {
         }
     }
 
-    fn pin(&self, source: &Segment) -> Result<Pinned<'_>, StorageError> {
+    /// Keeps the quota from taking a closed segment, which is no copy for a hold: from those it
+    /// keeps away anyhow.
+    ///
+    /// # Errors
+    /// `Misuse` if it is not there, or not closed.
+    pub fn pin(&self, source: &Segment) -> Result<Pinned<'_>, StorageError> {
         let (number, place, life) = (source.volume, source.place, source.entry.life);
         let volume = self.volumes.get(usize::from(number));
         let pinned = volume.filter(|it| it.work(|volume| volume.pin(place, life)));
         pinned.map(|volume| Pinned { volume, place }).ok_or_else(|| {
             let name = source.name();
-            let what = format!("segment {name} cannot be copied: it is not there, or not closed");
+            let what = format!("segment {name} cannot be kept: it is not there, or not closed");
             StorageError::Misuse { what }
         })
     }

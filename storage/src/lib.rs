@@ -24,7 +24,7 @@
 //!   footer of a segment. `digests`: what stands for them outside of it. [`reindex`]: its index
 //!   from its chunks. [`recovery`]: closing what a crash left open. [`forget`]: deleting segments
 //!   so that nobody can read them again. [`hold`]: copies that neither
-//!   quota nor retention takes.
+//!   quota nor retention takes. [`tier`]: segments of which there is a copy in the object tier.
 //! - [`condition`]: how volumes and store are, in one word.
 //! - `volume`: superblock, table pages and key ring of one volume. `ledger`: what its table adds up
 //!   to. `bad`: places that do not take what is written to them.
@@ -53,6 +53,7 @@ pub mod replace;
 mod room;
 mod standing;
 pub mod store;
+pub mod tier;
 pub mod view;
 mod volume;
 
@@ -64,7 +65,7 @@ pub use digests::{Mended, mend_digests};
 pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};
 pub use forget::{DeletedSegment, Deletion};
-pub use hold::{HOLD_PERCENT, HoldUse};
+pub use hold::{HOLD_PERCENT, HoldUse, Pinned};
 pub use open::VolumeOpener;
 pub use options::CreateOptions;
 pub use plan::{Plan, Space, VolumePlan, plan, volume_file_bytes};

@@ -122,7 +122,7 @@ impl Store {
             if !there.is_empty() {
                 let going = {
                     let volume = volume.look();
-                    entries_at(&volume, &still_closed(&volume, &there))
+                    volume.not_tiered(&entries_at(&volume, &still_closed(&volume, &there)))
                 };
                 volume.tell(&self.witness, &going);
                 volume.work(|volume| self.give_up(volume, &still_closed(volume, &there)))?;
@@ -179,22 +179,27 @@ impl Store {
         let going = {
             let volume = self.volumes[number].look();
             let room = Room::plan(&volume, over.to_vec())?;
-            entries_at(&volume, &room.evict)
+            volume.not_tiered(&entries_at(&volume, &room.evict))
         };
         self.volumes[number].tell(&self.witness, &going);
         Ok(())
     }
 
     /// Gives up closed segments of a volume: what readers must know of them is durable before
-    /// their entries are freed, and that before their files go.
-    fn give_up(&self, volume: &mut VolumeWriter, places: &[u32]) -> Result<(), StorageError> {
+    /// their entries are freed, and that before their files go. What the tier has is not lost.
+    pub(crate) fn give_up(
+        &self,
+        volume: &mut VolumeWriter,
+        places: &[u32],
+    ) -> Result<(), StorageError> {
         if places.is_empty() {
             return Ok(());
         }
         let given_up = entries_at(volume, places);
+        let lost = volume.not_tiered(&given_up);
         let shared = &self.volumes[usize::from(volume.superblock().number)];
-        shared.tell(&self.witness, &given_up);
-        note_given_up(volume, &given_up)?;
+        shared.tell(&self.witness, &lost);
+        note_given_up(volume, &lost)?;
         let freed: Vec<_> = places.iter().map(|place| (*place, SegmentEntry::default())).collect();
         volume.set_segments(&freed)?;
         shared.are_gone(given_up.iter());

@@ -166,16 +166,16 @@ pub(crate) fn show_segments(
     changes: &[(u32, SegmentEntry)],
 ) {
     let closed = |(_, entry): &&(u32, SegmentEntry)| entry.state == SegmentState::Closed;
-    let stored = |(place, entry): &(u32, SegmentEntry)| {
-        Arc::new(Segment::stored(volume, *place, entry.clone()))
-    };
-    let come: Vec<_> = changes.iter().filter(closed).map(stored).collect();
+    let come: Vec<_> = changes.iter().filter(closed).collect();
     shared.change(|catalog| {
         for entry in before.iter().filter(|entry| entry.is_readable()) {
-            catalog.segments = catalog.segments.without(entry);
+            catalog.segments = catalog.segments.without_local(entry);
         }
-        for segment in &come {
-            catalog.segments = catalog.segments.with(Arc::clone(segment));
+        for (place, entry) in &come {
+            let tier = catalog.segments.get(entry).and_then(|known| known.tier().cloned());
+            let segment = Segment::stored(volume, *place, entry.clone());
+            let segment = if tier.is_some() { segment.with_tier(tier) } else { segment };
+            catalog.segments = catalog.segments.with(Arc::new(segment));
         }
     });
 }

@@ -244,6 +244,14 @@ impl VolumeWriter {
         there
     }
 
+    /// Those of which the tier has no copy.
+    pub(crate) fn not_tiered(&self, entries: &[SegmentEntry]) -> Vec<SegmentEntry> {
+        let catalog = self.shared.as_ref().map(|shared| shared.take(0));
+        let segment = |entry: &SegmentEntry| catalog.as_ref()?.segments.get(entry).cloned();
+        let in_tier = |entry: &SegmentEntry| segment(entry).is_some_and(|it| it.tier().is_some());
+        entries.iter().filter(|entry| !in_tier(entry)).cloned().collect()
+    }
+
     pub(crate) fn unpin(&mut self, place: u32) {
         self.ledger.write().unwrap_or_else(PoisonError::into_inner).unpin(place);
     }

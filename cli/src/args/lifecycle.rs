@@ -4,18 +4,38 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::Place;
+use super::{Daemon, Place};
 
 /// What is done by the rules.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LifecycleVerb {
-    /// Show what the rules want deleted now.
+    /// Show what the rules want deleted, or moved to the tier, now.
     #[command(after_help = "\
 Example: wirevault lifecycle plan --store ./store --config /etc/wirevault/wirevault.yaml")]
     Plan(LifecycleArgs),
-    /// Delete what the rules want deleted. The daemon does that by itself, every minute.
+    /// Delete and move what the rules want. The daemon does that by itself, every minute.
     #[command(after_help = "Example: wirevault lifecycle apply")]
     Apply(LifecycleArgs),
+    /// Move all closed segments to the tier, because the machine goes away: first copies for holds,
+    /// then what the rules would move, then the youngest. Exit code 3: some are left.
+    #[command(after_help = "Example: wirevault lifecycle drain --within 100")]
+    Drain(DrainArgs),
+}
+
+/// How long a drain may take.
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+    /// With --connect, private key of the certificate.
+    #[arg(long, value_name = "FILE", requires = "connect")]
+    pub(crate) key: Option<PathBuf>,
+    /// Seconds after which nothing moves any more.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) within: u32,
+    /// As JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Whose rules.

@@ -17,7 +17,9 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 pub(crate) use ask::{FileFormat, FlowsArgs, QueryArgs, Question, TailArgs};
 pub(crate) use audit::AuditVerb;
 pub(crate) use key::KeyVerb;
-pub(crate) use lifecycle::{CertificateVerb, DeleteArgs, HoldVerb, LifecycleArgs, LifecycleVerb};
+pub(crate) use lifecycle::{
+    CertificateVerb, DeleteArgs, DrainArgs, HoldVerb, LifecycleArgs, LifecycleVerb,
+};
 pub(crate) use look::{
     DoctorArgs, InspectSegmentArgs, InspectVerb, InspectVolumeArgs, SegmentsArgs, StatusArgs,
     VerifyArgs,

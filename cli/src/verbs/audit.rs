@@ -224,6 +224,9 @@ fn line(entry: &Entry) -> String {
             let segments = segments.join(", ");
             format!("forgotten ({level}): segments {segments} of {}", erasure.path)
         }
+        Event::Tiered { segment, reason, place, bytes, .. } => {
+            format!("segment {segment} lies in {place} ({bytes} bytes), for {reason}")
+        }
         Event::Replaced { volume, was, path } => {
             format!("replaced: volume {volume}, {was}, by {path}")
         }

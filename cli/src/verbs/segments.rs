@@ -11,8 +11,8 @@ use crate::outcome::Outcome;
 use crate::output::{put, put_json, size_text, table, table_text, tell};
 use crate::place::{self, Asked};
 
-const HEADINGS: [&str; 10] =
-    ["name", "state", "from", "until", "packets", "size", "chunks", "lane", "link", "notes"];
+const HEADINGS: [&str; 11] =
+    ["name", "at", "state", "from", "until", "packets", "size", "chunks", "lane", "link", "notes"];
 
 /// Lists segments, oldest first.
 pub(crate) fn list(args: &SegmentsArgs) -> Result<Outcome, CliError> {
@@ -26,7 +26,7 @@ pub(crate) fn list(args: &SegmentsArgs) -> Result<Outcome, CliError> {
     } else if rows.is_empty() {
         tell("the store holds no segments yet");
     } else {
-        let mut table = table(&HEADINGS, &[4, 5, 6, 7]);
+        let mut table = table(&HEADINGS, &[5, 6, 7, 8]);
         for row in &rows {
             table.add_row(columns(row));
         }
@@ -40,6 +40,7 @@ fn columns(row: &SegmentRow) -> Vec<String> {
         |time: &Option<api::Instant>| time.as_ref().map_or("-".to_owned(), |t| t.utc.clone());
     vec![
         row.name.clone(),
+        row.at.clone(),
         row.close_reason
             .as_ref()
             .map_or_else(|| row.state.clone(), |why| format!("{}: {why}", row.state)),

@@ -100,6 +100,10 @@ fn head(report: &StatusReport, paint: Paint) -> String {
         let rest = format!("{waiting_periods} waiting, {dropped_periods} given up");
         line(&mut head, &format!("published {sent}{newest}; {rest}"));
     }
+    if let Some(tier) = &report.tier {
+        let (segments, bytes) = (count_text(tier.segments, "segment"), size_text(tier.bytes));
+        line(&mut head, &format!("tier      {}: {segments}, {bytes}", tier.url));
+    }
     line(&mut head, &format!("release   {}", report.version));
     if let Some(sandbox) = &report.sandbox {
         line(&mut head, &format!("sandbox   {}", sandbox_text(sandbox)));
@@ -448,6 +452,7 @@ mod tests {
             lost: Vec::new(),
             publish: None,
             sandbox: None,
+            tier: None,
         }
     }
 

@@ -7,4 +7,5 @@ mod holding;
 mod questions;
 mod socket;
 mod store;
+mod tiering;
 mod volume;

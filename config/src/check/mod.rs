@@ -5,6 +5,7 @@ mod input;
 mod policies;
 mod retention;
 mod snapshots;
+mod tier;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -43,6 +44,7 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
     let cpu_keys = root.section("cpus");
     // The missing input must not hide the faults of the keys after it.
     let input = input::input(&root, faults).unwrap_or(Input::Live(Vec::new()));
+    let retention = retention::rules(&root);
     let (policies, pressure) = policies::policies(&root, &input);
     let stores = stores(&root, given, faults);
     let config = Config {
@@ -63,7 +65,8 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         flush_age: root.duration("flush_age"),
         commit_interval: root.duration("commit_interval"),
         segment_age: root.duration("segment_age"),
-        retention: retention::rules(&root),
+        tier: tier::tier(&root, &retention),
+        retention,
         audit_anchor: root.section("audit").path("anchor"),
         cloudwatch: cloudwatch(&root.section("cloudwatch")),
         api: access::api(&root.section("api")),

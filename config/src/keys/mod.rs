@@ -18,6 +18,7 @@ mod replay;
 mod retention;
 mod snapshots;
 mod store;
+mod tier;
 
 use std::time::Duration;
 
@@ -242,6 +243,7 @@ const SECTIONS: &[&[Key]] = &[
     replay::KEYS,
     buffer::KEYS,
     retention::KEYS,
+    tier::KEYS,
     audit::KEYS,
     snapshots::KEYS,
     cloudwatch::KEYS,

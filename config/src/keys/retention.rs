@@ -1,4 +1,4 @@
-//! What is deleted, and when: `retention`.
+//! What is deleted or moved, and when: `retention`.
 
 use super::Without::{Fault, Nothing};
 use super::{DAY_MS, FILTER_BYTES_MAX, Key, Kind, SECOND_MS, hidden, key, millis, size};
@@ -19,8 +19,8 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Sections(RULES_MAX),
         Nothing,
         "",
-        "Rules for what is deleted before the quota takes it, so that its key is gone for good. \
-         They are asked in this order, once a minute; for each closed segment the first one that \
+        "Rules for what is deleted before the quota takes it, so that its key is gone for good, or \
+         moved to the `tier`. They are asked in this order, once a minute; for each closed segment the first one that \
          matches decides. A rule matches if all it names does. `wirevault lifecycle plan` shows \
          what they want.",
     )),
@@ -36,7 +36,8 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Choice(RetentionAction::NAMES),
         Fault,
         "delete",
-        "`delete` deletes what matches. `keep` spares it from the rules behind this one; the quota \
+        "`delete` deletes what matches. `tier` moves it to the `tier`, and leaves what lies there \
+         already to the rules behind this one. `keep` spares it from the rules behind; the quota \
          still takes it.",
     )),
     hidden(key(
@@ -52,8 +53,8 @@ pub(super) const KEYS: &[Key] = &[
         size(0, SIZE_BYTES_MAX, 1),
         Nothing,
         "500GiB",
-        "The oldest of those that match otherwise, so that these bytes of them stay. Only with \
-         `action: delete`.",
+        "The oldest of those that match otherwise, so that these bytes of them stay. Not with \
+         `action: keep`.",
     )),
     hidden(key(
         "retention[].interface",

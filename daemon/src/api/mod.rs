@@ -7,8 +7,9 @@
 //! | `GET /v1/status` | status | [`StatusReport`] |
 //! | `GET /v1/segments` | status | list of [`SegmentRow`], oldest first, sent as it is made |
 //! | `GET /v1/metrics` | status | OpenMetrics text |
-//! | `GET /v1/lifecycle/plan` | status | [`Deletions`]: what the rules want deleted now |
-//! | `POST /v1/lifecycle/apply`, an [`ApplyBody`] | admin | [`Deletions`]: what was deleted |
+//! | `GET /v1/lifecycle/plan` | status | [`Deletions`]: what the rules want now |
+//! | `POST /v1/lifecycle/apply`, an [`ApplyBody`] | admin | [`Deletions`]: what was done |
+//! | `POST /v1/lifecycle/drain`, a [`DrainBody`] | admin | [`Drained`] |
 //! | `POST /v1/delete`, a [`DeleteBody`] | admin | [`Deletions`] |
 //! | `POST /v1/volumes/replace`, a [`ReplaceBody`] | admin | [`Replaced`] |
 //! | `GET /v1/holds` | admin | [`HoldsReport`] |
@@ -59,7 +60,7 @@ use serde::{Deserialize, Serialize};
 use wirevault_config::Role;
 pub use wirevault_query::summary::Instant;
 
-pub use deleting::{ApplyBody, DeleteBody, Deletions};
+pub use deleting::{ApplyBody, DeleteBody, Deletions, DrainBody, Drained};
 pub use holds::{HoldBody, HoldRow, HoldsReport, HoldsStatus, ReleaseBody};
 pub use key::{KeyStatus, RotateBody};
 pub use lane::{LaneStatus, PolicyStatus, PressureStatus};
@@ -70,6 +71,7 @@ pub use segments::SegmentRow;
 pub use snapshots::{LostStatus, SnapshotStatus};
 pub use status::{
     BudgetStatus, LimitsStatus, RecoveryStatus, SandboxStatus, SharedStatus, State, StatusReport,
+    TierStatus,
 };
 pub use volumes::{DeviceStatus, ErasedStatus, ReplaceBody, Replaced, VolumeStatus};
 
@@ -89,6 +91,8 @@ pub const FLOWS: &str = "/v1/flows";
 pub const PLAN: &str = "/v1/lifecycle/plan";
 /// Path to have a plan carried out.
 pub const APPLY: &str = "/v1/lifecycle/apply";
+/// Path to have everything moved to the tier.
+pub const DRAIN: &str = "/v1/lifecycle/drain";
 /// Path to delete segments.
 pub const DELETE: &str = "/v1/delete";
 /// Path to have a volume that failed replaced.
@@ -138,8 +142,9 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("GET", STATUS, Role::Status, "What the recorder does, and its books."),
     endpoint("GET", SEGMENTS, Role::Status, "Segments, oldest first."),
     endpoint("GET", METRICS, Role::Status, "Metrics, as OpenMetrics text."),
-    endpoint("GET", PLAN, Role::Status, "What the retention rules want deleted now."),
-    endpoint("POST", APPLY, Role::Admin, "Deletes what they want deleted."),
+    endpoint("GET", PLAN, Role::Status, "What the retention rules want deleted or moved now."),
+    endpoint("POST", APPLY, Role::Admin, "Deletes and moves what they want."),
+    endpoint("POST", DRAIN, Role::Admin, "Moves all closed segments to the tier, held ones first."),
     endpoint("POST", DELETE, Role::Admin, "Deletes segments so that nobody can read them again."),
     endpoint("POST", REPLACE, Role::Admin, "Goes on with a new volume for one that failed."),
     endpoint("GET", HOLDS, Role::Admin, "Holds: what may not be forgotten, and why."),

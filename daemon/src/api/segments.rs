@@ -9,10 +9,13 @@ use wirevault_query::summary::Instant;
 pub struct SegmentRow {
     /// Name.
     pub name: String,
-    /// Volume number.
+    /// Number of the volume that it lies on, or lay on.
     pub volume: u16,
-    /// Place on the volume.
+    /// Its place there.
     pub place: u32,
+    /// Where its bytes are: `local`, `tiered` or `both`; `nowhere` if they are
+    /// lost.
+    pub at: String,
     /// Store-wide number; the smallest is given up first.
     pub ordinal: u64,
     /// `open` (being written), `interrupted` (a crash left it so), `closed`, or `lost: instance

@@ -90,6 +90,24 @@ pub struct StatusReport {
     /// Metrics that are published, if any are; nothing offline.
     #[serde(default)]
     pub publish: Option<PublishStatus>,
+    /// The object tier, if there is one; nothing offline.
+    #[serde(default)]
+    pub tier: Option<TierStatus>,
+}
+
+/// The object tier.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TierStatus {
+    /// Where it is.
+    pub url: String,
+    /// Segments that lie there.
+    pub segments: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Of the segments those that are to go, and are not gone yet.
+    pub forgetting: u64,
+    /// Why the last segment did not move, or did not go; nothing if it did.
+    pub trouble: Option<String>,
 }
 
 /// What a recorder has given up since its start.

@@ -6,7 +6,7 @@ use wirevault_format::LifeId;
 use wirevault_index::Catalog;
 use wirevault_lifecycle::audit::Who;
 use wirevault_lifecycle::certificate::{Certificate, Erased, Erasure};
-use wirevault_lifecycle::retention::{Piece, Step};
+use wirevault_lifecycle::retention::{Action, Piece, Step};
 use wirevault_storage::{Deletion, Store};
 
 use super::holds::Holds;
@@ -15,6 +15,7 @@ use crate::DaemonError;
 use crate::api::DeleteBody;
 use crate::audit::Audit;
 use crate::server::App;
+use crate::tier::Tier;
 
 /// Segments deleted at a time: each batch rewrites a key ring while no segment opens.
 pub(super) const BATCH: usize = 64;
@@ -39,7 +40,7 @@ pub fn chosen(catalog: &Catalog, wanted: &DeleteBody) -> Result<Vec<Step>, Strin
         wanted.before_ns.is_some_and(|before_ns| last_ns < before_ns)
     };
     let goes = |piece: &&Piece| before(piece) || wanted.segments.contains(&piece.ordinal);
-    Ok(pieces.iter().filter(goes).map(|piece| piece.step(BY_HAND)).collect())
+    Ok(pieces.iter().filter(goes).map(|piece| piece.step(Action::Delete, BY_HAND)).collect())
 }
 
 /// Deletes what the steps name and no hold still wants.
@@ -52,14 +53,17 @@ pub(super) fn delete_free(
 ) -> Result<Vec<Certificate>, DaemonError> {
     let mut keeping = holds.lock();
     keeping.keep(store, audit, &|| false);
-    let steps = keeping.spare(&store.catalog(0), steps)?;
-    delete(store, audit, who, &steps)
+    let steps: Vec<Step> =
+        steps.iter().filter(|step| step.action == Action::Delete).cloned().collect();
+    let steps = keeping.spare(&store.catalog(0), &steps)?;
+    delete(store, audit, keeping.tier(), who, &steps)
 }
 
 /// Deletes what the steps name, so far as it is still there.
 fn delete(
     store: &Store,
     audit: &Audit,
+    tier: Option<&Tier>,
     who: &Who,
     steps: &[Step],
 ) -> Result<Vec<Certificate>, DaemonError> {
@@ -77,15 +81,23 @@ fn delete(
             audit.will_delete(who, step)?;
         }
         let lives: Vec<LifeId> = there.iter().map(|(_, life)| *life).collect();
-        for deletion in store.forget(&lives)? {
-            certificates.push(finish(store, audit, who, &of_reason[0].reason, &deletion)?);
+        let reason = &of_reason[0].reason;
+        let deletions = match tier {
+            Some(tier) => tier.begin_forgetting(store, &lives)?,
+            None => store.forget(&lives)?,
+        };
+        for deletion in deletions {
+            certificates.push(finish(store, audit, who, reason, &deletion)?);
+        }
+        if let Some(tier) = tier {
+            certificates.extend(tier.finish_forgetting(store, audit, who, reason)?);
         }
     }
     Ok(certificates)
 }
 
 /// Writes a deletion down and gives its space back.
-pub(super) fn finish(
+pub(crate) fn finish(
     store: &Store,
     audit: &Audit,
     who: &Who,

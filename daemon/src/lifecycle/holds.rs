@@ -34,6 +34,7 @@ use super::rules::closed;
 use crate::DaemonError;
 use crate::api::{HoldBody, HoldsReport};
 use crate::audit::Audit;
+use crate::tier::Tier;
 
 /// How often segments that closed are looked at.
 pub(super) const PERIOD: Duration = Duration::from_secs(5);
@@ -60,6 +61,8 @@ pub(super) struct Keeping {
     list: HoldList,
     /// Segments of which all is held that each hold wants.
     settled: HashMap<NonZeroU32, HashSet<LifeId>>,
+    /// Where copies may lie, too.
+    tier: Option<Arc<Tier>>,
     /// What could not be held, why, and when that was tried.
     failed: HashMap<(NonZeroU32, LifeId), (String, Instant)>,
 }
@@ -70,9 +73,15 @@ impl Holds {
     /// # Errors
     /// `Audit`: the list does not read.
     pub fn open(folder: &Path) -> Result<Self, DaemonError> {
-        let (settled, failed) = Default::default();
-        let keeping = Keeping { list: HoldList::load(folder)?, settled, failed };
+        let (settled, tier, failed) = Default::default();
+        let keeping = Keeping { list: HoldList::load(folder)?, settled, tier, failed };
         Ok(Self { keeping: Mutex::new(keeping), shown: Mutex::default() })
+    }
+
+    /// The same, of a store with a tier.
+    pub(crate) fn with_tier(self, tier: Option<Arc<Tier>>) -> Self {
+        self.lock().tier = tier;
+        self
     }
 
     /// Copies what is not held yet, and deletes what was released. What fails is tried again later.
@@ -279,11 +288,20 @@ impl Keeping {
         let reason = format!("hold {name} released");
         let deletions = store.forget_hold(number)?;
         let done = deletions.iter().map(|deletion| finish(store, audit, who, &reason, deletion));
-        let certificates = done.collect::<Result<_, _>>()?;
+        let mut certificates = done.collect::<Result<Vec<_>, _>>()?;
+        if let Some(tier) = self.tier.clone() {
+            let copies = (number.get(), reason.as_str());
+            certificates.extend(tier.forget_hold(store, audit, who, copies)?);
+        }
         self.list.remove(number)?;
         self.settled.remove(&number);
         self.failed.retain(|(hold, _), _| *hold != number);
         Ok(certificates)
+    }
+
+    /// The tier of the store.
+    pub(super) fn tier(&self) -> Option<&Tier> {
+        self.tier.as_deref()
     }
 
     fn is_listed(&self, number: u32) -> bool {

@@ -15,7 +15,7 @@ mod deleting;
 mod hold_rows;
 mod holds;
 #[cfg(test)]
-mod month_tests;
+pub(crate) mod month_tests;
 mod offline;
 mod routes;
 mod rules;
@@ -31,9 +31,9 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 use crate::server::App;
 
 pub use deleting::chosen;
-pub(crate) use deleting::settle;
+pub(crate) use deleting::{finish, settle};
 pub use holds::Holds;
-pub use offline::{add_hold, delete_offline, holds_of, release_hold};
+pub use offline::{add_hold, apply_offline, holds_of, release_hold};
 pub(crate) use routes::routes;
 pub use rules::Rules;
 
@@ -89,14 +89,15 @@ impl Keeper {
     }
 }
 
-/// Deletes what the rules want.
+/// Deletes what the rules want deleted.
 fn follow(app: &App, rules: &Rules) {
     if let Err(error) = deleting::delete_live(app, &Who::Recorder, &planned(app, rules)) {
         tracing::error!("what the rules want cannot be deleted: {}", error.chain());
     }
 }
 
-fn planned(app: &App, rules: &Rules) -> Vec<Step> {
+/// What the rules want now.
+pub(crate) fn planned(app: &App, rules: &Rules) -> Vec<Step> {
     if rules.is_empty() {
         return Vec::new();
     }

@@ -37,7 +37,7 @@ const DAYS: u64 = 30;
 const HOUR: Duration = Duration::from_secs(3600);
 const PLACES: u32 = 96;
 const SEGMENT_BYTES: u64 = 1 << 20;
-const PACKETS: u64 = 20;
+pub(crate) const PACKETS: u64 = 20;
 /// One segment in so many has packets for the hold.
 const RARE: u64 = 20;
 /// What the hold wants, and on which days it is added and released.
@@ -45,11 +45,11 @@ const HELD: &str = "udp dst port 1003";
 const HELD_DAYS: [u64; 2] = [4, 24];
 
 /// A store, its log, and what is known to be in it.
-struct Month {
-    media: SimMedia,
-    folder: tempfile::TempDir,
+pub(crate) struct Month {
+    pub(crate) media: SimMedia,
+    pub(crate) folder: tempfile::TempDir,
     key: Arc<dyn KeyProvider>,
-    clock: Arc<ManualClock>,
+    pub(crate) clock: Arc<ManualClock>,
     /// Times of the packets that the hold wants, of segments that were closed.
     wanted: BTreeSet<u64>,
     /// From when on the hold wants packets.
@@ -60,14 +60,14 @@ struct Month {
 }
 
 /// The store while it is open.
-struct Open {
-    store: Store,
-    audit: Arc<Audit>,
-    holds: Holds,
+pub(crate) struct Open {
+    pub(crate) store: Store,
+    pub(crate) audit: Arc<Audit>,
+    pub(crate) holds: Holds,
 }
 
 impl Month {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let key: Arc<dyn KeyProvider> =
             Arc::new(FileProvider::create(&folder.path().join("key")).unwrap());
@@ -88,7 +88,7 @@ impl Month {
         Self { media, folder, key, clock, wanted, since_ns, closed, cuts }
     }
 
-    fn open(&self) -> Result<Open, DaemonError> {
+    pub(crate) fn open(&self) -> Result<Open, DaemonError> {
         let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
         let key = KeySource::Provider(Arc::clone(&self.key));
         let volumes: Vec<Arc<dyn Media>> = vec![Arc::new(self.media.clone())];
@@ -150,7 +150,12 @@ impl Month {
     }
 
     /// One segment of two chunks.
-    fn record(&mut self, store: &Store, run: RunId, first: u64) -> Result<(), DaemonError> {
+    pub(crate) fn record(
+        &mut self,
+        store: &Store,
+        run: RunId,
+        first: u64,
+    ) -> Result<(), DaemonError> {
         let mut interface = Interface::unnamed(LinkType::ETHERNET);
         interface.name = Some("sim0".to_owned());
         let (lane, link_type) = (0, LinkType::ETHERNET);
@@ -260,7 +265,7 @@ fn frame(port: u16) -> Vec<u8> {
 
 /// Times of the packets of an answer; each comes once.
 #[derive(Default)]
-struct Times(BTreeSet<u64>);
+pub(crate) struct Times(pub(crate) BTreeSet<u64>);
 
 impl Sink for Times {
     fn interface(&mut self, _: u32, _: &Interface) -> std::io::Result<()> {

@@ -17,45 +17,62 @@ use super::holds::Holds;
 use crate::DaemonError;
 use crate::api::{HoldBody, HoldsReport};
 use crate::audit::Audit;
+use crate::tier::{self, Tier};
 
 /// A store with its log and its holds, and the user who opened it.
 struct Opened {
     store: Store,
     audit: Audit,
     holds: Holds,
+    tier: Option<Arc<Tier>>,
     who: Who,
 }
 
 impl Opened {
-    /// Opens a store for writing, and finishes what a crash left of deletions.
-    fn new(volume: &Path, key: &KeySource) -> Result<Self, DaemonError> {
+    /// Opens a store for writing, and finishes what a crash left of deletions. Its tier is that of
+    /// a configuration, or else where segments lie already.
+    fn new(
+        volume: &Path,
+        key: &KeySource,
+        config: Option<&wirevault_config::Tier>,
+    ) -> Result<Self, DaemonError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (store, recovery) = Store::open_dir(volume, key, Arc::clone(&clock))?;
         let audit = Audit::open(volume, store.id(), clock)?;
         settle(&store, &audit, &recovery.deletions)?;
-        let holds = Holds::open(audit.folder())?;
+        let tier = match config {
+            Some(config) => Some(Tier::of_config(config, &store, audit.folder())?),
+            None => tier::of_store(&store, audit.folder())?,
+        };
+        let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
         let uid = nix::unistd::Uid::current().as_raw();
         let who = Who::User { uid, gid: nix::unistd::Gid::current().as_raw() };
-        Ok(Self { store, audit, holds, who })
+        Ok(Self { store, audit, holds, tier, who })
     }
 }
 
-/// Deletes in a store.
+/// Deletes in a store, and moves segments to the tier of a configuration. Gives the certificates and
+/// the number of segments that moved.
 ///
 /// # Errors
 /// The store cannot be opened for writing, or the deletion is cut off: opening it again, by
-/// whatever writes it, finishes what was begun. `Held`.
-pub fn delete_offline(
+/// whatever writes it, finishes what was begun. `Held`. What moving says.
+pub fn apply_offline(
     volume: &Path,
     key: &KeySource,
+    tier: Option<&wirevault_config::Tier>,
     steps: &[Step],
-) -> Result<Vec<Certificate>, DaemonError> {
-    let Opened { store, audit, holds, who } = Opened::new(volume, key)?;
+) -> Result<(Vec<Certificate>, u64), DaemonError> {
+    let Opened { store, audit, holds, tier, who } = Opened::new(volume, key, tier)?;
     let mut certificates = Vec::new();
     for batch in steps.chunks(BATCH) {
         certificates.extend(delete_free(&store, &audit, &holds, &who, batch)?);
     }
-    Ok(certificates)
+    let moved = match tier {
+        Some(tier) => tier.follow(&store, &audit, &who, steps, &|| false)?,
+        None => 0,
+    };
+    Ok((certificates, moved))
 }
 
 /// Adds a hold to a store, and copies what it wants.
@@ -67,7 +84,7 @@ pub fn add_hold(
     key: &KeySource,
     body: HoldBody,
 ) -> Result<HoldsReport, DaemonError> {
-    let Opened { store, audit, holds, who } = Opened::new(volume, key)?;
+    let Opened { store, audit, holds, who, .. } = Opened::new(volume, key, None)?;
     holds.add(&store, &audit, &who, body, SystemClock.unix_ns())
 }
 
@@ -80,7 +97,7 @@ pub fn release_hold(
     key: &KeySource,
     name: &str,
 ) -> Result<HoldsReport, DaemonError> {
-    let Opened { store, audit, holds, who } = Opened::new(volume, key)?;
+    let Opened { store, audit, holds, who, .. } = Opened::new(volume, key, None)?;
     holds.release(&store, &audit, &who, name)
 }
 

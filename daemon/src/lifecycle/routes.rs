@@ -1,5 +1,7 @@
 //! The questions about deletions and holds.
 
+use std::time::{Duration, Instant};
+
 use axum::Router;
 use axum::extract::{Extension, State};
 use axum::response::Response;
@@ -10,7 +12,9 @@ use super::deleting::{chosen, delete_live};
 use super::planned;
 use crate::access::Asker;
 use crate::answers::STOPPED;
-use crate::api::{self, ApplyBody, DeleteBody, Deletions, HoldBody, ReleaseBody};
+use crate::api::{
+    self, ApplyBody, DeleteBody, Deletions, DrainBody, Drained, HoldBody, ReleaseBody,
+};
 use crate::json::{Sent, done};
 use crate::server::App;
 
@@ -19,6 +23,7 @@ pub(crate) fn routes() -> Router<App> {
     Router::new()
         .route(api::PLAN, get(show_plan))
         .route(api::APPLY, post(apply))
+        .route(api::DRAIN, post(drain))
         .route(api::DELETE, post(delete_chosen))
         .route(api::HOLDS, get(show_holds))
         .route(api::HOLD_ADD, post(add_hold))
@@ -28,7 +33,7 @@ pub(crate) fn routes() -> Router<App> {
 async fn show_plan(State(app): State<App>) -> Response {
     done(move || {
         let steps = planned(&app, &app.rules());
-        Ok(Deletions { steps, certificates: Vec::new() })
+        Ok(Deletions { steps, ..Deletions::default() })
     })
     .await
 }
@@ -44,7 +49,31 @@ async fn apply(
             steps.retain(|step| lives.contains(&step.life));
         }
         let certificates = delete_live(&app, &asker.who, &steps).map_err(|it| it.chain())?;
-        Ok(Deletions { steps, certificates })
+        let stopping = || app.is_stopping();
+        let moved = match app.tier().zip(app.pipeline()) {
+            Some((tier, pipeline)) => {
+                tier.follow(pipeline.store(), app.audit(), &asker.who, &steps, &stopping)
+            }
+            None => Ok(0),
+        };
+        let moved = moved.map_err(|it| it.chain())?;
+        Ok(Deletions { steps, certificates, moved })
+    })
+    .await
+}
+
+async fn drain(
+    State(app): State<App>,
+    Extension(asker): Extension<Asker>,
+    Sent(body): Sent<DrainBody>,
+) -> Response {
+    done(move || {
+        let deadline = Instant::now() + Duration::from_millis(body.within_ms);
+        let pipeline = app.pipeline().ok_or(STOPPED)?;
+        let tier = app.tier().ok_or("there is no tier: `tier.url` names one")?;
+        let (store, planned) = (pipeline.store(), planned(&app, app.rules()));
+        let (moved, left) = tier.drain(store, app.audit(), &asker.who, &planned, deadline);
+        Ok(Drained { moved, left })
     })
     .await
 }
@@ -62,7 +91,7 @@ async fn delete_chosen(
             true => Vec::new(),
             false => delete_live(&app, &asker.who, &steps).map_err(|it| it.chain())?,
         };
-        Ok(Deletions { steps, certificates })
+        Ok(Deletions { steps, certificates, moved: 0 })
     })
     .await
 }

@@ -1,7 +1,6 @@
-//! What the configured rules want deleted of a catalog.
+//! What the configured rules want deleted or tiered of a catalog.
 
 use std::collections::{HashMap, HashSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use wirevault_config::{RetentionAction, RetentionRule};
@@ -10,8 +9,6 @@ use wirevault_format::table::SegmentState;
 use wirevault_index::{Catalog, Segment};
 use wirevault_lifecycle::retention::{Action, Match, Piece, Rule, Step, plan};
 use wirevault_query::matching_chunks;
-
-use crate::DaemonError;
 
 /// The configured rules, and what they have learnt of segments.
 pub struct Rules {
@@ -34,6 +31,7 @@ impl Rules {
             name: rule.name.clone(),
             action: match rule.action {
                 RetentionAction::Delete => Action::Delete,
+                RetentionAction::Tier => Action::Tier,
                 RetentionAction::Keep => Action::Keep,
             },
             age: rule.age,
@@ -44,20 +42,12 @@ impl Rules {
         Self { rules: rules.iter().map(rule).collect(), known: Mutex::default() }
     }
 
-    /// Rules of the configuration in this file.
-    ///
-    /// # Errors
-    /// `Config`.
-    pub fn load(path: &Path) -> Result<Self, DaemonError> {
-        Ok(Self::new(&wirevault_config::load(path)?.retention))
-    }
-
     /// There is none.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }
 
-    /// What the rules want deleted of this catalog.
+    /// What the rules want of this catalog.
     pub fn plan(&self, catalog: &Catalog, now_ns: u64) -> Vec<Step> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let segments: HashMap<u64, &Arc<Segment>> =
@@ -100,6 +90,7 @@ pub(super) fn piece(segment: &Segment) -> Piece {
         packets: entry.packets,
         times_ns: entry.times_ns,
         interfaces: None,
+        tiered: segment.tier().is_some(),
     }
 }
 

@@ -66,6 +66,8 @@ impl Reach {
         reach.write.extend(volumes);
         reach.write.push(audit::DEVICES_FOLDER.into());
         reach.write.extend(config.snapshots.iter().map(|snapshots| snapshots.folder.clone()));
+        let tier = config.tier.as_ref().and_then(|tier| tier.url.strip_prefix("file://"));
+        reach.write.extend(tier.map(PathBuf::from));
         reach.write.extend(config.audit_anchor.iter().filter_map(|file| folder(file)));
         // The socket is removed at the end.
         reach.write.extend(folder(&config.api.socket));

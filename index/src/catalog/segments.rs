@@ -3,12 +3,14 @@
 //! A store of 100,000 segments changes several times a second. A change copies the pointers of one
 //! block, not those of all segments; everybody who holds an older list keeps it as it was.
 
+use std::collections::BTreeMap;
 use std::ops::Index;
 use std::sync::Arc;
 
 use wirevault_format::table::SegmentEntry;
 
 use crate::catalog::Segment;
+use crate::tier::Tiered;
 
 /// Segments of a block at most. A change copies so many pointers, and one for each block: about 700
 /// with 100,000 segments.
@@ -38,6 +40,41 @@ impl Segments {
     /// All of them, oldest first.
     pub fn iter(&self) -> Iter<'_> {
         self.blocks.iter().flat_map(as_slice)
+    }
+
+    /// The segment of this entry.
+    pub fn get(&self, entry: &SegmentEntry) -> Option<&Arc<Segment>> {
+        let block = &self.blocks[self.block_of(entry.ordinal)?];
+        block.iter().find(|known| is_same(&known.entry, entry))
+    }
+
+    /// The list with the copies that lie in the tier: each beside what lies on its volume, or in
+    /// its place.
+    pub fn joined(&self, tiered: &[Tiered]) -> Self {
+        let join = |tiered: &Tiered| match self.get(&tiered.entry) {
+            Some(known) if known.is_live() => Arc::clone(known),
+            Some(known) => Arc::new(known.with_tier(Some(Arc::clone(&tiered.copy)))),
+            None => Arc::new(Segment::tiered(tiered)),
+        };
+        match tiered {
+            [] => self.clone(),
+            [one] => self.with(join(one)),
+            _ => {
+                let of =
+                    |segment: Arc<Segment>| ((segment.entry.ordinal, segment.entry.life), segment);
+                let mut all: BTreeMap<_, _> = self.iter().cloned().map(of).collect();
+                all.extend(tiered.iter().map(|tiered| of(join(tiered))));
+                all.into_values().collect()
+            }
+        }
+    }
+
+    /// The list without what lies on the volume of this entry's segment: a copy in the tier stays.
+    pub fn without_local(&self, entry: &SegmentEntry) -> Self {
+        match self.get(entry).and_then(|known| known.left_in_tier()) {
+            Some(left) => self.with(Arc::new(left)),
+            None => self.without(entry),
+        }
     }
 
     /// The list with this segment, in the place of the one with its ordinal and life if that is
@@ -146,7 +183,6 @@ impl Index<usize> for Segments {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::RwLock;
 
     use proptest::prelude::*;

@@ -133,6 +133,22 @@ pub enum Event {
     },
     /// Deleted segments cannot be read again from here on; their space is given back next.
     Forgotten(Erasure),
+    /// A segment and its key lie in the object tier, read back. What lies on its volume may go from
+    /// here on, without another entry.
+    Tiered {
+        /// Ordinal in the store.
+        segment: u64,
+        /// Life id, hex.
+        life: String,
+        /// Why: `rule NAME`, or `drain`.
+        reason: String,
+        /// Where: the place in words.
+        place: String,
+        /// Bytes of its object.
+        bytes: u64,
+        /// CRC32C of its object, hex.
+        crc: String,
+    },
     /// A volume that failed is replaced by an empty one: this stands here before.
     Replaced {
         /// Its number.

@@ -22,6 +22,7 @@
 mod fault;
 mod file;
 mod image;
+mod objects;
 mod rng;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ pub use fault::{Counts, Fault, PowerCut, Survival, Trigger, is_power_cut};
 pub use file::{PendingSync, PendingWrite, SimFile};
 use image::Image;
 pub use image::SECTOR_BYTES;
+pub use objects::SimObjects;
 pub use rng::SplitMix64;
 
 /// A simulated disk. Clones are handles to the same disk.

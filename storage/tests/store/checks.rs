@@ -125,8 +125,8 @@ pub(crate) fn disk_bytes(media: &SimMedia) -> Result<u64, String> {
 pub(crate) fn offline_catalog(media: &SimMedia) -> Result<Catalog, String> {
     let volume = Volume::read(volume_of(media), &key_source());
     let volume = volume.map_err(|error| error.to_string())?;
-    let (missing, lost) = Default::default();
-    let reader = StoreReader { store: STORE, volumes: vec![volume], missing, lost };
+    let (missing, tiered, lost) = Default::default();
+    let reader = StoreReader { store: STORE, volumes: vec![volume], missing, tiered, lost };
     Ok(reader.catalog(START_NS))
 }
 

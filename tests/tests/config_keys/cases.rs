@@ -19,6 +19,7 @@ use crate::sources::{
     LISTEN_PLAIN, MIRRORS, SNAPLEN_STREAM, SNAPLEN_TARGET, TARGET_CHANGED, TARGET_PLAIN,
     TARGETS_DOUBLED, TUNNELLED, TUNNELS, tunnels_of,
 };
+use crate::tier::Moved;
 
 /// What a key does.
 pub(crate) struct Case {
@@ -591,6 +592,18 @@ pub(crate) const CASES: &[Case] = &[
             |flows| format!("  - name: kept\n    action: keep\n    flows: {flows}\n{}", rule(""));
         assert_eq!(planned(runs, &keep("ip")).len(), 0);
         assert!(!planned(runs, &keep("host 192.0.2.99")).is_empty());
+    }),
+    case("tier.url", "where what `action: tier` names goes, with its key; absent: a fault", |_| {
+        let moved = Moved::with("");
+        assert_eq!((moved.objects(), moved.at.as_str()), (2, Some("both")));
+    }),
+    case("tier.rate", "so many bytes a second at most, there and back", |_| {
+        let moved = Moved::with("  rate: 64KiB\n");
+        let least = Duration::from_secs_f64(2.0 * moved.bytes as f64 / 65_536.0);
+        assert!(moved.elapsed >= least, "{} bytes in {:?}", moved.bytes, moved.elapsed);
+    }),
+    case("tier.keep_local", "what was moved stays on its volume, or goes", |_| {
+        assert_eq!(Moved::with("  keep_local: false\n").at, "tiered");
     }),
     case("audit.anchor", "heads of the log are kept there, and found again in it", |runs| {
         let heads = runs.changed.site.file("heads").display().to_string();

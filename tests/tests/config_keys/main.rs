@@ -10,6 +10,7 @@ mod kms;
 mod policies;
 mod runs;
 mod sources;
+mod tier;
 
 use std::collections::BTreeSet;
 

@@ -1,0 +1,52 @@
+//! The object tier, and the rules that need it.
+
+use crate::section::Section;
+use crate::settings::{RetentionAction, RetentionRule, Tier};
+
+/// The tier, if the file names one.
+pub(super) fn tier(root: &Section<'_>, retention: &[RetentionRule]) -> Option<Tier> {
+    if !root.has("tier") {
+        let is_tier = |rule: &RetentionRule| rule.action == RetentionAction::Tier;
+        if let Some(rule) = retention.iter().find(|rule| is_tier(rule)) {
+            let problem =
+                format!("the rule {} moves segments to a tier, and there is none", rule.name);
+            root.fault("retention", problem, "add `tier.url`, or take another action".to_owned());
+        }
+        return None;
+    }
+    let section = root.section("tier");
+    let url = section.text("url").unwrap_or_default();
+    let is_folder = url.strip_prefix("file:///").is_some_and(|path| !path.is_empty());
+    if !url.is_empty() && !is_folder {
+        let problem = format!("{url} is none that a segment can be moved to");
+        section.fault("url", problem, "write file:///ABSOLUTE/PATH".to_owned());
+    }
+    let rate_bytes = section.has("rate").then(|| section.number("rate"));
+    Some(Tier { url, rate_bytes, keep_local: section.switch("keep_local") })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::check::tests::{MINIMAL, faults, read};
+
+    const RULE: &str = "retention:\n  - name: cold\n    action: tier\n";
+
+    #[test]
+    fn a_tier_has_a_place() {
+        assert_eq!(read(MINIMAL).tier, None);
+        let text = format!("{MINIMAL}\n{RULE}tier:\n  url: file:///mnt/t\n  rate: 1MiB\n");
+        let tier = read(&text).tier.unwrap();
+        assert_eq!((tier.url.as_str(), tier.rate_bytes), ("file:///mnt/t", Some(1 << 20)));
+        assert!(tier.keep_local);
+    }
+
+    #[test]
+    fn rules_do_not_move_to_nowhere() {
+        let told = faults(&format!("{MINIMAL}\n{RULE}"));
+        assert!(told.len() == 1 && told[0].contains("the rule cold"), "{told:#?}");
+        for url in ["/mnt/t", "file:///", "file://t", "ftp://host/t"] {
+            let told = faults(&format!("{MINIMAL}\ntier:\n  url: {url}\n"));
+            assert!(told.len() == 1 && told[0].contains("file:///ABSOLUTE"), "{told:#?}");
+        }
+    }
+}

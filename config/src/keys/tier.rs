@@ -1,0 +1,43 @@
+//! Where closed segments go that the volumes have no room for: `tier`.
+
+use super::Without::{Fault, Nothing, Value};
+use super::{GIB, KIB, Key, Kind, hidden, key, size};
+
+/// Bytes of the address at most.
+const URL_BYTES_MAX: usize = 1024;
+
+pub(super) const KEYS: &[Key] = &[
+    hidden(key(
+        "tier",
+        Kind::Section,
+        Nothing,
+        "",
+        "A place for closed segments outside of the volumes, where a rule of `retention` with \
+         `action: tier` moves them, as they are on disk, with their keys beside them. They are \
+         still found.",
+    )),
+    hidden(key(
+        "tier.url",
+        Kind::Word(URL_BYTES_MAX),
+        Fault,
+        "file:///mnt/archive/wirevault",
+        "Where it is: `file://` and the absolute path of a folder. It has to stay as long as \
+         segments lie there.",
+    )),
+    hidden(key(
+        "tier.rate",
+        size(64 * KIB, 64 * GIB, 1),
+        Nothing,
+        "100MiB",
+        "Bytes a second at most on the way there, and for reading back what was put. Without it \
+         only the place limits them.",
+    )),
+    hidden(key(
+        "tier.keep_local",
+        Kind::Switch,
+        Value("true"),
+        "true",
+        "What was moved also stays on its volume, where it is read more quickly, until the quota \
+         takes it; `false` lets go of it at once.",
+    )),
+];

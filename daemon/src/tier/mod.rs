@@ -1,0 +1,286 @@
+//! The object tier: where closed segments go that the volumes have no room for, and come back from
+//! in answers.
+//!
+//! ```text
+//!  rule, drain ─► put segment ─► read it back ─► put key ─► open it there ─► list ─► local may go
+//!  rule, person ─► list: forgetting ─► hide ─► local goes ─► key goes ─► bytes go ─► list: gone
+//! ```
+//! Each arrow is durable before the next. A crash leaves a segment in both places, or objects that
+//! no list names, which the next attempt finds and takes for what they are if they are the same.
+//!
+//! Files: `moving` (there), `forgetting` (gone), `offline` (for readers without a recorder). Here is
+//! what both share, and the thread that follows the rules.
+
+mod forgetting;
+mod moving;
+mod offline;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use wirevault_format::table::SegmentState;
+use wirevault_index::tier::content_bytes;
+use wirevault_index::{Segment, TierCopy, TierKey, Tiered};
+use wirevault_lifecycle::audit::Who;
+use wirevault_lifecycle::retention::{Action, Step};
+use wirevault_lifecycle::tier::{Row, TierList};
+use wirevault_media::Objects;
+use wirevault_storage::Store;
+
+use crate::DaemonError;
+use crate::api::TierStatus;
+use crate::audit::Audit;
+use crate::lifecycle::planned;
+use crate::server::App;
+
+pub use offline::attach;
+pub(crate) use offline::of_store;
+
+/// How often the rules are asked, and what failed is tried again.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// The tier of a store that is being written.
+pub(crate) struct Tier {
+    objects: Arc<dyn Objects>,
+    options: TierOptions,
+    /// Held while something is entered or goes, never while the service is waited for.
+    list: Mutex<TierList>,
+    /// What the status tells of the list; it never waits for a device.
+    shown: Mutex<TierStatus>,
+    /// One segment moves at a time.
+    moving: Mutex<()>,
+    /// Nothing in a plain store.
+    key: Option<TierKey>,
+    trouble: Mutex<Trouble>,
+}
+
+/// Why something did not move or go, the last time; nothing once it did.
+#[derive(Debug, Default)]
+struct Trouble {
+    moving: Option<String>,
+    forgetting: Option<String>,
+}
+
+/// How the tier is used.
+#[derive(Debug, Clone)]
+pub(crate) struct TierOptions {
+    /// Where it is.
+    pub(crate) url: String,
+    /// Bytes a second at most, there and for the reading back.
+    pub(crate) rate: Option<u64>,
+    /// What lies on the volumes stays until the quota takes it.
+    pub(crate) keep_local: bool,
+}
+
+impl Tier {
+    /// Opens the list of a tier and shows what it says to whoever asks the store.
+    ///
+    /// # Errors
+    /// `Audit`: the list does not read, or segments lie at another place.
+    pub(crate) fn open(
+        options: TierOptions,
+        objects: Arc<dyn Objects>,
+        store: &Store,
+        folder: &Path,
+    ) -> Result<Self, DaemonError> {
+        let list = Mutex::new(TierList::open(folder, &options.url)?);
+        let (moving, trouble, key) = (Mutex::default(), Mutex::default(), store.key_provider());
+        let key = key.map(Ok);
+        let shown = Mutex::new(TierStatus { url: options.url.clone(), ..TierStatus::default() });
+        let tier = Self { objects, options, list, shown, moving, key, trouble };
+        tier.show(&tier.list());
+        let rows: Vec<Row> = tier.list().content().rows.values().cloned().collect();
+        let kept = rows.iter().filter(|row| !row.forgetting);
+        store.show_tiered(&kept.map(|row| tier.tiered(store, row)).collect::<Vec<_>>());
+        Ok(tier)
+    }
+
+    /// The tier that a configuration names.
+    ///
+    /// # Errors
+    /// As [`objects`] and [`Tier::open`].
+    pub(crate) fn of_config(
+        config: &wirevault_config::Tier,
+        store: &Store,
+        folder: &Path,
+    ) -> Result<Arc<Self>, DaemonError> {
+        let (rate, keep_local) = (config.rate_bytes, config.keep_local);
+        let options = TierOptions { url: config.url.clone(), rate, keep_local };
+        let objects = objects(&config.url)?;
+        Ok(Arc::new(Self::open(options, objects, store, folder)?))
+    }
+
+    /// Moves what these steps name, so far as it is still there. Ends early at `stop`.
+    ///
+    /// # Errors
+    /// The first that did not move; those behind it were not tried.
+    pub(crate) fn follow(
+        &self,
+        store: &Store,
+        audit: &Audit,
+        who: &Who,
+        steps: &[Step],
+        stop: &(dyn Fn() -> bool + Sync),
+    ) -> Result<u64, DaemonError> {
+        let mut moved = 0;
+        for step in steps.iter().filter(|step| step.action == Action::Tier) {
+            if stop() {
+                break;
+            }
+            let catalog = store.catalog(0);
+            let named = |it: &&Arc<Segment>| it.entry.life.to_string() == step.life;
+            if let Some(segment) = catalog.segments.iter().find(named) {
+                self.take(store, audit, who, segment, &step.reason, stop)?;
+                moved += 1;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Moves everything that is closed, until `deadline`: the machine goes away. Copies for holds
+    /// come first, then what the rules would move, then the youngest. What closes meanwhile is left.
+    /// Says how many segments moved, and how many did not.
+    pub(crate) fn drain(
+        &self,
+        store: &Store,
+        audit: &Audit,
+        who: &Who,
+        planned: &[Step],
+        deadline: Instant,
+    ) -> (u64, u64) {
+        let wanted: HashSet<&str> = planned
+            .iter()
+            .filter(|step| step.action == Action::Tier)
+            .map(|step| step.life.as_str())
+            .collect();
+        let catalog = store.catalog(0);
+        let here =
+            |it: &&Arc<Segment>| it.entry.state == SegmentState::Closed && it.tier().is_none();
+        let mut segments: Vec<_> = catalog.segments.iter().filter(here).collect();
+        segments.sort_by_key(|segment| {
+            let entry = &segment.entry;
+            let later = (entry.hold == 0, !wanted.contains(entry.life.to_string().as_str()));
+            (later, std::cmp::Reverse(entry.ordinal))
+        });
+        let late = || Instant::now() >= deadline;
+        let all = segments.len() as u64;
+        let in_time = segments.into_iter().take_while(|_| !late());
+        // What failed is told by the status.
+        let moved = in_time
+            .filter(|segment| self.take(store, audit, who, segment, "drain", &late).is_ok())
+            .count() as u64;
+        (moved, all - moved)
+    }
+
+    /// How it stands, for the status.
+    pub(crate) fn status(&self) -> TierStatus {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        TierStatus { trouble: self.trouble(), ..shown }
+    }
+
+    /// The list has changed.
+    fn show(&self, list: &TierList) {
+        let rows = &list.content().rows;
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.segments = rows.len() as u64;
+        shown.bytes = rows.values().map(|row| content_bytes(&row.entry)).sum();
+        shown.forgetting = rows.values().filter(|row| row.forgetting).count() as u64;
+    }
+
+    /// Why something did not move or go.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.moving.clone().or_else(|| trouble.forgetting.clone())
+    }
+
+    fn list(&self) -> MutexGuard<'_, TierList> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tiered(&self, store: &Store, row: &Row) -> Tiered {
+        let objects = Arc::clone(&self.objects);
+        let copy = TierCopy::new(objects, store.id(), &row.entry, self.key.as_ref());
+        let (entry, volume, place) = (row.entry.clone(), row.volume, row.place);
+        Tiered { entry, volume, place, copy: Arc::new(copy) }
+    }
+
+    /// Keeps what went wrong for the status; a line in the log for each change.
+    fn watched<T>(
+        &self,
+        which: fn(&mut Trouble) -> &mut Option<String>,
+        done: Result<T, DaemonError>,
+    ) -> Result<T, DaemonError> {
+        let told = done.as_ref().err().map(DaemonError::chain);
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = which(&mut trouble);
+        match (&*before, &told) {
+            (None, None) => {}
+            (Some(_), None) => tracing::info!("the tier does as it is told again"),
+            (before, Some(now)) if before.as_ref() == Some(now) => {}
+            (_, Some(now)) => tracing::error!("the tier: {now}"),
+        }
+        *before = told;
+        done
+    }
+}
+
+/// The place that a URL names.
+///
+/// # Errors
+/// `System`: this build, or this machine, cannot open it.
+pub(crate) fn objects(url: &str) -> Result<Arc<dyn Objects>, DaemonError> {
+    let what = "opening the object tier";
+    wirevault_cloud::objects(url).map_err(|source| DaemonError::System { what, source })
+}
+
+/// The thread that moves what the rules say.
+pub(crate) struct Mover {
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Mover {
+    /// Begins at once, if there is a tier: with what a crash left, then once a minute.
+    pub(crate) fn start(app: &App) -> Self {
+        if app.tier().is_none() {
+            return Self { stop: None, thread: None };
+        }
+        let app = app.clone();
+        let (stop, stopped) = sync_channel(1);
+        let work = move || {
+            let Some(tier) = app.tier() else { return };
+            loop {
+                let began = Instant::now();
+                if let Some(pipeline) = app.pipeline() {
+                    let (store, audit) = (pipeline.store(), app.audit());
+                    let stopping = || app.is_stopping();
+                    // What fails is told by the status, and tried again.
+                    let _ = tier.resume(store, audit);
+                    let steps = planned(&app, app.rules());
+                    let _ = tier.follow(store, audit, &Who::Recorder, &steps, &stopping);
+                }
+                let pause = PERIOD.saturating_sub(began.elapsed());
+                if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("tier".to_owned()).spawn(work);
+        let failed = |error| tracing::error!("nothing moves to the tier: {error}");
+        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
+    }
+
+    /// Ends it, with the piece that is under way.
+    pub(crate) fn end(self) {
+        drop(self.stop);
+        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
+            tracing::error!("the thread that moves segments to the tier has panicked");
+        }
+    }
+}

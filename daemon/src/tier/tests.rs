@@ -1,0 +1,331 @@
+//! Segments go to a simulated tier and from it, with faults at every call.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use wirevault_format::LifeId;
+use wirevault_index::{Catalog, Segment, Whereabouts};
+use wirevault_lifecycle::audit::{self, Event, Who};
+use wirevault_lifecycle::certificate::Certificate;
+use wirevault_media::{ObjectFault, SimObjects};
+use wirevault_query::{Request, Summary, run};
+use wirevault_storage::Store;
+
+use super::{Tier, TierOptions};
+use crate::DaemonError;
+use crate::audit::Audit;
+use crate::lifecycle::Holds;
+use crate::lifecycle::month_tests::{Month, Open, PACKETS, Times};
+
+const SEGMENTS: u64 = 3;
+
+/// A store with some closed segments, and a tier.
+struct Site {
+    month: Month,
+    objects: SimObjects,
+    keep_local: bool,
+}
+
+/// Both while they are open.
+struct Opened {
+    open: Open,
+    tier: Tier,
+}
+
+impl Site {
+    fn new(keep_local: bool) -> Self {
+        let mut month = Month::new();
+        let open = month.open().unwrap();
+        let run = open.store.begin_run(false, 1).unwrap();
+        for number in 0..SEGMENTS {
+            month.record(&open.store, run, number * PACKETS).unwrap();
+            month.clock.advance(Duration::from_secs(60));
+        }
+        open.store.end_run().unwrap();
+        Self { month, objects: SimObjects::new(), keep_local }
+    }
+
+    fn open(&self) -> Opened {
+        let open = self.month.open().unwrap();
+        let url = "sim://tier".to_owned();
+        let options = TierOptions { url, rate: None, keep_local: self.keep_local };
+        let objects = Arc::new(self.objects.clone());
+        let tier = Tier::open(options, objects, &open.store, open.audit.folder()).unwrap();
+        Opened { open, tier }
+    }
+}
+
+impl Opened {
+    fn store(&self) -> &Store {
+        &self.open.store
+    }
+
+    fn audit(&self) -> &Audit {
+        &self.open.audit
+    }
+
+    fn catalog(&self) -> Catalog {
+        self.store().catalog(u64::MAX / 2)
+    }
+
+    fn segment(&self, at: usize) -> Arc<Segment> {
+        Arc::clone(&self.catalog().segments[at])
+    }
+
+    fn take(&self, at: usize) -> Result<(), DaemonError> {
+        let segment = self.segment(at);
+        self.tier.take(self.store(), self.audit(), &Who::Recorder, &segment, "test", &|| false)
+    }
+
+    fn places(&self) -> Vec<Whereabouts> {
+        self.catalog().segments.iter().map(|segment| segment.whereabouts()).collect()
+    }
+
+    fn forget(&self, lives: &[LifeId]) -> Result<Vec<Certificate>, DaemonError> {
+        let who = Who::Recorder;
+        for deletion in self.tier.begin_forgetting(self.store(), lives)? {
+            crate::lifecycle::finish(self.store(), self.audit(), &who, "test", &deletion)?;
+        }
+        self.tier.finish_forgetting(self.store(), self.audit(), &who, "test")
+    }
+
+    /// Number of packets found in all time, and what the answer says of itself.
+    fn ask(&self) -> (usize, Summary) {
+        let mut found = Times::default();
+        let request = Request::default();
+        let summary = run(&self.catalog(), &request, &mut found, &AtomicBool::new(false)).unwrap();
+        (found.0.len(), summary)
+    }
+
+    /// The same from when the first segment was opened.
+    fn ask_since(&self, since_ns: u64) -> (usize, Summary) {
+        let mut found = Times::default();
+        let request = Request { since_ns: Some(since_ns), ..Request::default() };
+        let summary = run(&self.catalog(), &request, &mut found, &AtomicBool::new(false)).unwrap();
+        (found.0.len(), summary)
+    }
+}
+
+const ALL: usize = (SEGMENTS * PACKETS) as usize;
+
+fn causes(summary: &Summary) -> Vec<&'static str> {
+    summary.gaps.iter().map(|gap| gap.cause.name()).collect()
+}
+
+#[test]
+fn what_has_moved_is_found_there_and_after_a_restart() {
+    let mut site = Site::new(false);
+    let opened = site.open();
+    let before = opened.ask();
+    assert!(before.0 == ALL && before.1.complete && before.1.tier_bytes == 0, "{:?}", before.1);
+    for at in 0..2 {
+        opened.take(at).unwrap();
+    }
+    let two = [Whereabouts::Tiered, Whereabouts::Tiered, Whereabouts::Local];
+    assert_eq!(opened.places(), two);
+    let (found, summary) = opened.ask();
+    assert!(found == ALL && summary.complete && summary.tier_bytes > 0, "{summary:?}");
+    assert_eq!(opened.store().status().volumes[0].segments, 1);
+    let status = opened.tier.status();
+    assert_eq!((status.segments, status.trouble), (2, None));
+    drop(opened);
+    let opened = site.open();
+    assert_eq!((opened.places(), opened.ask().0), (two.to_vec(), ALL));
+    // Numbers go on behind those that lie in the tier only.
+    let last = opened.segment(2).entry.ordinal;
+    opened.take(2).unwrap();
+    drop(opened);
+    let opened = site.open();
+    let run = opened.store().begin_run(false, 1).unwrap();
+    site.month.record(opened.store(), run, 0).unwrap();
+    assert!(opened.segment(3).entry.ordinal > last);
+}
+
+#[test]
+fn a_copy_that_stays_is_read_where_it_is_quicker() {
+    let site = Site::new(true);
+    let opened = site.open();
+    (0..3).for_each(|at| opened.take(at).unwrap());
+    assert_eq!(opened.places(), [Whereabouts::Both; 3]);
+    assert_eq!(opened.ask().1.tier_bytes, 0);
+    // Not even a silent tier is noticed then.
+    site.objects.set_fault(Some(ObjectFault::Unreachable));
+    assert!(opened.ask().1.complete);
+    site.objects.set_fault(None);
+    let life = opened.segment(0).entry.life;
+    assert!(opened.store().let_go(life).unwrap() && !opened.store().let_go(life).unwrap());
+    assert_eq!(opened.places()[0], Whereabouts::Tiered);
+    assert!(opened.ask().0 == ALL && opened.ask().1.complete);
+}
+
+#[test]
+fn what_the_tier_does_not_give_is_told() {
+    let site = Site::new(false);
+    let opened = site.open();
+    opened.take(1).unwrap();
+    for fault in [ObjectFault::Unreachable, ObjectFault::Refused, ObjectFault::Failed] {
+        site.objects.set_fault(Some(fault));
+        let (found, summary) = opened.ask();
+        assert_eq!(found as u64, (SEGMENTS - 1) * PACKETS);
+        assert!(!summary.complete && causes(&summary) == ["tier_unreachable"], "{summary:?}");
+    }
+    site.objects.set_fault(Some(ObjectFault::Missing));
+    assert_eq!(causes(&opened.ask().1), ["missing_segment"]);
+    site.objects.set_fault(None);
+    assert!(opened.ask().1.complete);
+    // Without its key it is bytes that nobody can read.
+    let names = site.objects.names();
+    let key = names.iter().find(|name| name.starts_with("keys/")).unwrap();
+    drop(opened);
+    let opened = site.open();
+    wirevault_media::Objects::delete(&site.objects, key).unwrap();
+    let (found, summary) = opened.ask();
+    assert_eq!(found as u64, (SEGMENTS - 1) * PACKETS);
+    assert_eq!(causes(&summary), ["wrong_key"]);
+}
+
+#[test]
+fn every_fault_is_told_and_loses_nothing() {
+    let site = Site::new(false);
+    let opened = site.open();
+    let faults = [ObjectFault::Refused, ObjectFault::Full, ObjectFault::Unreachable];
+    for fault in faults {
+        site.objects.set_fault(Some(fault));
+        let error = opened.take(0).unwrap_err().chain();
+        assert_eq!(opened.tier.trouble(), Some(error.clone()));
+        assert!(error.contains(&fault.to_string()), "{error}");
+    }
+    site.objects.set_fault(None);
+    site.objects.set_rot(true);
+    let error = opened.take(0).unwrap_err().chain();
+    assert!(error.contains("CRC32C"), "{error}");
+    assert_eq!(site.objects.names(), [""; 0], "what rots is not left there");
+    assert_eq!(opened.places(), [Whereabouts::Local; 3]);
+    assert!(opened.ask().1.complete && opened.tier.status().segments == 0);
+    site.objects.set_rot(false);
+    opened.take(0).unwrap();
+    assert_eq!((opened.tier.trouble(), opened.places()[0]), (None, Whereabouts::Tiered));
+}
+
+#[test]
+fn nothing_is_overwritten() {
+    let site = Site::new(true);
+    let opened = site.open();
+    let name =
+        wirevault_index::tier::segment_object(opened.store().id(), opened.segment(0).entry.life);
+    let mut pieces = vec![b"something else".to_vec()];
+    wirevault_media::Objects::put(&site.objects, &name, &mut || Ok(pieces.pop())).unwrap();
+    let error = opened.take(0).unwrap_err().chain();
+    assert!(error.contains("14 bytes instead of") && error.contains("remove it"), "{error}");
+    assert_eq!(site.objects.content(&name).unwrap(), b"something else");
+    assert_eq!(opened.places()[0], Whereabouts::Local);
+}
+
+#[test]
+fn a_move_that_is_cut_off_anywhere_is_done_by_the_next_attempt() {
+    for call in 0.. {
+        let site = Site::new(false);
+        let opened = site.open();
+        site.objects.go_away_at(Some(call));
+        let done = opened.take(0);
+        assert!(opened.ask().0 >= ALL - PACKETS as usize);
+        site.objects.go_away_at(None);
+        let whole = done.is_ok();
+        assert!(opened.ask().0 == ALL && opened.ask().1.complete, "call {call}");
+        drop(opened);
+        let opened = site.open();
+        opened.take(0).unwrap_or_else(|error| panic!("call {call}: {}", error.chain()));
+        assert_eq!(site.objects.names().len(), 2, "call {call}");
+        assert!(opened.places()[0] == Whereabouts::Tiered && opened.ask().0 == ALL);
+        if whole {
+            assert!(call > 4, "{call} calls are too few to have been cut off in each");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_deletion_that_is_cut_off_anywhere_is_finished() {
+    for (keep_local, call) in (0..).flat_map(|call| [(false, call), (true, call)]) {
+        let site = Site::new(keep_local);
+        let opened = site.open();
+        (0..2).for_each(|at| opened.take(at).unwrap());
+        let entry = opened.segment(0).entry.clone();
+        site.objects.go_away_at(Some(call));
+        let done = opened.forget(&[entry.life]);
+        // From the first step on nobody finds it, and nobody takes that for all there ever was.
+        let (found, summary) = opened.ask_since(entry.opened_ns);
+        site.objects.go_away_at(None);
+        if keep_local {
+            assert_eq!(found, ALL - PACKETS as usize, "call {call}");
+        }
+        assert!(causes(&summary).contains(&"retention"), "call {call}: {summary:?}");
+        let whole = done.is_ok();
+        drop(opened);
+        let opened = site.open();
+        opened.tier.resume(opened.store(), opened.audit()).unwrap();
+        let life = entry.life.to_string();
+        assert!(!site.objects.names().iter().any(|name| name.contains(&life)), "call {call}");
+        assert_eq!((site.objects.names().len(), opened.tier.status().segments), (2, 1));
+        let (found, summary) = opened.ask_since(entry.opened_ns);
+        assert_eq!(found, ALL - PACKETS as usize, "call {call}");
+        assert!(causes(&summary).contains(&"retention"), "call {call}: {summary:?}");
+        let mut certified = 0;
+        let folder = opened.audit().folder();
+        let report = audit::read(folder, None, &mut |entry| {
+            if let Event::Forgotten(erasure) = entry.event {
+                let of_tier = erasure.path.contains("simulated objects");
+                certified += u64::from(of_tier && erasure.segments[0].life == life);
+            }
+        });
+        assert!(report.unwrap().faults.is_empty() && certified == 1, "call {call}: {certified}");
+        if whole && keep_local {
+            assert!(call > 3, "{call} calls are too few to have been cut off in each");
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_drain_moves_copies_for_holds_first_and_the_youngest_next() {
+    let site = Site::new(true);
+    let opened = site.open();
+    let body = crate::api::HoldBody { name: "case".into(), ..Default::default() };
+    let (store, audit, who) = (opened.store(), opened.audit(), Who::Recorder);
+    opened.open.holds.add(store, audit, &who, body, 1).unwrap();
+    let copies = opened.catalog().segments.iter().filter(|it| it.entry.hold != 0).count() as u64;
+    assert_eq!(copies, SEGMENTS);
+    let late = Instant::now();
+    assert_eq!(opened.tier.drain(store, audit, &who, &[], late), (0, SEGMENTS + copies));
+    let deadline = late + Duration::from_secs(600);
+    assert_eq!(opened.tier.drain(store, audit, &who, &[], deadline), (SEGMENTS + copies, 0));
+    let mut moved = Vec::new();
+    audit::read(audit.folder(), None, &mut |entry| {
+        if let Event::Tiered { segment, reason, .. } = entry.event {
+            assert_eq!(reason, "drain");
+            moved.push(segment);
+        }
+    })
+    .unwrap();
+    // Copies were made behind what they were copied from.
+    assert_eq!(moved, [6, 5, 4, 3, 2, 1]);
+    drop(opened);
+    // Released, they go from there as well.
+    let opened = site.open();
+    let tier = Arc::new(opened.tier);
+    let holds = Holds::open(opened.open.audit.folder()).unwrap().with_tier(Some(tier));
+    holds.release(&opened.open.store, &opened.open.audit, &who, "case").unwrap();
+    assert_eq!(site.objects.names().len() as u64, 2 * SEGMENTS);
+}
+
+#[test]
+fn stopping_leaves_a_segment_where_it_lies() {
+    let site = Site::new(false);
+    let opened = site.open();
+    let segment = opened.segment(0);
+    let stopped =
+        opened.tier.take(opened.store(), opened.audit(), &Who::Recorder, &segment, "t", &|| true);
+    assert!(stopped.unwrap_err().chain().contains("the recorder stops"));
+    assert_eq!((opened.places()[0], site.objects.names().len()), (Whereabouts::Local, 0));
+}

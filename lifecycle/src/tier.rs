@@ -1,0 +1,336 @@
+//! The list of what lies in the object tier. A segment whose own volume has let go of it is found by
+//! nothing else.
+//!
+//! # Format
+//! File `tier.log` in the folder of the audit log: lines of text, each eight hexadecimal digits
+//! (CRC32C of what follows the space), a space, and a JSON object of a [`Line`]. A line is durable
+//! before what it tells of counts. A last line without its end was cut off by a crash and is left
+//! out; any other line that does not read is an error, because a segment may hang from it.
+//!
+//! | line | means |
+//! |---|---|
+//! | `tier` | everything lies at this place from here on; the first line |
+//! | `kept` | segment and key lie there, read back |
+//! | `forgetting` | they are to go, and nobody reads them any more |
+//! | `gone` | they are not there |
+//!
+//! Opening the list for writing leaves out what is gone: it is then written anew, to a file of
+//! another name, which is renamed.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use wirevault_format::LifeId;
+use wirevault_format::ids::ParseIdError;
+use wirevault_format::table::{ENTRY_BYTES, Entry, SegmentEntry};
+
+use crate::AuditError;
+use crate::holds::replace;
+
+/// Name of the list within the folder of the audit log.
+pub const FILE: &str = "tier.log";
+
+/// A segment in the tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Entry of the segment table, as it was when the segment was closed.
+    pub entry: SegmentEntry,
+    /// Number of the volume that it lay on.
+    pub volume: u16,
+    /// Its place there.
+    pub place: u32,
+    /// CRC32C of its object.
+    pub crc: u32,
+    /// It is to go.
+    pub forgetting: bool,
+}
+
+/// One line, as it is written.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+pub enum Line {
+    /// Where all of it lies.
+    Tier {
+        /// The place, as the configuration names it.
+        url: String,
+    },
+    /// A segment lies there.
+    Kept {
+        /// The entry of the segment table, hex.
+        entry: String,
+        /// Number of the volume that it lay on.
+        volume: u16,
+        /// Its place there.
+        place: u32,
+        /// CRC32C of its object.
+        crc: u32,
+    },
+    /// A segment is to go.
+    Forgetting {
+        /// Its life id, hex.
+        life: String,
+    },
+    /// A segment is not there any more.
+    Gone {
+        /// Its life id, hex.
+        life: String,
+    },
+}
+
+/// What the list says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Content {
+    /// Where all of it lies; nothing if nothing ever did.
+    pub url: Option<String>,
+    /// By life.
+    pub rows: BTreeMap<LifeId, Row>,
+}
+
+/// The list, for its one writer.
+#[derive(Debug)]
+pub struct TierList {
+    path: PathBuf,
+    file: File,
+    content: Content,
+    /// A write failed: nobody knows what its last line is.
+    failed: bool,
+}
+
+/// Reads the list in the folder of an audit log; there may be none.
+///
+/// # Errors
+/// The system's; a line that does not read counts as unreadable.
+pub fn read(folder: &Path) -> Result<Content, AuditError> {
+    let path = folder.join(FILE);
+    let failed = |source| AuditError::Io { path: path.clone(), what: "read", source };
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::default()),
+        text => text.map_err(failed)?,
+    };
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let mut content = Content::default();
+    for (number, line) in (1..).zip(text[..whole].split_inclusive(|byte| *byte == b'\n')) {
+        let done = parse(line.trim_ascii_end()).and_then(|line| content.take(line));
+        done.map_err(|why| failed(io::Error::other(format!("line {number}: {why}"))))?;
+    }
+    Ok(content)
+}
+
+impl TierList {
+    /// Opens the list of a tier for writing. It is made if it is not there.
+    ///
+    /// # Errors
+    /// As [`read`]; segments lie at another place.
+    pub fn open(folder: &Path, url: &str) -> Result<Self, AuditError> {
+        let mut content = read(folder)?;
+        let path = folder.join(FILE);
+        let failed = |source| AuditError::Io { path: path.clone(), what: "write", source };
+        if let Some(other) = content.url.as_ref().filter(|other| *other != url)
+            && !content.rows.is_empty()
+        {
+            let segments = content.rows.len();
+            let why = format!("{segments} segments lie at {other}; `tier.url` has to stay that");
+            return Err(failed(io::Error::other(why)));
+        }
+        content.url = Some(url.to_owned());
+        let mut text = String::new();
+        for line in content.lines() {
+            text.push_str(&encode(&line).map_err(failed)?);
+        }
+        replace(&path, text.as_bytes()).map_err(failed)?;
+        let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
+        Ok(Self { path, file, content, failed: false })
+    }
+
+    /// What it says.
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// A segment and its key lie in the tier. Durable on return.
+    ///
+    /// # Errors
+    /// The system's: the segment does not count as tiered then.
+    pub fn add(&mut self, row: Row) -> Result<(), AuditError> {
+        self.write(row.line())
+    }
+
+    /// A segment is to go. Durable on return. One that is not listed is none of ours.
+    ///
+    /// # Errors
+    /// The system's: nothing may go then.
+    pub fn forgetting(&mut self, life: LifeId) -> Result<(), AuditError> {
+        self.write(Line::Forgetting { life: life.to_string() })
+    }
+
+    /// A segment is not there any more. Durable on return.
+    ///
+    /// # Errors
+    /// The system's: it is looked for again.
+    pub fn gone(&mut self, life: LifeId) -> Result<(), AuditError> {
+        self.write(Line::Gone { life: life.to_string() })
+    }
+
+    fn write(&mut self, line: Line) -> Result<(), AuditError> {
+        let failed = |source| AuditError::Io { path: self.path.clone(), what: "write", source };
+        if self.failed {
+            let why = "an earlier write failed; the next start opens it again";
+            return Err(failed(io::Error::other(why)));
+        }
+        let text = encode(&line).map_err(failed)?;
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
+        if let Err(source) = written {
+            self.failed = true;
+            return Err(AuditError::Io { path: self.path.clone(), what: "write", source });
+        }
+        // What we have just made reads back.
+        let _ = self.content.take(line);
+        Ok(())
+    }
+}
+
+impl Row {
+    fn line(&self) -> Line {
+        let entry = self.entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        Line::Kept { entry, volume: self.volume, place: self.place, crc: self.crc }
+    }
+}
+
+impl Content {
+    fn take(&mut self, line: Line) -> Result<(), String> {
+        match line {
+            Line::Tier { url } => self.url = Some(url),
+            Line::Kept { entry, volume, place, crc } => {
+                let entry = decode_entry(&entry).ok_or("its entry does not read")?;
+                let row = Row { entry, volume, place, crc, forgetting: false };
+                self.rows.insert(row.entry.life, row);
+            }
+            Line::Forgetting { life } => {
+                if let Some(row) = self.rows.get_mut(&decode_life(&life)?) {
+                    row.forgetting = true;
+                }
+            }
+            Line::Gone { life } => drop(self.rows.remove(&decode_life(&life)?)),
+        }
+        Ok(())
+    }
+
+    /// The lines that say this and no more.
+    fn lines(&self) -> impl Iterator<Item = Line> {
+        let tier = self.url.iter().map(|url| Line::Tier { url: url.clone() });
+        let rows = self.rows.iter().flat_map(|(life, row)| {
+            let forgetting = Line::Forgetting { life: life.to_string() };
+            std::iter::once(row.line()).chain(row.forgetting.then_some(forgetting))
+        });
+        tier.chain(rows)
+    }
+}
+
+fn encode(line: &Line) -> io::Result<String> {
+    let text = serde_json::to_string(line)?;
+    Ok(format!("{:08x} {text}\n", crc32c::crc32c(text.as_bytes())))
+}
+
+/// Errors: why it is no line.
+fn parse(line: &[u8]) -> Result<Line, String> {
+    let line = std::str::from_utf8(line).map_err(|error| error.to_string())?;
+    let (crc, text) = line.split_once(' ').ok_or("it has no checksum")?;
+    let crc = u32::from_str_radix(crc, 16).map_err(|error| error.to_string())?;
+    if crc32c::crc32c(text.as_bytes()) != crc {
+        return Err("its checksum is wrong".to_owned());
+    }
+    serde_json::from_str(text).map_err(|error| error.to_string())
+}
+
+fn decode_life(hex: &str) -> Result<LifeId, String> {
+    hex.parse().map_err(|error: ParseIdError| error.to_string())
+}
+
+fn decode_entry(hex: &str) -> Option<SegmentEntry> {
+    let mut bytes = [0; ENTRY_BYTES];
+    if hex.len() != 2 * ENTRY_BYTES || !hex.is_ascii() {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
+    }
+    SegmentEntry::decode(&bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use wirevault_format::table::SegmentState;
+
+    use super::*;
+
+    fn life(ordinal: u64) -> LifeId {
+        LifeId([ordinal as u8; 16])
+    }
+
+    fn row(ordinal: u64) -> Row {
+        let life = life(ordinal);
+        let state = SegmentState::Closed;
+        let entry = SegmentEntry { state, ordinal, life, packets: 7, ..SegmentEntry::default() };
+        Row { entry, volume: 1, place: 4, crc: 9, forgetting: false }
+    }
+
+    #[test]
+    fn a_list_says_what_is_there_and_forgets_what_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Content::default());
+        let mut list = TierList::open(dir.path(), "file:///t").unwrap();
+        for ordinal in 1..=3 {
+            list.add(row(ordinal)).unwrap();
+        }
+        list.forgetting(life(1)).unwrap();
+        list.forgetting(life(2)).unwrap();
+        list.gone(life(2)).unwrap();
+        let said = list.content().clone();
+        assert_eq!(said.rows.keys().copied().collect::<Vec<_>>(), [life(1), life(3)]);
+        assert!(said.rows[&life(1)].forgetting);
+        assert_eq!(said.rows[&life(3)], row(3));
+        assert_eq!(read(dir.path()).unwrap(), said);
+        let again = TierList::open(dir.path(), "file:///t").unwrap();
+        assert_eq!((again.content(), &read(dir.path()).unwrap()), (&said, &said));
+        let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert_eq!(text.lines().count(), 4, "{text}");
+    }
+
+    #[test]
+    fn a_line_that_a_crash_cut_off_is_left_out_and_a_damaged_one_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut list = TierList::open(dir.path(), "file:///t").unwrap();
+        list.add(row(1)).unwrap();
+        let one = list.content().clone();
+        list.add(row(2)).unwrap();
+        let path = dir.path().join(FILE);
+        let whole = std::fs::read(&path).unwrap();
+        let lines: Vec<_> = whole.split_inclusive(|byte| *byte == b'\n').collect();
+        let two = lines[0].len() + lines[1].len();
+        for cut in two..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(read(dir.path()).unwrap(), one, "cut at {cut}");
+        }
+        let mut damaged = whole;
+        damaged[two - 20] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        let error = read(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn another_place_is_refused_while_segments_lie_at_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |url: &str| TierList::open(dir.path(), url);
+        at("file:///u").unwrap();
+        let mut list = at("file:///t").unwrap();
+        list.add(row(1)).unwrap();
+        let error = at("file:///u").unwrap_err().to_string();
+        assert!(error.contains("1 segments lie at file:///t"), "{error}");
+        list.gone(life(1)).unwrap();
+        at("file:///u").unwrap();
+    }
+}

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use wirevault_daemon::reload::ConfigFile;
 
 use crate::common::{Lab, Said, pcap, run, tcpdump};
 
@@ -144,10 +145,10 @@ fn a_recorder_moves_what_its_rules_say() {
     fs::write(site.lab.path("b.pcap"), pcap(1, 40)).unwrap();
     let socket = site.lab.text("s.sock");
     let config = wirevault_config::load(Path::new(&site.config())).unwrap();
+    let file = ConfigFile::new(Path::new(&site.config()), Vec::new());
     thread::spawn(move || {
-        if let Err(error) =
-            wirevault_daemon::serve::run(&config, &wirevault_index::KeySource::Recorded.into())
-        {
+        let services = wirevault_index::KeySource::Recorded.into();
+        if let Err(error) = wirevault_daemon::serve::run(&config, &file, &services) {
             eprintln!("daemon: {}", error.chain());
         }
     });
@@ -183,7 +184,8 @@ fn a_recorder_does_not_start_without_the_tier_of_its_segments() {
     let text = fs::read_to_string(site.config()).unwrap();
     let (head, _) = text.split_once("tier:").unwrap();
     let config = wirevault_config::parse(head, "test").unwrap_or_else(|faults| panic!("{faults}"));
-    let key = wirevault_index::KeySource::Recorded.into();
-    let error = wirevault_daemon::serve::run(&config, &key).unwrap_err().chain();
+    let file = ConfigFile::new(Path::new("test.yaml"), Vec::new());
+    let services = wirevault_index::KeySource::Recorded.into();
+    let error = wirevault_daemon::serve::run(&config, &file, &services).unwrap_err().chain();
     assert!(error.contains("tier.url is absent") && error.contains("1 segments"), "{error}");
 }

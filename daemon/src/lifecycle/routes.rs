@@ -71,7 +71,7 @@ async fn drain(
         let deadline = Instant::now() + Duration::from_millis(body.within_ms);
         let pipeline = app.pipeline().ok_or(STOPPED)?;
         let tier = app.tier().ok_or("there is no tier: `tier.url` names one")?;
-        let (store, planned) = (pipeline.store(), planned(&app, app.rules()));
+        let (store, planned) = (pipeline.store(), planned(&app, &app.rules()));
         let (moved, left) = tier.drain(store, app.audit(), &asker.who, &planned, deadline);
         Ok(Drained { moved, left })
     })

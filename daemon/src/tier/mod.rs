@@ -262,7 +262,7 @@ impl Mover {
                     let stopping = || app.is_stopping();
                     // What fails is told by the status, and tried again.
                     let _ = tier.resume(store, audit);
-                    let steps = planned(&app, app.rules());
+                    let steps = planned(&app, &app.rules());
                     let _ = tier.follow(store, audit, &Who::Recorder, &steps, &stopping);
                 }
                 let pause = PERIOD.saturating_sub(began.elapsed());

@@ -17,13 +17,17 @@ use aws_sdk_cloudwatch::Client;
 use aws_sdk_cloudwatch::config::Builder;
 use aws_sdk_cloudwatch::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_cloudwatch::primitives::DateTime;
-use aws_sdk_cloudwatch::types::{Dimension, MetricDatum, StandardUnit, Statistic, StatisticSet};
+use aws_sdk_cloudwatch::types::{
+    ComparisonOperator, Dimension, MetricDatum, StandardUnit, Statistic, StatisticSet,
+};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 use wirevault_telemetry::publish::{
     DATUMS_MAX, Fate, MARKER, MetricSink, Period, Series, SinkFailure, Values,
 };
 
+use crate::boards::{AlarmInput, Boards};
 use crate::{MetricOptions, client};
 
 const PUT: &str = "publish metrics";
@@ -174,6 +178,50 @@ impl MetricSink for CloudWatch {
         };
         let answer = self.runtime.block_on(call).map_err(|error| self.failure(ASK, &error))?;
         Ok(answer.datapoints().iter().any(|it| it.sample_count().is_some_and(|it| it > 0.0)))
+    }
+}
+
+impl Boards for CloudWatch {
+    fn put_alarm(&self, alarm: &AlarmInput) -> Result<(), String> {
+        let dimensions = alarm
+            .dimensions
+            .iter()
+            .map(|it| Dimension::builder().name(it.name).value(&it.value).build());
+        let call = async {
+            let request = self.client().await.put_metric_alarm();
+            request
+                .alarm_name(&alarm.alarm_name)
+                .alarm_description(&alarm.alarm_description)
+                .namespace(&alarm.namespace)
+                .metric_name(alarm.metric_name)
+                .set_dimensions(Some(dimensions.collect()))
+                .statistic(Statistic::from(alarm.statistic))
+                .period(i32::try_from(alarm.period).unwrap_or(i32::MAX))
+                .evaluation_periods(i32::try_from(alarm.evaluation_periods).unwrap_or(i32::MAX))
+                .threshold(alarm.threshold)
+                .comparison_operator(ComparisonOperator::from(alarm.comparison_operator))
+                .treat_missing_data(alarm.treat_missing_data)
+                .set_alarm_actions(Some(alarm.alarm_actions.clone()))
+                .set_ok_actions(Some(alarm.ok_actions.clone()))
+                .send()
+                .await
+        };
+        let answer = self.runtime.block_on(call);
+        let doing = format!("put the alarm {}", alarm.alarm_name);
+        answer.map(drop).map_err(|error| self.failure(&doing, &error).why)
+    }
+
+    fn put_dashboard(&self, name: &str, body: &Value) -> Result<(), String> {
+        let call = async {
+            let request = self.client().await.put_dashboard();
+            request.dashboard_name(name).dashboard_body(body.to_string()).send().await
+        };
+        let doing = format!("put the dashboard {name}");
+        let answer = self.runtime.block_on(call);
+        let answer = answer.map_err(|error| self.failure(&doing, &error).why)?;
+        let said = answer.dashboard_validation_messages().iter();
+        let said: Vec<_> = said.filter_map(|message| message.message()).collect();
+        if said.is_empty() { Ok(()) } else { Err(format!("cannot {doing}: {}", said.join("; "))) }
     }
 }
 

@@ -4,12 +4,14 @@
 //!  seal::KeyService               ◄── kms        ──► AWS KMS
 //!  telemetry::publish::MetricSink ◄── cloudwatch ──► Amazon CloudWatch
 //!  media::Objects                 ◄── objects    ──► a folder
+//!  boards: alarms and dashboard, from the tables of what is published ──► cloudwatch
 //! ```
 //! Programs hand what they find here to the libraries, which never name this crate. Without the
 //! feature `aws` there is no service for keys.
 
 #![forbid(unsafe_code)]
 
+pub mod boards;
 #[cfg(feature = "aws")]
 mod client;
 #[cfg(feature = "aws")]
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use wirevault_seal::KeyService;
 use wirevault_telemetry::publish::MetricSink;
 
+use boards::Boards;
 pub use objects::objects;
 
 /// The service for keys that this build has; nothing if it has none. `endpoint` replaces the
@@ -74,5 +77,23 @@ pub fn metric_sink(options: MetricOptions) -> io::Result<Option<Arc<dyn MetricSi
 /// None in this build.
 #[cfg(not(feature = "aws"))]
 pub fn metric_sink(_options: MetricOptions) -> io::Result<Option<Arc<dyn MetricSink>>> {
+    Ok(None)
+}
+
+/// The service that alarms and dashboards are put into; nothing if this build has none.
+///
+/// # Errors
+/// As of [`metric_sink`].
+#[cfg(feature = "aws")]
+pub fn board_service(options: MetricOptions) -> io::Result<Option<Box<dyn Boards>>> {
+    Ok(Some(Box::new(cloudwatch::CloudWatch::new(options)?)))
+}
+
+/// The service that alarms and dashboards are put into; nothing if this build has none.
+///
+/// # Errors
+/// None in this build.
+#[cfg(not(feature = "aws"))]
+pub fn board_service(_options: MetricOptions) -> io::Result<Option<Box<dyn Boards>>> {
     Ok(None)
 }

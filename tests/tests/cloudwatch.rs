@@ -1,13 +1,15 @@
 //! Metrics in CloudWatch: the real daemon with the real SDK, and an emulator that refuses what AWS
 //! refuses and can lose answers.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use wirevault_testkit::net::{Namespace, Sender, now_ns, wait_for};
 use wirevault_tests::aws::{Aws, REGION};
-use wirevault_tests::recorder::{Recorder, Site, lane_count};
+use wirevault_tests::recorder::{Recorder, Site, lane_count, program};
 
 /// A call without an answer takes 2 s, and many people may share this machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -197,6 +199,59 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
     // A busy machine may lose answers; each is asked about.
     assert!((sent..=sent + 2 + asked).contains(&puts), "{puts} calls for {sent} periods");
     assert!(aws.sum(APPLIANCE, "PeriodsDropped") <= 1);
+}
+
+/// What is published only where a machine or a store has it: a worn or throttled device, a ladder,
+/// a key service.
+const ELSEWHERE: [&str; 4] =
+    ["DeviceLifeUsed", "DeviceThrottled", "RungsEntered", "EpochKeysAhead"];
+
+#[test]
+fn alarms_and_dashboard_are_put_and_look_at_what_is_published() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let site = site(&aws);
+    let config = site.file("boards.yaml");
+    fs::write(&config, site.config("va", OPTIONS)).expect("a configuration");
+    let wirevault = |of: &str, more: &[&str]| {
+        let mut command = Command::new(program("wirevault"));
+        command.args(["cloudwatch", of, "--config"]).arg(&config).args(more);
+        let output = command.envs(aws.environment()).output().expect("wirevault");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        output.stdout
+    };
+    let topic = "arn:aws:sns:eu-central-1:123456789012:duty";
+    wirevault("alarms", &["--apply", "--notify", topic]);
+    let shown: Value = serde_json::from_slice(&wirevault("alarms", &["--json"])).expect("JSON");
+    let put = aws.cloudwatch(REGION, "DescribeAlarms", &json!({}));
+    let names = |alarms: &Value| {
+        let alarms = alarms.as_array().expect("alarms").iter();
+        alarms.map(|alarm| alarm["AlarmName"].to_string()).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(names(&shown), names(&put["MetricAlarms"]));
+    let of_losses = put["MetricAlarms"].as_array().expect("alarms").iter();
+    let of_losses = of_losses.clone().find(|alarm| alarm["MetricName"] == "PacketsLost");
+    let of_losses = of_losses.expect("an alarm of losses");
+    assert_eq!(of_losses["TreatMissingData"], "breaching");
+    assert_eq!(of_losses["AlarmActions"], json!([topic]));
+
+    let name = String::from_utf8(wirevault("dashboard", &["--apply"])).expect("a name");
+    let body: Value = serde_json::from_slice(&wirevault("dashboard", &["--json"])).expect("JSON");
+    let kept = json!({"DashboardName": name.trim()});
+    let kept = aws.cloudwatch(REGION, "GetDashboard", &kept);
+    let kept = kept["DashboardBody"].as_str().expect("a body").to_owned();
+    assert_eq!(serde_json::from_str::<Value>(&kept).expect("JSON"), body);
+
+    let recorder = site.record("va", OPTIONS);
+    send(&recorder);
+    until(&recorder, "some periods", |publish| publish["sent_periods"].as_u64() > Some(3));
+    let listed = aws.cloudwatch(REGION, "ListMetrics", &json!({}));
+    let listed = listed["Metrics"].as_array().expect("metrics").iter();
+    let published: BTreeSet<_> = listed.filter_map(|it| it["MetricName"].as_str()).collect();
+    for alarm in shown.as_array().expect("alarms") {
+        let metric = alarm["MetricName"].as_str().expect("a metric");
+        assert!(published.contains(metric) || ELSEWHERE.contains(&metric), "{metric}");
+    }
 }
 
 /// The emulator's refusals are our reading of AWS; they must at least refuse.

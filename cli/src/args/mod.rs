@@ -2,6 +2,7 @@
 
 mod ask;
 mod audit;
+mod cloudwatch;
 mod key;
 mod lifecycle;
 mod look;
@@ -16,6 +17,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand};
 
 pub(crate) use ask::{FileFormat, FlowsArgs, QueryArgs, Question, TailArgs};
 pub(crate) use audit::AuditVerb;
+pub(crate) use cloudwatch::{BoardArgs, CloudWatchVerb};
 pub(crate) use key::KeyVerb;
 pub(crate) use lifecycle::{
     CertificateVerb, DeleteArgs, DrainArgs, HoldVerb, LifecycleArgs, LifecycleVerb,
@@ -125,6 +127,11 @@ Examples:
     #[command(after_help = "Example: wirevault key show")]
     #[command(subcommand)]
     Key(KeyVerb),
+    /// Alarms and dashboard of Amazon CloudWatch for the metrics that a recorder publishes.
+    #[command(after_help = "\
+Example: wirevault cloudwatch alarms --config /etc/wirevault/wirevault.yaml --apply")]
+    #[command(subcommand)]
+    Cloudwatch(CloudWatchVerb),
     /// Read the log of what was done with a store, and check that nobody changed it.
     #[command(after_help = "Example: wirevault audit verify --store /var/lib/wirevault")]
     #[command(subcommand)]

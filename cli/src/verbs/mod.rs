@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod certificate;
+pub(crate) mod cloudwatch;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod flows;

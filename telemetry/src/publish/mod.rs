@@ -10,6 +10,7 @@
 //!
 //! Nothing here knows a service: who does implements [`MetricSink`].
 
+pub mod alarms;
 pub mod sampler;
 pub mod table;
 
@@ -17,6 +18,7 @@ use std::fmt::Debug;
 
 use serde::{Deserialize, Serialize};
 
+pub use alarms::{ALARMS, Alarm};
 pub use sampler::Sampler;
 pub use table::{Metric, PUBLISHED};
 

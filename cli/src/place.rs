@@ -70,8 +70,11 @@ pub(crate) fn key_source(key: Option<&Path>) -> Result<KeySource, CliError> {
 /// `Start`.
 pub(crate) fn key_services() -> Result<Option<Arc<ServiceKeys>>, CliError> {
     let service = wirevault_cloud::key_service(None).map_err(CliError::Start)?;
-    let keys = |service| ServiceKeys::new(service, EpochOptions::default(), Arc::new(SystemClock));
-    Ok(service.map(keys).map(Arc::new))
+    let keys = |service| {
+        let clock = Arc::new(SystemClock);
+        Arc::new(ServiceKeys::new(service, EpochOptions::default(), clock).opening_all())
+    };
+    Ok(service.map(keys))
 }
 
 /// A path as a store records it.

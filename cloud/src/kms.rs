@@ -20,11 +20,11 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::config::Builder;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::DataKeySpec;
+use aws_sdk_kms::types::{DataKeySpec, EncryptionAlgorithmSpec};
 use tokio::runtime::Runtime;
-use wirevault_seal::KEY_BYTES;
 use wirevault_seal::locked::LockedBytes;
 use wirevault_seal::service::{Context, DataKey, KeyService, Refusal, ServiceFailure};
+use wirevault_seal::{KEY_BYTES, one_way};
 use zeroize::Zeroizing;
 
 use crate::client;
@@ -133,13 +133,16 @@ impl KeyService for Kms {
         context: &Context,
         wrapped: &[u8],
     ) -> Result<LockedBytes, ServiceFailure> {
+        let one_way = one_way::parts(key).and_then(|(_, kept_as)| kept_as);
+        let key = one_way.unwrap_or(key);
         let answer = self.ask(DECRYPT, key, |client| {
-            client
-                .decrypt()
-                .key_id(key)
-                .ciphertext_blob(Blob::new(wrapped))
-                .set_encryption_context(Some(pairs(context)))
-                .send()
+            let order = client.decrypt().key_id(key).ciphertext_blob(Blob::new(wrapped));
+            match one_way {
+                None => order.set_encryption_context(Some(pairs(context))),
+                // KMS takes a context for symmetric keys only.
+                Some(_) => order.encryption_algorithm(EncryptionAlgorithmSpec::RsaesOaepSha256),
+            }
+            .send()
         })?;
         self.secret(DECRYPT, key, answer.plaintext)
     }

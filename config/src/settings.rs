@@ -131,6 +131,8 @@ choice! {
         Extend = "extend",
         /// No segment is begun.
         Stop = "stop",
+        /// Keys are made here and sealed with a public key.
+        Seal = "seal",
     }
 }
 
@@ -288,6 +290,10 @@ pub struct Kms {
     pub when_exhausted: WhenOut,
     /// When KMS refuses the key.
     pub when_revoked: WhenOut,
+    /// The public key for `seal`: a PEM file.
+    pub public_key: Option<PathBuf>,
+    /// The key of KMS that it is the public half of.
+    pub public_key_of: Option<String>,
 }
 
 /// Checkpoints of the recorder's state.

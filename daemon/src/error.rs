@@ -17,6 +17,7 @@ use wirevault_nvme::NvmeError;
 use wirevault_pipeline::PipelineError;
 use wirevault_query::QueryError;
 use wirevault_query::filter::FilterError;
+use wirevault_seal::SealError;
 use wirevault_storage::StorageError;
 use wirevault_telemetry::log::LogError;
 
@@ -103,6 +104,9 @@ pub enum DaemonError {
     /// A window that holds nothing.
     #[error(transparent)]
     Window(#[from] QueryError),
+    /// The key that is to seal cannot be read.
+    #[error(transparent)]
+    Seal(#[from] SealError),
     /// The store refuses to be written.
     #[error(transparent)]
     Store(#[from] StorageError),
@@ -207,6 +211,7 @@ impl DaemonError {
             | Self::Held { .. }
             | Self::Window(_)
             | Self::NoFiles => Exit::Usage,
+            Self::Seal(_) => Exit::Key,
             Self::Store(error) => store_exit(error),
             Self::Read(error) => read_exit(error),
             Self::Capture(CaptureError::File { .. } | CaptureError::Unsupported { .. }) => {

@@ -22,7 +22,9 @@ use wirevault_index::KeySource;
 use wirevault_index::error::chain;
 use wirevault_lifecycle::audit::{Event, Who};
 use wirevault_seal::epoch::{self, KeyChange, KeyCondition};
-use wirevault_seal::{EpochKeys, EpochOptions, KeyProvider, KeyService, ServiceKeys};
+use wirevault_seal::{
+    EpochKeys, EpochOptions, KeyProvider, KeyService, OneWayKey, SealError, ServiceKeys,
+};
 use wirevault_telemetry::clock::SystemClock;
 
 use crate::access::Asker;
@@ -35,10 +37,17 @@ use crate::server::App;
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// Where the key of the configured store comes from. A service is not asked yet.
-pub fn source(config: &Config, service: Option<Arc<dyn KeyService>>) -> KeySource {
+///
+/// # Errors
+/// The public key cannot be read.
+pub fn source(
+    config: &Config,
+    service: Option<Arc<dyn KeyService>>,
+) -> Result<KeySource, SealError> {
     let policy = |policy| match policy {
         WhenOut::Extend => epoch::WhenOut::Extend,
         WhenOut::Stop => epoch::WhenOut::Stop,
+        WhenOut::Seal => epoch::WhenOut::Seal,
     };
     let options = EpochOptions {
         ahead: config.kms.epochs_ahead,
@@ -46,14 +55,16 @@ pub fn source(config: &Config, service: Option<Arc<dyn KeyService>>) -> KeySourc
         when_exhausted: policy(config.kms.when_exhausted),
         when_revoked: policy(config.kms.when_revoked),
     };
-    match (&config.key_file, service) {
+    Ok(match (&config.key_file, service) {
         (Some(path), _) => KeySource::File(path.clone()),
         (None, None) => KeySource::Recorded,
         (None, Some(service)) => {
-            let clock = Arc::new(SystemClock);
-            KeySource::Service(Arc::new(ServiceKeys::new(service, options, clock)))
+            let seal = config.kms.public_key.as_deref().map(OneWayKey::read).transpose()?;
+            let seal = seal.map(|key| key.kept_as(config.kms.public_key_of.as_deref()));
+            let keys = ServiceKeys::new(service, options, Arc::new(SystemClock));
+            KeySource::Service(Arc::new(keys.sealing_with(seal.map(Arc::new))))
         }
-    }
+    })
 }
 
 /// How it stands with the key, as the API tells it.
@@ -65,6 +76,7 @@ pub(crate) fn status(keys: &EpochKeys) -> KeyStatus {
         epochs_ahead: status.ahead as u64,
         epoch_since: status.epoch.map(|(_, since_ns)| since_ns.into()),
         stopped: status.stopped,
+        one_way: status.one_way,
         trouble: status.trouble.map(|failure| failure.to_string()),
     }
 }

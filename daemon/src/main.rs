@@ -148,7 +148,8 @@ fn key(config: &Config) -> Result<KeySource, DaemonError> {
     }
     let what = "making a client of the key service";
     let service = wirevault_cloud::key_service(endpoint);
-    Ok(keys::source(config, service.map_err(|source| DaemonError::System { what, source })?))
+    let service = service.map_err(|source| DaemonError::System { what, source })?;
+    Ok(keys::source(config, service)?)
 }
 
 fn metrics(config: &Config) -> Result<Option<Arc<dyn MetricSink>>, DaemonError> {

@@ -128,7 +128,10 @@ impl Segment {
             _ if !entry.sealed => Keys::Plain,
             Some(Ok(ring)) => match ring.get(entry.life) {
                 Some(keys) => Keys::Sealed(keys.clone()),
-                None => Keys::Absent("the key ring has no entry for its life".to_owned()),
+                None => Keys::Absent(ring.why_shut(entry.life).map_or_else(
+                    || "the key ring has no entry for its life".to_owned(),
+                    ToString::to_string,
+                )),
             },
             Some(Err(error)) => Keys::Absent(error.to_string()),
             None => Keys::Absent("the store has no key ring".to_owned()),

@@ -8,7 +8,9 @@ use wirevault_format::superblock::{SLOT_OFFSETS, Superblock};
 use wirevault_format::table::{self, Entry, PAGE_ENTRIES, RunEntry, SegmentEntry};
 use wirevault_format::{FormatError, StoreId};
 use wirevault_media::{Media, MediaError, MediaFile, OpenMode, VOLUME_FILE};
-use wirevault_seal::{FileProvider, KeyProvider, KeyRing, SealError, ServiceKeys, ring};
+use wirevault_seal::{
+    FileProvider, KeyProvider, KeyRing, OneWayKey, SealError, ServiceKeys, one_way, ring,
+};
 
 use crate::IndexError;
 use crate::digest::Digests;
@@ -45,12 +47,39 @@ impl KeySource {
             Self::Service(services) if services.keeps(key_id) => {
                 return Ok(services.of(*store, key_path));
             }
+            _ if one_way::parts(key_id).is_some() => PathBuf::from(key_path),
             _ if !key_id.starts_with("file:") => {
                 return Err(SealError::NoService { key: key_path.clone() });
             }
             Self::Service(_) | Self::Recorded => recorded_key_path(superblock)?,
         };
-        Ok(Arc::new(FileProvider::open(&path)?))
+        match key_id.starts_with("file:") {
+            true => Ok(Arc::new(FileProvider::open(&path)?)),
+            false => self.one_way(&path, superblock),
+        }
+    }
+
+    /// The pair whose public half the store was sealed with, or epoch keys while its service gave
+    /// none.
+    fn one_way(
+        &self,
+        path: &Path,
+        superblock: &Superblock,
+    ) -> Result<Arc<dyn KeyProvider>, SealError> {
+        let key = OneWayKey::read(path)?;
+        let named = one_way::parts(&superblock.key_id);
+        let key = key.kept_as(named.and_then(|(_, kept_as)| kept_as));
+        if named.is_some() && key.name() != superblock.key_id {
+            let (expected, got) = (superblock.key_id.clone(), key.name());
+            return Err(SealError::WrongKey { expected, got });
+        }
+        let key = match self {
+            Self::Service(services) if services.opens_all() => {
+                key.opened_by(Arc::clone(services.service()))
+            }
+            _ => key,
+        };
+        Ok(key.keys_of(superblock.store))
     }
 }
 

@@ -24,6 +24,7 @@ use wirevault_format::StoreId;
 use wirevault_telemetry::clock::{Clock, SECOND_NS};
 
 use crate::locked::{LockedBytes, Secret};
+use crate::one_way::{self, OneWayKey};
 use crate::service::{Context, DataKey, EpochId, KeyService, Refusal, ServiceFailure};
 use crate::{ForgetLevel, KEY_BYTES, KeyProvider, SealError, random};
 use wrapped::Wrapped;
@@ -61,6 +62,9 @@ impl Default for EpochOptions {
 /// What to do without new epoch keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenOut {
+    /// Epoch keys are made here and hang from a [`OneWayKey`]: this process goes on as before, and
+    /// the next one records without being able to read them. As `Extend` if there is no such key.
+    Seal,
     /// The last epoch key goes on. What it wraps is as strong as before; only more hangs from it.
     Extend,
     /// No segment is begun.
@@ -110,6 +114,8 @@ pub struct KeyStatus {
     pub trouble: Option<ServiceFailure>,
     /// Whether no segment may be begun.
     pub stopped: bool,
+    /// The key that only seals, if the epoch that wraps now hangs from it.
+    pub one_way: Option<String>,
 }
 
 /// A condition that a key came to. See [`EpochKeys::changes`].
@@ -128,10 +134,21 @@ pub struct KeyChange {
 /// The keys of one store. Made by [`ServiceKeys`].
 pub struct EpochKeys {
     service: Arc<dyn KeyService>,
+    one_way: OneWay,
     store: StoreId,
     options: EpochOptions,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
+}
+
+/// Keys that only seal, beside a service.
+#[derive(Clone, Default)]
+struct OneWay {
+    /// What epoch keys hang from while the service gives none, where the options say so.
+    seal: Option<Arc<OneWayKey>>,
+    /// The service is asked to open what hangs from such keys. A recorder does not: a start would
+    /// wait for a service that it is to do without.
+    opens: bool,
 }
 
 struct State {
@@ -169,7 +186,7 @@ struct Epoch {
 
 impl EpochKeys {
     fn new(
-        service: Arc<dyn KeyService>,
+        (service, one_way): (Arc<dyn KeyService>, OneWay),
         store: StoreId,
         key: &str,
         options: EpochOptions,
@@ -187,7 +204,7 @@ impl EpochKeys {
             noted: KeyCondition::Ready,
             changes: Vec::new(),
         };
-        Self { service, store, options, clock, state: Mutex::new(state) }
+        Self { service, one_way, store, options, clock, state: Mutex::new(state) }
     }
 
     /// Name of the key at its service, in full once the service has answered.
@@ -232,10 +249,23 @@ impl EpochKeys {
     /// # Errors
     /// `Service` if none waits and none can be made.
     pub fn turn(&self) -> Result<(), SealError> {
-        let waiting = self.state().ahead.pop_front();
-        let epoch = waiting.map_or_else(|| self.fetch(), Ok)?;
+        let epoch = self.next()?;
         self.begin(epoch, Some(self.clock.monotonic_ns()));
         Ok(())
+    }
+
+    /// The epoch key that is to take over. Those that wait are none when the key was taken away and
+    /// the options say to seal then.
+    fn next(&self) -> Result<Arc<Epoch>, SealError> {
+        let seals = self.seals(&self.state());
+        if let Some(sealed) = seals.then(|| self.sealed()).transpose()?.flatten() {
+            return Ok(sealed);
+        }
+        let waiting = self.state().ahead.pop_front();
+        match waiting.map_or_else(|| self.fetch(), Ok) {
+            Ok(epoch) => Ok(epoch),
+            Err(failure) => self.sealed()?.ok_or(failure),
+        }
     }
 
     /// Goes over to another key of the service: the next epoch begins under it. Rings written
@@ -254,10 +284,49 @@ impl EpochKeys {
         Ok(())
     }
 
-    /// Whether an epoch key that waits should take over: rings are to be written again.
+    /// Whether another epoch key should take over: rings are to be written again.
     pub fn is_due(&self) -> bool {
         let state = self.state();
-        !state.ahead.is_empty() && self.overdue(&state)
+        let sealed = state.current.as_ref().is_some_and(|it| it.epoch.is_one_way());
+        match self.seals(&state) {
+            true => !sealed,
+            // What is sealed one way is so no longer than it must be.
+            false => !state.ahead.is_empty() && (sealed || self.overdue(&state)),
+        }
+    }
+
+    /// Whether epoch keys are to hang from the key that only seals.
+    fn seals(&self, state: &State) -> bool {
+        let policy = match self.condition(state) {
+            KeyCondition::Revoked => self.options.when_revoked,
+            KeyCondition::Exhausted => self.options.when_exhausted,
+            KeyCondition::Ready | KeyCondition::Waiting => return false,
+        };
+        policy == WhenOut::Seal && self.one_way.seal.is_some()
+    }
+
+    /// A new epoch key that hangs from the key that only seals, if the options say so after what
+    /// the service answered last.
+    fn sealed(&self) -> Result<Option<Arc<Epoch>>, SealError> {
+        let policy = match &self.state().trouble {
+            Some(failure) => self.policy(failure),
+            None => return Ok(None),
+        };
+        let Some(seal) = self.one_way.seal.as_ref().filter(|_| policy == WhenOut::Seal) else {
+            return Ok(None);
+        };
+        let id: EpochId = random::array()?;
+        let made = seal.generate("", &Context { store: self.store, epoch: id })?;
+        let DataKey { key, plaintext, wrapped } = made;
+        Ok(Some(Arc::new(Epoch { id, key, wrapped, secret: secret(&plaintext)? })))
+    }
+
+    /// What the options say when the service ends like this for long.
+    fn policy(&self, failure: &ServiceFailure) -> WhenOut {
+        match failure.refusal.is_revocation() {
+            true => self.options.when_revoked,
+            false => self.options.when_exhausted,
+        }
     }
 
     /// How it stands. Asks nobody.
@@ -270,6 +339,10 @@ impl EpochKeys {
             epoch: state.current.as_ref().map(|it| (it.epoch.id, it.began_unix_ns)),
             trouble: state.trouble.clone(),
             stopped: self.check(&state).is_err(),
+            one_way: {
+                let epoch = state.current.as_ref().map(|it| &it.epoch);
+                epoch.filter(|epoch| epoch.is_one_way()).map(|epoch| epoch.key.clone())
+            },
         }
     }
 
@@ -329,17 +402,17 @@ impl EpochKeys {
     /// The epoch key that wraps now.
     fn current(&self) -> Result<Arc<Epoch>, SealError> {
         let now_ns = self.clock.monotonic_ns();
-        let (next, spent) = {
-            let mut state = self.state();
+        let spent = {
+            let state = self.state();
             self.check(&state)?;
             match &state.current {
                 Some(it) if !self.overdue(&state) || state.ahead.is_empty() => {
                     return Ok(Arc::clone(&it.epoch));
                 }
-                _ => (state.ahead.pop_front(), state.known.back().cloned()),
+                _ => state.known.back().cloned(),
             }
         };
-        let (epoch, began_ns) = match next.map_or_else(|| self.fetch(), Ok) {
+        let (epoch, began_ns) = match self.next() {
             Ok(epoch) => (epoch, Some(now_ns)),
             // One that an earlier process used: the service opened it a moment ago.
             Err(failure) => (spent.ok_or(failure)?, None),
@@ -399,6 +472,10 @@ impl EpochKeys {
             if let Some(epoch) = state.known.iter().find(|epoch| epoch.id == wrapped.epoch) {
                 return Ok(Arc::clone(epoch));
             }
+            if one_way::parts(wrapped.key).is_some() {
+                drop(state);
+                return self.opened_one_way(wrapped);
+            }
             // A start reads two rings of each volume; one that must fail is not to wait for each.
             let silent = state.trouble.as_ref().filter(|it| it.refusal == Refusal::Unreachable);
             if let Some(failure) = silent
@@ -409,7 +486,24 @@ impl EpochKeys {
         }
         let context = Context { store: self.store, epoch: wrapped.epoch };
         let opened = self.service.decrypt(wrapped.key, &context, wrapped.epoch_key);
-        let secret = secret(&self.heard(opened)?)?;
+        let opened = self.heard(opened)?;
+        self.known(wrapped, &opened)
+    }
+
+    /// One that hangs from a key that only seals. That it does not open says nothing about the
+    /// service.
+    fn opened_one_way(&self, wrapped: &Wrapped<'_>) -> Result<Arc<Epoch>, SealError> {
+        let context = Context { store: self.store, epoch: wrapped.epoch };
+        let kept = one_way::parts(wrapped.key).is_some_and(|(_, kept_as)| kept_as.is_some());
+        let opened = match self.service.kind() == one_way::KIND || (kept && self.one_way.opens) {
+            true => self.service.decrypt(wrapped.key, &context, wrapped.epoch_key),
+            false => Err(one_way::refused(wrapped.key)),
+        };
+        self.known(wrapped, &*opened?)
+    }
+
+    fn known(&self, wrapped: &Wrapped<'_>, plaintext: &[u8]) -> Result<Arc<Epoch>, SealError> {
+        let secret = secret(plaintext)?;
         let (key, epoch_key) = (wrapped.key.to_owned(), wrapped.epoch_key.to_vec());
         let epoch = Arc::new(Epoch { id: wrapped.epoch, key, wrapped: epoch_key, secret });
         self.state().remember(&epoch);
@@ -418,6 +512,12 @@ impl EpochKeys {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Epoch {
+    fn is_one_way(&self) -> bool {
+        one_way::parts(&self.key).is_some()
     }
 }
 
@@ -451,6 +551,9 @@ impl fmt::Debug for EpochKeys {
 impl KeyProvider for EpochKeys {
     fn id(&self) -> String {
         let key = self.key();
+        if one_way::parts(&key).is_some() {
+            return key;
+        }
         let last = key.rsplit(['/', ':']).next().unwrap_or_default();
         format!("{}:{last}", self.service.kind())
     }
@@ -462,6 +565,20 @@ impl KeyProvider for EpochKeys {
     fn unwrap(&self, wrapped: &[u8], aad: &[u8]) -> Result<LockedBytes, SealError> {
         let wrapped = Wrapped::read(wrapped)?;
         wrapped.open(&self.opened(&wrapped)?.secret, aad)
+    }
+
+    fn writes_parts(&self) -> bool {
+        self.one_way.seal.is_some() || self.service.kind() == one_way::KIND
+    }
+
+    fn may_leave_shut(&self, why: &SealError) -> bool {
+        match why {
+            SealError::Service(failure) if failure.refusal == Refusal::OneWay => true,
+            SealError::Service(failure) => {
+                self.one_way.seal.is_some() && self.policy(failure) == WhenOut::Seal
+            }
+            _ => false,
+        }
     }
 
     fn forget_level(&self) -> ForgetLevel {
@@ -476,6 +593,7 @@ impl KeyProvider for EpochKeys {
 /// A service, and the stores of this process whose keys it keeps.
 pub struct ServiceKeys {
     service: Arc<dyn KeyService>,
+    one_way: OneWay,
     options: EpochOptions,
     clock: Arc<dyn Clock>,
     stores: Mutex<Vec<Arc<EpochKeys>>>,
@@ -484,7 +602,30 @@ pub struct ServiceKeys {
 impl ServiceKeys {
     /// No store yet.
     pub fn new(service: Arc<dyn KeyService>, options: EpochOptions, clock: Arc<dyn Clock>) -> Self {
-        Self { service, options, clock, stores: Mutex::default() }
+        let one_way = OneWay::default();
+        Self { service, one_way, options, clock, stores: Mutex::default() }
+    }
+
+    /// Epoch keys hang from this key while the service gives none, where the options say so.
+    pub fn sealing_with(mut self, seal: Option<Arc<OneWayKey>>) -> Self {
+        self.one_way.seal = seal;
+        self
+    }
+
+    /// The service is also asked to open what hangs from keys that only seal.
+    pub fn opening_all(mut self) -> Self {
+        self.one_way.opens = true;
+        self
+    }
+
+    /// Whether it is.
+    pub fn opens_all(&self) -> bool {
+        self.one_way.opens
+    }
+
+    /// The service itself.
+    pub fn service(&self) -> &Arc<dyn KeyService> {
+        &self.service
     }
 
     /// The keys of a store, the same for all its volumes; `key` is what it hangs from if this is
@@ -495,7 +636,8 @@ impl ServiceKeys {
             return Arc::clone(keys);
         }
         let (service, clock) = (Arc::clone(&self.service), Arc::clone(&self.clock));
-        let keys = Arc::new(EpochKeys::new(service, store, key, self.options, clock));
+        let from = (service, self.one_way.clone());
+        let keys = Arc::new(EpochKeys::new(from, store, key, self.options, clock));
         stores.push(Arc::clone(&keys));
         keys
     }

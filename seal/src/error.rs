@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use wirevault_format::LifeId;
 
-use crate::service::ServiceFailure;
+use crate::service::{Refusal, ServiceFailure};
 
 /// Failure of a key operation. Messages name ids, sizes, paths and fingerprints, never key bytes.
 #[derive(Debug, thiserror::Error)]
@@ -208,7 +208,13 @@ impl SealError {
 
     /// Whether another key would help.
     pub fn is_wrong_key(&self) -> bool {
-        matches!(self, Self::WrongKey { .. })
+        match self {
+            Self::WrongKey { .. } => true,
+            Self::Service(failure) => {
+                matches!(failure.refusal, Refusal::WrongKey | Refusal::OneWay)
+            }
+            _ => false,
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! ```text
 //!  key file ──HKDF──► wrapping key ──wraps──► root (fresh at every writing of the ring)
 //!  or epoch key of                             │ encrypts
-//!  a key service                               │
+//!  a key service, or                           │
+//!  of a public key                             │
 //!                                              ▼
 //!                             key ring: life id ─► segment key (random, one per life)
 //!                                                      │ HKDF(purpose, life, salt)
@@ -34,6 +35,7 @@ pub mod error;
 pub mod forget;
 mod hkdf;
 pub mod locked;
+pub mod one_way;
 pub mod provider;
 pub mod random;
 pub mod ring;
@@ -44,6 +46,7 @@ pub mod sim;
 pub use epoch::{EpochKeys, EpochOptions, ServiceKeys};
 pub use error::SealError;
 pub use forget::{ForgetLevel, ForgetStore, Forgetful};
+pub use one_way::OneWayKey;
 pub use provider::{FileProvider, KeyProvider, default_key_path};
 pub use ring::KeyRing;
 pub use segment::{DataOpener, DataSealer, Purpose, Sealed, SegmentKeys};

@@ -56,6 +56,17 @@ pub trait KeyProvider: Send + Sync {
         Ok(())
     }
 
+    /// Whether rings are written in parts, from which keys can be left out without opening them.
+    fn writes_parts(&self) -> bool {
+        false
+    }
+
+    /// Whether recording may go on although a part of a ring does not open, for this reason: what
+    /// hangs from that part is kept, and stays unread.
+    fn may_leave_shut(&self, _why: &SealError) -> bool {
+        false
+    }
+
     /// How far [`KeyProvider::forget_others`] reaches.
     fn forget_level(&self) -> ForgetLevel {
         ForgetLevel::L0
@@ -223,7 +234,7 @@ fn key_path(
     Ok(base.join("wirevault/keys").join(format!("{store}.key")))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -21,8 +21,13 @@
 //! | 60 + w | 48 n | AES-256-GCM ciphertext of the entries: life id (16), segment key (32); ascending by life id |
 //! | 60 + w + 48 n | 16 | GCM tag; `aad` = the 60 + w bytes before the ciphertext |
 //!
+//! A provider may ask for parts instead (version 2, `parts`): then keys can be left out by who cannot
+//! open them.
+//!
 //! Table key = HKDF-SHA256(salt "wirevault/1 ring root", root, info `table` padded with zero bytes
 //! to 8). It encrypts once, with nonce 0; no two encodings share a root.
+
+mod parts;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,6 +37,7 @@ use wirevault_format::{LifeId, StoreId, VolumeId};
 
 use crate::hkdf::{Domain, derive_cipher};
 use crate::locked::{LockedBytes, Secret};
+use crate::ring::parts::Part;
 use crate::segment::{open, record_nonce};
 use crate::{KEY_BYTES, KeyProvider, SealError, SegmentKeys, TAG_BYTES};
 
@@ -49,6 +55,8 @@ const MAGIC: [u8; 8] = *b"WVRING\0\0";
 const ROOT_LABEL: [u8; 8] = *b"WVROOT\0\0";
 const TABLE_INFO: [u8; 8] = *b"table\0\0\0";
 const VERSION: u16 = 1;
+/// Of a ring in parts.
+const VERSION_PARTS: u16 = 2;
 const CRC_BYTES: usize = 4;
 const LIFE_BYTES: usize = 16;
 const ENTRY_BYTES: usize = LIFE_BYTES + KEY_BYTES;
@@ -64,11 +72,19 @@ pub const fn ring_bytes(entries: usize, wrapped_root: usize) -> usize {
 /// # Errors
 /// As [`KeyRing::decode`] for the fields it looks at. The checksum is not looked at.
 pub fn encoded_bytes(head: &[u8; HEAD_BYTES]) -> Result<usize, SealError> {
-    Head::read(head).map(|head| ring_bytes(head.entries, head.wrapped_root))
+    match u16::from_le_bytes(field(head, 8)) {
+        VERSION_PARTS if field(head, 0) == MAGIC => Ok(parts::encoded_bytes(head)),
+        _ => Head::read(head).map(|head| ring_bytes(head.entries, head.wrapped_root)),
+    }
 }
 
-/// The wrapped root in an encoded ring; nothing if these bytes are none.
+pub use parts::parts_bytes;
+
+/// The wrapped root of the newest keys in an encoded ring; nothing if these bytes are none.
 pub fn wrapped_root(ring: &[u8]) -> Option<&[u8]> {
+    if parts::is_in_parts(ring) {
+        return parts::newest_root(ring);
+    }
     let head = Head::read(ring.first_chunk()?).ok()?;
     ring.get(HEAD_BYTES..HEAD_BYTES + head.wrapped_root)
 }
@@ -85,12 +101,14 @@ pub struct KeyRing {
     volume: VolumeId,
     epoch: u64,
     entries: BTreeMap<LifeId, SegmentKeys>,
+    /// Keys that this process could not open.
+    shut: Vec<Part>,
 }
 
 impl KeyRing {
     /// An empty ring at epoch 0.
     pub fn new(store: StoreId, volume: VolumeId) -> Self {
-        Self { store, volume, epoch: 0, entries: BTreeMap::new() }
+        Self { store, volume, epoch: 0, entries: BTreeMap::new(), shut: Vec::new() }
     }
 
     /// The store this ring belongs to.
@@ -127,6 +145,22 @@ impl KeyRing {
     /// The key of `life`, if it has not been forgotten.
     pub fn get(&self, life: LifeId) -> Option<&SegmentKeys> {
         self.entries.get(&life)
+    }
+
+    /// Why the key of `life` does not open, if it is there and does not.
+    pub fn why_shut(&self, life: LifeId) -> Option<&SealError> {
+        self.shut.iter().find(|part| part.has(life)).map(Part::why)
+    }
+
+    /// Why there are keys that do not open, one reason for each part of them.
+    pub fn shut(&self) -> impl Iterator<Item = &SealError> {
+        self.shut.iter().map(Part::why)
+    }
+
+    /// Takes out a reason why keys do not open that is not good enough to go on without them.
+    pub fn take_shut(&mut self, may_stay: impl Fn(&SealError) -> bool) -> Option<SealError> {
+        let at = self.shut.iter().position(|part| !may_stay(part.why()))?;
+        self.shut.swap_remove(at).into_why()
     }
 
     /// All keys, ascending by life id.
@@ -176,11 +210,20 @@ impl KeyRing {
         self.entries.retain(|_, keys| keep(keys));
     }
 
-    /// Writes the ring out under a fresh root.
+    /// As [`KeyRing::retain`], for the keys that did not open.
+    pub fn retain_shut(&mut self, mut keep: impl FnMut(LifeId) -> bool) {
+        self.shut.retain_mut(|part| part.retain(&mut keep));
+    }
+
+    /// Writes the ring out under a fresh root, in parts if the provider wants that or if there are
+    /// keys that did not open.
     ///
     /// # Errors
     /// When the provider, the random generator or the cipher library fails.
     pub fn encode(&self, provider: &dyn KeyProvider) -> Result<Vec<u8>, SealError> {
+        if provider.writes_parts() || !self.shut.is_empty() {
+            return parts::encode(self, provider);
+        }
         let root = Secret::random()?;
         let place = Place { epoch: self.epoch, store: self.store, volume: self.volume };
         let wrapped = provider.wrap(root.expose(), &place.root_aad())?;
@@ -229,6 +272,9 @@ impl KeyRing {
         } else {
             SealError::Foreign { what: WHAT }
         })?;
+        if parts::is_in_parts(bytes) {
+            return parts::decode(bytes, head_bytes, provider);
+        }
         let head = Head::read(head_bytes)?;
         let len = ring_bytes(head.entries, head.wrapped_root);
         let bytes = bytes.get(..len).ok_or_else(|| damaged("it is cut off"))?;
@@ -247,7 +293,7 @@ impl KeyRing {
             .map_err(|_| damaged("its table does not authenticate, though the key is right"))?;
 
         let Place { epoch, store, volume } = head.place;
-        let mut ring = Self { store, volume, epoch, entries: BTreeMap::new() };
+        let mut ring = Self { epoch, ..Self::new(store, volume) };
         for entry in table.chunks_exact(ENTRY_BYTES) {
             ring.insert(entry_keys(entry)?)?;
         }
@@ -260,12 +306,14 @@ impl KeyRing {
 
 impl fmt::Debug for KeyRing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { volume, epoch, entries, .. } = self;
-        write!(f, "KeyRing(volume {volume}, epoch {epoch}, {} keys)", entries.len())
+        let Self { volume, epoch, entries, shut, .. } = self;
+        let (keys, shut) = (entries.len(), shut.iter().map(Part::len).sum::<usize>());
+        write!(f, "KeyRing(volume {volume}, epoch {epoch}, {keys} keys, {shut} that do not open)")
     }
 }
 
 /// Which writing of which volume's ring this is.
+#[derive(Debug, Clone, Copy)]
 struct Place {
     epoch: u64,
     store: StoreId,
@@ -305,7 +353,7 @@ impl Head {
         }
         let version = u16::from_le_bytes(field(bytes, 8));
         if version != VERSION {
-            return Err(SealError::Newer { what: WHAT, version, supported: VERSION });
+            return Err(SealError::Newer { what: WHAT, version, supported: VERSION_PARTS });
         }
         let wrapped_root = usize::from(u16::from_le_bytes(field(bytes, 10)));
         let entries = u32::from_le_bytes(field(bytes, 12)) as usize;

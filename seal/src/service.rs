@@ -119,6 +119,8 @@ pub enum Refusal {
     WrongContext,
     /// What is to be opened was wrapped under another key.
     WrongKey,
+    /// Only the half of the key that wraps is at hand.
+    OneWay,
     /// Anything else.
     Other,
 }
@@ -137,6 +139,7 @@ impl Refusal {
             Self::NotFound => "not_found",
             Self::WrongContext => "wrong_context",
             Self::WrongKey => "wrong_key",
+            Self::OneWay => "one_way",
             Self::Other => "other",
         }
     }
@@ -160,6 +163,7 @@ impl Refusal {
                 "the ring is damaged, or another store's was copied here: restore the volume"
             }
             Self::WrongKey => "name the key that the store was sealed with",
+            Self::OneWay => "read with the private key, elsewhere",
             Self::Other => "see the service's documentation of that code",
         }
     }
@@ -199,6 +203,7 @@ mod tests {
             (Refusal::NotFound, true),
             (Refusal::WrongContext, false),
             (Refusal::WrongKey, false),
+            (Refusal::OneWay, false),
             (Refusal::Other, false),
         ];
         for (refusal, revoked) in all {

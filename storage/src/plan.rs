@@ -288,7 +288,9 @@ impl Layout {
         let runs_pages = if first { RUNS_PAGES } else { 0 };
         let ring_offset = runs_offset + 2 * u64::from(runs_pages) * lba;
         let entries = volume.places as usize + volume.spares;
-        let ring_bytes = ring::ring_bytes(entries, WRAPPED_ROOT_BYTES_MAX) as u64;
+        // A provider may come to write the ring in parts.
+        let whole = ring::ring_bytes(entries, WRAPPED_ROOT_BYTES_MAX);
+        let ring_bytes = whole.max(ring::parts_bytes(entries)) as u64;
         let ring_slot_bytes = if sealed { ring_bytes.next_multiple_of(lba) } else { 0 };
         let end = ring_offset + 2 * ring_slot_bytes;
         Self {

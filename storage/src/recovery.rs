@@ -75,6 +75,11 @@ pub(crate) fn recover_segments(store: &Store) -> Result<RecoveryReport, StorageE
     let interrupted = catalog.segments.iter().filter(|it| it.entry.state == SegmentState::Open);
     for segment in interrupted {
         let number = usize::from(segment.volume);
+        // A later start may have the key; until then nothing is done to it.
+        if let Some(why) = store.volumes[number].look().why_shut(&segment.entry) {
+            report.set_aside.push((segment.name(), why));
+            continue;
+        }
         let (entry, recovered) = match store.recovered(number, segment) {
             Ok(Outcome::Closed(recovered)) => (recovered.entry.clone(), Some(*recovered)),
             Ok(Outcome::Empty) => (SegmentEntry::default(), None),

@@ -81,6 +81,11 @@ impl VolumeWriter {
             true => Some(volume.open_key(key)?),
             false => None,
         };
+        if let (Some(Ok(ring)), Some(provider)) = (&mut volume.ring, &provider)
+            && let Some(why) = ring.take_shut(|why| provider.may_leave_shut(why))
+        {
+            return Err(key_error(&name, why));
+        }
         let superblock = &volume.superblock;
         if let Some(Ok(ring)) = &volume.ring
             && (ring.store(), ring.volume()) != (superblock.store, superblock.volume)

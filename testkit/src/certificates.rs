@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    date_time_ymd,
+    PKCS_RSA_SHA256, RsaKeySize, date_time_ymd,
 };
 
 /// Somebody who vouches for others.
@@ -78,12 +78,24 @@ impl Authority {
         }
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let file = |kind: &str, pem: String| {
-            let path = folder.join(format!("{}.{kind}", wish.name));
-            fs::write(&path, pem).expect("a PEM file");
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its mode");
-            path
-        };
+        let file = |kind: &str, pem: String| write(folder, wish.name, kind, &pem);
         Pair { certificate: file("pem", certificate.pem()), key: file("key", key.serialize_pem()) }
     }
+}
+
+fn write(folder: &Path, name: &str, kind: &str, pem: &str) -> PathBuf {
+    let path = folder.join(format!("{name}.{kind}"));
+    fs::write(&path, pem).expect("a PEM file");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("its mode");
+    path
+}
+
+/// Writes a new RSA key of 3072 bits, `NAME.key`, and its public half, `NAME.pub`.
+///
+/// # Panics
+/// If it cannot be made or written.
+pub fn rsa_halves(folder: &Path, name: &str) -> [PathBuf; 2] {
+    let key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_3072).expect("a key");
+    [("key", key.serialize_pem()), ("pub", key.public_key_pem())]
+        .map(|(kind, pem)| write(folder, name, kind, &pem))
 }

@@ -2,6 +2,8 @@
 
     python awsfake.py          prints the port that it listens on, and serves until it is killed
 
+moto knows ciphertexts of its own only; what a public key wrapped elsewhere is opened here.
+
 moto 5.2.5 lets disabled keys and keys pending deletion work, names the wrong error for a key that
 did not wrap a ciphertext, takes any credentials, and knows one account. All that is put right here
 before moto sees a request. What AWS does is our reading of its API reference; requests come from
@@ -24,6 +26,8 @@ import cbor2
 import cloudwatch
 import moto.cloudwatch.responses  # noqa: F401  imported here, or the first request would wait
 import moto.kms.models  # noqa: F401
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
 from moto.core.exceptions import JsonRESTError
 from moto.kms.responses import KmsResponse
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
@@ -33,6 +37,7 @@ ACCOUNT = "123456789012"
 ACCESS_KEY = "AKIDRECORDER"
 USES_KEY = ("generate_data_key", "generate_data_key_without_plaintext", "encrypt", "decrypt")
 KEY_ID_BYTES = 36
+OAEP = "RSAES_OAEP_SHA_256"
 
 
 class Refused(JsonRESTError):
@@ -75,6 +80,20 @@ def check_state(backend, key):
         raise Refused("KMSInvalidStateException", f"{found.arn} is pending deletion.")
 
 
+def open_oaep(key, blob):
+    """Decrypts what the public half of a key wrapped."""
+    sha256 = hashes.SHA256()
+    scheme = padding.OAEP(padding.MGF1(sha256), sha256, None)
+    if key.key_usage != "ENCRYPT_DECRYPT" or not key.key_spec.startswith("RSA_"):
+        raise Refused("InvalidKeyUsageException", f"{key.arn} does not take {OAEP}.")
+    try:
+        plaintext = key.private_key.private_key.decrypt(blob, scheme)
+    except ValueError:
+        raise Refused("InvalidCiphertextException", "") from None
+    answer = {"KeyId": key.arn, "Plaintext": base64.b64encode(plaintext).decode()}
+    return json.dumps({**answer, "EncryptionAlgorithm": OAEP})
+
+
 def guard(name):
     """Puts our checks before a handler of moto."""
     handler = getattr(KmsResponse, name)
@@ -88,8 +107,10 @@ def guard(name):
             by = wrapped_by(blob)
             if by and key and by != key:
                 raise Refused("IncorrectKeyException", "The key ID in the request does not match.")
-            key = by
+            key = by or key
         check_state(backend, key)
+        if name == "decrypt" and self._get_param("EncryptionAlgorithm") == OAEP:
+            return open_oaep(backend.keys[plain_id(backend, named)], blob)
         if str(self._get_param("DryRun")).lower() == "true":
             raise Refused("DryRunOperationException", "The request would have succeeded.")
         return handler(self, *args, **kwargs)

@@ -70,6 +70,17 @@ impl Aws {
         made["KeyMetadata"]["Arn"].as_str().expect("an ARN").to_owned()
     }
 
+    /// A new RSA key's ARN, and its public half as PEM.
+    pub fn create_rsa_key(&self) -> (String, String) {
+        let usage = json!({ "KeySpec": "RSA_4096", "KeyUsage": "ENCRYPT_DECRYPT" });
+        let made = self.kms("CreateKey", &usage);
+        let arn = made["KeyMetadata"]["Arn"].as_str().expect("an ARN").to_owned();
+        let known = self.kms("GetPublicKey", &json!({ "KeyId": arn.rsplit('/').next() }));
+        let der = known["PublicKey"].as_str().expect("a public key");
+        let pem = format!("-----BEGIN PUBLIC KEY-----\n{der}\n-----END PUBLIC KEY-----\n");
+        (arn, pem)
+    }
+
     /// Does something to a key, as an administrator would: `DisableKey`, `CancelKeyDeletion` and
     /// such.
     ///

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 use wirevault_format::pcapng::{Event, Reader};
+use wirevault_testkit::certificates::rsa_halves;
 use wirevault_testkit::net::{Stamp, wait_for};
 
 use crate::aws::Aws;
@@ -56,6 +57,15 @@ impl Site {
         let site = Self::empty(1, aws.environment().into());
         site.init("272MiB", &["--kms-key", key]);
         site
+    }
+
+    /// Makes a store of one volume that this machine cannot read, and gives the private half that
+    /// can.
+    pub fn sealed_one_way() -> (Self, PathBuf) {
+        let site = Self::empty(1, Vec::new());
+        let [private, public] = rsa_halves(site.folder.path(), "pair");
+        site.init("272MiB", &["--seal-to", &public.display().to_string()]);
+        (site, private)
     }
 
     /// The same store, asked with another environment.

@@ -30,6 +30,11 @@ pub(crate) struct InitArgs {
     /// AWS program.
     #[arg(long, value_name = "KEY", conflicts_with_all = ["key", "plaintext"])]
     pub(crate) kms_key: Option<String>,
+    /// Seal with the public half of an RSA key, in a PEM file: this machine then records and cannot
+    /// read it. Reading needs the private half: `--key FILE`, or the key of KMS that `--kms-key`
+    /// names.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["key", "plaintext"])]
+    pub(crate) seal_to: Option<PathBuf>,
     /// A further volume: a directory on another device, or a device. May be given several times.
     #[arg(long = "volume", value_name = "DIR")]
     pub(crate) volumes: Vec<PathBuf>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use wirevault_format::StoreId;
 use wirevault_index::{KeySource, open_store};
 use wirevault_media::{BlockMedia, DirMedia, Media};
-use wirevault_seal::{FileProvider, KeyProvider, SealError, default_key_path, random};
+use wirevault_seal::{FileProvider, KeyProvider, OneWayKey, SealError, default_key_path, random};
 use wirevault_storage::{CreateOptions, create, share_bytes};
 use wirevault_telemetry::clock::SystemClock;
 
@@ -34,10 +34,11 @@ pub(crate) fn init(args: &InitArgs) -> Result<Outcome, CliError> {
         paths.push(path);
     }
     let store = random::store_id()?;
-    let key = match (args.plaintext, &args.kms_key) {
-        (true, _) => None,
-        (false, Some(name)) => Some(service_key(name, store)?),
-        (false, None) => Some(key_file(args.key.as_deref(), store, &paths, &mut made)?),
+    let key = match (args.plaintext, &args.seal_to, &args.kms_key) {
+        (true, _, _) => None,
+        (false, Some(path), name) => Some(public_key(path, name.as_deref(), store)?),
+        (false, None, Some(name)) => Some(service_key(name, store)?),
+        (false, None, None) => Some(key_file(args.key.as_deref(), store, &paths, &mut made)?),
     };
     let options = CreateOptions {
         quota_bytes: match args.quota {
@@ -107,6 +108,19 @@ fn service_key(name: &str, store: StoreId) -> Result<Key, CliError> {
         provider: keys,
         warning: "Whoever disables or deletes that key takes the whole store away, and whoever may \
                   use it can read the store. Look at its policy now.",
+    })
+}
+
+/// A public key, whose private half `kept_as` names if a service keeps it.
+fn public_key(path: &Path, kept_as: Option<&str>, store: StoreId) -> Result<Key, CliError> {
+    let path = std::path::absolute(path).map_err(CliError::file(path))?;
+    let keys = OneWayKey::read(&path)?.kept_as(kept_as).keys_of(store);
+    Ok(Key {
+        path: text(&path)?,
+        told: keys.id(),
+        provider: keys,
+        warning: "This machine can seal packets with it and open none: reading needs the private \
+                  half. Make sure that you have it, and that it is not here.",
     })
 }
 

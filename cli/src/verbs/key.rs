@@ -43,6 +43,9 @@ fn text(status: &KeyStatus) -> String {
     if status.stopped {
         text += "segments   none is begun, as the configuration says for this condition\n";
     }
+    if let Some(key) = &status.one_way {
+        text += &format!("sealed     one way, with {key}\n");
+    }
     if let Some(trouble) = &status.trouble {
         text += &format!("trouble    {trouble}\n");
     }

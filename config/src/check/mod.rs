@@ -103,12 +103,20 @@ fn buffer(section: &Section<'_>) -> Buffer {
 
 fn kms(section: &Section<'_>) -> Kms {
     let policy = |name| choice(section, name, WhenOut::from_name, WhenOut::Extend);
+    for name in ["when_exhausted", "when_revoked"] {
+        if policy(name) == WhenOut::Seal && !section.has("public_key") {
+            let problem = "`seal` needs a key to seal with".to_owned();
+            section.fault(name, problem, "add `kms.public_key`".to_owned());
+        }
+    }
     Kms {
         endpoint: section.text("endpoint"),
         epoch_age: section.duration("epoch_age"),
         epochs_ahead: section.number("epochs_ahead") as usize,
         when_exhausted: policy("when_exhausted"),
         when_revoked: policy("when_revoked"),
+        public_key: section.path("public_key"),
+        public_key_of: section.text("public_key_of"),
     }
 }
 

@@ -18,6 +18,10 @@ pub struct KeyStatus {
     pub epoch_since: Option<Instant>,
     /// Whether no segment is begun, as the configuration says for this condition.
     pub stopped: bool,
+    /// The epoch key of now was made here and hangs from this public key: no later start will be
+    /// able to read what it seals.
+    #[serde(default)]
+    pub one_way: Option<String>,
     /// What the service said last, if it was no answer.
     pub trouble: Option<String>,
 }

@@ -5,6 +5,7 @@ use wirevault_telemetry::clock::{ManualClock, SystemClock};
 
 use super::*;
 use crate::KeyRing;
+use crate::one_way::tests::halves;
 use crate::sim::{Calls, SimService};
 
 const STORE: StoreId = StoreId([3; 16]);
@@ -271,4 +272,67 @@ fn a_start_asks_a_silent_service_once_for_all_rings() {
         assert!(KeyRing::decode(&rig.written, &*keys).is_err());
     }
     assert_eq!(rig.service.calls().decrypt, before + 1);
+}
+
+/// With a key that only seals beside the service, and `seal` for all that may happen to that.
+fn sealing(rig: &Rig, pair: &OneWayKey) -> Arc<EpochKeys> {
+    let public = OneWayKey::read(&pair.path().with_file_name("public.pem")).unwrap();
+    let seal = WhenOut::Seal;
+    let options = EpochOptions { when_exhausted: seal, when_revoked: seal, ..Default::default() };
+    let service = Arc::clone(&rig.service) as Arc<dyn KeyService>;
+    let clock = Arc::clone(&rig.clock) as Arc<dyn Clock>;
+    let keys = ServiceKeys::new(service, options, clock).sealing_with(Some(Arc::new(public)));
+    keys.of(STORE, "key/1")
+}
+
+#[test]
+fn a_start_without_the_service_seals_one_way_and_adds_to_what_it_cannot_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pair, _) = halves(dir.path());
+    let mut rig = Rig::new(EpochOptions::default());
+    rig.keys = sealing(&rig, &pair);
+    rig.write().unwrap();
+    assert_eq!(rig.keys.status().one_way, None);
+    let before = rig.ring.len();
+
+    for refusal in [Refusal::Unreachable, Refusal::Disabled] {
+        rig.service.set_away(Some(refusal));
+        rig.keys = sealing(&rig, &pair);
+        rig.ring = KeyRing::decode(&rig.written, &*rig.keys).unwrap();
+        assert!(rig.ring.is_empty() && rig.ring.shut().all(|why| rig.keys.may_leave_shut(why)));
+        assert_eq!(rig.run(2 * HOUR), 2 * 60, "{}", refusal.name());
+        let status = rig.keys.status();
+        assert_eq!((status.one_way, status.stopped), (Some(pair.name()), false));
+    }
+    rig.service.set_away(None);
+    // The service opens what hangs from its key; the rest needs the pair.
+    rig.keys = sealing(&rig, &pair);
+    let read = KeyRing::decode(&rig.written, &*rig.keys).unwrap();
+    assert_eq!((read.len(), read.shut().count()), (before, 2));
+    let read = KeyRing::decode(&rig.written, &*pair.keys_of(STORE)).unwrap();
+    assert_eq!((read.len(), read.shut().count()), (2 * 2 * 60, 1));
+}
+
+#[test]
+fn a_key_taken_away_lets_the_rings_hang_from_the_public_key_until_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pair, _) = halves(dir.path());
+    let mut rig = Rig::new(EpochOptions::default());
+    rig.keys = sealing(&rig, &pair);
+    rig.run(HOUR);
+    rig.service.set_refused("key/1", Some(Refusal::Denied));
+    rig.run(6 * MINUTE);
+    assert!(rig.keys.is_due(), "a revocation does not wait for the epoch's end");
+    rig.keys.turn().unwrap();
+    rig.write().unwrap();
+    assert_eq!(rig.keys.status().one_way, Some(pair.name()));
+    let read = KeyRing::decode(&rig.written, &*pair.keys_of(STORE)).unwrap();
+    assert_eq!(read.len(), rig.ring.len(), "all that this process knows");
+    rig.service.set_refused("key/1", None);
+    rig.run(5 * MINUTE);
+    assert!(rig.keys.is_due(), "and neither does its end");
+    rig.keys.turn().unwrap();
+    rig.write().unwrap();
+    assert_eq!(rig.keys.status().one_way, None);
+    assert_eq!(rig.restart().unwrap().len(), rig.ring.len());
 }

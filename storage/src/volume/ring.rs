@@ -1,5 +1,5 @@
-//! The key ring: keys of lives, and spare ones that a durable ring holds before a segment opens with
-//! them. It has two slots, as the tables have, and epochs instead of generations.
+//! The key ring: keys of lives, and spare ones that a durable ring holds before a segment opens
+//! with them. It has two slots, as the tables have, and epochs instead of generations.
 
 use std::collections::HashSet;
 use std::io;
@@ -43,6 +43,7 @@ impl VolumeWriter {
         let spare = self.spares.iter().map(SegmentKeys::life);
         let named: HashSet<LifeId> = held.map(|entry| entry.life).chain(spare).collect();
         ring.retain(|keys| named.contains(&keys.life()));
+        ring.retain_shut(|life| named.contains(&life));
         let mut fresh = Vec::new();
         for _ in self.spares.len()..self.spares_wanted(wanted) {
             let keys = SegmentKeys::generate().map_err(failed)?;
@@ -112,6 +113,14 @@ impl VolumeWriter {
     pub(crate) fn keys(&self, entry: &SegmentEntry) -> Option<SegmentKeys> {
         match &self.volume.ring {
             Some(Ok(ring)) if entry.sealed => ring.get(entry.life).cloned(),
+            _ => None,
+        }
+    }
+
+    /// Why the key of a life that the table names does not open, if it is there.
+    pub(crate) fn why_shut(&self, entry: &SegmentEntry) -> Option<String> {
+        match &self.volume.ring {
+            Some(Ok(ring)) if entry.sealed => ring.why_shut(entry.life).map(ToString::to_string),
             _ => None,
         }
     }

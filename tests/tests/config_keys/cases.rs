@@ -140,6 +140,17 @@ pub(crate) const CASES: &[Case] = &[
             assert!(!cloudwatch.metrics.is_empty());
         },
     ),
+    case("kms.public_key", "what epoch keys hang from while KMS gives none", |runs| {
+        let Some(kms) = &runs.kms else { return };
+        assert_eq!(kms.plain[0]["one_way"], Value::Null);
+        let name = kms.sealed["one_way"].as_str().expect("a name");
+        assert!(name.starts_with("seal:"), "{name}");
+    }),
+    case("kms.public_key_of", "where its private half is, in what is sealed", |runs| {
+        let Some(kms) = &runs.kms else { return };
+        let name = kms.sealed["one_way"].as_str().expect("a name");
+        assert!(name.ends_with(&kms.sealing), "{name}");
+    }),
     case("reserve", "what of the file systems stays free for others", |runs| {
         assert_eq!(runs.plain.status["limits"]["reserve_percent"], 10);
         assert_eq!(runs.changed.status["limits"]["reserve_percent"], 5);

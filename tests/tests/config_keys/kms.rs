@@ -18,6 +18,9 @@ pub(crate) struct Kms {
     pub(crate) exhausted: Value,
     /// The same with a disabled key.
     pub(crate) revoked: Value,
+    /// Of a third run, with a public key of this private one, when KMS refused the first key.
+    pub(crate) sealed: Value,
+    pub(crate) sealing: String,
     /// Calls of the second run: it was told KMS's address by the configuration alone.
     pub(crate) calls: Vec<String>,
 }
@@ -46,6 +49,7 @@ impl Kms {
              when_revoked: stop\n",
             aws.endpoint()
         );
+        let file_input = input.clone();
         let recorder = site.record_from(&(input + &more));
         let first = until(&recorder, |key| key["epochs_ahead"] == 2);
         let later = until(&recorder, |key| key["epoch_since"] != first["epoch_since"]);
@@ -58,7 +62,23 @@ impl Kms {
         aws.change_key("DisableKey", &key);
         let revoked = until(&recorder, |key| key["condition"] == "revoked");
         recorder.terminate();
-        Some(Self { plain, changed: [first, later], exhausted, revoked, calls })
+
+        aws.change_key("EnableKey", &key);
+        let (sealing, public) = aws.create_rsa_key();
+        let pem = site.file("seal.pem");
+        std::fs::write(&pem, public).expect("a PEM file");
+        let seal = format!(
+            "kms:\n  endpoint: {}\n  when_revoked: seal\n  public_key: {}\n  \
+             public_key_of: {sealing}\n",
+            aws.endpoint(),
+            pem.display()
+        );
+        let recorder = site.record_from(&(file_input + &seal));
+        until(&recorder, |key| key["condition"] == "ready");
+        aws.change_key("DisableKey", &key);
+        let sealed = until(&recorder, |key| key["one_way"] != Value::Null);
+        recorder.terminate();
+        Some(Self { plain, changed: [first, later], exhausted, revoked, sealed, sealing, calls })
     }
 }
 

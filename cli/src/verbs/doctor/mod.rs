@@ -156,7 +156,14 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
 fn probed(config: &Config) -> Vec<Finding> {
     // Where a client cannot be made, a store that needs one is told to be without its service.
     let service = wirevault_cloud::key_service(config.kms.endpoint.as_deref()).ok().flatten();
-    let key = keys::source(config, service.clone());
+    let key = match keys::source(config, service.clone()) {
+        Ok(key) => key,
+        Err(error) => {
+            let text = error.to_string();
+            let fault = Finding::ok("kms.public_key", text);
+            return vec![Finding { verdict: Verdict::Fail, ..fault }];
+        }
+    };
     let found = probe::all(config, &key);
     let faults = found.iter().any(|finding| finding.level == Level::Fault);
     let start = (!faults).then(|| Finding::ok("configuration", "the recorder can start with it"));

@@ -183,9 +183,9 @@ pub enum DaemonError {
     Object(#[from] ObjectError),
     /// What lies in the tier is not what lies here.
     #[error(
-        "{place}: {name} is not the segment that it is named after: {what}; nothing was overwritten, \
-         and the segment stays here; if it does not help to try again, look at the object and \
-         remove it"
+        "{place}: {name} is not the segment that it is named after: {what}; nothing was \
+         overwritten, and the segment stays here; if it does not help to try again, look at the \
+         object and remove it"
     )]
     Unlike {
         /// The place in words.

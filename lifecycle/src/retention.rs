@@ -119,8 +119,8 @@ impl Piece {
     }
 }
 
-/// What the rules want deleted or tiered at that time, oldest first. `matches` says how many packets of a
-/// segment a filter selects; it is asked only where the rest of a rule fits.
+/// What the rules want deleted or tiered then, oldest first. `matches` says how many packets
+/// of a segment a filter selects; it is asked only where the rest of a rule fits.
 pub fn plan(
     rules: &[Rule],
     pieces: &[Piece],

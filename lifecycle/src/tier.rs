@@ -1,5 +1,5 @@
-//! The list of what lies in the object tier. A segment whose own volume has let go of it is found by
-//! nothing else.
+//! The list of what lies in the object tier. A segment that its own volume has let go of is found
+//! by nothing else.
 //!
 //! # Format
 //! File `tier.log` in the folder of the audit log: lines of text, each eight hexadecimal digits

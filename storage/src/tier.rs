@@ -7,8 +7,8 @@
 //! | 2 | [`Store::show_tiered`]: answers know of the copy | the same: the next start shows the list |
 //! | 3 | [`Store::let_go`], or the quota: table entry, then file | the copy |
 //!
-//! What is forgotten in the tier goes the other way: [`Store::hide_tiered`] first, which writes down
-//! what readers must know of what is gone then.
+//! What is forgotten in the tier goes the other way: [`Store::hide_tiered`] first, which writes
+//! down what readers must know of what is gone then.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,4 @@
-//! `wirevault lifecycle` and `wirevault delete`: what has to go or to move, shown first and then done.
+//! `wirevault lifecycle` and `wirevault delete`: what has to go or to move, shown first, then done.
 
 use std::path::Path;
 

@@ -20,9 +20,9 @@ pub(super) const KEYS: &[Key] = &[
         Nothing,
         "",
         "Rules for what is deleted before the quota takes it, so that its key is gone for good, or \
-         moved to the `tier`. They are asked in this order, once a minute; for each closed segment the first one that \
-         matches decides. A rule matches if all it names does. `wirevault lifecycle plan` shows \
-         what they want.",
+         moved to the `tier`. They are asked in this order, once a minute; for each closed segment \
+         the first one that matches decides. A rule matches if all it names does. `wirevault \
+         lifecycle plan` shows what they want.",
     )),
     hidden(key(
         "retention[].name",

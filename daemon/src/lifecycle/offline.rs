@@ -51,8 +51,8 @@ impl Opened {
     }
 }
 
-/// Deletes in a store, and moves segments to the tier of a configuration. Gives the certificates and
-/// the number of segments that moved.
+/// Deletes in a store, and moves segments to the tier of a configuration. Gives the certificates
+/// and the number of segments that moved.
 ///
 /// # Errors
 /// The store cannot be opened for writing, or the deletion is cut off: opening it again, by

@@ -10,8 +10,8 @@
 //! | 6 | certificate | a certificate twice |
 //! | 7 | list: the segment is gone | the store without it |
 //!
-//! Deleting an object is as much as the service makes of it: in a bucket with versions the key stays
-//! readable for whoever may read old versions.
+//! Deleting an object is as much as the service makes of it: in a bucket with versions the key
+//! stays readable for whoever may read old versions.
 
 use wirevault_format::LifeId;
 use wirevault_index::tier::{content_bytes, key_object, segment_object};

@@ -8,8 +8,8 @@
 //! Each arrow is durable before the next. A crash leaves a segment in both places, or objects that
 //! no list names, which the next attempt finds and takes for what they are if they are the same.
 //!
-//! Files: `moving` (there), `forgetting` (gone), `offline` (for readers without a recorder). Here is
-//! what both share, and the thread that follows the rules.
+//! Files: `moving` (there), `forgetting` (gone), `offline` (for readers without a recorder). Here
+//! is what both share, and the thread that follows the rules.
 
 mod forgetting;
 mod moving;
@@ -144,7 +144,7 @@ impl Tier {
     }
 
     /// Moves everything that is closed, until `deadline`: the machine goes away. Copies for holds
-    /// come first, then what the rules would move, then the youngest. What closes meanwhile is left.
+    /// come first, then what the rules would move, then the youngest. What closes meanwhile stays.
     /// Says how many segments moved, and how many did not.
     pub(crate) fn drain(
         &self,

@@ -1,4 +1,4 @@
-//! What the keys of `tier` do, to stores of their own: segments move without a recorder as with one.
+//! What the keys of `tier` do, to stores of their own: segments move without a recorder, too.
 
 use std::time::{Duration, Instant};
 

@@ -163,8 +163,8 @@ impl OwnDevices {
 }
 
 impl Successors {
-    /// Opens an empty device, or a directory, for a new volume in the place of the one at `was`: past
-    /// the kernel if that one was to be driven so.
+    /// Opens an empty device, or a directory, for a new volume in the place of the one at `was`:
+    /// past the kernel if that one was to be driven so.
     ///
     /// # Errors
     /// As [`OwnDevices::open`].

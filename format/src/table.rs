@@ -121,9 +121,10 @@ pub enum SegmentState {
 ///
 /// Layout, 128 bytes, little-endian: 0 state u8; 1 flags u8 (1 sealed, 2 import, 4 recovered, 8
 /// damaged, 16 contested, 32 bad); 2 lane u16; 4 link type u16; 6 close reason u16; 8 life id; 24
-/// run id u64; 32 ordinal u64; 40 opened ns; 48 closed ns; 56 smallest packet time (all ones: none); 64 largest; 72
-/// packets u64; 80 captured bytes u64; 88 file bytes u64; 96 footer offset u64; 104 first stream
-/// sequence u64; 112 the one after the last u64; 120 chunks u32; 124 hold u32.
+/// run id u64; 32 ordinal u64; 40 opened ns; 48 closed ns; 56 smallest packet time (all ones:
+/// none); 64 largest; 72 packets u64; 80 captured bytes u64; 88 file bytes u64; 96 footer offset
+/// u64; 104 first stream sequence u64; 112 the one after the last u64; 120 chunks u32; 124 hold
+/// u32.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SegmentEntry {
     /// What the place holds.

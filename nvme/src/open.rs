@@ -61,8 +61,8 @@ pub fn open_instead(
 pub type Successor = Box<dyn Fn(&Path) -> Result<Box<dyn Queue>, NvmeError> + Send>;
 
 /// Opens a queue pair on a controller that was taken from the kernel, and maps the arena for it.
-/// Once nothing of that device is attached, a file of another one has `successor` make the queue for
-/// that. The queue keeps track of [ages](Queue::oldest).
+/// Once nothing of that device is attached, a file of another one has `successor` make the queue
+/// for that. The queue keeps track of [ages](Queue::oldest).
 ///
 /// Errors: options beyond limits; the arena cannot be mapped; the device has no queue left.
 pub fn open_vfio<B: Bus + 'static>(
@@ -129,8 +129,8 @@ impl BestQueue {
         }
     }
 
-    /// Goes over to a device that has taken the place of the one at hand; `other`: it is known to be
-    /// another one. Whether there is a queue for it.
+    /// Goes over to a device that has taken the place of the one at hand; `other`: it is known to
+    /// be another one. Whether there is a queue for it.
     fn follow(&mut self, node: &Path, other: bool) -> bool {
         let Some(successor) = &self.successor else {
             let commands = self.inner.name() == crate::passthrough::NAME;

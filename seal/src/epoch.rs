@@ -499,7 +499,7 @@ impl EpochKeys {
             true => self.service.decrypt(wrapped.key, &context, wrapped.epoch_key),
             false => Err(one_way::refused(wrapped.key)),
         };
-        self.known(wrapped, &*opened?)
+        self.known(wrapped, &opened?)
     }
 
     fn known(&self, wrapped: &Wrapped<'_>, plaintext: &[u8]) -> Result<Arc<Epoch>, SealError> {

@@ -21,8 +21,8 @@
 //! | 60 + w | 48 n | AES-256-GCM ciphertext of the entries: life id (16), segment key (32); ascending by life id |
 //! | 60 + w + 48 n | 16 | GCM tag; `aad` = the 60 + w bytes before the ciphertext |
 //!
-//! A provider may ask for parts instead (version 2, `parts`): then keys can be left out by who cannot
-//! open them.
+//! A provider may ask for parts instead (version 2, `parts`): then keys can be left out by who
+//! cannot open them.
 //!
 //! Table key = HKDF-SHA256(salt "wirevault/1 ring root", root, info `table` padded with zero bytes
 //! to 8). It encrypts once, with nonce 0; no two encodings share a root.

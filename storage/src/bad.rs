@@ -8,9 +8,9 @@
 //!
 //! The mark is a flag of the place's table entry and goes with the entry that is written anyway. It
 //! needs a table that can be written: of a device that takes nothing no place is bad. What is
-//! acknowledged in a bad place stays there until it is given up; nothing else is ever written there.
-//! A place is only marked on a volume that is a device. In a directory the blocks below a file are
-//! others the next time.
+//! acknowledged in a bad place stays there until it is given up; nothing else is ever written
+//! there. A place is only marked on a volume that is a device. In a directory the blocks below a
+//! file are others the next time.
 //!
 //! A device has spare blocks for bad ones, so places that stay bad say that they are used up, and
 //! more will follow: [`Verdict`].

@@ -8,9 +8,10 @@
 //! What the old volume held is gone. Nobody knows what that was, so every answer that reaches
 //! before the making of the new one says that something may be missing.
 //!
-//! The first volume also has the table of runs. While the store is written it is in memory, and goes
-//! on in the new volume as it was. Otherwise it is made of what the segments of the other volumes
-//! tell. That says less, but only of times before the new volume, of which nothing is promised.
+//! The first volume also has the table of runs. While the store is written it is in memory, and
+//! goes on in the new volume as it was. Otherwise it is made of what the segments of the other
+//! volumes tell. That says less, but only of times before the new volume, of which nothing is
+//! promised.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -80,8 +81,8 @@ impl Store {
     /// writes, or no segments, any more.
     ///
     /// # Errors
-    /// As [`replace`]; `Misuse` also if the volume takes segments, or its device does not answer, or
-    /// another volume failed as well.
+    /// As [`replace`]; `Misuse` also if the volume takes segments, or its device does not answer,
+    /// or another volume failed as well.
     pub fn replace_volume(
         &self,
         number: usize,

@@ -57,7 +57,8 @@ pub struct VolumeStatus {
     /// Bytes of one segment.
     pub segment_bytes: u64,
     /// How it is: `ok`; `suspect` with the reason (a segment failed here, others are opened here
-    /// only if no other volume takes them); `worn` (it has so many bad places that the same is done);
+    /// only if no other volume takes them); `worn` (it has so many bad places that the same is
+    /// done);
     /// `full` with the reason; `stalled` (its device does not answer at the moment, and segments
     /// that wait for it were given up); `failed` with the reason (it takes no more).
     pub state: String,

@@ -105,7 +105,7 @@ pub const ALARMS: &[Alarm] = &[
         stretches: 1,
         silence_is_bad: false,
         meaning: "A device did not take chunks; they were written elsewhere.",
-        what_to_do: "Look at `error` of the volumes in `wirevault status`, and at the kernel's log.",
+        what_to_do: "Look at `error` of volumes in `wirevault status`, and at the kernel's log.",
     },
     Alarm {
         name: "buffer-pressure",
@@ -186,8 +186,8 @@ pub const ALARMS: &[Alarm] = &[
         stretches: 3,
         silence_is_bad: false,
         meaning: "The service of the store's key has given no new epoch keys for a while.",
-        what_to_do: "`wirevault key show` says what KMS answers; do not restart the recorder before \
-                     it answers again.",
+        what_to_do: "`wirevault key show` says what KMS answers; do not restart the recorder \
+                     before it answers again.",
     },
     Alarm {
         name: "holds-wait",

@@ -62,17 +62,17 @@ const BY_BUFFER: Way = Way {
     ],
 };
 
-/// Marks are shares of 40 s, from 2 s on: a few chunks of 512 wait then.
+/// Marks are shares of 8 s, from 2 s on: a few chunks of 512 wait then.
 const BY_QUEUE: Way = Way {
     cause: PressureCause::Queue,
     chunks: 512,
-    stall: Duration::from_secs(40),
-    step_packets: 4,
+    stall: Duration::from_secs(8),
+    step_packets: 16,
     rungs: [
-        ("coarse", COARSE, 5, 4, Duration::from_millis(500)),
-        ("heads", HEADS, 6, 4, Duration::from_millis(700)),
-        ("long", LONG, 7, 5, Duration::from_millis(1000)),
-        ("rest", Action::Drop, 8, 6, Duration::from_millis(1500)),
+        ("coarse", COARSE, 25, 20, Duration::from_millis(500)),
+        ("heads", HEADS, 30, 20, Duration::from_millis(700)),
+        ("long", LONG, 35, 25, Duration::from_millis(1000)),
+        ("rest", Action::Drop, 40, 30, Duration::from_millis(1500)),
     ],
 };
 
@@ -168,7 +168,7 @@ fn up_and_down(pipeline: &Pipeline, time: &ChunkTime, way: &Way) -> Vec<Stamp> {
     };
     for ((name, action, .., chunk_time), rung) in way.rungs.iter().zip(&rungs) {
         time.set(*chunk_time);
-        wait_for(name, PATIENCE, || {
+        wait_for(name, 3 * PATIENCE, || {
             send(way.step_packets);
             let snapshot = lane.books.snapshot();
             assert!(snapshot.balances(), "{name}: {snapshot:?}");
@@ -181,7 +181,7 @@ fn up_and_down(pipeline: &Pipeline, time: &ChunkTime, way: &Way) -> Vec<Stamp> {
         });
     }
     time.set(Duration::ZERO);
-    wait_for("every rung is left", PATIENCE, || {
+    wait_for("every rung is left", 3 * PATIENCE, || {
         let snapshot = lane.books.snapshot();
         assert!(snapshot.balances(), "{snapshot:?}");
         let settled = snapshot.in_flight == 0 && rungs.iter().all(|rung| !rung.is_active());

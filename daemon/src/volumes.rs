@@ -7,7 +7,6 @@ use axum::extract::{Extension, State};
 use axum::response::Response;
 use axum::routing::post;
 use wirevault_lifecycle::audit::Who;
-use wirevault_media::MediaError;
 
 use crate::access::Asker;
 use crate::answers::STOPPED;
@@ -38,8 +37,9 @@ fn carry_out(app: &App, who: &Who, body: &ReplaceBody) -> Result<Replaced, Strin
     let known = store.status().volumes.into_iter().nth(usize::from(*volume));
     let was = known.ok_or_else(|| format!("there is no volume {volume}"))?.path;
     refuse_with_log(&was, app.audit().folder())?;
+    refuse_what_is_out(app, Path::new(path))?;
     let successors = app.facts().successors.as_ref().ok_or(STOPPED)?;
-    let media = successors.open(&was, Path::new(path)).map_err(|it| refused(app, path, &it))?;
+    let media = successors.open(&was, Path::new(path)).map_err(|error| error.to_string())?;
     let replaced = Replaced { volume: *volume, was, path: path.clone() };
     app.audit().will_replace(who, &replaced).map_err(|error| error.to_string())?;
     let done = store.replace_volume(usize::from(*volume), media, path);
@@ -60,13 +60,18 @@ fn refuse_with_log(volume: &str, log: &Path) -> Result<(), String> {
     }
 }
 
-/// Why the new volume cannot be had.
-fn refused(app: &App, path: &str, error: &MediaError) -> String {
+/// What the sandbox keeps out would be found out when the first segment is made.
+fn refuse_what_is_out(app: &App, path: &Path) -> Result<(), String> {
     let bound = app.facts().sandbox.as_ref().filter(|sandbox| sandbox.landlock_abi.is_some());
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let is_in = |own: &String| path.starts_with(own) || real(path).starts_with(real(own.as_ref()));
     match bound {
-        Some(sandbox) if !sandbox.writes.iter().any(|own| Path::new(path).starts_with(own)) => {
-            format!("{error}: the sandbox keeps {path} out, unless `spares` names it")
+        Some(sandbox) if !sandbox.writes.iter().any(is_in) => {
+            let path = path.display();
+            Err(format!(
+                "the sandbox keeps {path} out: `spares` would have to name it at the start"
+            ))
         }
-        _ => error.to_string(),
+        _ => Ok(()),
     }
 }

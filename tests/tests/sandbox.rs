@@ -85,7 +85,7 @@ fn no_thread_starts_a_program_or_opens_what_is_not_the_recorders() {
     let other = foreign.path().join("other");
     fs::create_dir(&other).expect("folder");
     let said = replace(&other);
-    assert!(said.contains("unless `spares` names it"), "{said}");
+    assert!(said.contains("`spares` would have to name it"), "{said}");
     let said = replace(&spare);
     assert!(said.contains("works"), "only the old volume keeps it out: {said}");
     assert!(recorder.terminate().success());

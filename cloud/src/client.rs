@@ -2,11 +2,13 @@
 //! and how long anything may take.
 
 use std::error::Error;
+use std::thread;
 use std::time::Duration;
 
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use tokio::runtime::Runtime;
 
 /// For opening a connection. AWS is a few milliseconds away, or nobody answers.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -41,4 +43,30 @@ pub(crate) fn causes(error: &dyn Error) -> String {
         next = cause.source();
     }
     texts.join(": ")
+}
+
+/// Waits on a thread of its own: whoever asks may be within another runtime, where waiting is
+/// forbidden. Nothing comes back if the SDK panicked.
+pub(crate) fn wait<T: Send>(runtime: &Runtime, work: impl Future<Output = T> + Send) -> Option<T> {
+    thread::scope(|scope| scope.spawn(|| runtime.block_on(work)).join()).ok()
+}
+
+/// The region in an ARN, `arn:PARTITION:SERVICE:REGION:ACCOUNT:...`.
+pub(crate) fn region_of(arn: &str) -> Option<&str> {
+    let mut parts = arn.strip_prefix("arn:")?.split(':').skip(2);
+    parts.next().filter(|region| !region.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arn_says_the_region() {
+        let arn = "arn:aws-us-gov:kms:us-gov-west-1:123456789012:key/1234";
+        assert_eq!(region_of(arn), Some("us-gov-west-1"));
+        for none in ["alias/recorder", "1234abcd-12ab", "arn:aws:kms", "arn:aws:kms::1:key/1"] {
+            assert_eq!(region_of(none), None, "{none}");
+        }
+    }
 }

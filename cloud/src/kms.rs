@@ -14,7 +14,6 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::Builder;
@@ -67,14 +66,13 @@ impl Kms {
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E>>> + Send,
     {
-        let region = region(key);
+        let region = client::region_of(key);
         let work = async {
             let client = self.client(region).await;
             let place = client.config().region().map(ToString::to_string);
             (call(client).await, place)
         };
-        let answer = thread::scope(|scope| scope.spawn(|| self.runtime.block_on(work)).join());
-        let Ok((answer, place)) = answer else {
+        let Some((answer, place)) = client::wait(&self.runtime, work) else {
             let (code, message) = ("the SDK panicked".to_owned(), String::new());
             let (key, endpoint) = (key.to_owned(), self.place(None));
             let refusal = Refusal::Failing;
@@ -175,12 +173,6 @@ fn pairs(context: &Context) -> HashMap<String, String> {
     context.pairs().into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// The region in a key's ARN, `arn:PARTITION:kms:REGION:ACCOUNT:key/ID`.
-fn region(key: &str) -> Option<&str> {
-    let mut parts = key.strip_prefix("arn:")?.split(':').skip(2);
-    parts.next().filter(|region| !region.is_empty())
-}
-
 fn failure<E>(
     doing: &'static str,
     key: &str,
@@ -238,15 +230,6 @@ fn refusal(code: &str) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_arn_says_the_region() {
-        let arn = "arn:aws-us-gov:kms:us-gov-west-1:123456789012:key/1234";
-        assert_eq!(region(arn), Some("us-gov-west-1"));
-        for none in ["alias/recorder", "1234abcd-12ab", "arn:aws:kms", "arn:aws:kms::1:key/1"] {
-            assert_eq!(region(none), None, "{none}");
-        }
-    }
 
     #[test]
     fn a_port_without_a_server_is_no_refusal_of_the_key() {

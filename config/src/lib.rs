@@ -40,9 +40,9 @@ pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};
 pub use policies::{Policy, PolicyAction, Rung};
 pub use settings::{
-    Buffer, CloudWatch, Config, DecapMode, Duplicates, Hugepages, Kms, LogLevel, MirrorTunnel,
-    RetentionAction, RetentionRule, Sandbox, Snapshots, SourceKind, Speed, Tier, Topology, Tunnel,
-    WhenOut,
+    Backup, Buffer, Cloud, CloudWatch, Config, DecapMode, Duplicates, Hugepages, Imds, Kms,
+    LogLevel, MirrorTunnel, OnNotice, RetentionAction, RetentionRule, Sandbox, Snapshots,
+    SourceKind, Speed, Tier, Topology, Tunnel, WhenOut,
 };
 pub use units::size_text;
 

@@ -137,6 +137,26 @@ choice! {
 }
 
 choice! {
+    /// Whether the metadata service of EC2 is asked.
+    Imds {
+        /// On an instance.
+        Auto = "auto",
+        /// Never.
+        Off = "off",
+    }
+}
+
+choice! {
+    /// What a recorder does once it is drained because its machine goes away.
+    OnNotice {
+        /// It records on.
+        Record = "record",
+        /// It ends.
+        Stop = "stop",
+    }
+}
+
+choice! {
     /// What becomes of second copies of packets.
     Duplicates {
         /// They are stored like any other packet.
@@ -243,6 +263,10 @@ pub struct Config {
     pub snapshots: Option<Snapshots>,
     /// Metrics in Amazon CloudWatch.
     pub cloudwatch: CloudWatch,
+    /// Backups of the state; `None`: none are ordered. Not without `snapshots`.
+    pub backup: Option<Backup>,
+    /// What is done about what a cloud tells this machine.
+    pub cloud: Cloud,
     /// Where questions come in, and who may ask what.
     pub api: Api,
     /// CPUs for the lanes, in order, no two alike: none (no pinning), or at least one for each
@@ -336,6 +360,32 @@ pub struct Tier {
     pub rate_bytes: Option<u64>,
     /// What lies on the volumes stays until the quota takes it.
     pub keep_local: bool,
+}
+
+/// Backups of the volume that the state is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Backup {
+    /// Name of the vault.
+    pub vault: String,
+    /// ARN of the role that the service takes on.
+    pub role: String,
+    /// ARN of the volume.
+    pub resource: String,
+    /// Time between two.
+    pub every: Duration,
+    /// After which time a recovery point goes; `None`: never by itself.
+    pub retention: Option<Duration>,
+}
+
+/// What is done about what a cloud tells this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Cloud {
+    /// Whether it is asked.
+    pub imds: Imds,
+    /// What follows when the machine goes.
+    pub on_notice: OnNotice,
 }
 
 /// A rule of what is deleted or moved. What is `None` matches every segment.

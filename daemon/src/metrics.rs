@@ -131,6 +131,12 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
         let age_ns = now_ns.saturating_sub(taken.ns);
         page.gauge(Gauge::SnapshotAgeSeconds, &[], age_ns as f64 / 1e9);
     }
+    if let Some(backups) = &app.facts().backups
+        && let Some(taken) = backups.status().taken
+    {
+        let age_ns = now_ns.saturating_sub(taken.ns);
+        page.gauge(Gauge::BackupAgeSeconds, &[], age_ns as f64 / 1e9);
+    }
     if let Some(keys) = &app.facts().keys {
         let status = keys.status();
         page.gauge(Gauge::KeyAheadCount, &[], status.ahead as f64);

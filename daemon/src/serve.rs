@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use wirevault_buffer::{Arena, ArenaOptions, ArenaReport, Pool};
-use wirevault_config::{Config, Input};
+use wirevault_cloud::instance::Metadata;
+use wirevault_config::{Config, Imds, Input};
 use wirevault_format::StoreId;
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::{Event, Who};
@@ -27,7 +28,9 @@ use wirevault_telemetry::publish::MetricSink;
 use crate::access::Access;
 use crate::api::RecoveryStatus;
 use crate::audit::{Audit, text_hash};
+use crate::backup::{BackingUp, Backups};
 use crate::doors::{ANSWERS_END, Call, Calls, Doors};
+use crate::instance::{Watched, Watching};
 use crate::keys::Tending;
 use crate::lifecycle::{self, Holds, Keeper, Rules};
 use crate::mending::Mending;
@@ -158,6 +161,13 @@ fn record(
     store.shared_catalog().change(|catalog| catalog.lost = Arc::clone(&lost));
     let snapshots = Checkpoints::of(config, store.id(), store.shared_catalog()).map(Arc::new);
     let tier = open_tier(config, &store, &audit)?;
+    let what = "making a client of the backup service";
+    let service = wirevault_cloud::backup_service();
+    let service = service.map_err(|source| DaemonError::System { what, source })?;
+    let of = (store.id().to_string(), &*audit);
+    let backups = Backups::of(config, service, snapshots.as_ref(), of).map(Arc::new);
+    let instance = metadata(config)?;
+    let instance = Watched::of(config, instance).map(Arc::new);
     let machine = Machine::here();
     let topology = sources::topology(config.topology);
     let volumes = store.status().volumes.len();
@@ -209,6 +219,8 @@ fn record(
         shared,
         keys,
         snapshots,
+        backups,
+        instance,
         publishing,
         successors,
         sandbox,
@@ -219,12 +231,16 @@ fn record(
     let mover = Mover::start(&app);
     let tending = Tending::start(&app);
     let taking = Taking::start(&app);
+    let watching = Watching::start(&app);
+    let backing_up = BackingUp::start(&app);
     let publisher = Publisher::start(&app);
     let watched = serve(&app, access, doors, Reloader::new(file, config), live);
     mending.end();
     keeper.end();
     mover.end();
     tending.end();
+    backing_up.end();
+    watching.end();
     taking.end();
     let closing = publisher.close(&app);
     let finished = finish(&app);
@@ -244,6 +260,17 @@ fn record(
     audit.anchor();
     tracing::info!(head = audit.head(), "the audit log ends");
     watched
+}
+
+/// Where this machine learns of itself, if the configuration wants that.
+fn metadata(config: &Config) -> Result<Option<Arc<dyn Metadata>>, DaemonError> {
+    let what = "making a client of the cloud's metadata";
+    match config.cloud.imds {
+        Imds::Off => Ok(None),
+        Imds::Auto => {
+            wirevault_cloud::metadata().map_err(|source| DaemonError::System { what, source })
+        }
+    }
 }
 
 /// Opens the audit log of the store.
@@ -354,6 +381,9 @@ async fn watch(
         }
         if let Some(lost) = app.lost() {
             tracing::error!("{lost}");
+            return Ok(());
+        }
+        if app.facts().instance.as_ref().is_some_and(|instance| instance.wants_end()) {
             return Ok(());
         }
         pipeline

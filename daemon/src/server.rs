@@ -26,9 +26,11 @@ use crate::access::{Access, Origin, Refusal};
 use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus, SandboxStatus};
 use crate::audit::Audit;
+use crate::backup::Backups;
 use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
+use crate::instance::Watched;
 use crate::lifecycle::{Holds, Rules};
 use crate::publisher::Publishing;
 use crate::shared::Shared;
@@ -94,6 +96,10 @@ pub(crate) struct Facts {
     pub(crate) sandbox: Option<SandboxStatus>,
     /// Where closed segments go.
     pub(crate) tier: Option<Arc<Tier>>,
+    /// Backups of the state, if the configuration wants them.
+    pub(crate) backups: Option<Arc<Backups>>,
+    /// The machine, if a cloud tells it of itself.
+    pub(crate) instance: Option<Arc<Watched>>,
 }
 
 /// Counters of questions.

@@ -90,6 +90,8 @@ pub(crate) fn wait(
         successors: None,
         sandbox: None,
         tier: None,
+        backups: None,
+        instance: None,
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);

@@ -77,6 +77,10 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     let snapshots = app.facts().snapshots.as_ref().map(|snapshots| snapshots.status());
     reasons.extend(snapshots.as_ref().and_then(|snapshots| snapshots.trouble.clone()));
     reasons.extend(app.facts().publishing.as_ref().and_then(|publishing| publishing.reason()));
+    let started_ns = app.facts().started_ns;
+    let backups = app.facts().backups.as_ref();
+    reasons.extend(backups.and_then(|backups| backups.reason(now_ns, started_ns)));
+    reasons.extend(app.facts().instance.iter().flat_map(|instance| instance.reasons()));
     let waiting = app.holds().waiting();
     reasons.extend(waiting.why);
     reasons.extend(app.tier().and_then(Tier::trouble));
@@ -114,6 +118,8 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
         }),
         key: app.facts().keys.as_deref().map(keys::status),
         snapshots,
+        backup: app.facts().backups.as_ref().map(|backups| backups.status()),
+        instance: app.facts().instance.as_ref().map(|instance| instance.status()),
         lost: lost_status(&pipeline.catalog().lost),
         publish: app.facts().publishing.as_ref().map(|publishing| publishing.status()),
         sandbox: app.facts().sandbox.clone(),
@@ -149,6 +155,8 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         holds: None,
         key: None,
         snapshots: None,
+        backup: None,
+        instance: None,
         lost: lost_status(&catalog.lost),
         publish: None,
         sandbox: None,

@@ -59,7 +59,7 @@ pub enum CloseReason {
     Full = 0,
     /// It reached its age.
     Age = 1,
-    /// The lane stopped.
+    /// The lane stopped, or somebody asked for it.
     Stop = 2,
     /// A packet came from an interface that the segment does not describe.
     NewInterface = 3,

@@ -194,7 +194,10 @@ impl HoldList {
 }
 
 /// Puts a text into the place of a file, durably; the folder is made if it is not there.
-pub(crate) fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+///
+/// # Errors
+/// The system's; the file is as it was then.
+pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let draft = path.with_extension("draft");

@@ -163,11 +163,16 @@ impl Sealer {
         }
     }
 
+    /// Closes what is old enough, and what holds anything at all if somebody asked for that.
     pub(crate) fn close_aged(&mut self, now: Instant) {
+        let asked = self.shared.closings_asked.load(Ordering::Relaxed);
+        let all = std::mem::replace(&mut self.closings_done, asked) != asked;
         for at in 0..self.streams.len() {
-            let current = self.streams[at].current.as_ref();
-            if current.is_some_and(|current| now - current.since >= self.segment_age) {
+            let Some(current) = &self.streams[at].current else { continue };
+            if now - current.since >= self.segment_age {
                 self.close(at, CloseReason::Age);
+            } else if all && current.chunks > 0 {
+                self.close(at, CloseReason::Stop);
             }
         }
     }

@@ -75,6 +75,8 @@ pub(crate) struct Sealer {
     /// Packets come from a live source.
     pub live: bool,
     pub segment_age: Duration,
+    /// Orders to close all segments that it has followed.
+    pub closings_done: u64,
     /// Flows of a segment at most.
     pub flows_max: u32,
     /// A table for the next stream.

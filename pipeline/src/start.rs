@@ -188,6 +188,7 @@ impl Pipeline {
                 stop: Arc::clone(&stop),
                 live: view.live,
                 segment_age: options.segment_age,
+                closings_done: 0,
                 flows_max,
                 spare_table: None,
                 streams: Vec::new(),
@@ -246,6 +247,14 @@ impl Pipeline {
             threads: starter.threads,
             lane_threads,
         })
+    }
+
+    /// Asks the lanes to close the segments that they write; what comes later goes into others.
+    /// They are closed some time later, when all of them is acknowledged.
+    pub fn close_segments(&self) {
+        for lane in &self.lanes {
+            lane.shared.closings_asked.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Asks the lanes to take what their sources hold and to end.

@@ -66,6 +66,8 @@ pub struct LaneShared {
     pub flows: AtomicU64,
     /// Flows that it can have.
     pub flows_max: AtomicU64,
+    /// How often somebody asked for its segments to be closed.
+    pub(crate) closings_asked: AtomicU64,
     /// How often its sealer looked for something to do, whichever thread drives it.
     pub(crate) seal_rounds: AtomicU64,
     /// How often it came back from its source.
@@ -195,6 +197,7 @@ impl LaneShared {
             filtered_chunks: AtomicU64::new(0),
             flows: AtomicU64::new(0),
             flows_max: AtomicU64::new(0),
+            closings_asked: AtomicU64::new(0),
             seal_rounds: AtomicU64::new(0),
             rounds: OwnLines::default(),
             polled_ns: OwnLines::default(),

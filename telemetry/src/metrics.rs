@@ -130,6 +130,8 @@ names! {
             "Closed segments that a hold wants and that are not copied yet.";
         SnapshotAgeSeconds = "snapshot_age_seconds",
             "Time since the last checkpoint of the state was taken.";
+        BackupAgeSeconds = "backup_age_seconds",
+            "Time since the newest backup of the state was ordered.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
         StorageBadCount = "storage_bad_count",

@@ -55,13 +55,7 @@ impl Aws {
 
     /// What a program needs in its environment to find it.
     pub fn environment(&self) -> [(&'static str, String); 5] {
-        [
-            ("AWS_ENDPOINT_URL", self.endpoint()),
-            ("AWS_REGION", REGION.to_owned()),
-            ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
-            ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
-            ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
-        ]
+        environment_of(self.port)
     }
 
     /// A new key's ARN.
@@ -157,24 +151,48 @@ impl Aws {
     }
 
     fn post(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Value {
-        let (head, answer) = self.exchange(path, headers, body);
-        assert!(head[8..].starts_with(" 200"), "{head}\n{answer}");
-        answer
+        http(self.port, &format!("POST {path}"), headers, body)
     }
 
     fn exchange(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> (String, Value) {
-        let body = body.to_string();
-        let mut request = format!("POST {path} HTTP/1.0\r\nHost: 127.0.0.1:{}\r\n", self.port);
-        headers.iter().for_each(|(name, value)| request += &format!("{name}: {value}\r\n"));
-        request += &format!("Content-Length: {}\r\n\r\n{body}", body.len());
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the emulator");
-        stream.write_all(request.as_bytes()).expect("a request");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        assert!(head.starts_with("HTTP/1."), "{answer}");
-        (head.to_owned(), serde_json::from_str(body).unwrap_or(Value::Null))
+        exchange(self.port, &format!("POST {path}"), headers, body)
     }
+}
+
+/// What a program needs in its environment to find a double of AWS on this port.
+pub(crate) fn environment_of(port: u16) -> [(&'static str, String); 5] {
+    [
+        ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
+        ("AWS_REGION", REGION.to_owned()),
+        ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
+        ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
+    ]
+}
+
+/// Sends a request (method and path) to a double on loopback, and reads its answer.
+///
+/// # Panics
+/// If it is not 200.
+pub(crate) fn http(port: u16, request: &str, headers: &[(&str, &str)], body: &Value) -> Value {
+    let (head, answer) = exchange(port, request, headers, body);
+    assert!(head[8..].starts_with(" 200"), "{head}\n{answer}");
+    answer
+}
+
+/// Head and JSON of an answer.
+fn exchange(port: u16, request: &str, headers: &[(&str, &str)], body: &Value) -> (String, Value) {
+    let body = body.to_string();
+    let mut request = format!("{request} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n");
+    headers.iter().for_each(|(name, value)| request += &format!("{name}: {value}\r\n"));
+    request += &format!("Content-Length: {}\r\n\r\n{body}", body.len());
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the double");
+    stream.write_all(request.as_bytes()).expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    assert!(head.starts_with("HTTP/1."), "{answer}");
+    (head.to_owned(), serde_json::from_str(body).unwrap_or(Value::Null))
 }
 
 impl Drop for Aws {

@@ -245,6 +245,16 @@ fn line(entry: &Entry) -> String {
         Event::Restored { checkpoint, store, lost_segments } => format!(
             "restored from checkpoint {checkpoint} of store {store}; {lost_segments} segments lost"
         ),
+        Event::Backup { checkpoint, job, state, why } => {
+            let job = job.as_ref().map_or(String::new(), |job| format!(", {job}"));
+            let why = why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            format!("backup {state}, with checkpoint {checkpoint}{job}{why}")
+        }
+        Event::Notice { kind, text } => format!("the cloud announces {kind}: {text}"),
+        Event::Drained { closed, left, checkpoint } => {
+            let checkpoint = checkpoint.map_or("none".to_owned(), |number| number.to_string());
+            format!("drained: {closed} segments closed, {left} left, checkpoint {checkpoint}")
+        }
         Event::Cut { bytes } => format!("{bytes} bytes of an unfinished line were cut off"),
     };
     format!("{:>6}  {}  {who:<9}  {what}\n", entry.number, Instant::from(entry.time_ns))

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use wirevault_daemon::api::{
-    self, BufferStatus, DeviceStatus, KeyStatus, LaneStatus, LayoutStatus, LostStatus,
-    PublishStatus, SandboxStatus, SharedStatus, SnapshotStatus, State, StatusReport, VolumeStatus,
+    self, BufferStatus, DeviceStatus, InstanceStatus, KeyStatus, LaneStatus, LayoutStatus,
+    LostStatus, PublishStatus, SandboxStatus, SharedStatus, SnapshotStatus, State, StatusReport,
+    VolumeStatus,
 };
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -85,6 +86,9 @@ fn head(report: &StatusReport, paint: Paint) -> String {
     if let Some(SnapshotStatus { folder, checkpoint, taken: Some(taken), .. }) = &report.snapshots {
         let number = checkpoint.unwrap_or_default();
         line(&mut head, &format!("state     checkpoint {number} in {folder}, {taken}"));
+    }
+    if let Some(InstanceStatus { id, kind, zone, .. }) = &report.instance {
+        line(&mut head, &format!("instance  {id}, {kind} in {zone}"));
     }
     for LostStatus { store, segments, checkpoint, .. } in &report.lost {
         let segments = count_text(*segments, "segment");
@@ -449,6 +453,8 @@ mod tests {
             holds: None,
             key: None,
             snapshots: None,
+            backup: None,
+            instance: None,
             lost: Vec::new(),
             publish: None,
             sandbox: None,

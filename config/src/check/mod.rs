@@ -16,7 +16,8 @@ use crate::fault::Fault;
 use crate::input::Input;
 use crate::section::{Faults, Item, Section, Value};
 use crate::settings::{
-    Buffer, CloudWatch, Config, Hugepages, Kms, LogLevel, Sandbox, Topology, WhenOut,
+    Buffer, Cloud, CloudWatch, Config, Hugepages, Imds, Kms, LogLevel, OnNotice, Sandbox, Topology,
+    WhenOut,
 };
 use crate::tree::{self, Body, Node};
 use crate::units::size_text;
@@ -69,6 +70,8 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         retention,
         audit_anchor: root.section("audit").path("anchor"),
         cloudwatch: cloudwatch(&root.section("cloudwatch")),
+        backup: snapshots::backup(&root),
+        cloud: cloud(&root.section("cloud")),
         api: access::api(&root.section("api")),
         lane_cpus: cpus(&cpu_keys.list("lanes"), faults),
         topology: choice(&cpu_keys, "topology", Topology::from_name, Topology::Auto),
@@ -117,6 +120,13 @@ fn kms(section: &Section<'_>) -> Kms {
         when_revoked: policy("when_revoked"),
         public_key: section.path("public_key"),
         public_key_of: section.text("public_key_of"),
+    }
+}
+
+fn cloud(section: &Section<'_>) -> Cloud {
+    Cloud {
+        imds: choice(section, "imds", Imds::from_name, Imds::Auto),
+        on_notice: choice(section, "on_notice", OnNotice::from_name, OnNotice::Record),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::section::Section;
-use crate::settings::Snapshots;
+use crate::settings::{Backup, Snapshots};
 
 /// `None` without the section, and if there is a fault.
 pub(super) fn snapshots(root: &Section<'_>, stores: &[PathBuf]) -> Option<Snapshots> {
@@ -15,6 +15,25 @@ pub(super) fn snapshots(root: &Section<'_>, stores: &[PathBuf]) -> Option<Snapsh
         section.fault("folder", problem, "name a folder outside of the store".to_owned());
     }
     Some(Snapshots { folder, every, keep })
+}
+
+/// `None` without the section, and if there is a fault.
+pub(super) fn backup(root: &Section<'_>) -> Option<Backup> {
+    let section = root.has("backup").then(|| root.section("backup"))?;
+    if !root.has("snapshots") {
+        let problem = "there is nothing to back up as long as no checkpoints are taken".to_owned();
+        root.fault("backup", problem, "add the section `snapshots`".to_owned());
+    }
+    for name in ["role", "resource"] {
+        if section.text(name).is_some_and(|text| !text.starts_with("arn:")) {
+            let way_out = "write the whole ARN; `aws ec2 describe-volumes` shows ids only";
+            section.fault(name, "it is no ARN".to_owned(), way_out.to_owned());
+        }
+    }
+    let [vault, role, resource] = ["vault", "role", "resource"].map(|name| section.text(name));
+    let every = section.duration("every");
+    let retention = section.has("retention").then(|| section.duration("retention"));
+    Some(Backup { vault: vault?, role: role?, resource: resource?, every, retention })
 }
 
 #[cfg(test)]
@@ -31,6 +50,18 @@ mod tests {
         let read = parse_with(&text, "t", &given);
         read.err()
             .map_or(Vec::new(), |faults| faults.faults().iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn backups_need_checkpoints_and_whole_names() {
+        let section = "backup:\n  vault: v\n  role: arn:1\n  resource: arn:2\n";
+        let with = format!("{MINIMAL}\nsnapshots:\n  folder: /state\n{section}");
+        let backup = read(&with).backup.unwrap();
+        assert_eq!((backup.every, backup.retention), (Duration::from_secs(24 * 3600), None));
+        let without = faults(&format!("{MINIMAL}\n{section}"));
+        assert!(without.len() == 1 && without[0].contains("snapshots"), "{without:#?}");
+        let bare = faults(&with.replace("arn:2", "vol-0123"));
+        assert!(bare.len() == 1 && bare[0].contains("no ARN"), "{bare:#?}");
     }
 
     #[test]

@@ -6,8 +6,10 @@
 
 mod api;
 mod audit;
+mod backup;
 mod buffer;
 mod capture;
+mod cloud;
 mod cloudwatch;
 mod kms;
 mod mirror_targets;
@@ -247,6 +249,8 @@ const SECTIONS: &[&[Key]] = &[
     audit::KEYS,
     snapshots::KEYS,
     cloudwatch::KEYS,
+    backup::KEYS,
+    cloud::KEYS,
     api::KEYS,
     process::KEYS,
 ];

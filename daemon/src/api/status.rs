@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wirevault_query::summary::Instant;
 
+use super::cloud::{BackupStatus, InstanceStatus};
 use super::holds::HoldsStatus;
 use super::key::KeyStatus;
 use super::lane::LaneStatus;
@@ -84,6 +85,12 @@ pub struct StatusReport {
     /// Checkpoints of the state, if any are taken; nothing offline.
     #[serde(default)]
     pub snapshots: Option<SnapshotStatus>,
+    /// Backups of the state, if any are ordered; nothing offline.
+    #[serde(default)]
+    pub backup: Option<BackupStatus>,
+    /// The machine, as the cloud tells it; nothing off the cloud, and offline.
+    #[serde(default)]
+    pub instance: Option<InstanceStatus>,
     /// Stores that are gone with their volumes, and whose place this one took.
     #[serde(default)]
     pub lost: Vec<LostStatus>,

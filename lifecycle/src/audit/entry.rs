@@ -226,6 +226,33 @@ pub enum Event {
         /// Segments of that store that are gone with its volumes.
         lost_segments: u64,
     },
+    /// A backup of the state was ordered, or came to an end.
+    Backup {
+        /// The last checkpoint before the order.
+        checkpoint: u64,
+        /// The service's name for it; nothing before it took the order.
+        job: Option<String>,
+        /// `ordered`, `started`, `refused`, `completed`, `failed` or `unknown`.
+        state: String,
+        /// Why, if it came to nothing.
+        why: Option<String>,
+    },
+    /// The cloud announces that the machine may go away.
+    Notice {
+        /// `spot`, `rebalance`, `maintenance` or `scaling`.
+        kind: String,
+        /// The cloud's words.
+        text: String,
+    },
+    /// Segments were closed and the state saved because of that.
+    Drained {
+        /// Segments that were open and are closed.
+        closed: u64,
+        /// Segments that did not close in time.
+        left: u64,
+        /// The checkpoint behind it, if one could be taken.
+        checkpoint: Option<u64>,
+    },
     /// The log ended in a part of a line when it was opened, which was cut off: a crash.
     Cut {
         /// Bytes cut off.

@@ -6,9 +6,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 use wirevault_testkit::net::{Stamp, wait_for};
+use wirevault_tests::imds::{INSTANCE, Imds};
 use wirevault_tests::recorder::{PATIENCE, Site, program};
+use wirevault_tests::vault::{ROLE, VAULT, VOLUME};
 
 use crate::access::ACCESS_PACKETS;
+use crate::backup::{OTHER_ROLE, OTHER_VAULT, OTHER_VOLUME};
+use crate::cloud::{on_instance, until};
 use crate::policies::{
     CUT, CUT_OFF, DROPPED, PACKETS as POLICY_PACKETS, SAMPLED, SNAPLEN as POLICY_SNAPLEN, SPARED,
     done, found,
@@ -637,6 +641,44 @@ pub(crate) const CASES: &[Case] = &[
         assert_eq!(checkpoints(&runs.changed).len(), 2);
         assert_eq!(checkpoints(&runs.short)[0]["checkpoint"], 1);
     }),
+    case("backup.vault", "where recovery points go", |runs| {
+        ordered(runs, "BackupVaultName", VAULT, OTHER_VAULT);
+    }),
+    case("backup.role", "as whom the service works", |runs| {
+        ordered(runs, "IamRoleArn", ROLE, OTHER_ROLE);
+    }),
+    case("backup.resource", "what is backed up", |runs| {
+        ordered(runs, "ResourceArn", VOLUME, OTHER_VOLUME);
+    }),
+    case("backup.every", "one order a day, or the next after a second", |runs| {
+        assert_eq!(runs.backed.plain.len(), 1);
+        assert!(runs.backed.changed.len() >= 2);
+    }),
+    case("backup.retention", "when a recovery point goes, or that it stays", |runs| {
+        assert_eq!(runs.backed.plain[0]["order"]["Lifecycle"], Value::Null);
+        assert_eq!(runs.backed.changed[0]["order"]["Lifecycle"]["DeleteAfterDays"], 2);
+    }),
+    case("cloud.imds", "an instance is asked who it is, or nobody is", |_| {
+        let imds = Imds::start();
+        let (asked, _site) = on_instance(&imds, "");
+        assert_eq!(until(&asked, "id")["id"], INSTANCE);
+        assert!(asked.terminate().success());
+        imds.calls();
+        let (silent, _site) = on_instance(&imds, "imds: off");
+        assert_eq!(silent.status()["instance"], Value::Null);
+        assert!(silent.terminate().success());
+        assert!(imds.calls().is_empty());
+    }),
+    case("cloud.on_notice", "when the machine goes, it records on or ends", |_| {
+        let imds = Imds::start();
+        imds.announce(&[("spot/instance-action", "{\"action\":\"stop\"}")]);
+        let (stays, _site) = on_instance(&imds, "");
+        until(&stays, "drained");
+        assert!(stays.terminate().success(), "it was there to be told to end");
+        let (mut ends, _site) = on_instance(&imds, "on_notice: stop");
+        let status = wait_for("its end", PATIENCE, || ends.ended());
+        assert!(status.success(), "{status}");
+    }),
     case("api.socket", "where it answers", |runs| {
         assert!(runs.changed.socket.ends_with("folder/other.sock"));
         for seen in [&runs.plain, &runs.changed] {
@@ -750,6 +792,12 @@ fn said(output: &Output) -> String {
 /// A rule that deletes.
 fn rule(more: &str) -> String {
     format!("  - name: gone\n    action: delete\n{more}")
+}
+
+/// What the first orders of both runs say.
+fn ordered(runs: &Runs, field: &str, plain: &str, changed: &str) {
+    assert_eq!(runs.backed.plain[0]["order"][field], plain);
+    assert_eq!(runs.backed.changed[0]["order"][field], changed);
 }
 
 /// What `wirevault snapshot list` says of a run's checkpoints.

@@ -4,7 +4,9 @@
 //! A key enters the table of `config::keys` with a case here, or the gate fails.
 
 mod access;
+mod backup;
 mod cases;
+mod cloud;
 mod cloudwatch;
 mod kms;
 mod policies;

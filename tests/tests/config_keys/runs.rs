@@ -30,6 +30,7 @@ use wirevault_tests::recorder::{Exported, Recorder, Site, read_pcapng};
 use wirevault_tests::store::text;
 
 use crate::access::Access;
+use crate::backup::Backed;
 use crate::cloudwatch::CloudWatch;
 use crate::kms::Kms;
 use crate::policies::Policies;
@@ -90,6 +91,7 @@ pub(crate) struct Runs {
     pub(crate) kms: Option<Kms>,
     /// Nothing without the emulator.
     pub(crate) cloudwatch: Option<CloudWatch>,
+    pub(crate) backed: Backed,
     /// The last CPU that this process may use.
     pub(crate) cpu: usize,
     pub(crate) without_store: Output,
@@ -124,6 +126,7 @@ impl Runs {
             without_file: with(&format!("store: {store}\nreplay:\n  file: /nowhere.pcap\n")),
             kms: Kms::make(),
             cloudwatch: CloudWatch::make(),
+            backed: Backed::make(),
             plain,
             changed,
             short,

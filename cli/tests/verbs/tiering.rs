@@ -29,7 +29,7 @@ impl Site {
 
     fn config(&self) -> String {
         let text = format!(
-            "store: {}\nreplay:\n  file: {}\napi:\n  socket: {}\nbuffer:\n  size: 16MiB\n\
+            "store: {}\nsandbox: off\nreplay:\n  file: {}\napi:\n  socket: {}\nbuffer:\n  size: 16MiB\n\
              tier:\n  url: file://{}\n{}retention:\n  - name: cold\n    action: tier\n",
             self.lab.store(),
             self.lab.text("b.pcap"),

@@ -9,8 +9,8 @@
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, BitFlags, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, path_beneath_rules,
+    ABI, Access, AccessFs, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
+    RulesetStatus, path_beneath_rules,
 };
 use wirevault_config::{Config, Input};
 use wirevault_lifecycle::audit;
@@ -112,7 +112,7 @@ pub(super) fn confine(reach: &Reach) -> Result<u32, String> {
     // Devices are asked by ioctl; which of them, their file rights and the unit say.
     let ask = read | AccessFs::IoctlDev;
     let never = AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock;
-    let write = AccessFs::from_all(KNOWN) & !BitFlags::from(never);
+    let write = AccessFs::from_all(KNOWN) & !never;
     let restrict = || -> Result<_, RulesetError> {
         Ruleset::default()
             .handle_access(AccessFs::from_all(KNOWN))?

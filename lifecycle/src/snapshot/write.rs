@@ -106,7 +106,7 @@ impl Snapshots {
         let mut whole: Vec<u64> =
             mine.filter(|it| it.manifest.is_ok()).map(|it| it.number).collect();
         whole.sort_unstable();
-        let Some(oldest) = whole.iter().rev().take(self.keep).last().copied() else {
+        let Some(&oldest) = whole.get(whole.len().saturating_sub(self.keep)) else {
             return Ok(());
         };
         // What a crash left of a manifest goes as well, once it is older than these.

@@ -1,7 +1,7 @@
 //! What goes when room is needed, and what is said when nothing can go.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 use std::time::Duration;
@@ -103,8 +103,8 @@ fn a_witness_keeps_nobody_from_the_volume() {
     let mut recorder = recorder(&media, 4, 64, 1);
     (0..4).for_each(|_| full_segment(&mut recorder, 0));
     let Recorder { mut store, .. } = recorder;
-    let (ask, asked) = channel::<()>();
-    let (answer, answered) = channel::<()>();
+    let (ask, asked) = sync_channel::<()>(1);
+    let (answer, answered) = sync_channel::<()>(1);
     let went_on = Arc::new(Mutex::new(Vec::new()));
     let (told, both) = (Arc::clone(&went_on), Mutex::new((ask, answered)));
     store.set_witness(Box::new(move |_| {

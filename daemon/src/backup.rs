@@ -11,9 +11,7 @@
 //! `backup.json` beside the audit log holds the job, so that a restart asks on and orders no other.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +23,7 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::api::BackupStatus;
 use crate::audit::Audit;
+use crate::duty::Duty;
 use crate::server::App;
 use crate::snapshots::Checkpoints;
 
@@ -249,38 +248,10 @@ fn note(audit: &Audit, checkpoint: u64, job: Option<&str>, state: &str, why: Opt
     audit.note(Event::Backup { checkpoint, job, state, why });
 }
 
-/// The thread that orders them, and asks how they stand.
-pub(crate) struct BackingUp {
-    stop: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl BackingUp {
-    /// Begins at once; without `backup` in the configuration there is nothing to do.
-    pub(crate) fn start(app: &App) -> Self {
-        let Some(backups) = app.facts().backups.clone() else {
-            return Self { stop: None, thread: None };
-        };
-        let (app, (stop, stopped)) = (app.clone(), sync_channel(1));
-        let work = move || {
-            let mut asked = 0;
-            loop {
-                let pause = backups.step(app.audit(), &mut asked);
-                if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("backup".to_owned()).spawn(work);
-        let failed = |error| tracing::error!("no backups are ordered: {error}");
-        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
-    }
-
-    /// Ends it, after the call at hand. A job that is under way goes on without it.
-    pub(crate) fn end(self) {
-        drop(self.stop);
-        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
-            tracing::error!("the thread that orders backups has panicked");
-        }
-    }
+/// Begins to order them, and to ask how they stand. Without `backup` in the configuration there is
+/// nothing to do. A job that is under way at the end goes on without us.
+pub(crate) fn ordering(app: &App) -> Option<Duty> {
+    let (app, backups) = (app.clone(), app.facts().backups.clone()?);
+    let mut asked = 0;
+    Duty::start("backup", "orders backups", move |_| backups.step(app.audit(), &mut asked))
 }

@@ -2,18 +2,16 @@
 //!
 //! ```text
 //!  every 5 s: notices ─► a new one: a line in the log, an entry `notice`, a reason in the status
-//!                          └─► drain: close segments ─► checkpoint ─► entry `drained`
+//!                          └─► drain: close segments ─► checkpoint ─► entry `drained` ─► tier
 //!                                └─► the machine goes, and `on_notice: stop`: the recorder ends
 //! ```
 //! Two minutes are left at most. What is in an instance store goes with it, whatever is done here:
-//! closing makes segments whole for whoever can still copy them, and the checkpoint says what there
-//! was. Off the cloud there is no such thread.
+//! closing makes segments whole for whoever can still copy them, a checkpoint says what there was,
+//! and the tier takes what there is time for, copies for holds first. Off the cloud there is none.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use wirevault_cloud::instance::{Instance, Metadata, Notice, NoticeKind};
@@ -23,6 +21,8 @@ use wirevault_lifecycle::audit::{Event, Who};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::api::{InstanceStatus, NoticeStatus};
+use crate::duty::{Duty, Rest};
+use crate::lifecycle::planned;
 use crate::server::App;
 
 /// How often notices are asked for. Of the two minutes that a spot instance has, five seconds.
@@ -30,6 +30,9 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// Longest that a drain waits for segments to close: devices may be slow, and the checkpoint is to
 /// be taken within the two minutes in any case.
 const CLOSING_MAX: Duration = Duration::from_secs(45);
+/// Longest that a drain takes with what it moves to the tier: of two minutes the rest is for the
+/// notice's own delay, for the segment at hand and for the end.
+const RESCUE_MAX: Duration = Duration::from_secs(90);
 /// How often a drain looks whether they are.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -102,7 +105,7 @@ impl Watched {
     }
 
     /// Looks for notices, and deals with those that were not there the last time.
-    fn look(&self, app: &App, seen: &mut HashSet<(NoticeKind, String)>, stopped: &Receiver<()>) {
+    fn look(&self, app: &App, seen: &mut HashSet<(NoticeKind, String)>, rest: &Rest) {
         let found = match self.metadata.notices() {
             Ok(found) => found,
             Err(why) => return self.change(|shown| shown.trouble = Some(why)),
@@ -131,7 +134,7 @@ impl Watched {
         if new.is_empty() {
             return;
         }
-        self.drain(app, stopped);
+        self.drain(app, rest);
         let goes = |it: &Notice| matches!(it.kind, NoticeKind::Spot | NoticeKind::Scaling);
         if self.on_notice == OnNotice::Stop && new.iter().any(goes) {
             tracing::warn!("the recorder ends, as `cloud.on_notice` says");
@@ -141,10 +144,9 @@ impl Watched {
 
     /// Makes whole and durable what was taken so far: segments are closed, and then the state is
     /// saved, which names them. Recording goes on in others.
-    fn drain(&self, app: &App, stopped: &Receiver<()>) {
+    fn drain(&self, app: &App, rest: &Rest) {
         // What lanes hold in chunks that are not full is handed on within this time.
-        let waits = |pause| stopped.recv_timeout(pause) == Err(RecvTimeoutError::Timeout);
-        if !waits(self.flush_age) {
+        if !rest.wait(self.flush_age) {
             return;
         }
         let open = open_segments(app);
@@ -154,7 +156,7 @@ impl Watched {
         let since = Instant::now();
         let mut left = open.len();
         while left > 0 && since.elapsed() < CLOSING_MAX {
-            if !waits(LOOK) {
+            if !rest.wait(LOOK) {
                 return;
             }
             left = open_segments(app).intersection(&open).count();
@@ -170,8 +172,18 @@ impl Watched {
             "drained: segments are closed, the state is saved"
         );
         app.audit().note(Event::Drained { closed, left, checkpoint });
+        rescue(app, since);
         self.change(|shown| shown.drained = Some(SystemClock.unix_ns().into()));
     }
+}
+
+/// Moves to the tier, if there is one, what there is time for since the drain began.
+fn rescue(app: &App, since: Instant) {
+    let (Some(tier), Some(pipeline)) = (app.tier(), app.pipeline()) else { return };
+    let planned = planned(app, &app.rules());
+    let late = || since.elapsed() >= RESCUE_MAX || app.is_stopping();
+    let (moved, left) = tier.drain(pipeline.store(), app.audit(), &Who::Recorder, &planned, &late);
+    tracing::warn!(moved, left, "drained: segments were moved to the tier");
 }
 
 /// Segments with packets that lanes write now.
@@ -181,39 +193,13 @@ fn open_segments(app: &App) -> HashSet<LifeId> {
     catalog.segments.iter().filter(|it| it.is_live()).map(|it| it.entry.life).collect()
 }
 
-/// The thread that watches.
-pub(crate) struct Watching {
-    stop: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watching {
-    /// Begins at once; off the cloud there is nothing to do.
-    pub(crate) fn start(app: &App) -> Self {
-        let Some(watched) = app.facts().instance.clone() else {
-            return Self { stop: None, thread: None };
-        };
-        let (app, (stop, stopped)) = (app.clone(), sync_channel(1));
-        let work = move || {
-            let (mut known, mut seen) = (false, HashSet::new());
-            loop {
-                known = known || watched.learn();
-                watched.look(&app, &mut seen, &stopped);
-                if stopped.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("instance".to_owned()).spawn(work);
-        let failed = |error| tracing::error!("notices of the cloud are not looked for: {error}");
-        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
-    }
-
-    /// Ends it, after the question at hand.
-    pub(crate) fn end(self) {
-        drop(self.stop);
-        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
-            tracing::error!("the thread that looks for notices of the cloud has panicked");
-        }
-    }
+/// Begins to watch. Off the cloud there is nothing to do.
+pub(crate) fn watching(app: &App) -> Option<Duty> {
+    let (app, watched) = (app.clone(), app.facts().instance.clone()?);
+    let (mut known, mut seen) = (false, HashSet::new());
+    Duty::start("instance", "looks for notices of the cloud", move |rest| {
+        known = known || watched.learn();
+        watched.look(&app, &mut seen, rest);
+        PERIOD
+    })
 }

@@ -8,8 +8,6 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::extract::{Extension, State};
@@ -30,6 +28,7 @@ use wirevault_telemetry::clock::SystemClock;
 use crate::access::Asker;
 use crate::answers;
 use crate::api::{self, KeyStatus, RotateBody};
+use crate::duty::Duty;
 use crate::json::{Sent, done};
 use crate::server::App;
 
@@ -88,43 +87,19 @@ pub(crate) fn reason(keys: &EpochKeys) -> Option<String> {
     status.trouble.filter(|_| bad).map(|failure| failure.to_string())
 }
 
-/// The thread.
-pub(crate) struct Tending {
-    stop: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Tending {
-    /// Begins at once; without a key of a service there is nothing to do.
-    pub(crate) fn start(app: &App) -> Self {
-        let Some(keys) = app.facts().keys.clone() else { return Self { stop: None, thread: None } };
-        let (app, (stop, stopped)) = (app.clone(), sync_channel(1));
-        let work = move || {
-            loop {
-                if keys.is_due()
-                    && let Err(error) = turn(&app, &keys, &Who::Recorder, None)
-                {
-                    tracing::error!("the key rings stay as they are: {error}");
-                }
-                keys.tend();
-                tell(&app, &keys);
-                if stopped.recv_timeout(PERIOD) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("keys".to_owned()).spawn(work);
-        let failed = |error| tracing::error!("epoch keys are not fetched ahead: {error}");
-        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
-    }
-
-    /// Ends it, after the call at hand.
-    pub(crate) fn end(self) {
-        drop(self.stop);
-        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
-            tracing::error!("the thread that fetches epoch keys has panicked");
+/// Begins to tend the key. Without a key of a service there is nothing to do.
+pub(crate) fn tending(app: &App) -> Option<Duty> {
+    let (app, keys) = (app.clone(), app.facts().keys.clone()?);
+    Duty::start("keys", "fetches epoch keys", move |_| {
+        if keys.is_due()
+            && let Err(error) = turn(&app, &keys, &Who::Recorder, None)
+        {
+            tracing::error!("the key rings stay as they are: {error}");
         }
-    }
+        keys.tend();
+        tell(&app, &keys);
+        PERIOD
+    })
 }
 
 /// Tells what the key came to since the last time.

@@ -31,6 +31,7 @@ mod conditions;
 mod connections;
 pub mod devices;
 mod doors;
+mod duty;
 pub mod error;
 mod health;
 pub mod import;

@@ -28,22 +28,22 @@ use wirevault_telemetry::publish::MetricSink;
 use crate::access::Access;
 use crate::api::RecoveryStatus;
 use crate::audit::{Audit, text_hash};
-use crate::backup::{BackingUp, Backups};
+use crate::backup::{self, Backups};
 use crate::doors::{ANSWERS_END, Call, Calls, Doors};
-use crate::instance::{Watched, Watching};
-use crate::keys::Tending;
-use crate::lifecycle::{self, Holds, Keeper, Rules};
+use crate::duty::Duty;
+use crate::instance::{self, Watched};
+use crate::lifecycle::{self, Holds, Rules};
 use crate::mending::Mending;
 use crate::probe::{self, Level};
 use crate::publisher::{Publisher, Publishing};
 use crate::reload::{ConfigFile, Reloader};
 use crate::server::{App, Facts};
 use crate::shared::{Leased, Shared};
-use crate::snapshots::{Checkpoints, Taking};
+use crate::snapshots::Checkpoints;
 use crate::standby::Waited;
-use crate::tier::{Mover, Tier};
+use crate::tier::{self, Tier};
 use crate::vfio::OwnDevices;
-use crate::{DaemonError, sandbox, snapshots, sources, standby};
+use crate::{DaemonError, keys, sandbox, snapshots, sources, standby};
 
 /// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
 const LOOK: Duration = Duration::from_millis(250);
@@ -227,21 +227,18 @@ fn record(
         tier,
     };
     let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
-    let keeper = Keeper::start(&app);
-    let mover = Mover::start(&app);
-    let tending = Tending::start(&app);
-    let taking = Taking::start(&app);
-    let watching = Watching::start(&app);
-    let backing_up = BackingUp::start(&app);
+    let duties = [
+        lifecycle::keeping(&app),
+        tier::moving(&app),
+        keys::tending(&app),
+        snapshots::taking(&app),
+        instance::watching(&app),
+        backup::ordering(&app),
+    ];
     let publisher = Publisher::start(&app);
     let watched = serve(&app, access, doors, Reloader::new(file, config), live);
     mending.end();
-    keeper.end();
-    mover.end();
-    tending.end();
-    backing_up.end();
-    watching.end();
-    taking.end();
+    Duty::end(duties);
     let closing = publisher.close(&app);
     let finished = finish(&app);
     closing.end(finished.as_deref().unwrap_or_default());

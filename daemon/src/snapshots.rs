@@ -8,9 +8,7 @@
 //! on. What a checkpoint is made of is in [`wirevault_lifecycle::snapshot`].
 
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use axum::Router;
 use axum::extract::{Extension, State};
@@ -29,6 +27,7 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 use crate::access::Asker;
 use crate::api::{self, SnapshotStatus};
 use crate::audit::Audit;
+use crate::duty::Duty;
 use crate::json::done;
 use crate::server::App;
 use crate::status::VERSION;
@@ -128,41 +127,14 @@ impl Checkpoints {
     }
 }
 
-/// The thread that takes them.
-pub(crate) struct Taking {
-    stop: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Taking {
-    /// Takes the first one at once; without a configured folder there is nothing to do.
-    pub(crate) fn start(app: &App) -> Self {
-        let Some(checkpoints) = app.facts().snapshots.clone() else {
-            return Self { stop: None, thread: None };
-        };
-        let (app, (stop, stopped)) = (app.clone(), sync_channel(1));
-        let work = move || {
-            loop {
-                // Why it failed is in the status and in the log.
-                let _ = checkpoints.take(app.audit(), &Who::Recorder);
-                let pause = checkpoints.options.every;
-                if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("snapshots".to_owned()).spawn(work);
-        let failed = |error| tracing::error!("no checkpoints are taken: {error}");
-        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
-    }
-
-    /// Ends it, after the one at hand.
-    pub(crate) fn end(self) {
-        drop(self.stop);
-        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
-            tracing::error!("the thread that takes checkpoints has panicked");
-        }
-    }
+/// Begins to take them, the first one at once. Without a configured folder there is nothing to do.
+pub(crate) fn taking(app: &App) -> Option<Duty> {
+    let (app, checkpoints) = (app.clone(), app.facts().snapshots.clone()?);
+    Duty::start("snapshots", "takes checkpoints", move |_| {
+        // Why it failed is in the status and in the log.
+        let _ = checkpoints.take(app.audit(), &Who::Recorder);
+        checkpoints.options.every
+    })
 }
 
 /// The questions of this module.

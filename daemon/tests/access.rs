@@ -123,6 +123,9 @@ fn every_role_gets_what_it_may_from_every_endpoint() {
         ("GET", api::METRICS, "", Role::Status, 200),
         ("GET", api::PLAN, "", Role::Status, 200),
         ("POST", api::APPLY, "{}", Role::Admin, 200),
+        // There is no tier, and no folder for checkpoints.
+        ("POST", api::DRAIN, r#"{"within_ms":0}"#, Role::Admin, 409),
+        ("POST", api::SNAPSHOT, "", Role::Admin, 409),
         ("POST", api::DELETE, "{}", Role::Admin, 200),
         ("POST", api::REPLACE, r#"{"volume":9,"path":"/new"}"#, Role::Admin, 422),
         ("POST", api::DELETE, r#"{"segments":[999]}"#, Role::Admin, 422),
@@ -332,8 +335,10 @@ fn the_document_describes_the_api_as_it_is() {
         let kinds = operation["responses"]["200"]["content"].as_object().expect("an answer");
         let (kind, content) = kinds.iter().next().expect("a type");
         let answer = match (endpoint.method, endpoint.path) {
-            // One has no end; for the others a volume must have failed, a service have the key.
+            // One has no end; for the others a volume must have failed, a service have the key, or
+            // the configuration name a tier and a folder.
             (_, api::TAIL | api::REPLACE | api::KEY | api::ROTATE) => continue,
+            (_, api::DRAIN | api::SNAPSHOT) => continue,
             ("POST", api::HOLD_ADD | api::HOLD_RELEASE) => {
                 recorder.post(endpoint.path, r#"{"name":"a"}"#)
             }

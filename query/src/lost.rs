@@ -85,10 +85,10 @@ mod tests {
             packets: 5,
             ..SegmentEntry::default()
         };
-        let segment = |entry| LostSegment { volume: 0, place: 0, entry };
+        let segment = |place, entry| LostSegment { volume: 0, place, entry };
         LostStore {
             runs: vec![run(1, RunState::Ended, 10, 30), run(2, RunState::Crashed, 40, 62)],
-            segments: vec![segment(entry(1, 10, 30)), segment(entry(2, 40, 60))],
+            segments: vec![segment(0, entry(1, 10, 30)), segment(1, entry(2, 40, 60))],
             ..LostStore::default()
         }
     }

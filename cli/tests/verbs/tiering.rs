@@ -29,8 +29,9 @@ impl Site {
 
     fn config(&self) -> String {
         let text = format!(
-            "store: {}\nsandbox: off\nreplay:\n  file: {}\napi:\n  socket: {}\n\
-             buffer:\n  size: 16MiB\ntier:\n  url: file://{}\n{}retention:\n  - name: cold\n    action: tier\n",
+            "store: {}\nsandbox: off\nreplay:\n  file: {}\napi:\n  socket: {}\nbuffer:\n  \
+             size: 16MiB\ntier:\n  url: file://{}\n{}retention:\n  - name: cold\n    \
+             action: tier\n",
             self.lab.store(),
             self.lab.text("b.pcap"),
             self.lab.text("s.sock"),

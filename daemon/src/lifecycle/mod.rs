@@ -20,14 +20,13 @@ mod offline;
 mod routes;
 mod rules;
 
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use wirevault_lifecycle::audit::{Event, Who};
 use wirevault_lifecycle::retention::Step;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
+use crate::duty::Duty;
 use crate::server::App;
 
 pub use deleting::chosen;
@@ -40,53 +39,28 @@ pub use rules::Rules;
 /// How often the rules are asked.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// The thread that keeps holds and does what the rules say.
-pub(crate) struct Keeper {
-    stop: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Keeper {
-    /// Begins at once, and goes on: holds every few seconds, rules and the head of the audit log,
-    /// which is kept outside, every minute.
-    pub(crate) fn start(app: &App) -> Self {
-        let app = app.clone();
-        let (stop, stopped) = sync_channel(1);
-        let work = move || {
-            let mut rules_at = Instant::now();
-            let mut trouble = None;
-            loop {
-                if let Some(pipeline) = app.pipeline() {
-                    let stopping = || app.is_stopping();
-                    app.holds().keep(pipeline.store(), app.audit(), &stopping);
-                    let told = pipeline.store().status().key_trouble;
-                    if told != trouble {
-                        app.audit().note(Event::Keys { trouble: told.clone() });
-                        trouble = told;
-                    }
-                }
-                if rules_at <= Instant::now() {
-                    follow(&app, &app.rules());
-                    app.audit().anchor();
-                    rules_at = Instant::now() + PERIOD;
-                }
-                if stopped.recv_timeout(holds::PERIOD) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
+/// Begins to keep holds, every few seconds, and to do what the rules say and keep the head of the
+/// audit log outside, every minute.
+pub(crate) fn keeping(app: &App) -> Option<Duty> {
+    let app = app.clone();
+    let (mut rules_at, mut trouble) = (Instant::now(), None);
+    Duty::start("lifecycle", "follows the retention rules", move |_| {
+        if let Some(pipeline) = app.pipeline() {
+            let stopping = || app.is_stopping();
+            app.holds().keep(pipeline.store(), app.audit(), &stopping);
+            let told = pipeline.store().status().key_trouble;
+            if told != trouble {
+                app.audit().note(Event::Keys { trouble: told.clone() });
+                trouble = told;
             }
-        };
-        let thread = std::thread::Builder::new().name("lifecycle".to_owned()).spawn(work);
-        let failed = |error| tracing::error!("the retention rules are not followed: {error}");
-        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
-    }
-
-    /// Ends it, after the deletion at hand.
-    pub(crate) fn end(self) {
-        drop(self.stop);
-        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
-            tracing::error!("the thread that follows the retention rules has panicked");
         }
-    }
+        if rules_at <= Instant::now() {
+            follow(&app, &app.rules());
+            app.audit().anchor();
+            rules_at = Instant::now() + PERIOD;
+        }
+        holds::PERIOD
+    })
 }
 
 /// Deletes what the rules want deleted.

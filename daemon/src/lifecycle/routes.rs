@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Extension, State};
+use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::{get, post};
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -11,7 +12,7 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 use super::deleting::{chosen, delete_live};
 use super::planned;
 use crate::access::Asker;
-use crate::answers::STOPPED;
+use crate::answers::{self, STOPPED};
 use crate::api::{
     self, ApplyBody, DeleteBody, Deletions, DrainBody, Drained, HoldBody, ReleaseBody,
 };
@@ -67,12 +68,16 @@ async fn drain(
     Extension(asker): Extension<Asker>,
     Sent(body): Sent<DrainBody>,
 ) -> Response {
+    let Some(tier) = app.facts().tier.clone() else {
+        let why = "there is no tier: `tier.url` of the configuration names one";
+        return answers::error(StatusCode::CONFLICT, why.to_owned());
+    };
     done(move || {
-        let deadline = Instant::now() + Duration::from_millis(body.within_ms);
+        let (began, within) = (Instant::now(), Duration::from_millis(body.within_ms));
+        let late = || began.elapsed() >= within;
         let pipeline = app.pipeline().ok_or(STOPPED)?;
-        let tier = app.tier().ok_or("there is no tier: `tier.url` names one")?;
         let (store, planned) = (pipeline.store(), planned(&app, &app.rules()));
-        let (moved, left) = tier.drain(store, app.audit(), &asker.who, &planned, deadline);
+        let (moved, left) = tier.drain(store, app.audit(), &asker.who, &planned, &late);
         Ok(Drained { moved, left })
     })
     .await

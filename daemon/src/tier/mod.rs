@@ -19,9 +19,7 @@ mod tests;
 
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use wirevault_format::table::SegmentState;
@@ -36,6 +34,7 @@ use wirevault_storage::Store;
 use crate::DaemonError;
 use crate::api::TierStatus;
 use crate::audit::Audit;
+use crate::duty::Duty;
 use crate::lifecycle::planned;
 use crate::server::App;
 
@@ -143,7 +142,7 @@ impl Tier {
         Ok(moved)
     }
 
-    /// Moves everything that is closed, until `deadline`: the machine goes away. Copies for holds
+    /// Moves everything that is closed, until it is `late`: the machine goes away. Copies for holds
     /// come first, then what the rules would move, then the youngest. What closes meanwhile stays.
     /// Says how many segments moved, and how many did not.
     pub(crate) fn drain(
@@ -152,7 +151,7 @@ impl Tier {
         audit: &Audit,
         who: &Who,
         planned: &[Step],
-        deadline: Instant,
+        late: &(dyn Fn() -> bool + Sync),
     ) -> (u64, u64) {
         let wanted: HashSet<&str> = planned
             .iter()
@@ -168,12 +167,11 @@ impl Tier {
             let later = (entry.hold == 0, !wanted.contains(entry.life.to_string().as_str()));
             (later, std::cmp::Reverse(entry.ordinal))
         });
-        let late = || Instant::now() >= deadline;
         let all = segments.len() as u64;
         let in_time = segments.into_iter().take_while(|_| !late());
         // What failed is told by the status.
         let moved = in_time
-            .filter(|segment| self.take(store, audit, who, segment, "drain", &late).is_ok())
+            .filter(|segment| self.take(store, audit, who, segment, "drain", late).is_ok())
             .count() as u64;
         (moved, all - moved)
     }
@@ -239,48 +237,19 @@ pub(crate) fn objects(url: &str) -> Result<Arc<dyn Objects>, DaemonError> {
     wirevault_cloud::objects(url).map_err(|source| DaemonError::System { what, source })
 }
 
-/// The thread that moves what the rules say.
-pub(crate) struct Mover {
-    stop: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Mover {
-    /// Begins at once, if there is a tier: with what a crash left, then once a minute.
-    pub(crate) fn start(app: &App) -> Self {
-        if app.tier().is_none() {
-            return Self { stop: None, thread: None };
+/// Begins to move what the rules say, if there is a tier: what a crash left, then once a minute.
+pub(crate) fn moving(app: &App) -> Option<Duty> {
+    let (app, tier) = (app.clone(), app.facts().tier.clone()?);
+    Duty::start("tier", "moves segments to the tier", move |_| {
+        let began = Instant::now();
+        if let Some(pipeline) = app.pipeline() {
+            let (store, audit) = (pipeline.store(), app.audit());
+            let stopping = || app.is_stopping();
+            // What fails is told by the status, and tried again.
+            let _ = tier.resume(store, audit);
+            let steps = planned(&app, &app.rules());
+            let _ = tier.follow(store, audit, &Who::Recorder, &steps, &stopping);
         }
-        let app = app.clone();
-        let (stop, stopped) = sync_channel(1);
-        let work = move || {
-            let Some(tier) = app.tier() else { return };
-            loop {
-                let began = Instant::now();
-                if let Some(pipeline) = app.pipeline() {
-                    let (store, audit) = (pipeline.store(), app.audit());
-                    let stopping = || app.is_stopping();
-                    // What fails is told by the status, and tried again.
-                    let _ = tier.resume(store, audit);
-                    let steps = planned(&app, &app.rules());
-                    let _ = tier.follow(store, audit, &Who::Recorder, &steps, &stopping);
-                }
-                let pause = PERIOD.saturating_sub(began.elapsed());
-                if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("tier".to_owned()).spawn(work);
-        let failed = |error| tracing::error!("nothing moves to the tier: {error}");
-        Self { stop: Some(stop), thread: thread.map_err(failed).ok() }
-    }
-
-    /// Ends it, with the piece that is under way.
-    pub(crate) fn end(self) {
-        drop(self.stop);
-        if let Some(Err(_)) = self.thread.map(JoinHandle::join) {
-            tracing::error!("the thread that moves segments to the tier has panicked");
-        }
-    }
+        PERIOD.saturating_sub(began.elapsed())
+    })
 }

@@ -169,7 +169,7 @@ fn a_copy_beyond_the_budget_is_refused_and_changes_nothing() {
     hold(&store).unwrap();
     let copy = store.catalog(START_NS).segments.iter().last().map(Arc::clone).unwrap();
     let refused = store.hold_chunks(CASE, &copy, &[0]).unwrap_err().to_string();
-    assert!(refused.contains("cannot be copied"), "a copy is no source: {refused}");
+    assert!(refused.contains("cannot be kept"), "a copy is no source: {refused}");
     let source = recorded(&store).remove(0);
     let refused = store.hold_chunks(CASE, &source, &[7]).unwrap_err().to_string();
     assert!(refused.contains("chunk 7"), "{refused}");

@@ -19,10 +19,11 @@ pub(crate) fn on_instance(imds: &Imds, keys: &str) -> (Recorder, Site) {
     (recorder, site)
 }
 
-/// Waits until status says so of the instance.
+/// Waits until status says that of the instance; before it is known it is empty.
 pub(crate) fn until(recorder: &Recorder, field: &str) -> Value {
     wait_for("what the cloud tells", PATIENCE, || {
         let instance = recorder.status()["instance"].clone();
-        (!instance[field].is_null()).then_some(instance)
+        let told = !instance[field].is_null() && instance[field] != "";
+        told.then_some(instance)
     })
 }

@@ -107,9 +107,10 @@ fn a_start_without_kms_seals_one_way_and_the_private_key_in_kms_opens_it() {
     let site = Site::with_kms_key(&aws, &key);
     let pem = site.file("seal.pem");
     fs::write(&pem, public).expect("a PEM file");
+    // Epochs of a second, so that the service is asked all the time.
     let seal = format!(
-        "kms:\n  when_exhausted: seal\n  when_revoked: seal\n  public_key: {}\n  \
-         public_key_of: {sealing}\n",
+        "kms:\n  epoch_age: 1s\n  epochs_ahead: 2\n  when_exhausted: seal\n  \
+         when_revoked: seal\n  public_key: {}\n  public_key_of: {sealing}\n",
         pem.display()
     );
     let state = |recorder: &Recorder| recorder.status()["key"].clone();

@@ -9,8 +9,8 @@
 //! no unit, and forbids what only the start needs.
 //!
 //! - **Rights**: capabilities that no part of this configuration uses are dropped.
-//! - **Files** ([`files`]): Landlock lets it open its own, and those that tell of the machine.
-//! - **System calls** ([`calls`]): seccomp refuses what a recorder never does.
+//! - **Files** (`files`): Landlock lets it open its own, and those that tell of the machine.
+//! - **System calls** (`calls`): seccomp refuses what a recorder never does.
 //!
 //! Rights and files hold for the threads that start later, as all do that read packets or
 //! questions; system calls hold for every thread. Nothing is killed: what is refused fails with

@@ -25,8 +25,8 @@
 //!
 //! One process writes a folder at a time; several stores may share it, one after the other.
 //!
-//! Files: [`write`] (taking, removing old ones), [`read`] (finding the newest whole one),
-//! [`restore`] (putting state back).
+//! Files: `write` (taking, removing old ones), `read` (finding the newest whole one),
+//! `restore` (putting state back).
 
 #[cfg(test)]
 mod crash_tests;

@@ -297,8 +297,11 @@ fn wait_until_stored(recorder: &Recorder, packets: u64) {
 /// Looks at everything, and ends the recorder.
 pub(crate) fn look(ns: &Namespace, site: Site, recorder: Recorder, elapsed: Duration) -> Seen {
     let file = site.file("answer.pcapng");
-    let output = recorder.ask("query", &["-w", &text(&file)]);
-    assert!(matches!(output.status.code(), Some(0 | 3)), "{output:?}");
+    // A chunk counts as stored once it is durable, and is found once its index is in the catalog.
+    wait_for("an answer", PATIENCE, || {
+        let output = recorder.ask("query", &["-w", &text(&file)]);
+        matches!(output.status.code(), Some(0 | 3)).then_some(())
+    });
     let metrics = recorder.get("/v1/metrics").expect("metrics");
     let syncs = metrics.lines().filter(|line| line.starts_with("wirevault_nvme_syncs_count_total"));
     let socket = recorder.socket().to_owned();

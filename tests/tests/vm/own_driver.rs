@@ -19,8 +19,8 @@ fn configure(vm: &mut Vm, line: &str) {
 fn keep_links(vm: &mut Vm) {
     vm.put(
         "/tmp/links",
-        "while sleep 1; do for b in /sys/block/nvme*; do case $b in *c*n*) continue; esac\n\
-         read -r s <$b/device/serial && ln -sfn /dev/${b##*/} /dev/disk/by-id/nvme-$s\n\
+        "cd /sys/block; while sleep 1; do for b in nvme*; do case $b in *c*n*) continue; esac\n\
+         read -r s <$b/device/serial && ln -sfn /dev/$b /dev/disk/by-id/nvme-$s\n\
          done; done\n",
     );
     vm.spawn("sh /tmp/links", "/dev/null");

@@ -1,20 +1,15 @@
 //! The metadata service of EC2 on loopback: `tests/aws/imds.py`, and an instance that it tells of.
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
 use serde_json::{Value, json};
 
-use crate::aws::http;
+use crate::double::Double;
 
 /// Id of the instance.
 pub const INSTANCE: &str = "i-0123456789abcdef0";
 
 /// The service. Dropping it ends it.
 pub struct Imds {
-    child: Child,
-    port: u16,
+    double: Double,
 }
 
 impl Imds {
@@ -23,14 +18,7 @@ impl Imds {
     /// # Panics
     /// If it does not start: it needs nothing but Python.
     pub fn start() -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("aws/imds.py");
-        let mut command = Command::new("python3");
-        command.arg(script).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("Python");
-        let mut line = String::new();
-        let mut said = BufReader::new(child.stdout.take().expect("a pipe"));
-        said.read_line(&mut line).expect("its port");
-        let imds = Self { child, port: line.trim().parse().expect("a port") };
+        let imds = Self { double: Double::start("imds.py") };
         imds.announce(&[]);
         imds
     }
@@ -52,24 +40,20 @@ impl Imds {
         for (path, text) in notices {
             paths[format!("/latest/meta-data/{path}")] = (*text).into();
         }
-        http(self.port, "POST /_fake/paths", &[], &paths);
+        self.double.tell("POST /_fake/paths", &paths);
     }
 
     /// What programs need in their environment to find it.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        vec![("AWS_EC2_METADATA_SERVICE_ENDPOINT", format!("http://127.0.0.1:{}", self.port))]
+        vec![(
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+            format!("http://127.0.0.1:{}", self.double.port),
+        )]
     }
 
     /// Method, path and status of the calls since the last time this was asked.
     pub fn calls(&self) -> Vec<String> {
-        let calls = http(self.port, "GET /_fake/calls", &[], &Value::Null);
+        let calls = self.double.tell("GET /_fake/calls", &Value::Null);
         serde_json::from_value(calls).expect("calls")
-    }
-}
-
-impl Drop for Imds {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod aws;
 pub mod captures;
+mod double;
 pub mod filters;
 pub mod frames;
 pub mod imds;

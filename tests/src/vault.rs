@@ -1,12 +1,9 @@
 //! AWS Backup on loopback: `tests/aws/backup.py`.
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-
 use serde_json::{Value, json};
 
-use crate::aws::{self, http};
+use crate::aws;
+use crate::double::Double;
 
 /// Name of the vault that is there.
 pub const VAULT: &str = "recorders";
@@ -17,8 +14,7 @@ pub const VOLUME: &str = "arn:aws:ec2:eu-central-1:123456789012:volume/vol-01234
 
 /// The service. Dropping it ends it.
 pub struct Vault {
-    child: Child,
-    port: u16,
+    double: Double,
 }
 
 impl Vault {
@@ -27,14 +23,7 @@ impl Vault {
     /// # Panics
     /// If it does not start: it needs nothing but Python.
     pub fn start(states: &[&str]) -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("aws/backup.py");
-        let mut command = Command::new("python3");
-        command.arg(script).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("Python");
-        let mut line = String::new();
-        let mut said = BufReader::new(child.stdout.take().expect("a pipe"));
-        said.read_line(&mut line).expect("its port");
-        let vault = Self { child, port: line.trim().parse().expect("a port") };
+        let vault = Self { double: Double::start("backup.py") };
         vault.script(&[VAULT], &[ROLE], states, None);
         vault
     }
@@ -43,24 +32,17 @@ impl Vault {
     pub fn script(&self, vaults: &[&str], roles: &[&str], states: &[&str], message: Option<&str>) {
         let script =
             json!({"vaults": vaults, "roles": roles, "states": states, "message": message});
-        http(self.port, "POST /_fake/script", &[], &script);
+        self.double.tell("POST /_fake/script", &script);
     }
 
     /// The orders: `order` as it came, how often it was `given`, and `asked` for.
     pub fn jobs(&self) -> Vec<Value> {
-        let jobs = http(self.port, "GET /_fake/jobs", &[], &Value::Null);
+        let jobs = self.double.tell("GET /_fake/jobs", &Value::Null);
         serde_json::from_value(jobs).expect("jobs")
     }
 
     /// What programs need in their environment to find it.
     pub fn environment(&self) -> Vec<(&'static str, String)> {
-        aws::environment_of(self.port).into()
-    }
-}
-
-impl Drop for Vault {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        aws::environment_of(self.double.port).into()
     }
 }

@@ -1,7 +1,4 @@
-//! AF_XDP on real interfaces: veth pairs in a network namespace of the test's own, in both places
-//! where a program can run.
-//!
-//! They need root. Without it they say so and pass, unless `CI=true`: then they fail.
+//! AF_XDP sockets, in both places where a program can run.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -10,68 +7,21 @@ use std::time::{Duration, Instant};
 
 use caps::Capability;
 use wirevault_capture::{
-    CaptureError, Packet, Polled, Source, SourceState, VlanTag, XdpHook, XdpOptions, XdpSource,
-    choose, open_xdp_lanes,
+    CaptureError, Packet, Polled, Source, SourceState, XdpHook, XdpOptions, XdpSource, choose,
+    open_xdp_lanes,
 };
 use wirevault_format::Cause;
 use wirevault_testkit::net::{Namespace, Sender, now_ns, udp, without_capabilities};
 
-const WAIT: Duration = Duration::from_millis(20);
-const HERE: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const THERE: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
+use crate::wire::{
+    EXPERIMENTAL, HERE, THERE, WAIT, assert_books, frame, mixed_frames, outage, take, until,
+};
+
 const HOOKS: [XdpHook; 2] = [XdpHook::Native, XdpHook::Generic];
 /// Frames sent without a pause. The veth pair's own queue of 256 holds some of these bursts if the
 /// kernel's thread that empties it is late.
 const BURST: usize = 32;
 const PAUSE: Duration = Duration::from_millis(5);
-
-/// A packet as it was handed out.
-#[derive(Debug, Clone, PartialEq)]
-struct Seen {
-    bytes: Vec<u8>,
-    wire_len: u32,
-    flags: u32,
-    ts_ns: u64,
-}
-
-/// Polls until `count` packets came or nothing came for a while.
-fn take(source: &mut XdpSource, count: usize) -> Vec<Seen> {
-    let mut got = Vec::new();
-    let mut last = Instant::now();
-    while last.elapsed() < Duration::from_millis(600) && got.len() < count {
-        let before = got.len();
-        let mut sink = |packet: &Packet<'_>| {
-            let mut bytes = packet.data.to_vec();
-            // As a lane does.
-            let tag = packet.vlan.map(VlanTag::bytes);
-            let tag = tag.as_ref().map_or(&[][..], |tag| &tag[..]);
-            bytes.splice(VlanTag::OFFSET..VlanTag::OFFSET, tag.iter().copied());
-            got.push(Seen {
-                wire_len: packet.wire_len + tag.len() as u32,
-                bytes,
-                flags: packet.flags.unwrap_or(0),
-                ts_ns: packet.ts_ns,
-            });
-            ControlFlow::Continue(())
-        };
-        source.poll(&mut sink, WAIT).expect("poll");
-        if got.len() > before {
-            last = Instant::now();
-        }
-    }
-    got
-}
-
-fn frame(to: [u8; 6], ethertype: [u8; 2], number: u32, bytes: usize) -> Vec<u8> {
-    let mut frame = [&to[..], &THERE, &ethertype, &number.to_be_bytes()].concat();
-    let mut value = number;
-    while frame.len() < bytes {
-        value = value.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        frame.push((value >> 24) as u8);
-    }
-    frame
-}
 
 /// Sends in bursts that the veth pair can hold.
 fn send_all(sender: &mut Sender, frames: &[Vec<u8>]) {
@@ -83,11 +33,6 @@ fn send_all(sender: &mut Sender, frames: &[Vec<u8>]) {
 
 fn options(interface: &str, hook: XdpHook) -> XdpOptions {
     XdpOptions { ring_bytes: 8 << 20, hook, ..XdpOptions::new(interface) }
-}
-
-fn assert_books(source: &mut XdpSource) {
-    let c = source.counters();
-    assert_eq!(c.received, c.handed + c.dropped_ring + c.in_ring, "{c:?}");
 }
 
 /// What `ip link` says of XDP programs on an interface.
@@ -103,18 +48,7 @@ fn every_byte_length_and_tag_is_as_sent() {
         ns.add_veth("va", "vb");
         let mut source = XdpSource::open(&options("va", hook)).expect("open");
         assert_eq!(source.state(), SourceState::Running);
-        let mut sent = Vec::new();
-        for number in 0..700u32 {
-            let to = [HERE, [0xff; 6], [2, 9, 9, 9, 9, 9]][number as usize % 3];
-            let bytes = 60 + (number as usize * 37) % 1455;
-            let mut bytes = frame(to, EXPERIMENTAL, number, bytes);
-            if number % 5 == 0 {
-                bytes.splice(12..12, [0x81, 0x00, 0x2a, 0xbc]);
-            } else if number % 7 == 0 {
-                bytes.splice(12..12, [0x88, 0xa8, 0x00, 0x07]);
-            }
-            sent.push(bytes);
-        }
+        let sent = mixed_frames(700);
         let before_ns = now_ns();
         send_all(&mut Sender::on("vb"), &sent);
         let got = take(&mut source, sent.len());
@@ -531,28 +465,6 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
         sources.iter_mut().for_each(assert_books);
         assert!(programs(&ns, "va"), "step {step}");
         assert_eq!(sources[0].interfaces().len(), 1);
-    }
-}
-
-/// Polls until the state is as wanted.
-fn until(source: &mut XdpSource, wanted: impl Fn(&SourceState) -> bool) {
-    let begin = Instant::now();
-    while !wanted(&source.state()) {
-        assert!(begin.elapsed() < Duration::from_secs(5), "state stays {:?}", source.state());
-        source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT).expect("poll");
-    }
-}
-
-/// Polls until the source tells of an outage; returns its window.
-fn outage(source: &mut XdpSource) -> (u64, u64) {
-    let begin = Instant::now();
-    loop {
-        assert!(begin.elapsed() < Duration::from_secs(5), "no gap was told");
-        let polled = source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT);
-        if let Polled::Gap(gap) = polled.expect("poll") {
-            assert_eq!((gap.cause, gap.packets), (Cause::InterfaceDown, None));
-            return (gap.from_ns, gap.until_ns.expect("it ended"));
-        }
     }
 }
 

@@ -1,6 +1,4 @@
-//! Live capture on real interfaces: veth pairs in a network namespace of the test's own.
-//!
-//! They need root. Without it they say so and pass, unless `CI=true`: then they fail.
+//! AF_PACKET rings.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -15,74 +13,17 @@ use wirevault_capture::{
 use wirevault_format::Cause;
 use wirevault_testkit::net::{Namespace, Sender, now_ns, udp, without_capabilities};
 
-const WAIT: Duration = Duration::from_millis(20);
+use crate::wire::{
+    EXPERIMENTAL, HERE, THERE, WAIT, assert_books, frame, mixed_frames, outage, take, until,
+};
+
 const INBOUND_UNICAST: u32 = 1 | 1 << 2;
 const INBOUND_BROADCAST: u32 = 1 | 3 << 2;
 const INBOUND_PROMISCUOUS: u32 = 1 | 4 << 2;
 const OUTBOUND: u32 = 2;
-const HERE: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const THERE: [u8; 6] = [2, 0, 0, 0, 0, 2];
-const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
-
-/// A packet as the lane would store it: the tag is back in its place.
-#[derive(Debug, Clone, PartialEq)]
-struct Seen {
-    bytes: Vec<u8>,
-    wire_len: u32,
-    flags: u32,
-    tagged: bool,
-    ts_ns: u64,
-}
-
-fn seen(packet: &Packet<'_>) -> Seen {
-    let mut bytes = packet.data.to_vec();
-    if let Some(tag) = packet.vlan {
-        bytes.splice(12..12, tag.bytes());
-    }
-    Seen {
-        bytes,
-        wire_len: packet.wire_len + if packet.vlan.is_some() { 4 } else { 0 },
-        flags: packet.flags.unwrap_or(0),
-        tagged: packet.vlan.is_some(),
-        ts_ns: packet.ts_ns,
-    }
-}
-
-/// Polls until `count` packets came or nothing came for a while.
-fn take(source: &mut PacketMmapSource, count: usize) -> Vec<Seen> {
-    let mut got = Vec::new();
-    let mut last = Instant::now();
-    while last.elapsed() < Duration::from_millis(600) && got.len() < count {
-        let before = got.len();
-        let mut sink = |packet: &Packet<'_>| {
-            got.push(seen(packet));
-            ControlFlow::Continue(())
-        };
-        source.poll(&mut sink, WAIT).expect("poll");
-        if got.len() > before {
-            last = Instant::now();
-        }
-    }
-    got
-}
-
-fn frame(to: [u8; 6], ethertype: [u8; 2], number: u32, bytes: usize) -> Vec<u8> {
-    let mut frame = [&to[..], &THERE, &ethertype, &number.to_be_bytes()].concat();
-    let mut value = number;
-    while frame.len() < bytes {
-        value = value.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        frame.push((value >> 24) as u8);
-    }
-    frame
-}
 
 fn options(interface: &str) -> PacketMmapOptions {
     PacketMmapOptions { ring_bytes: 4 << 20, ..PacketMmapOptions::new(interface) }
-}
-
-fn assert_books(source: &mut PacketMmapSource) {
-    let c = source.counters();
-    assert_eq!(c.received, c.handed + c.dropped_ring + c.in_ring, "{c:?}");
 }
 
 #[test]
@@ -92,18 +33,7 @@ fn every_byte_length_tag_and_direction_is_as_sent() {
     let mut source = PacketMmapSource::open(&options("va")).expect("open");
     assert_eq!(source.state(), SourceState::Running);
     let mut sender = Sender::on("vb");
-    let mut sent = Vec::new();
-    for number in 0..600u32 {
-        let to = [HERE, [0xff; 6], [2, 9, 9, 9, 9, 9]][number as usize % 3];
-        let bytes = 60 + (number as usize * 37) % 1455;
-        let mut bytes = frame(to, EXPERIMENTAL, number, bytes);
-        if number % 5 == 0 {
-            bytes.splice(12..12, [0x81, 0x00, 0x2a, 0xbc]);
-        } else if number % 7 == 0 {
-            bytes.splice(12..12, [0x88, 0xa8, 0x00, 0x07]);
-        }
-        sent.push(bytes);
-    }
+    let sent = mixed_frames(600);
     let before_ns = now_ns();
     sent.iter().for_each(|bytes| sender.send(bytes));
     let got = take(&mut source, sent.len());
@@ -243,28 +173,6 @@ fn what_a_full_ring_drops_is_counted_and_told() {
     assert!(c.dropped_ring > 0 && handed > 0, "{c:?}");
     assert_eq!(handed + c.dropped_ring, 500);
     assert_eq!(told, c.dropped_ring);
-}
-
-/// Polls until the state is as wanted.
-fn until(source: &mut PacketMmapSource, wanted: impl Fn(&SourceState) -> bool) {
-    let begin = Instant::now();
-    while !wanted(&source.state()) {
-        assert!(begin.elapsed() < Duration::from_secs(5), "state stays {:?}", source.state());
-        source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT).expect("poll");
-    }
-}
-
-/// Polls until the source tells of an outage; returns its window.
-fn outage(source: &mut PacketMmapSource) -> (u64, u64) {
-    let begin = Instant::now();
-    loop {
-        assert!(begin.elapsed() < Duration::from_secs(5), "no gap was told");
-        let polled = source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT);
-        if let Polled::Gap(gap) = polled.expect("poll") {
-            assert_eq!((gap.cause, gap.packets), (Cause::InterfaceDown, None));
-            return (gap.from_ns, gap.until_ns.expect("it ended"));
-        }
-    }
 }
 
 #[test]

@@ -8,8 +8,8 @@
 
 pub mod mutate;
 pub mod seeds;
+mod state;
 
-use std::fs;
 use std::io::Cursor;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -23,7 +23,6 @@ use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{RunEntry, SegmentEntry, decode_page};
 use wirevault_format::{Gap, LinkType, VxlanPorts, crc32c, digest, pcapng, section, segment};
 use wirevault_index::{Digest, KeySource, Volume, decode};
-use wirevault_lifecycle::audit;
 use wirevault_media::block::sim::{DEVICE_FILE, SimDevice};
 use wirevault_media::{BlockMedia, SimMedia};
 use wirevault_nvme::spec;
@@ -53,7 +52,10 @@ pub const TARGETS: &[Target] = &[
     ("decap", decap),
     ("program", program),
     ("ring", ring),
-    ("audit", audit_log),
+    ("audit", state::audit_log),
+    ("checkpoint", state::checkpoint),
+    ("catalog", state::catalog),
+    ("beside_log", state::beside_log),
 ];
 
 /// Polls of a replay at most: a hostile file must end, not go round.
@@ -279,23 +281,4 @@ pub fn ring(bytes: &[u8]) {
         let _ = wirevault_seal::ring::encoded_bytes(head);
     }
     let _ = wirevault_seal::KeyRing::decode(bytes, seeds::provider());
-}
-
-/// An audit log of two files, cut at the first newline behind the middle.
-pub fn audit_log(bytes: &[u8]) {
-    let middle = bytes.len() / 2;
-    let end = bytes[middle..].iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let (first, second) = bytes.split_at(middle + end);
-    // A system without a folder for temporary files does not fuzz.
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    for (name, part) in [("audit-00000001.log", first), ("audit-00000002.log", second)] {
-        fs::write(folder.path().join(name), part).expect("a small file");
-    }
-    let mut entries = 0;
-    let report = audit::read(folder.path(), None, &mut |_| entries += 1).expect("it is there");
-    let lines = |part: &[u8]| part.split_inclusive(|byte| *byte == b'\n').count() as u64;
-    let lines = lines(first) + lines(second);
-    assert_eq!(report.entries, entries);
-    assert!(entries + report.faults.len() as u64 >= lines, "no line is passed over");
-    assert!(entries <= lines && report.faults.len() as u64 <= lines);
 }

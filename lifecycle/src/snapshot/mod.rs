@@ -88,7 +88,8 @@ pub struct FileEntry {
 impl Manifest {
     /// Bytes of all its files.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
+        // What a manifest says of itself is not checked before its pieces are read.
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.bytes))
     }
 
     /// The file of this name.
@@ -175,10 +176,12 @@ fn name_of(store: &str, number: u64) -> String {
     format!("{CHECKPOINT}{store}-{number:08}")
 }
 
-/// Store and number in the name of a manifest.
+/// Store and number in the name of a manifest. A number of more digits is none of ours, and would
+/// leave none for the next one.
 fn parse_name(name: &str) -> Option<(&str, u64)> {
     let (store, number) = name.strip_prefix(CHECKPOINT)?.rsplit_once('-')?;
-    Some((store, number.parse().ok()?))
+    let digits = number.len() == 8 && number.bytes().all(|byte| byte.is_ascii_digit());
+    Some((store, digits.then(|| number.parse().ok())??))
 }
 
 /// SHA-256, hex.
@@ -186,4 +189,31 @@ fn hash(bytes: &[u8]) -> String {
     let mut chain = Chain::new();
     chain.add(bytes);
     chain.finish().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use wirevault_media::{Media, SimMedia};
+
+    use super::*;
+
+    #[test]
+    fn a_number_that_leaves_none_for_the_next_is_nobodys() {
+        let media = SimMedia::new();
+        media.preload(&format!("{CHECKPOINT}5f0c-{}", u64::MAX), b"");
+        let media: Arc<dyn Media> = Arc::new(media);
+        assert!(list(&*media).unwrap().is_empty());
+        let mut snapshots = Snapshots::open(media, "5f0c", 2).unwrap();
+        assert_eq!(snapshots.take(&[], 1, "t").unwrap().number, 1);
+    }
+
+    #[test]
+    fn bytes_of_a_manifest_that_lies_are_no_overflow() {
+        let file = || FileEntry { name: "a".into(), bytes: u64::MAX, pieces: Vec::new() };
+        let (store, program, files) = ("5f0c".into(), "t".into(), vec![file(), file()]);
+        let lies = Manifest { version: VERSION, store, number: 1, time_ns: 0, program, files };
+        assert_eq!(lies.bytes(), u64::MAX);
+    }
 }

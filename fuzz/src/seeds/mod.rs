@@ -1,6 +1,8 @@
 //! Seeds: bytes that our own encoders make, so that mutations start deep inside the parsers.
 
-use std::sync::{Arc, OnceLock};
+pub mod state;
+
+use std::sync::OnceLock;
 
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::digest::PageHeader;
@@ -17,11 +19,9 @@ use wirevault_format::{
 use wirevault_index::digest::PagePayload;
 use wirevault_index::flow_table::{FlowOptions, FlowTable, PacketNote};
 use wirevault_index::{ChunkDelta, SegmentIndex};
-use wirevault_lifecycle::audit::{AuditLog, Event, Who};
 use wirevault_packet::dissect;
 use wirevault_seal::locked::LockedBytes;
 use wirevault_seal::{KeyProvider, KeyRing, SealError};
-use wirevault_telemetry::clock::ManualClock;
 
 /// Seeds of a target.
 pub fn of(target: &str) -> Vec<Vec<u8>> {
@@ -52,7 +52,10 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "decap" => tunnels().into_iter().map(|frame| [vec![1, 0, 0, 0], frame].concat()).collect(),
         "program" => vec![tcp_port_80()],
         "ring" => vec![key_ring()],
-        "audit" => vec![audit_log()],
+        "audit" => vec![state::audit_log()],
+        "checkpoint" => state::checkpoints(),
+        "catalog" => vec![state::catalog()],
+        "beside_log" => state::beside_log(),
         other => panic!("target {other} has no seeds"),
     }
 }
@@ -344,30 +347,6 @@ fn digest_pages() -> Vec<Vec<u8>> {
 }
 
 /// A log of a few lines, as the recorder writes it.
-fn audit_log() -> Vec<u8> {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let log = AuditLog::open(folder.path(), Arc::new(ManualClock::new(1))).expect("a new log");
-    let (store, version) = ("01".repeat(16), "1.0.0".to_owned());
-    let (config, key) = (Some("02".repeat(32)), Some("file:0123456789abcdef".to_owned()));
-    let question = serde_json::json!({ "filter": "host 10.0.0.1" });
-    let (hold, name, filter) = (1, "a".to_owned(), "arp".to_owned());
-    let (since_ns, until_ns, reason, life) = (Some(1), None, None, "03".repeat(16));
-    let events = [
-        (Who::Recorder, Event::Started { store, version, config, key }),
-        (Who::User { uid: 1, gid: 2 }, Event::Asked { verb: "query".to_owned(), question }),
-        (Who::Recorder, Event::Keys { trouble: Some("no answer".to_owned()) }),
-        (Who::Unknown, Event::HoldAdded { hold, name, filter, since_ns, until_ns, reason }),
-        (Who::Recorder, Event::Held { hold, segment: 1, copy: 2, life, packets: 3, chunks: 4 }),
-        (Who::Unknown, Event::HoldReleased { hold, name: "a".to_owned() }),
-        (Who::Recorder, Event::Reloaded { config: None, changed: vec![], refused: None }),
-        (Who::Recorder, Event::Stopped),
-    ];
-    for (who, event) in events {
-        log.append(who, event).expect("a line is appended");
-    }
-    std::fs::read(folder.path().join("audit-00000001.log")).expect("the log is there")
-}
-
 /// The raw sections of an index over the frames above.
 fn index_sections() -> Vec<(SectionId, Vec<u8>)> {
     let encoded = index().encode().expect("a small index encodes");

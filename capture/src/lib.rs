@@ -28,6 +28,7 @@ pub mod error;
 #[expect(unsafe_code, reason = "system calls about interfaces; see its invariants")]
 mod link;
 mod losses;
+mod netlink;
 pub mod packet_mmap;
 pub mod pcap_over_ip;
 mod port;

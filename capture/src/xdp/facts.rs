@@ -5,13 +5,10 @@
 
 use std::io;
 
-use crate::link::netlink;
+use crate::netlink::{ask, attributes, message, payload, put_attribute};
 
-const MESSAGE_BYTES: usize = 16;
 const IFINFO_BYTES: usize = 16;
 const GENERIC_BYTES: usize = 4;
-const NLMSG_ERROR: u16 = 2;
-const NLM_REQUEST: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_XDP: u16 = 43;
@@ -62,7 +59,7 @@ impl Facts {
     pub(super) fn ask(index: i32) -> io::Result<Self> {
         let mut body = vec![0; IFINFO_BYTES];
         body[4..8].copy_from_slice(&index.to_ne_bytes());
-        let answer = netlink(libc::NETLINK_ROUTE, &message(libc::RTM_GETLINK, &body))?;
+        let answer = ask(libc::NETLINK_ROUTE, &message(libc::RTM_GETLINK, &body))?;
         let mut facts = Self { driver: Driver::ask(index), ..Self::default() };
         for (kind, value) in attributes(payload(&answer, IFINFO_BYTES)?) {
             match kind {
@@ -82,13 +79,13 @@ impl Driver {
         let mut body = vec![CONTROL_GET_FAMILY, 1, 0, 0];
         put_attribute(&mut body, CONTROL_FAMILY_NAME, b"netdev\0");
         let family = message(GENL_CONTROL, &body);
-        let answer = netlink(libc::NETLINK_GENERIC, &family).ok()?;
+        let answer = ask(libc::NETLINK_GENERIC, &family).ok()?;
         let mut answers = attributes(payload(&answer, GENERIC_BYTES).ok()?);
         let (_, id) = answers.find(|(kind, _)| *kind == CONTROL_FAMILY_ID)?;
         let id = u16::from_ne_bytes(*id.first_chunk()?);
         let mut body = vec![NETDEV_DEV_GET, 1, 0, 0];
         put_attribute(&mut body, NETDEV_IFINDEX, &index.to_ne_bytes());
-        let answer = netlink(libc::NETLINK_GENERIC, &message(id, &body)).ok()?;
+        let answer = ask(libc::NETLINK_GENERIC, &message(id, &body)).ok()?;
         let answer = payload(&answer, GENERIC_BYTES).ok()?;
         let flags = |wanted| {
             let (_, flags) = attributes(answer).find(|(kind, _)| *kind == wanted)?;
@@ -113,66 +110,16 @@ fn program(attribute: &[u8]) -> Option<u32> {
     ids.filter_map(|(_, id)| word(id)).find(|id| *id != 0)
 }
 
-fn message(kind: u16, body: &[u8]) -> Vec<u8> {
-    let bytes = (MESSAGE_BYTES + body.len()) as u32;
-    let mut message = bytes.to_ne_bytes().to_vec();
-    message.extend(kind.to_ne_bytes());
-    message.extend(NLM_REQUEST.to_ne_bytes());
-    // Sequence and port: one question at a time, so nothing has to be matched.
-    message.extend([0; 8]);
-    message.extend(body);
-    message
-}
-
-fn put_attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    body.extend((4 + value.len() as u16).to_ne_bytes());
-    body.extend(kind.to_ne_bytes());
-    body.extend(value);
-    body.resize(body.len().next_multiple_of(4), 0);
-}
-
-/// Attributes of an answer, behind its header and the family's own.
-fn payload(answer: &[u8], header_bytes: usize) -> io::Result<&[u8]> {
-    let short = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let kind = answer.get(4..6).and_then(|kind| kind.first_chunk()).ok_or_else(short)?;
-    let body = answer.get(MESSAGE_BYTES..).ok_or_else(short)?;
-    if u16::from_ne_bytes(*kind) == NLMSG_ERROR {
-        let number = body.first_chunk().ok_or_else(short)?;
-        return Err(io::Error::from_raw_os_error(-i32::from_ne_bytes(*number)));
-    }
-    body.get(header_bytes..).ok_or_else(short)
-}
-
-/// Kind and value of each attribute; ends at the first that does not fit.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    const KIND_MASK: u16 = 0x3fff;
-    std::iter::from_fn(move || {
-        let (length, rest) = bytes.split_first_chunk::<2>()?;
-        let length = usize::from(u16::from_ne_bytes(*length));
-        let kind = u16::from_ne_bytes(*rest.first_chunk()?) & KIND_MASK;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
 fn word(value: &[u8]) -> Option<u32> {
     value.first_chunk().map(|word| u32::from_ne_bytes(*word))
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
-    fn attributes_are_read_as_they_are_written() {
-        let mut body = Vec::new();
-        put_attribute(&mut body, 2, b"netdev\0");
-        put_attribute(&mut body, 1 | 0x8000, &7u32.to_ne_bytes());
-        let read: Vec<_> = attributes(&body).collect();
-        assert_eq!(read, [(2, &b"netdev\0"[..]), (1, &7u32.to_ne_bytes())]);
+    fn programs_are_found_where_there_are_any() {
         let mut program_attribute = Vec::new();
         put_attribute(&mut program_attribute, 2, &[1]);
         put_attribute(&mut program_attribute, 5, &42u32.to_ne_bytes());
@@ -181,26 +128,10 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_the_kernels() {
-        let mut answer = message(NLMSG_ERROR, &(-libc::ENODEV).to_ne_bytes());
-        assert_eq!(payload(&answer, 4).unwrap_err().raw_os_error(), Some(libc::ENODEV));
-        answer.truncate(17);
-        assert!(payload(&answer, 4).is_err());
-    }
-
-    #[test]
     fn the_loopback_interface_is_known() {
         let facts = Facts::ask(1).unwrap();
         assert!(facts.mtu > 1000, "{facts:?}");
         assert_eq!((facts.program, facts.master), (None, None));
         assert!(Facts::ask(i32::MAX).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_end(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            prop_assert!(attributes(&bytes).count() <= bytes.len());
-            let _ = payload(&bytes, 4);
-        }
     }
 }

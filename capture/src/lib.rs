@@ -8,6 +8,7 @@
 //!  pcap, pcapng, .gz .zst .lz4 file or pipe ──────────► replay ───────┴──► PacketSink (the lane)
 //! ```
 //! - `losses`: gaps of live sources.
+//! - [`nic`]: what network cards lost before anything here saw it.
 //! - `port`: what sources on an interface do alike when it goes and comes back.
 //! - [`source`]: the traits and values between a source and its lane.
 //! - [`packet_mmap`]: live capture. Works on every Linux interface; the kernel counts what it had
@@ -29,6 +30,7 @@ pub mod error;
 mod link;
 mod losses;
 mod netlink;
+pub mod nic;
 pub mod packet_mmap;
 pub mod pcap_over_ip;
 mod port;

@@ -12,12 +12,18 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// Longest interface name with its final zero.
 const NAME_BYTES: usize = libc::IFNAMSIZ;
+const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GSTRINGS: u32 = 0x1b;
+const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETHTOOL_GGRO: u32 = 0x2b;
 const ETHTOOL_GCHANNELS: u32 = 0x3c;
 const ETHTOOL_GET_TS_INFO: u32 = 0x41;
+const ETH_SS_STATS: u32 = 1;
 const ETH_FLAG_RXVLAN: u32 = 1 << 8;
 const ETH_FLAG_LRO: u32 = 1 << 15;
+/// Counters of a driver that there is room for. The largest instances of EC2 have 128 queues of 40.
+const STATISTICS_MAX: usize = 16 << 10;
 /// Bytes of the longest netlink answer that is asked for here: one interface with all attributes.
 const ANSWER_BYTES_MAX: usize = 32 << 10;
 
@@ -180,13 +186,65 @@ fn stamps_all(fd: &OwnedFd, name: &str) -> io::Result<bool> {
     Ok(config[2] == libc::HWTSTAMP_FILTER_ALL)
 }
 
+/// Counters that a driver keeps, by its own names; none if it keeps none. Needs no privilege.
+///
+/// The kernel writes as many as the driver has, whatever it is asked for. So there is room for
+/// [`STATISTICS_MAX`], and a driver is not asked that has more than half of that: it would have to
+/// double their number between two calls to write past the end.
+pub(crate) fn statistics(fd: &OwnedFd, name: &str) -> io::Result<Vec<(String, u64)>> {
+    // `ethtool_drvinfo`: 49 words, the 46th is the number of counters.
+    let mut about = [0; 49];
+    about[0] = ETHTOOL_GDRVINFO;
+    let count = match ethtool(fd, name, about) {
+        Ok(about) => about[45],
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => 0,
+        Err(error) => return Err(error),
+    };
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    if count as usize > STATISTICS_MAX / 2 {
+        let why =
+            format!("its driver has {count} counters; at most {} are read", STATISTICS_MAX / 2);
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    }
+    // `ethtool_gstrings`: command, set, number, names of 8 words. `ethtool_stats`: command, number,
+    // values of 2 words.
+    let mut names = vec![0; 3 + 8 * STATISTICS_MAX];
+    names[..3].copy_from_slice(&[ETHTOOL_GSTRINGS, ETH_SS_STATS, count]);
+    ask_driver(fd, name, &mut names)?;
+    let mut values = vec![0; 2 + 2 * STATISTICS_MAX];
+    values[..2].copy_from_slice(&[ETHTOOL_GSTATS, count]);
+    ask_driver(fd, name, &mut values)?;
+    if names[2] != count || values[1] != count {
+        return Err(io::Error::other("its driver's counters changed meanwhile"));
+    }
+    let bytes = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let text = |words: &[u32]| {
+        let mut text: Vec<u8> = bytes(words);
+        text.truncate(text.iter().position(|byte| *byte == 0).unwrap_or(text.len()));
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    let value = |words: &[u32]| {
+        let bytes: Vec<u8> = bytes(words);
+        bytes.try_into().map_or(0, u64::from_ne_bytes)
+    };
+    let values = values[2..].chunks(2).map(value);
+    Ok(names[3..].chunks(8).map(text).zip(values).take(count as usize).collect())
+}
+
 /// Asks the driver; the first word is the command. The answer has as many words as the question,
 /// which therefore must have as many as the command's structure.
 fn ethtool<const N: usize>(fd: &OwnedFd, name: &str, mut words: [u32; N]) -> io::Result<[u32; N]> {
+    ask_driver(fd, name, &mut words)?;
+    Ok(words)
+}
+
+/// The same where the length is known only then: `words` must have room for the whole answer.
+fn ask_driver(fd: &OwnedFd, name: &str, words: &mut [u32]) -> io::Result<()> {
     let mut request = request_for(name)?;
     request.ifr_ifru.ifru_data = words.as_mut_ptr().cast();
-    ioctl(fd, libc::SIOCETHTOOL, &mut request)?;
-    Ok(words)
+    ioctl(fd, libc::SIOCETHTOOL, &mut request)
 }
 
 /// IP addresses of an interface, as text.

@@ -23,7 +23,7 @@ const HEIGHT: u32 = 6;
 /// Graphs: title, metrics, what is shown of a minute.
 const GRAPHS: &[(&str, &[&str], &str)] = &[
     ("Packets", &["PacketsReceived", "PacketsStored"], "Sum"),
-    ("Packets not kept", &["PacketsLost", "PacketsShed", "PacketsCut"], "Sum"),
+    ("Packets not kept", &["PacketsLost", "NicDrops", "PacketsShed", "PacketsCut"], "Sum"),
     ("Bytes written", &["BytesWritten"], "Sum"),
     ("Buffer and ladder", &["BufferPressure", "RungsEntered"], "Maximum"),
     ("At risk", &["UnacknowledgedAge", "RingPackets"], "Maximum"),
@@ -31,7 +31,7 @@ const GRAPHS: &[(&str, &[&str], &str)] = &[
     ("Writes of each device", &["WriteLatency", "FlushLatency"], "p99"),
     ("Slowest writes", &["WriteLatencyP99"], "Maximum"),
     ("Devices", &["DeviceTemperature"], "Maximum"),
-    ("Limits of EC2", &["DeviceThrottled"], "Sum"),
+    ("Limits of EC2", &["AllowanceExceeded", "DeviceThrottled"], "Sum"),
     ("Storage used, life used", &["StorageUsed", "DeviceLifeUsed"], "Maximum"),
     ("Questions", &["QueryDuration"], "p99"),
     ("Sources and keys", &["SourcesUp", "EpochKeysAhead"], "Minimum"),
@@ -223,6 +223,20 @@ mod tests {
             let said = row.is_some_and(|row| row.ends_with(&format!("{} |", alarm.what_to_do)));
             assert!(said, "{}: {}", alarm.name, alarm.what_to_do);
         }
+    }
+
+    #[test]
+    fn the_documentation_says_what_is_paid_for() {
+        let page = include_str!("../../docs/OPERATIONS.md");
+        let each = PUBLISHED.iter().filter(|metric| metric.per_device).count();
+        let all = PUBLISHED.len();
+        let said = format!(
+            "{} metrics and {each} more for each volume ({all} in all with one)",
+            all - each
+        );
+        assert!(page.contains(&said), "{said}");
+        let unnamed = PUBLISHED.iter().filter(|it| !page.contains(&format!("`{}`", it.name)));
+        assert_eq!(unnamed.map(|metric| metric.name).collect::<Vec<_>>(), [""; 0]);
     }
 
     #[test]

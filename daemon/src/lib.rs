@@ -26,6 +26,7 @@ mod answers;
 pub mod api;
 mod audit;
 mod backup;
+mod cards;
 mod chain;
 mod conditions;
 mod connections;

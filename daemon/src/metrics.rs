@@ -29,6 +29,7 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
     if let Some(publishing) = &app.facts().publishing {
         publishing.page(&mut page);
     }
+    app.facts().cards.page(&mut page);
     questions(app, &mut page);
     if app.stored().is_some() {
         return Ok(page);

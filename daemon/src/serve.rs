@@ -29,6 +29,7 @@ use crate::access::Access;
 use crate::api::RecoveryStatus;
 use crate::audit::{Audit, text_hash};
 use crate::backup::{self, Backups};
+use crate::cards::{self, CardWatch};
 use crate::doors::{ANSWERS_END, Call, Calls, Doors};
 use crate::duty::Duty;
 use crate::instance::{self, Watched};
@@ -225,6 +226,7 @@ fn record(
         successors,
         sandbox,
         tier,
+        cards: CardWatch::of(config),
     };
     let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
     let duties = [
@@ -234,6 +236,7 @@ fn record(
         snapshots::taking(&app),
         instance::watching(&app),
         backup::ordering(&app),
+        cards::watching(&app),
     ];
     let publisher = Publisher::start(&app);
     let watched = serve(&app, access, doors, Reloader::new(file, config), live);

@@ -27,6 +27,7 @@ use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus, SandboxStatus};
 use crate::audit::Audit;
 use crate::backup::Backups;
+use crate::cards::CardWatch;
 use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
 use crate::health::{Below, Devices};
@@ -100,6 +101,8 @@ pub(crate) struct Facts {
     pub(crate) backups: Option<Arc<Backups>>,
     /// The machine, if a cloud tells it of itself.
     pub(crate) instance: Option<Arc<Watched>>,
+    /// The network cards that packets come in by.
+    pub(crate) cards: CardWatch,
 }
 
 /// Counters of questions.

@@ -15,6 +15,7 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::access::Access;
 use crate::audit::{Audit, text_hash};
+use crate::cards::CardWatch;
 use crate::doors::{Call, Doors};
 use crate::lifecycle::Holds;
 use crate::serve::{first_volume, open_audit};
@@ -92,6 +93,7 @@ pub(crate) fn wait(
         tier: None,
         backups: None,
         instance: None,
+        cards: CardWatch::default(),
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);

@@ -89,6 +89,10 @@ names! {
         NvmeSyncsCount = "nvme_syncs_count", "Flushes that a device completed.";
         NvmeFailuresCount = "nvme_failures_count", "Chunks given up because a device failed.";
         IndexLostDeltas = "index_lost_deltas", "Chunk deltas lost; those chunks are scanned.";
+        NicMissedPackets = "nic_missed_packets",
+            "Packets that a network card had no room for; they are in no lane's books.";
+        NicAllowancePackets = "nic_allowance_packets",
+            "Packets that EC2 queued or dropped, by the limit of the instance that was exceeded.";
         QueryFinishedCount = "query_finished_count", "Queries finished, by result.";
         QueryMatchedPackets = "query_matched_packets", "Packets that queries returned.";
         PublishSentPeriods = "publish_sent_periods", "Periods that CloudWatch took.";

@@ -3,9 +3,9 @@
 use std::fmt::Write;
 
 use wirevault_daemon::api::{
-    self, BufferStatus, DeviceStatus, InstanceStatus, KeyStatus, LaneStatus, LayoutStatus,
-    LostStatus, PublishStatus, SandboxStatus, SharedStatus, SnapshotStatus, State, StatusReport,
-    VolumeStatus,
+    self, BufferStatus, CardStatus, DeviceStatus, InstanceStatus, KeyStatus, LaneStatus,
+    LayoutStatus, LostStatus, PublishStatus, SandboxStatus, SharedStatus, SnapshotStatus, State,
+    StatusReport, VolumeStatus,
 };
 use wirevault_daemon::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -41,6 +41,7 @@ fn page(report: &StatusReport, paint: Paint) -> String {
         line(&mut page, &paint.warn(&format!("  ! {reason}")));
     }
     lanes(&mut page, report, paint);
+    cards(&mut page, &report.cards, paint);
     volumes(&mut page, &report.volumes, paint);
     if let Some(buffer) = &report.buffer {
         buffer_section(&mut page, buffer, paint);
@@ -230,6 +231,22 @@ fn lane_lines(page: &mut String, lane: &LaneStatus, offline: bool, paint: Paint)
     say(uses.join("; "));
     for note in &lane.notes {
         say(format!("note: {note}"));
+    }
+}
+
+/// Packets that no lane knows of, where there are any.
+fn cards(page: &mut String, cards: &[CardStatus], paint: Paint) {
+    for card in cards {
+        let mut say = |text: String| {
+            line(page, &paint.bad(&format!("  card {}: {text}, before any lane", card.interface)));
+        };
+        if card.missed_packets > 0 {
+            say(format!("{} found no room", count_text(card.missed_packets, "packet")));
+        }
+        for (limit, packets) in card.allowance_packets.iter().filter(|(_, packets)| **packets > 0) {
+            let packets = count_text(*packets, "packet");
+            say(format!("{packets} over EC2's limit {limit} held back or dropped"));
+        }
     }
 }
 
@@ -456,6 +473,12 @@ mod tests {
             backup: None,
             instance: None,
             lost: Vec::new(),
+            cards: vec![CardStatus {
+                interface: "eth0".to_owned(),
+                missed_packets: 3,
+                allowance_packets: [("pps".to_owned(), 1), ("bw_in".to_owned(), 0)].into(),
+                why_not: None,
+            }],
             publish: None,
             sandbox: None,
             tier: None,
@@ -473,6 +496,8 @@ mod tests {
             "packet_mmap eth0",
             "15 packets lost: ring_overflow",
             "pages 2 MiB; fanout hash",
+            "card eth0: 3 packets found no room, before any lane",
+            "card eth0: 1 packet over EC2's limit pps held back or dropped, before any lane",
             "256.0 MiB",
             "25 %",
             "O_DIRECT NO; registered buffers NO; registered files yes",
@@ -485,7 +510,7 @@ mod tests {
         ] {
             assert!(page.contains(wanted), "{wanted} is not in\n{page}");
         }
-        assert!(!page.contains("no_buffer"), "{page}");
+        assert!(!page.contains("no_buffer") && !page.contains("bw_in"), "{page}");
         assert!(page.lines().all(|line| line.chars().count() <= 100), "{page}");
     }
 

@@ -43,6 +43,7 @@
 //! Times are Unix nanoseconds in requests; in answers they are objects of both forms, such as
 //! `{"utc":"2026-11-21T05:00:00Z","ns":1795237200000000000}`.
 
+mod cards;
 mod cloud;
 mod deleting;
 mod holds;
@@ -61,6 +62,7 @@ use serde::{Deserialize, Serialize};
 use wirevault_config::Role;
 pub use wirevault_query::summary::Instant;
 
+pub use cards::CardStatus;
 pub use cloud::{BackupStatus, InstanceStatus, NoticeStatus};
 pub use deleting::{ApplyBody, DeleteBody, Deletions, DrainBody, Drained};
 pub use holds::{HoldBody, HoldRow, HoldsReport, HoldsStatus, ReleaseBody};

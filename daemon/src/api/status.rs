@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wirevault_query::summary::Instant;
 
+use super::cards::CardStatus;
 use super::cloud::{BackupStatus, InstanceStatus};
 use super::holds::HoldsStatus;
 use super::key::KeyStatus;
@@ -94,6 +95,9 @@ pub struct StatusReport {
     /// Stores that are gone with their volumes, and whose place this one took.
     #[serde(default)]
     pub lost: Vec<LostStatus>,
+    /// Network cards that packets come in by; none offline.
+    #[serde(default)]
+    pub cards: Vec<CardStatus>,
     /// Metrics that are published, if any are; nothing offline.
     #[serde(default)]
     pub publish: Option<PublishStatus>,

@@ -62,6 +62,30 @@ pub const ALARMS: &[Alarm] = &[
                      ring, `no_buffer` more volumes, a silent recorder a look at its log.",
     },
     Alarm {
+        name: "nic-drops",
+        metric: "NicDrops",
+        statistic: Statistic::Sum,
+        when: When::Above(0.0),
+        stretch_s: 300,
+        stretches: 1,
+        silence_is_bad: false,
+        meaning: "A network card had no room for packets: they are lost, and in no lane's books.",
+        what_to_do: "`wirevault status` names the card; `wirevault doctor` says whether larger \
+                     rings, more queues or interrupts on other CPUs help.",
+    },
+    Alarm {
+        name: "allowance-exceeded",
+        metric: "AllowanceExceeded",
+        statistic: Statistic::Sum,
+        when: When::Above(0.0),
+        stretch_s: 300,
+        stretches: 1,
+        silence_is_bad: false,
+        meaning: "EC2 held packets back or dropped them: a limit of the instance was exceeded.",
+        what_to_do: "`wirevault status` names the limit: `bw_` and `pps` want a larger instance or \
+                     fewer sources, `conntrack` a security group that is open both ways.",
+    },
+    Alarm {
         name: "recorder-silent",
         metric: "PeriodsPublished",
         statistic: Statistic::Sum,

@@ -109,6 +109,18 @@ pub const PUBLISHED: &[Metric] = &[
         "Packets stored with some of their bytes cut.",
     ),
     row(
+        "NicDrops",
+        Unit::Count,
+        Of::Growth(Counter::NicMissedPackets),
+        "Packets that a network card had no room for: lost before the recorder saw them.",
+    ),
+    row(
+        "AllowanceExceeded",
+        Unit::Count,
+        Of::Growth(Counter::NicAllowancePackets),
+        "Packets that EC2 queued or dropped because a limit of the instance was exceeded.",
+    ),
+    row(
         "RingPackets",
         Unit::Count,
         Of::Total(Gauge::LaneRingPackets),

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -31,90 +31,129 @@ pub(crate) enum Below {
 }
 
 /// What is known of each volume's device. Dropping it ends the threads when they next wake.
-pub(crate) struct Devices {
-    known: Vec<Arc<Mutex<Option<DeviceStatus>>>>,
-    _alive: Vec<SyncSender<()>>,
+pub(crate) struct Devices(Vec<Watch>);
+
+struct Watch {
+    known: Arc<Mutex<Option<DeviceStatus>>>,
+    wake: SyncSender<()>,
 }
 
 impl Devices {
-    /// Begins to ask the devices below volumes, and tells the store of their wear. A thread that
-    /// cannot be had costs its volume the report.
-    pub(crate) fn watch(volumes: Vec<Below>, store: &Weak<Store>) -> Self {
-        let watch_one = |(number, below): (usize, Below)| {
-            let known = Arc::new(Mutex::new(None));
-            let (alive, ended) = sync_channel(0);
-            let told = Arc::clone(&known);
-            let store = Weak::clone(store);
-            let spawned =
-                thread::Builder::new().name(format!("health-{number}")).spawn(move || {
-                    let wear = |wear| {
-                        if let Some(store) = store.upgrade() {
-                            store.set_wear(number, wear);
-                        }
-                    };
-                    let place =
-                        || Some(store.upgrade()?.status().volumes.get(number)?.path.clone());
-                    ask(&below, place, &told, wear, &ended);
-                });
-            if let Err(error) = spawned {
-                tracing::warn!("the device of volume {number} is not watched: {error}");
-            }
-            (known, alive)
+    /// Nobody's devices.
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Begins to ask the devices below the store's volumes, and tells the store of their wear.
+    /// `below` tells where the device of a volume at a path is.
+    pub(crate) fn watch(
+        store: &Arc<Store>,
+        below: impl Fn(&str) -> Below + Clone + Send + 'static,
+    ) -> Self {
+        let watch_one = |number: usize| {
+            let (store, known) = (Arc::downgrade(store), Arc::downgrade(store));
+            let place = move || {
+                let volumes = known.upgrade()?.status().volumes;
+                volumes.into_iter().nth(number).map(|volume| volume.path)
+            };
+            let wear = move |wear| {
+                if let Some(store) = store.upgrade() {
+                    store.set_wear(number, wear);
+                }
+            };
+            Watch::start(&format!("health-{number}"), place, below.clone(), wear)
         };
-        let (known, alive) = volumes.into_iter().enumerate().map(watch_one).unzip();
-        Self { known, _alive: alive }
+        Self((0..store.status().volumes.len()).map(watch_one).collect())
     }
 
     /// What a volume's device told last; nothing before its first answer.
     pub(crate) fn of(&self, volume: usize) -> Option<DeviceStatus> {
-        self.known.get(volume)?.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0.get(volume)?.known).clone()
+    }
+
+    /// The volume is on another device from now on: that one is asked at once, and what the former
+    /// told is forgotten.
+    pub(crate) fn is_new(&self, volume: usize) {
+        if let Some(Watch { known, wake }) = self.0.get(volume) {
+            *lock(known) = None;
+            // Who was woken already has not looked yet.
+            let _ = wake.try_send(());
+        }
     }
 }
 
+impl Watch {
+    /// A thread that cannot be had costs its volume the report.
+    fn start(
+        name: &str,
+        place: impl Fn() -> Option<String> + Send + 'static,
+        below: impl Fn(&str) -> Below + Send + 'static,
+        wear: impl Fn(Wear) + Send + 'static,
+    ) -> Self {
+        let known = Arc::new(Mutex::new(None));
+        let (wake, woken) = sync_channel(1);
+        let told = Arc::clone(&known);
+        let spawned = thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || ask(place, below, wear, &told, &woken));
+        if let Err(error) = spawned {
+            tracing::warn!("a device is not watched, the thread {name} cannot be had: {error}");
+        }
+        Self { known, wake }
+    }
+}
+
+/// Asks until the store or whoever wakes this thread is gone.
 fn ask(
-    below: &Below,
     place: impl Fn() -> Option<String>,
-    told: &Mutex<Option<DeviceStatus>>,
+    below: impl Fn(&str) -> Below,
     wear: impl Fn(Wear),
-    ended: &Receiver<()>,
+    told: &Mutex<Option<DeviceStatus>>,
+    woken: &Receiver<()>,
 ) {
     let mut warned = Vec::new();
-    loop {
-        let status = match below {
-            Below::Kernel(first) => match device::below(
-                &Roots::default(),
-                // The volume may have been replaced meanwhile.
-                &place().map_or_else(|| first.clone(), PathBuf::from),
-            ) {
-                Ok(device) => {
-                    let (status, worn) = described(&device, kernel_health(&device));
-                    wear(worn);
-                    status
-                }
-                Err(error) => {
-                    DeviceStatus { why_not: vec![error.to_string()], ..DeviceStatus::default() }
-                }
-            },
-            Below::Own(device, controller) => {
-                let Some(controller) = controller.upgrade() else { return };
-                let health = Health::read(&*controller, controller.facts().namespace_id);
-                let node = controller.describe();
-                let (status, worn) = described(device, Some(health));
-                wear(worn);
-                DeviceStatus { node, ..status }
+    while let Some(path) = place() {
+        let (status, worn) = answer(below(&path));
+        // If the volume was replaced meanwhile, this is of a device that is none of ours any more.
+        if place().is_some_and(|now| now == path) {
+            if status.warnings != warned {
+                let (serial, warnings) = (&status.serial, status.warnings.join("; "));
+                tracing::warn!(serial, warnings, "a device's warnings have changed");
+                warned.clone_from(&status.warnings);
             }
-        };
-        if status.warnings != warned {
-            let (serial, warnings) = (&status.serial, status.warnings.join("; "));
-            tracing::warn!(serial, warnings, "a device's warnings have changed");
-            warned.clone_from(&status.warnings);
+            wear(worn);
+            *lock(told) = Some(status);
         }
-        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
-        // Nothing is ever sent: the other end goes when the recorder ends.
-        if ended.recv_timeout(ASK_EVERY) == Err(RecvTimeoutError::Disconnected) {
+        if woken.recv_timeout(ASK_EVERY) == Err(RecvTimeoutError::Disconnected) {
             return;
         }
     }
+}
+
+fn answer(below: Below) -> (DeviceStatus, Wear) {
+    let untold = |why: String| {
+        let status = DeviceStatus { why_not: vec![why], ..DeviceStatus::default() };
+        (status, Wear::default())
+    };
+    match below {
+        Below::Kernel(path) => match device::below(&Roots::default(), &path) {
+            Ok(device) => described(&device, kernel_health(&device)),
+            Err(error) => untold(error.to_string()),
+        },
+        Below::Own(device, controller) => match controller.upgrade() {
+            Some(controller) => {
+                let health = Health::read(&*controller, controller.facts().namespace_id);
+                let (status, worn) = described(&device, Some(health));
+                (DeviceStatus { node: controller.describe(), ..status }, worn)
+            }
+            None => untold("this process drives the device no more".to_owned()),
+        },
+    }
+}
+
+fn lock(known: &Mutex<Option<DeviceStatus>>) -> MutexGuard<'_, Option<DeviceStatus>> {
+    // It is put in whole.
+    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn described(device: &Device, health: Option<Result<Health, NvmeError>>) -> (DeviceStatus, Wear) {
@@ -211,16 +250,24 @@ mod tests {
         assert_eq!((status.celsius, status.used_percent, status.media_errors), (None, None, None));
     }
 
+    /// A volume that moves from one place to another, and where it was looked for.
     #[test]
-    fn a_volume_without_a_known_device_says_why() {
-        let devices = Devices::watch(vec![Below::Kernel("/proc".into())], &Weak::new());
-        let status = loop {
+    fn a_volume_that_was_replaced_is_asked_for_at_its_new_place() {
+        let place = Arc::new(Mutex::new("/proc/self".to_owned()));
+        let now = Arc::clone(&place);
+        let at = move || Some(now.lock().unwrap().clone());
+        let watch = Watch::start("health", at, |path| Below::Kernel(path.into()), |_| ());
+        let devices = Devices(vec![watch]);
+        let told = || loop {
             match devices.of(0) {
-                Some(status) => break status,
+                Some(status) => break status.why_not.join("; "),
                 None => thread::sleep(Duration::from_millis(1)),
             }
         };
-        assert!(status.why_not[0].contains("/proc"), "{status:?}");
+        assert!(told().contains("/proc/self"), "{}", told());
+        *place.lock().unwrap() = "/sys".to_owned();
+        devices.is_new(0);
+        assert!(told().contains("/sys"), "{}", told());
         assert_eq!(devices.of(1), None);
     }
 }

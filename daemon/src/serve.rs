@@ -32,6 +32,7 @@ use crate::backup::{self, Backups};
 use crate::cards::{self, CardWatch};
 use crate::doors::{ANSWERS_END, Call, Calls, Doors};
 use crate::duty::Duty;
+use crate::health::Devices;
 use crate::instance::{self, Watched};
 use crate::lifecycle::{self, Holds, Rules};
 use crate::mending::Mending;
@@ -136,7 +137,6 @@ fn record(
         KeySource::Service(keys) => keys.known(store.id()),
         _ => None,
     };
-    let below = own.below(&store.status());
     store.set_reserve(config.reserve_percent);
     store.set_budgets(sources::budgets(config))?;
     store.set_hold_percent(config.hold_percent);
@@ -212,7 +212,9 @@ fn record(
     let rules = Rules::new(&config.retention);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
     let publishing = publishing(config, services, audit.folder())?;
-    let successors = Some(own.successors());
+    let successors = own.successors();
+    let known = successors.clone();
+    let devices = Devices::watch(pipeline.store(), move |path: &str| known.below(path));
     let facts = Facts {
         started_ns,
         recovery,
@@ -223,12 +225,12 @@ fn record(
         backups,
         instance,
         publishing,
-        successors,
+        successors: Some(successors),
         sandbox,
         tier,
         cards: CardWatch::of(config),
     };
-    let app = App::recording(pipeline, below, facts, Arc::clone(&audit), (rules, holds));
+    let app = App::recording(pipeline, devices, facts, Arc::clone(&audit), (rules, holds));
     let duties = [
         lifecycle::keeping(&app),
         tier::moving(&app),

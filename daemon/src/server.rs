@@ -30,7 +30,7 @@ use crate::backup::Backups;
 use crate::cards::CardWatch;
 use crate::conditions::Conditions;
 use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
-use crate::health::{Below, Devices};
+use crate::health::Devices;
 use crate::instance::Watched;
 use crate::lifecycle::{Holds, Rules};
 use crate::publisher::Publishing;
@@ -121,12 +121,11 @@ impl App {
     /// Of a machine that records.
     pub(crate) fn recording(
         pipeline: Pipeline,
-        below: Vec<Below>,
+        devices: Devices,
         facts: Facts,
         audit: Arc<Audit>,
         (rules, holds): (Rules, Holds),
     ) -> Self {
-        let devices = Devices::watch(below, &Arc::downgrade(pipeline.store()));
         Self::of(Some(pipeline), None, devices, facts, audit, (rules, holds))
     }
 
@@ -137,8 +136,7 @@ impl App {
         audit: Arc<Audit>,
         holds: Holds,
     ) -> Self {
-        let devices = Devices::watch(Vec::new(), &Weak::new());
-        Self::of(None, Some(stored), devices, facts, audit, (Rules::new(&[]), holds))
+        Self::of(None, Some(stored), Devices::none(), facts, audit, (Rules::new(&[]), holds))
     }
 
     fn of(

@@ -143,16 +143,6 @@ impl OwnDevices {
         })
     }
 
-    /// Whom to ask for the health of each volume's device.
-    pub(crate) fn below(&self, store: &StoreStatus) -> Vec<Below> {
-        let state = self.shared.state();
-        let below = |path: &String| match state.own.iter().find(|own| own.name == *path) {
-            Some(own) => Below::Own(Box::new(own.device.clone()), Weak::clone(&own.controller)),
-            None => Below::Kernel(PathBuf::from(path)),
-        };
-        store.volumes.iter().map(|volume| below(&volume.path)).collect()
-    }
-
     /// Paths that are wanted and belong to no volume of the store.
     pub(crate) fn strangers(&self, store: &StoreStatus) -> Vec<(usize, PathBuf)> {
         let known =
@@ -174,6 +164,15 @@ impl Successors {
             state.wanted.push(path.to_owned());
         }
         state.open(path, true)
+    }
+
+    /// Whom to ask for the health of the device of a volume at this path.
+    pub(crate) fn below(&self, path: &str) -> Below {
+        // The newest one, if several had that path one after the other.
+        match self.state().own.iter().rfind(|own| own.name == path) {
+            Some(own) => Below::Own(Box::new(own.device.clone()), Weak::clone(&own.controller)),
+            None => Below::Kernel(PathBuf::from(path)),
+        }
     }
 
     /// A queue on a controller of ours, which goes over to the back end of a successor.

@@ -44,6 +44,7 @@ fn carry_out(app: &App, who: &Who, body: &ReplaceBody) -> Result<Replaced, Strin
     app.audit().will_replace(who, &replaced).map_err(|error| error.to_string())?;
     let done = store.replace_volume(usize::from(*volume), media, path);
     done.map_err(|error| error.to_string())?;
+    app.devices().is_new(usize::from(*volume));
     tracing::warn!(volume, was = replaced.was, path, "a volume was replaced; what it held is gone");
     Ok(replaced)
 }

@@ -4,7 +4,8 @@
 use wirevault_tests::vm::{Fault, Kind, NvmeOptions, Vm};
 
 use crate::recorder::{
-    DEVICE_BYTES, RUN, by_id, numbers, send, site_on, start, status, wait_until_durable,
+    DEVICE_BYTES, RUN, by_id, numbers, send, site_on, start, status, wait_for_health,
+    wait_until_durable,
 };
 
 /// Packets a second: beside the sender and the recorder, the emulated IOMMU takes its time.
@@ -129,6 +130,7 @@ fn a_device_past_the_kernel_is_replaced_by_one_past_the_kernel() {
     let volume = status(&mut vm)["volumes"][0].clone();
     assert_eq!((&volume["path"], &volume["backend"]), (&new.clone().into(), &"vfio".into()));
     assert_eq!(volume["why_not"], serde_json::json!([]), "{volume}");
+    wait_for_health(&mut vm, 0, "NEW");
     let question = "--socket /tmp/socket";
     assert_eq!(numbers(&mut vm, question, RUN + 1), (vec![(0, 999)], 0));
     vm.heal(&disks[1]);

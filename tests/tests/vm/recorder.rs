@@ -17,11 +17,15 @@ pub(crate) fn site(serials: &[&str]) -> (Vm, Vec<Disk>) {
 
 /// The same on a machine of that kind.
 pub(crate) fn site_on(kind: Kind, serials: &[&str]) -> (Vm, Vec<Disk>) {
+    site_of(kind, &serials.iter().map(|it| NvmeOptions::new(it, DEVICE_BYTES)).collect::<Vec<_>>())
+}
+
+/// The same on devices made as told.
+pub(crate) fn site_of(kind: Kind, devices: &[NvmeOptions]) -> (Vm, Vec<Disk>) {
     let mut vm = wired(kind);
-    let add = |serial: &&str| vm.add_nvme(&NvmeOptions::new(serial, DEVICE_BYTES));
-    let disks: Vec<Disk> = serials.iter().map(add).collect();
+    let disks: Vec<Disk> = devices.iter().map(|it| vm.add_nvme(it)).collect();
     vm.ok("mkdir -p /etc/wirevault/keys");
-    let paths: Vec<String> = serials.iter().map(|it| by_id(it)).collect();
+    let paths: Vec<String> = disks.iter().map(|it| by_id(&it.serial)).collect();
     let more: String = paths[1..].iter().map(|path| format!(" --volume {path}")).collect();
     vm.ok(&format!("wirevault init {}{more} --key /etc/wirevault/keys/store.key", paths[0]));
     vm.put(
@@ -80,6 +84,16 @@ pub(crate) fn wait_until_durable(vm: &mut Vm, packets: u64) {
     });
 }
 
+/// Waits until the status tells how the volume's device is, and that it is the one of this serial
+/// number.
+pub(crate) fn wait_for_health(vm: &mut Vm, volume: usize, serial: &str) {
+    wirevault_testkit::net::wait_for("the device's health", patience(), || {
+        let device = status(vm)["volumes"][volume]["device"].clone();
+        let told = (&device["serial"], &device["celsius"]);
+        (told == (&serial.into(), &50.into())).then_some(())
+    });
+}
+
 pub(crate) fn patience() -> std::time::Duration {
     wirevault_tests::vm::machine::PATIENCE
 }
@@ -117,12 +131,7 @@ fn a_store_on_a_device_records_answers_and_recovers_from_a_kill() {
     wait_until_durable(&mut vm, 10_000);
     let live = numbers(&mut vm, "--socket /tmp/socket", RUN);
     assert_eq!(live, (vec![(0, 9999)], 0));
-    // What the device tells of itself comes with its first answer.
-    wirevault_testkit::net::wait_for("the device's health", patience(), || {
-        let device = status(&mut vm)["volumes"][0]["device"].clone();
-        let told = (&device["serial"], &device["celsius"]);
-        (told == (&"KILLED".into(), &50.into())).then_some(())
-    });
+    wait_for_health(&mut vm, 0, "KILLED");
     // Mounting or taking the device is refused while it records.
     let block = &disks[0].block;
     assert_ne!(vm.run(&format!("mount -t ext4 {block} /mnt")).code, 0);

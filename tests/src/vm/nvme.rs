@@ -1,8 +1,9 @@
 //! NVMe devices of a machine, and what goes wrong with them.
 //!
 //! ```text
-//!  controller ─► raw "S" ─► throttle "S-rate" ─► file "S-file"
-//!                   └─────► blkdebug "S-fault" ─┘   only while a fault is on
+//!  controller ─► raw "S" ─► throttle "S-rate" ─────────────────────────────► file "S-file"
+//!                   └─────► blkdebug "S-fault" ─┘ └► qcow2 "S-thin" ─► raw "S-room" ─┘
+//!                           only while a fault is on       only of a thin device
 //! ```
 
 use std::fs::File;
@@ -22,6 +23,9 @@ pub struct NvmeOptions {
     pub bytes: u64,
     /// Bytes of a logical block: 512 or 4096.
     pub block_bytes: u32,
+    /// Bytes that a thin device has room for, beside what QEMU notes down for itself: it takes no
+    /// block that would need more.
+    pub room_bytes: Option<u64>,
     /// Image of a device that was there before, or that another machine has too.
     pub image: Option<PathBuf>,
     /// Further properties of QEMU's `nvme` device.
@@ -32,7 +36,7 @@ impl NvmeOptions {
     /// A new device with blocks of 512 bytes.
     pub fn new(serial: &str, bytes: u64) -> Self {
         let (serial, properties) = (serial.to_owned(), json!({}));
-        Self { serial, bytes, block_bytes: 512, image: None, properties }
+        Self { serial, bytes, block_bytes: 512, room_bytes: None, image: None, properties }
     }
 }
 
@@ -78,14 +82,42 @@ impl Vm {
         let file = json!({"driver": "file", "node-name": format!("{serial}-file"),
             "filename": image, "discard": "unmap", "locking": "off"});
         self.qmp.run("blockdev-add", file);
+        let medium = match options.room_bytes {
+            Some(room_bytes) => self.make_thin(serial, options.bytes, room_bytes),
+            None => format!("{serial}-file"),
+        };
         let group = json!({"qom-type": "throttle-group", "id": format!("{serial}-group")});
         self.qmp.run("object-add", group);
         let rate = json!({"driver": "throttle", "node-name": format!("{serial}-rate"),
-            "throttle-group": format!("{serial}-group"), "file": format!("{serial}-file"),
-            "discard": "unmap"});
+            "throttle-group": format!("{serial}-group"), "file": medium, "discard": "unmap"});
         self.qmp.run("blockdev-add", rate);
         self.qmp.run("blockdev-add", top(serial, &format!("{serial}-rate")));
         self.plug(options, image)
+    }
+
+    /// Puts a thin image into the file of a device; gives the name of its node.
+    fn make_thin(&mut self, serial: &str, bytes: u64, room_bytes: u64) -> String {
+        let (job, thin) = (format!("{serial}-made"), format!("{serial}-thin"));
+        let image = json!({"driver": "qcow2", "file": format!("{serial}-file"), "size": bytes});
+        self.qmp.run("blockdev-create", json!({"job-id": job, "options": image}));
+        wait_for("the thin image", PATIENCE, || {
+            let jobs = self.qmp.run("query-jobs", json!({}));
+            let made = jobs.as_array()?.iter().find(|it| it["id"] == *job)?;
+            assert!(made.get("error").is_none(), "{made}");
+            (made["status"] == "concluded").then_some(())
+        });
+        self.qmp.run("job-dismiss", json!({"id": job}));
+        self.qmp.run("blockdev-add", room(serial, room_bytes));
+        let image = json!({"driver": "qcow2", "node-name": thin, "discard": "unmap",
+            "file": format!("{serial}-room")});
+        self.qmp.run("blockdev-add", image);
+        thin
+    }
+
+    /// Gives a thin device room for so many bytes.
+    pub fn make_room(&mut self, disk: &Disk, room_bytes: u64) {
+        let options = json!({"options": [room(&disk.serial, room_bytes)]});
+        self.qmp.run("blockdev-reopen", options);
     }
 
     fn plug(&mut self, options: &NvmeOptions, image: PathBuf) -> Disk {
@@ -98,6 +130,14 @@ impl Vm {
             device[name] = value.clone();
         }
         self.qmp.run("device_add", device);
+        let (controller, block) = self.find(&serial);
+        let generic = generic(&block);
+        Disk { serial, controller, block, generic, image, port }
+    }
+
+    /// Controller and block device of this serial number, once they are there. The block device
+    /// gets its name under `/dev/disk/by-id`.
+    fn find(&mut self, serial: &str) -> (String, String) {
         // The numbers of controllers say nothing: devices are looked for at the same time. The
         // kernel pads serial numbers with blanks.
         let find = format!(
@@ -116,8 +156,7 @@ impl Vm {
         let block = format!("/dev/{name}");
         self.wait_for("the block device", &format!("[ -b {block} ]"));
         self.ok(&format!("ln -sfn {block} /dev/disk/by-id/nvme-{serial}"));
-        let generic = format!("/dev/ng{}", name.trim_start_matches("nvme"));
-        Disk { serial, controller, block, generic, image, port }
+        (controller, block)
     }
 
     /// Switches a fault on; it replaces one that was on.
@@ -171,6 +210,22 @@ impl Vm {
         self.qmp.run("qom-set", arguments);
     }
 
+    /// Takes the namespace away from its controller, which stays.
+    pub fn detach_namespace(&mut self, disk: &Disk) {
+        let Disk { controller, block, .. } = disk;
+        self.ok(&format!("nvme detach-ns /dev/{controller} --namespace-id=1 --controllers=0"));
+        self.wait_for("the namespace to be gone", &format!("! [ -b {block} ]"));
+    }
+
+    /// Gives it back. Its node may have another name then.
+    pub fn attach_namespace(&mut self, disk: &Disk) -> Disk {
+        let controller = &disk.controller;
+        self.ok(&format!("nvme attach-ns /dev/{controller} --namespace-id=1 --controllers=0"));
+        let (controller, block) = self.find(&disk.serial);
+        let generic = generic(&block);
+        Disk { controller, block, generic, ..disk.clone() }
+    }
+
     /// Pulls the device out, without a warning to whoever uses it.
     pub fn unplug(&mut self, disk: &Disk) {
         let id = &disk.serial;
@@ -186,6 +241,16 @@ impl Vm {
         let options = NvmeOptions::new(&disk.serial, 0);
         self.plug(&options, disk.image.clone())
     }
+}
+
+/// The character device beside a block device.
+fn generic(block: &str) -> String {
+    block.replacen("/dev/nvme", "/dev/ng", 1)
+}
+
+fn room(serial: &str, bytes: u64) -> Value {
+    json!({"driver": "raw", "node-name": format!("{serial}-room"), "size": bytes,
+        "file": format!("{serial}-file"), "discard": "unmap"})
 }
 
 fn top(serial: &str, below: &str) -> Value {

@@ -4,7 +4,7 @@
 use serde_json::Value;
 use wirevault_media::BlockMedia;
 use wirevault_testkit::net::wait_for;
-use wirevault_tests::vm::{Disk, Fault, NvmeOptions, Vm};
+use wirevault_tests::vm::{Disk, Fault, Kind, NvmeOptions, Vm};
 
 use crate::recorder::*;
 
@@ -21,11 +21,16 @@ const BUFFER: &str = "4MiB";
 /// stored the first packets and waits for more.
 fn ready(serials: &[&str]) -> (Vm, Vec<Disk>) {
     let (mut vm, disks) = site(serials);
-    vm.ok(&format!("sed -i 's/size: 64MiB/size: {BUFFER}/' /tmp/wirevault.yaml"));
-    start(&mut vm);
-    send(&mut vm, RUN + 1, FIRST, RATE);
-    wait_until_durable(&mut vm, FIRST);
+    begin(&mut vm);
     (vm, disks)
+}
+
+/// Starts the recorder of a machine that has a store; it stores the first packets.
+fn begin(vm: &mut Vm) {
+    vm.ok(&format!("sed -i 's/size: 64MiB/size: {BUFFER}/' /tmp/wirevault.yaml"));
+    start(vm);
+    send(vm, RUN + 1, FIRST, RATE);
+    wait_until_durable(vm, FIRST);
 }
 
 /// Begins to send a load; gives the sender's process id.
@@ -46,10 +51,13 @@ fn stored(vm: &mut Vm) -> u64 {
     status(vm)["lanes"][0]["stored"].as_u64().unwrap_or(0)
 }
 
-fn newest_segment(vm: &mut Vm) -> Value {
+fn segments(vm: &mut Vm) -> Vec<Value> {
     let text = vm.ok("wirevault segments --socket /tmp/socket --json");
-    let rows: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-    rows.as_array().and_then(|rows| rows.last()).expect("an open segment").clone()
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+fn newest_segment(vm: &mut Vm) -> Value {
+    segments(vm).pop().expect("an open segment")
 }
 
 /// Number of the volume, and so of the device, that the newest segment is on.
@@ -109,6 +117,39 @@ fn a_device_that_is_pulled_and_comes_back_is_used_again() {
     vm.finish();
 }
 
+/// Controllers are reset in the middle of writes. Later somebody formats a device under the
+/// recorder, and nothing that was there is taken for whole.
+#[test]
+fn a_reset_costs_no_packet_and_a_device_that_is_wiped_is_told() {
+    let (mut vm, disks, sender) = loaded(&["RESET-A", "RESET-B"]);
+    for disk in [&disks[0], &disks[1], &disks[0]] {
+        vm.ok(&format!("nvme reset /dev/{}", disk.controller));
+    }
+    all_is_found(&mut vm, sender);
+    assert!(is_complete(&mut vm));
+    load(&mut vm);
+    let wiped = busy(&mut vm);
+    vm.ok(&format!("nvme format {} --force", disks[wiped].block));
+    assert!(!is_complete(&mut vm), "what the device held is gone, and the answer says so");
+    vm.finish();
+}
+
+/// A namespace is taken away from its controller in the middle of writes, and given back.
+#[test]
+fn a_namespace_that_went_is_missed_until_it_is_back() {
+    let (mut vm, disks, sender) = loaded(&["TAKEN-A", "TAKEN-B"]);
+    let taken = busy(&mut vm);
+    vm.detach_namespace(&disks[taken]);
+    vm.wait_for("the sender", &format!("! [ -d /proc/{sender} ]"));
+    wait_until_durable(&mut vm, FIRST + PACKETS);
+    assert!(!is_complete(&mut vm), "the first packets went with their namespace");
+    vm.attach_namespace(&disks[taken]);
+    wait_for("a complete answer", patience(), || is_complete(&mut vm).then_some(()));
+    all_is_found(&mut vm, sender);
+    wait_until_in_use(&mut vm, taken);
+    vm.finish();
+}
+
 /// A device that takes a twentieth of the load: its lane goes on elsewhere before the buffer is
 /// used up, and nothing is dropped.
 #[test]
@@ -164,6 +205,34 @@ fn a_bad_sector_costs_no_packet() {
     let listed = vm.ok("wirevault volume list");
     assert_eq!(listed.matches(", 1 bad place").count(), 1, "{listed}");
     vm.heal(&disks[number]);
+    vm.finish();
+}
+
+/// A thin device whose room is used up: what it has taken is read, and the rest goes elsewhere. To
+/// the guest its writes fail like those of bad sectors, so it may be given up for that.
+#[test]
+fn a_thin_device_that_is_full_costs_no_packet() {
+    const THIN: usize = 0;
+    const ROOM_BYTES: u64 = 12 << 20;
+    let thin = NvmeOptions::new("THIN", DEVICE_BYTES);
+    let thin = NvmeOptions { room_bytes: Some(ROOM_BYTES), ..thin };
+    let (mut vm, disks) = site_of(Kind::Plain, &[thin, NvmeOptions::new("ROOMY", DEVICE_BYTES)]);
+    begin(&mut vm);
+    assert_eq!(busy(&mut vm), THIN, "the first of two that are equal");
+    let sender = load(&mut vm);
+    all_is_found(&mut vm, sender);
+    assert!(is_complete(&mut vm), "what the full device has taken is read");
+    let report = status(&mut vm);
+    assert_eq!(report["state"], "degraded", "{report}");
+    assert_ne!(report["volumes"][THIN]["failed_chunks"], 0, "{report}");
+    vm.make_room(&disks[THIN], DEVICE_BYTES);
+    wait_for("the segment that ended there to be closed", patience(), || {
+        let ended = |row: &Value| row["volume"] == THIN && row["close_reason"] == "device_failed";
+        segments(&mut vm).iter().any(ended).then_some(())
+    });
+    assert_eq!(numbers(&mut vm, "--socket /tmp/socket", RUN), (vec![(0, PACKETS - 1)], 0));
+    vm.unplug(&disks[THIN]);
+    assert!(!is_complete(&mut vm), "now what it held is missing, and the answer says so");
     vm.finish();
 }
 
@@ -227,6 +296,7 @@ fn a_device_that_is_gone_is_replaced_by_a_new_one() {
     vm.ok(&format!("{replace} --yes"));
     wait_for_state(&mut vm, GONE, "ok");
     assert_eq!(status(&mut vm)["volumes"][GONE]["path"], by_id("NEW"));
+    wait_for_health(&mut vm, GONE, "NEW");
     vm.wait_for("the sender", &format!("! [ -d /proc/{sender} ]"));
     sent += PACKETS;
     wait_until_durable(&mut vm, sent);

@@ -71,6 +71,7 @@ fn run(arguments: &Arguments) -> Result<Outcome, CliError> {
         Verb::Certificate(verb) => verbs::certificate::certificate(verb),
         Verb::Key(verb) => verbs::key::key(verb),
         Verb::Cloudwatch(verb) => verbs::cloudwatch::cloudwatch(verb),
+        Verb::Metrics(verb) => verbs::metrics::metrics(verb),
         Verb::Audit(verb) => verbs::audit::audit(verb),
         Verb::Snapshot(verb) => verbs::snapshot::snapshot(verb),
         Verb::Doctor(args) => verbs::doctor::doctor(args),

@@ -17,6 +17,8 @@ pub struct Api {
     pub groups: Vec<Principal>,
     /// Questions over TCP, if they are wanted.
     pub tls: Option<Tls>,
+    /// Where on loopback metrics are told to everybody, if anywhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// Rules, of which the first that fits who asks holds.
     pub access: Vec<Rule>,
 }

@@ -70,6 +70,7 @@ impl Config {
                 groups: api.groups.clone(),
                 access: api.access.clone(),
                 tls,
+                metrics_listen: self.api.metrics_listen,
             },
             ..self.clone()
         }

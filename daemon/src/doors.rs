@@ -17,6 +17,7 @@ use wirevault_config::Api;
 use crate::DaemonError;
 use crate::access::Access;
 use crate::connections::Door;
+use crate::scrape::{self, ScrapeDoor};
 use crate::server::{self, App, Peer};
 use crate::supervisor::Supervisor;
 use crate::tls::{self, Certificates, TlsDoor};
@@ -24,10 +25,11 @@ use crate::tls::{self, Certificates, TlsDoor};
 /// How long answers may take to notice that they are to end.
 pub(crate) const ANSWERS_END: Duration = Duration::from_secs(3);
 
-/// The socket, and the TLS port if there is one.
+/// The socket, and the ports for TLS and for metrics if there are any.
 pub(crate) struct Doors {
     unix: std::os::unix::net::UnixListener,
     tls: Option<tls::Bound>,
+    metrics: Option<std::net::TcpListener>,
 }
 
 /// Who may interrupt the work, and who is told of it.
@@ -70,7 +72,8 @@ impl Doors {
     /// `SocketInUse`, `Socket`, `Setting`.
     pub(crate) fn bind(api: &Api) -> Result<Self, DaemonError> {
         let tls = api.tls.as_ref().map(tls::bind).transpose()?;
-        Ok(Self { unix: server::bind(&api.socket)?, tls })
+        let metrics = api.metrics_listen.map(scrape::bind).transpose()?;
+        Ok(Self { unix: server::bind(&api.socket)?, tls, metrics })
     }
 
     /// The same doors, for another who answers.
@@ -79,7 +82,9 @@ impl Doors {
     /// The system's.
     pub(crate) fn again(&self) -> Result<Self, DaemonError> {
         let tls = self.tls.as_ref().map(tls::Bound::again).transpose();
-        let doors = self.unix.try_clone().and_then(|unix| Ok(Self { unix, tls: tls? }));
+        let metrics = self.metrics.as_ref().map(std::net::TcpListener::try_clone).transpose();
+        let doors = self.unix.try_clone();
+        let doors = doors.and_then(|unix| Ok(Self { unix, tls: tls?, metrics: metrics? }));
         doors.map_err(system("listening"))
     }
 
@@ -113,10 +118,17 @@ impl Doors {
                 tracing::info!(address = %door.address(), "questions are taken over TLS, too");
                 tokio::spawn(axum::serve(door, service.clone()).into_future())
             });
+            let scraped = self.metrics.map(ScrapeDoor::open).transpose();
+            let scraped = scraped.map_err(system("listening for collectors of metrics"))?;
+            let scraped = scraped.map(|door| {
+                let service = scrape::router(app.clone());
+                let service = service.into_make_service_with_connect_info::<Peer>();
+                tokio::spawn(axum::serve(door, service).into_future())
+            });
             let answering = tokio::spawn(axum::serve(Door::new(listener), service).into_future());
             let ended = work(&mut calls).await;
             answering.abort();
-            far.inspect(tokio::task::JoinHandle::abort);
+            [far, scraped].into_iter().flatten().for_each(|door| door.abort());
             app.cancel_answers();
             ended
         });

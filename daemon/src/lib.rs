@@ -48,6 +48,7 @@ pub mod publisher;
 pub mod reload;
 mod rungs;
 pub mod sandbox;
+mod scrape;
 pub mod serve;
 mod server;
 mod shared;

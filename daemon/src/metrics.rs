@@ -122,7 +122,7 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
         page.gauge(Gauge::StorageUsedBytes, &labels, volume.used_bytes as f64);
         page.gauge(Gauge::StorageQuotaBytes, &labels, volume.quota_bytes as f64);
         page.gauge(Gauge::StorageLiveSegments, &labels, f64::from(volume.segments));
-        page.gauge(Gauge::StorageBadCount, &labels, f64::from(volume.bad_places));
+        page.gauge(Gauge::StorageBadPlaces, &labels, f64::from(volume.bad_places));
         let failed = f64::from(u8::from(volume.failed.is_some() || volume.suspect.is_some()));
         page.gauge(Gauge::StorageDegradedState, &labels, failed);
     }
@@ -140,7 +140,7 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
     }
     if let Some(keys) = &app.facts().keys {
         let status = keys.status();
-        page.gauge(Gauge::KeyAheadCount, &[], status.ahead as f64);
+        page.gauge(Gauge::KeyAheadKeys, &[], status.ahead as f64);
         for condition in KeyCondition::ALL {
             let is = f64::from(u8::from(status.condition == condition));
             page.gauge(Gauge::KeyConditionState, &[("condition", condition.name())], is);
@@ -178,6 +178,6 @@ fn questions(app: &App, page: &mut MetricsPage) {
     let matched = questions.matched_packets.load(Ordering::Relaxed);
     page.counter(Counter::QueryMatchedPackets, &[], matched);
     let running = questions.running.load(Ordering::Relaxed);
-    page.gauge(Gauge::QueryRunningCount, &[], running as f64);
+    page.gauge(Gauge::QueryRunningQueries, &[], running as f64);
     page.histogram(Histogram::QueryDurationSeconds, &[], questions.duration.snapshot());
 }

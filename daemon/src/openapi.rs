@@ -6,6 +6,7 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 use wirevault_query::{FlowRow, Summary};
+use wirevault_telemetry::exposition::Exposition;
 
 use crate::api::{
     self, ApplyBody, DeleteBody, Deletions, Endpoint, ErrorBody, HoldBody, HoldsReport,
@@ -61,7 +62,7 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
         }
         api::KEY | api::ROTATE => (JSON_TYPE, json!(types.subschema_for::<KeyStatus>())),
         api::SNAPSHOT => (JSON_TYPE, json!(types.subschema_for::<SnapshotStatus>())),
-        api::METRICS => (wirevault_telemetry::metrics::CONTENT_TYPE, json!({"type": "string"})),
+        api::METRICS => (Exposition::Text.content_type(), json!({"type": "string"})),
         api::OPENAPI => (JSON_TYPE, json!({"type": "object"})),
         _ => (PCAPNG_TYPE, json!({"type": "string", "format": "binary"})),
     };

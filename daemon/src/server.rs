@@ -10,7 +10,7 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 use wirevault_media::Fenced;
 use wirevault_pipeline::Pipeline;
 use wirevault_seal::EpochKeys;
+use wirevault_telemetry::exposition::Exposition;
 use wirevault_telemetry::histogram::Latency;
 
 use crate::access::{Access, Origin, Refusal};
@@ -381,11 +382,12 @@ async fn show_status(State(app): State<App>) -> Response {
     look(app, |app| status::live(&app).map(|report| Json(report).into_response())).await
 }
 
-async fn show_metrics(State(app): State<App>) -> Response {
-    look(app, |app| {
-        let page = metrics::gather(&app)?.render();
-        let kind = [(header::CONTENT_TYPE, wirevault_telemetry::metrics::CONTENT_TYPE)];
-        Ok((kind, page).into_response())
+pub(crate) async fn show_metrics(State(app): State<App>, headers: HeaderMap) -> Response {
+    let accept = headers.get_all(header::ACCEPT).iter().filter_map(|it| it.to_str().ok());
+    let form = Exposition::wanted(&accept.collect::<Vec<_>>().join(","));
+    look(app, move |app| {
+        let page = form.write(metrics::gather(&app)?);
+        Ok(([(header::CONTENT_TYPE, form.content_type())], page).into_response())
     })
     .await
 }

@@ -69,17 +69,24 @@ impl Bound {
 /// As [`Certificates::read`], and `Setting`: the address cannot be had.
 pub(crate) fn bind(tls: &Tls) -> Result<Bound, DaemonError> {
     let certificates = Arc::new(Certificates::read(tls)?);
-    let listener = std::net::TcpListener::bind(tls.listen)
+    Ok(Bound { listener: listen("tls.listen", tls.listen)?, certificates })
+}
+
+/// Listens at the address of this key of `api`.
+///
+/// # Errors
+/// `Setting`: the address cannot be had.
+pub(crate) fn listen(key: &str, address: SocketAddr) -> Result<std::net::TcpListener, DaemonError> {
+    std::net::TcpListener::bind(address)
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|error| {
             let way_out = "name an address of this machine and a port that is free";
-            wrong("listen", tls.listen.to_string(), error.to_string(), way_out)
-        })?;
-    Ok(Bound { listener, certificates })
+            wrong(key, address.to_string(), error.to_string(), way_out)
+        })
 }
 
 fn wrong(key: &str, value: String, problem: String, way_out: &str) -> DaemonError {
-    let (path, way_out) = (format!("api.tls.{key}"), way_out.to_owned());
+    let (path, way_out) = (format!("api.{key}"), way_out.to_owned());
     DaemonError::Setting { path, value, problem, way_out }
 }
 
@@ -109,7 +116,8 @@ impl Certificates {
 fn server_config(tls: &Tls) -> Result<ServerConfig, DaemonError> {
     let file = |key: &'static str, path: &Path| {
         let path = path.display().to_string();
-        move |problem: String| wrong(key, path, problem, "name a PEM file that this user may read")
+        let key = format!("tls.{key}");
+        move |problem: String| wrong(&key, path, problem, "name a PEM file that this user may read")
     };
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();

@@ -97,7 +97,7 @@ fn a_file_is_recorded_asked_for_and_the_end_is_clean() {
         &format!("wirevault_lane_stored_packets_total{{lane=\"0\"}} {PACKETS}"),
         "wirevault_query_finished_count_total{result=\"answered\"} 4",
         "wirevault_query_finished_count_total{result=\"refused\"} 3",
-        "# EOF",
+        "# TYPE wirevault_lane_stored_packets_total counter",
     ] {
         assert!(metrics.lines().any(|got| got == line), "{line}\nis not in\n{metrics}");
     }
@@ -186,7 +186,7 @@ fn many_questions_at_once_are_answered_or_told_to_come_again() {
     // As many readers as there are places that take nothing: the next is refused at once, and what
     // is no answer of packets goes on.
     let stalled: Vec<_> = (0..PLACES).map(|_| ask()).collect();
-    let running = "wirevault_query_running_count 32.0";
+    let running = "wirevault_query_running_queries 32.0";
     let since = Instant::now();
     while !recorder.get("/v1/metrics").text().lines().any(|line| line == running) {
         assert!(since.elapsed() < Duration::from_secs(60), "they never run all together");

@@ -10,6 +10,7 @@
 //! - [`clock`]: the only place that asks the operating system for the time.
 //! - [`histogram`]: latency histograms without locks.
 //! - [`metrics`]: the closed list of metric names, and the page that Prometheus reads.
+//! - [`exposition`]: the forms that such a page is written in.
 //! - [`publish`]: what a metrics service is sent of that page, and as what.
 //! - [`mod@line`]: values on cache lines of their own.
 //! - [`shown`]: how much of what is durable answers may promise.
@@ -21,6 +22,7 @@
 
 pub mod books;
 pub mod clock;
+pub mod exposition;
 pub mod histogram;
 pub mod line;
 pub mod log;

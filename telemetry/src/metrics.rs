@@ -30,11 +30,8 @@ use crate::{
     histogram::LatencySnapshot,
 };
 
-/// The HTTP content type of a rendered page.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
 /// What stands before every name.
-const PREFIX: &str = "wirevault";
+pub(crate) const PREFIX: &str = "wirevault";
 
 /// One enum of names for one kind of metric: variant, name without prefix, help.
 macro_rules! names {
@@ -138,7 +135,7 @@ names! {
             "Time since the newest backup of the state was ordered.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
-        StorageBadCount = "storage_bad_count",
+        StorageBadPlaces = "storage_bad_places",
             "Places of a volume whose device did not take what was written there.";
         StorageDegradedState = "storage_degraded_state",
             "1 while a volume is out of use or suspect.";
@@ -152,10 +149,10 @@ names! {
             "Time since the writer of a shared volume showed that it lives.";
         KeyConditionState = "key_condition_state",
             "1 for the condition that a service's key is in, 0 for the others.";
-        KeyAheadCount = "key_ahead_count", "Epoch keys that were fetched and wait for their turn.";
+        KeyAheadKeys = "key_ahead_keys", "Epoch keys that were fetched and wait for their turn.";
         PublishWaitingPeriods = "publish_waiting_periods",
             "Periods on disk that CloudWatch has not confirmed.";
-        QueryRunningCount = "query_running_count", "Queries running now.";
+        QueryRunningQueries = "query_running_queries", "Queries running now.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
         DaemonInfoState = "daemon_info_state", "Always 1; a label says the version.";
     }
@@ -261,7 +258,7 @@ impl MetricsPage {
         self.gauge(Gauge::LaneUnacknowledgedSeconds, &labels, age_ns as f64 / 1e9);
     }
 
-    /// The page as OpenMetrics text: see [`CONTENT_TYPE`].
+    /// The page as OpenMetrics text; [`Exposition`](crate::exposition::Exposition) knows others.
     pub fn render(self) -> String {
         let mut registry = Registry::with_prefix(PREFIX);
         registry.register_collector(Box::new(self));
@@ -353,7 +350,8 @@ mod tests {
         let histograms = Histogram::ALL.iter().map(|metric| (metric.name(), metric.help()));
         let units = [
             "packets", "bytes", "records", "chunks", "segments", "deltas", "writes", "count",
-            "periods", "seconds", "ratio", "celsius", "state", "level",
+            "keys", "places", "queries", "periods", "seconds", "ratio", "celsius", "state",
+            "level",
         ];
         let mut seen = BTreeSet::new();
         for (name, help) in counters.chain(gauges).chain(histograms) {

@@ -11,6 +11,7 @@ pub mod imds;
 pub mod injected;
 pub mod lanes;
 pub mod oracle;
+pub mod prometheus;
 pub mod readers;
 pub mod recorder;
 pub mod slow;

@@ -6,6 +6,7 @@ mod cloudwatch;
 mod key;
 mod lifecycle;
 mod look;
+mod metrics;
 mod snapshot;
 mod store;
 mod volume;
@@ -26,6 +27,7 @@ pub(crate) use look::{
     DoctorArgs, InspectSegmentArgs, InspectVerb, InspectVolumeArgs, SegmentsArgs, StatusArgs,
     VerifyArgs,
 };
+pub(crate) use metrics::MetricsVerb;
 pub(crate) use snapshot::SnapshotVerb;
 pub(crate) use store::{ImportArgs, InitArgs, Quota};
 pub(crate) use volume::{EraseHow, VolumeVerb};
@@ -132,6 +134,11 @@ Examples:
 Example: wirevault cloudwatch alarms --config /etc/wirevault/wirevault.yaml --apply")]
     #[command(subcommand)]
     Cloudwatch(CloudWatchVerb),
+    /// Alarms for Prometheus, which reads the metrics of a recorder itself.
+    #[command(after_help = "\
+Example: wirevault metrics rules --job recorders >/etc/prometheus/wirevault.rules.yml")]
+    #[command(subcommand)]
+    Metrics(MetricsVerb),
     /// Read the log of what was done with a store, and check that nobody changed it.
     #[command(after_help = "Example: wirevault audit verify --store /var/lib/wirevault")]
     #[command(subcommand)]

@@ -12,6 +12,7 @@ pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod key;
+pub(crate) mod metrics;
 pub(crate) mod query;
 pub(crate) mod segments;
 pub(crate) mod snapshot;

@@ -13,8 +13,14 @@ pub(super) fn api(section: &Section<'_>) -> Api {
         users: principals(section, "users"),
         groups: principals(section, "groups"),
         tls: section.has("tls").then(|| tls(&section.section("tls"))).flatten(),
+        metrics_listen: section.address("metrics_listen"),
         access: rules.iter().map(rule).collect(),
     };
+    if let Some(address) = api.metrics_listen.filter(|address| !address.ip().is_loopback()) {
+        let problem = format!("{address} can be reached from other machines, without a question");
+        let way_out = "name an address of loopback, such as 127.0.0.1; others come over `api.tls`";
+        section.fault("metrics_listen", problem, way_out.to_owned());
+    }
     for (rule, section) in api.access.iter().zip(&rules) {
         if rule.users.is_empty() && rule.groups.is_empty() && rule.certificates.is_empty() {
             let way_out = "name `users`, `groups` or `certificates`, or remove the rule";
@@ -107,6 +113,9 @@ mod tests {
     fn what_would_let_nobody_in_or_is_half_said_is_a_fault() {
         let fault = |api: &str| read(api).expect_err("a fault");
         assert!(fault("  access:\n    - role: query\n").contains("the rule is for nobody"));
+        assert!(read("  metrics_listen: '[::1]:9479'\n").is_ok());
+        let open = fault("  metrics_listen: 0.0.0.0:9479\n");
+        assert!(open.contains("can be reached from other machines"), "{open}");
         let lonely = fault("  access:\n    - {role: query, certificates: 'cn:a'}\n");
         assert!(lonely.contains("as long as there is no `api.tls`"), "{lonely}");
         let half = fault("  tls:\n    listen: 127.0.0.1:8443\n");

@@ -45,6 +45,14 @@ pub(super) const KEYS: &[Key] = &[
         "Groups, by name or number, whose members may ask all questions.",
     ),
     hidden(key(
+        "api.metrics_listen",
+        Kind::Address,
+        Nothing,
+        "127.0.0.1:9479",
+        "Address of loopback, and port, at which everybody on this machine gets the metrics, over \
+         plain HTTP at `/metrics`. Other machines get them over `tls`.",
+    )),
+    hidden(key(
         "api.tls",
         Kind::Section,
         Nothing,

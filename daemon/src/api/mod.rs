@@ -6,7 +6,7 @@
 //! | `GET /v1/openapi.json` | status | this, for programs |
 //! | `GET /v1/status` | status | [`StatusReport`] |
 //! | `GET /v1/segments` | status | list of [`SegmentRow`], oldest first, sent as it is made |
-//! | `GET /v1/metrics` | status | OpenMetrics text |
+//! | `GET /v1/metrics` | status | text of Prometheus, or OpenMetrics if that is asked for |
 //! | `GET /v1/lifecycle/plan` | status | [`Deletions`]: what the rules want now |
 //! | `POST /v1/lifecycle/apply`, an [`ApplyBody`] | admin | [`Deletions`]: what was done |
 //! | `POST /v1/lifecycle/drain`, a [`DrainBody`] | admin | [`Drained`] |
@@ -145,7 +145,7 @@ pub const ENDPOINTS: &[Endpoint] = &[
     endpoint("GET", OPENAPI, Role::Status, "This document."),
     endpoint("GET", STATUS, Role::Status, "What the recorder does, and its books."),
     endpoint("GET", SEGMENTS, Role::Status, "Segments, oldest first."),
-    endpoint("GET", METRICS, Role::Status, "Metrics, as OpenMetrics text."),
+    endpoint("GET", METRICS, Role::Status, "Metrics, as Prometheus' text, or as OpenMetrics."),
     endpoint("GET", PLAN, Role::Status, "What the retention rules want deleted or moved now."),
     endpoint("POST", APPLY, Role::Admin, "Deletes and moves what they want."),
     endpoint("POST", DRAIN, Role::Admin, "Moves all closed segments to the tier, held ones first."),

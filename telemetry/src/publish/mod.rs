@@ -11,6 +11,7 @@
 //! Nothing here knows a service: who does implements [`MetricSink`].
 
 pub mod alarms;
+pub mod rules;
 pub mod sampler;
 pub mod table;
 

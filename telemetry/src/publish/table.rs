@@ -171,7 +171,7 @@ pub const PUBLISHED: &[Metric] = &[
     row(
         "EpochKeysAhead",
         Unit::Count,
-        Of::Lowest(Gauge::KeyAheadCount),
+        Of::Lowest(Gauge::KeyAheadKeys),
         "Epoch keys that wait for their turn, where a service keeps the store's key.",
     ),
     row(

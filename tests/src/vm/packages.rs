@@ -68,6 +68,20 @@ impl Packages {
     }
 }
 
+/// Folder with the files of one package, without what it depends on, from the cache or the mirror.
+///
+/// # Panics
+/// If the mirror does not give it.
+pub fn unpacked(package: &str) -> PathBuf {
+    let folder = cache::made(&cache::root(), &format!("package-{package}"), |folder| {
+        let apt = Apt::new(folder);
+        apt.update();
+        fs::rename(apt.unpacked(package), folder.join("root")).expect("the package's files");
+        apt.remove();
+    });
+    folder.join("root")
+}
+
 fn fetch(folder: &Path) {
     let apt = Apt::new(folder);
     let backports = apt.update();

@@ -2,6 +2,8 @@
 //! over its socket and, by `wirevault --connect`, over TLS.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
@@ -14,6 +16,7 @@ use crate::runs::{GROUP, PATIENCE, USER, site, status_for};
 
 /// Where the recorder listens, in the test's own namespace.
 const LISTEN: &str = "127.0.0.1:8443";
+const METRICS_LISTEN: &str = "127.0.0.1:9479";
 /// Packets of the file, half of them to each of two ports.
 pub(crate) const ACCESS_PACKETS: u64 = 40;
 
@@ -36,6 +39,8 @@ pub(crate) struct Access {
     pub(crate) without_certificate: Output,
     pub(crate) with_open_key: Output,
     pub(crate) with_foreign_ca: Output,
+    /// What the port for metrics says to a stranger.
+    pub(crate) scraped: String,
 }
 
 impl Access {
@@ -63,7 +68,7 @@ impl Access {
         let mut view = connect(&site, single, &["tail", "-w", "-"]);
         let mut view = view.stdout(Stdio::piped()).spawn().expect("a live view");
         let out = view.stdout.as_mut().expect("its output");
-        std::io::Read::read_exact(out, &mut [0; 28]).expect("it has begun");
+        out.read_exact(&mut [0; 28]).expect("it has begun");
         let second = ask(single, &["query", "--count"]);
         view.kill().and_then(|()| view.wait()).expect("it ends");
         let made = Self {
@@ -75,6 +80,7 @@ impl Access {
             packets: ask(counts, &["query", "-w", "-"]),
             narrowed: ask(narrow, &["query", "--count"]),
             second,
+            scraped: scraped(),
             often: (0..6).map(|_| ask(rare, &["status", "--json"])).collect(),
             without_certificate: site.refuse(&config("/nowhere.pem", &key, &ca)),
             with_foreign_ca: site.refuse(&config(&certificate, &key, "/etc/hostname")),
@@ -93,7 +99,8 @@ impl Access {
 fn config(site: &Site, [certificate, key, ca]: [&str; 3]) -> String {
     let (store, socket) = (site.store(), site.file("socket"));
     format!(
-        "store: {}\nreplay:\n  file: {}\napi:\n  socket: {}\n  tls:\n    listen: {LISTEN}\n    \
+        "store: {}\nreplay:\n  file: {}\napi:\n  socket: {}\n  \
+         metrics_listen: {METRICS_LISTEN}\n  tls:\n    listen: {LISTEN}\n    \
          certificate: {certificate}\n    key: {key}\n    client_ca: {ca}\n  access:\n    \
          - {{users: [{USER}], groups: [{GROUP}], certificates: ['cn:all'], role: status}}\n    \
          - {{certificates: 'cn:counts', role: query}}\n    \
@@ -112,6 +119,14 @@ fn connect(site: &Site, pair: &Pair, args: &[&str]) -> Command {
     command.arg(args[0]).args(["--connect", LISTEN, "--ca"]).arg(site.file("ca.pem"));
     command.arg("--cert").arg(&pair.certificate).arg("--key").arg(&pair.key).args(&args[1..]);
     command
+}
+
+fn scraped() -> String {
+    let mut stream = TcpStream::connect(METRICS_LISTEN).expect("the port for metrics");
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: x\r\n\r\n").expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
 }
 
 fn packets() -> Vec<Packet> {

@@ -696,6 +696,11 @@ pub(crate) const CASES: &[Case] = &[
         assert!(runs.short.to_member.contains("\"lanes\""), "{}", runs.short.to_member);
         assert!(runs.short.to_user.contains("may not ask"), "{}", runs.short.to_user);
     }),
+    case("api.metrics_listen", "metrics are told there, to everybody on the machine", |runs| {
+        let stored =
+            format!("wirevault_lane_stored_packets_total{{lane=\"0\"}} {ACCESS_PACKETS}\n");
+        assert!(runs.access.scraped.contains(&stored), "{}", runs.access.scraped);
+    }),
     case("api.tls.listen", "where it answers over TCP; without it nowhere", |runs| {
         assert!(said(&runs.access.known).contains("\"lanes\""), "{:?}", runs.access.known);
     }),

@@ -1,0 +1,93 @@
+//! Metrics for a collector on this machine: plain HTTP on loopback, one path, nobody is asked who
+//! he is.
+//!
+//! What stands there are numbers: no address, no packet, no name of a file. Whoever comes from
+//! another machine comes over TLS (`crate::tls`).
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::response::Response;
+use axum::routing::get;
+use axum::serve::{IncomingStream, Listener};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::access::Origin;
+use crate::answers;
+use crate::connections::{Connection, Holder, Places};
+use crate::server::{App, Peer, answered, show_metrics};
+use crate::{DaemonError, tls};
+
+/// Where collectors look unless they are told otherwise.
+const PATH: &str = "/metrics";
+/// Pause after the system has no descriptor for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Listens. Nobody is answered yet.
+///
+/// # Errors
+/// `Setting`: the address cannot be had.
+pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener, DaemonError> {
+    tls::listen("metrics_listen", address)
+}
+
+/// The one path.
+pub(crate) fn router(app: App) -> Router {
+    Router::new()
+        .route(PATH, get(show_metrics))
+        .fallback(elsewhere)
+        .layer(middleware::from_fn(answered))
+        .with_state(app)
+}
+
+async fn elsewhere() -> Response {
+    let text = format!("here is nothing but {PATH}; questions go to the socket, or come over TLS");
+    answers::error(StatusCode::NOT_FOUND, text)
+}
+
+/// Takes connections; those beyond the limits are closed.
+pub(crate) struct ScrapeDoor {
+    listener: TcpListener,
+    places: Places,
+}
+
+impl ScrapeDoor {
+    /// Takes connections from now on.
+    pub(crate) fn open(bound: std::net::TcpListener) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::from_std(bound)?, places: Places::of_addresses() })
+    }
+}
+
+impl Listener for ScrapeDoor {
+    type Io = Connection<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        loop {
+            let (stream, address) = match self.listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!("a connection could not be taken: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = self.places.take(Holder::Address(address.ip())) else { continue };
+            return (Connection::new(stream, Origin::User(None), place), address);
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl axum::extract::connect_info::Connected<IncomingStream<'_, ScrapeDoor>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, ScrapeDoor>) -> Self {
+        Self::of(stream.io())
+    }
+}

@@ -26,11 +26,17 @@ const FILES: &[(&str, &str)] = &[
     ("systemd/60-wirevault.rules", "lib/udev/rules.d/60-wirevault.rules"),
     ("systemd/wirevault.yaml", "etc/wirevault/wirevault.yaml"),
     ("systemd/deb/copyright", "usr/share/doc/wirevault/copyright"),
+    ("systemd/deb/lintian-overrides", "usr/share/lintian/overrides/wirevault"),
     ("LICENSE-MIT", "usr/share/doc/wirevault/LICENSE-MIT"),
     ("config/examples/full.yaml", "usr/share/doc/wirevault/full.yaml"),
+    ("config/examples/prometheus.yml", "usr/share/doc/wirevault/prometheus.yml"),
     ("docs/OPERATIONS.md", "usr/share/doc/wirevault/OPERATIONS.md"),
 ];
 const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
+
+/// Longest line of a changelog that lintian likes.
+const CHANGELOG_COLUMNS: usize = 80;
+const MAINTAINER: &str = "The Wirevault authors <noreply@example.org>";
 
 /// How it is made.
 #[derive(Default)]
@@ -102,15 +108,22 @@ fn make(programs: &Path, version: &str, out: &Path) -> Result<PathBuf> {
         let way_out = || format!("{} is missing: cargo build -p {package}", from.display());
         ensure!(from.is_file(), way_out());
         put(&from, &to, 0o755)?;
-        said(Command::new("strip").arg("--strip-unneeded").arg(&to))?;
+        let mut strip = Command::new("strip");
+        strip.args(["--strip-unneeded", "--remove-section=.comment", "--remove-section=.note"]);
+        said(strip.arg(&to))?;
         installed.push(to);
     }
     generated(&installed, &files.join("usr/share"))?;
+    let changes = files.join("usr/share/doc/wirevault/changelog.Debian");
+    fs::write(&changes, changelog(version)?)?;
+    compressed(&[changes])?;
+    let sums = sums(&files)?;
     let about = files.join("DEBIAN");
     let conffiles = FILES.iter().filter(|(_, to)| to.starts_with("etc/"));
     let conffiles: String = conffiles.map(|(_, to)| format!("/{to}\n")).collect();
     fs::create_dir_all(&about)?;
     fs::write(about.join("conffiles"), conffiles)?;
+    fs::write(about.join("md5sums"), sums)?;
     fs::write(about.join("control"), control(version, &libraries(&work, &installed)?)?)?;
     for script in SCRIPTS {
         put(&root().join("systemd/deb").join(script), &about.join(script), 0o755)?;
@@ -132,10 +145,44 @@ fn generated(programs: &[PathBuf], folder: &Path) -> Result<()> {
         let pages = fs::read_dir(folder.join("man").join(section))?;
         let pages = pages.map(|page| Ok(page?.path())).collect::<Result<Vec<_>>>()?;
         ensure!(!pages.is_empty(), "there is no page in {section}");
-        // Without time and name, so that the same programs make the same package.
-        said(Command::new("gzip").args(["--best", "--no-name"]).args(&pages))?;
+        compressed(&pages)?;
     }
     Ok(())
+}
+
+/// Without time and name, so that the same programs make the same package.
+fn compressed(files: &[PathBuf]) -> Result<()> {
+    said(Command::new("gzip").args(["--best", "--no-name"]).args(files))?;
+    Ok(())
+}
+
+/// What changed, as Debian wants it told: the fragments of `changelog.d`, as of the commit's time.
+fn changelog(version: &str) -> Result<String> {
+    let folder = fs::read_dir(root().join("changelog.d"))?;
+    let mut names = folder.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    names.sort();
+    let mut text = format!("wirevault ({version}) unstable; urgency=medium\n\n");
+    for name in names {
+        let (mut line, fragment) = ("  *".to_owned(), fs::read_to_string(&name)?);
+        for word in fragment.split_whitespace() {
+            if line.chars().count() + word.chars().count() >= CHANGELOG_COLUMNS {
+                text += &line;
+                line = "\n   ".to_owned();
+            }
+            line = format!("{line} {word}");
+        }
+        text += &format!("{line}\n");
+    }
+    let mut log = Command::new("git");
+    log.args(["log", "-1", "--format=%cD"]).current_dir(root());
+    text += &format!("\n -- {MAINTAINER}  {}\n", said(&mut log)?.trim());
+    Ok(text)
+}
+
+/// Sums of all files, by which `dpkg --verify` knows whether somebody changed one.
+fn sums(files: &Path) -> Result<String> {
+    let script = "find . -type f -printf '%P\\0' | sort -z | xargs -0 md5sum";
+    said(Command::new("sh").args(["-c", script]).current_dir(files))
 }
 
 fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
@@ -169,15 +216,15 @@ fn control(version: &str, libraries: &str) -> Result<String> {
         "Package: wirevault\n\
          Version: {version}\n\
          Architecture: {architecture}\n\
-         Maintainer: The Wirevault authors <noreply@example.org>\n\
+         Maintainer: {MAINTAINER}\n\
          Section: net\n\
          Priority: optional\n\
          Homepage: https://github.com/wirevault/wirevault\n\
          Depends: {libraries}, systemd (>= 252)\n\
          Suggests: tcpdump, tshark\n\
          Description: network flight recorder\n \
-         Records every packet of a link into a sealed store of bounded size, says what was\n \
-         lost and why, and finds any flow again by a tcpdump filter.\n"
+         Records every packet of a link into a sealed store of bounded size, says what\n \
+         was lost and why, and finds any flow again by a tcpdump filter.\n"
     ))
 }
 

@@ -13,6 +13,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 /// Longest interface name with its final zero.
 const NAME_BYTES: usize = libc::IFNAMSIZ;
 const ETHTOOL_GDRVINFO: u32 = 0x03;
+const ETHTOOL_GRINGPARAM: u32 = 0x10;
 const ETHTOOL_GSTRINGS: u32 = 0x1b;
 const ETHTOOL_GSTATS: u32 = 0x1d;
 const ETHTOOL_GFLAGS: u32 = 0x25;
@@ -146,6 +147,15 @@ pub(crate) fn receive_queues(fd: &OwnedFd, name: &str) -> u32 {
         Ok([_, _, _, _, _, receive, _, _, combined]) => receive.saturating_add(combined).max(1),
         Err(_) => 1,
     }
+}
+
+/// Descriptors of the receive ring: as it is, and as long as it can be. Errors: it has none.
+pub(crate) fn receive_ring(fd: &OwnedFd, name: &str) -> io::Result<(u32, u32)> {
+    // `ethtool_ringparam`: command, four limits, then lengths: receive, mini, jumbo, transmit.
+    let mut request = [0; 9];
+    request[0] = ETHTOOL_GRINGPARAM;
+    let [_, max, _, _, _, now, ..] = ethtool(fd, name, request)?;
+    Ok((now, max))
 }
 
 /// What a card can do about time stamps.

@@ -65,6 +65,18 @@ impl Cards {
         Ok(CardLosses::of(&driver, LinkCounters::ask(found.index)?))
     }
 
+    /// Descriptors of an interface's receive ring, as it is and as long as it can be; nothing if
+    /// its driver does not say.
+    pub fn receive_ring(&self, interface: &str) -> Option<(u32, u32)> {
+        link::receive_ring(&self.socket, interface).ok()
+    }
+
+    /// What merges received packets of one stream before anyone can see them: `gro`, `lro`.
+    pub fn merging(&self, interface: &str) -> Vec<&'static str> {
+        let offloads = link::receive_offloads(&self.socket, interface).into_iter();
+        offloads.filter(|(_, on)| *on == Some(true)).map(|(name, _)| name).collect()
+    }
+
     /// Interfaces that packets to this address come in by: those that have it, or all but loopback
     /// for an unspecified one.
     pub fn behind(&self, address: IpAddr) -> Vec<String> {
@@ -185,6 +197,8 @@ mod tests {
         let vb = link::link_by_name(&cards.socket, "vb").unwrap().unwrap();
         assert_eq!(peer.map(|(_, index)| *index), Some(vb.index as u64), "{counters:?}");
         assert_eq!(cards.losses("va").unwrap(), CardLosses::default());
+        assert!(cards.merging("va").iter().all(|name| ["gro", "lro"].contains(name)));
+        assert_eq!(cards.receive_ring("lo"), None);
         assert_eq!(cards.behind("192.0.2.1".parse().unwrap()), ["vb"]);
         assert_eq!(cards.behind("0.0.0.0".parse().unwrap()).len(), 2);
     }

@@ -6,7 +6,8 @@
 //! Source: Amazon EC2 User Guide, "Instance metadata categories", "Spot Instance interruption
 //! notices", "Use instance identity documents".
 
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use aws_config::imds::client::Client;
@@ -27,6 +28,9 @@ const ATTEMPTS: u32 = 2;
 /// Tags that are read at most: EC2 allows no more.
 const TAGS_MAX: usize = 50;
 
+/// Where the service is, and the variable that names another place.
+const LINK_LOCAL: &str = "http://169.254.169.254";
+const ENDPOINT: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
 const IDENTITY: &str = "/latest/dynamic/instance-identity/document";
 const TAGS: &str = "/latest/meta-data/tags/instance";
 const SPOT: &str = "/latest/meta-data/spot/instance-action";
@@ -89,6 +93,22 @@ impl Metadata for Imds {
             account: field("accountId"),
             tags,
         })
+    }
+
+    /// By hand: the SDK asks for a token first.
+    fn answers_without_token(&self) -> Option<bool> {
+        let set = std::env::var(ENDPOINT).ok().filter(|endpoint| !endpoint.is_empty());
+        let endpoint = set.as_deref().unwrap_or(LINK_LOCAL);
+        let host = endpoint.strip_prefix("http://")?.trim_end_matches('/');
+        let port = if host.contains(':') { "" } else { ":80" };
+        let address = format!("{host}{port}").parse().ok()?;
+        let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(ATTEMPT_TIMEOUT)).ok()?;
+        let request = format!("GET {IDENTITY} HTTP/1.0\r\nHost: {host}\r\n\r\n");
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut status = [0; "HTTP/1.1 200".len()];
+        stream.read_exact(&mut status).ok()?;
+        Some(status.ends_with(b" 200"))
     }
 
     fn notices(&self) -> Result<Vec<Notice>, String> {

@@ -59,6 +59,10 @@ pub trait Metadata: Send + Sync {
     /// In words: nobody tells.
     fn instance(&self) -> Result<Instance, String>;
 
+    /// Whether it also answers who has no token (version 1 of the protocol); nothing if that cannot
+    /// be told.
+    fn answers_without_token(&self) -> Option<bool>;
+
     /// What is about to happen; usually nothing.
     ///
     /// # Errors

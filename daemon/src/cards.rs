@@ -20,6 +20,32 @@ use crate::server::App;
 /// Time between two questions.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
+/// What a card is set to, and what it lost since it is up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CardFacts {
+    /// Descriptors of its receive ring, and how many it could have; nothing if its driver does not
+    /// say.
+    pub ring: Option<(u32, u32)>,
+    /// What merges received packets before anyone can see them: `gro`, `lro`.
+    pub merging: Vec<&'static str>,
+    /// Packets that it had no room for.
+    pub missed_packets: u64,
+    /// Packets that EC2 queued or dropped, by the limit of the instance that was exceeded.
+    pub allowance_packets: Vec<(String, u64)>,
+}
+
+/// Asks the card of this interface; nothing if there is none.
+pub fn facts(interface: &str) -> Option<CardFacts> {
+    let cards = Cards::new().ok()?;
+    let losses = cards.losses(interface).ok()?;
+    Some(CardFacts {
+        ring: cards.receive_ring(interface),
+        merging: cards.merging(interface),
+        missed_packets: losses.missed,
+        allowance_packets: losses.allowances,
+    })
+}
+
 /// What is known of the cards that packets come in by.
 #[derive(Debug, Default)]
 pub(crate) struct CardWatch {

@@ -26,7 +26,7 @@ mod answers;
 pub mod api;
 mod audit;
 mod backup;
-mod cards;
+pub mod cards;
 mod chain;
 mod conditions;
 mod connections;

@@ -177,6 +177,8 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
     let denied = json!({"op": "PutMetricData", "code": "AccessDenied", "status": 403, "count": 3});
     aws.set_faults(&json!([invalid, denied]));
     let recorder = site.record("va", OPTIONS);
+    let config = site.file("doctor.yaml");
+    fs::write(&config, site.config("va", OPTIONS)).expect("a configuration");
     until(&recorder, "one refused, others sent", |publish| {
         publish["dropped_periods"] == 1 && publish["sent_periods"].as_u64() > Some(2)
     });
@@ -188,6 +190,28 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
 
     // A call for each period, and one for each that was refused or denied.
     aws.calls();
+    let doctor = || {
+        let output = Command::new(program("wirevault"))
+            .args(["doctor", "--json", "--config"])
+            .arg(&config)
+            .envs(aws.environment())
+            .output();
+        let output = output.expect("wirevault");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let mut told = report["findings"].as_array().expect("findings").iter();
+        told.find(|it| it["about"] == "metrics").expect("a finding").clone()
+    };
+    // A busy machine may lose an answer, which the doctor tells as well.
+    wait_for("CloudWatch's answer", PATIENCE, || (doctor()["verdict"] == "ok").then_some(()));
+    let advice = wait_for("the right that is missing", PATIENCE, || {
+        let denied = json!({"op": "GetMetricStatistics", "code": "AccessDenied", "status": 403});
+        aws.set_faults(&json!([denied]));
+        let told = doctor();
+        told["seen"].as_str()?.contains("AccessDenied").then(|| told["advice"].to_string())
+    });
+    assert!(advice.contains("cloudwatch:GetMetricStatistics"), "{advice}");
+    aws.set_faults(&json!([]));
+
     let before = until(&recorder, "a start", all_sent)["sent_periods"].as_u64().expect("a count");
     let sent = until(&recorder, "three more", |publish| {
         publish["sent_periods"].as_u64() >= Some(before + 3)

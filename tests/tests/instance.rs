@@ -158,3 +158,20 @@ fn a_service_that_does_not_answer_costs_nothing() {
     assert_eq!(recorder.status()["state"], "recording");
     assert!(recorder.terminate().success());
 }
+
+#[test]
+fn the_doctor_says_who_the_instance_is_and_whether_anyone_may_ask() {
+    let imds = Imds::start();
+    let mut doctor = Command::new(program("wirevault"));
+    let output = doctor.args(["doctor", "--json"]).envs(imds.environment()).output();
+    let output = output.expect("wirevault");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mut findings = report["findings"].as_array().expect("findings").iter();
+    let finding = findings.find(|it| it["about"] == "instance").expect("a finding");
+    assert_eq!(finding["verdict"], "ok", "{finding}");
+    let seen = finding["seen"].as_str().expect("text");
+    assert!(seen.contains(INSTANCE) && seen.contains("2 tags; its metadata"), "{seen}");
+    let calls = imds.calls();
+    let refused = |call: &String| call.starts_with("GET /latest/dynamic") && call.ends_with(" 401");
+    assert!(calls.iter().any(refused), "it was asked without a token: {calls:?}");
+}

@@ -6,19 +6,22 @@
 //!              └───► the daemon's probe (as `validate`) ────┘
 //! ```
 //! A check reads what the kernel shows as files, so tests give it a folder of their own. What is
-//! not there is told as unknown; nothing is changed, and no question fails the others.
+//! not there is told as unknown; nothing is changed, and no question fails the others. Services
+//! that the configuration names are asked for what the recorder will ask (`services`, `aws`).
 
 mod aws;
 mod disks;
 mod machine;
 mod network;
 mod root;
+mod services;
 
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::json;
 use wirevault_config::{Config, Input, LiveSource};
+use wirevault_daemon::cards;
 use wirevault_daemon::keys;
 use wirevault_daemon::probe::{self, Level};
 use wirevault_daemon::sandbox::{self, Landlock};
@@ -124,10 +127,14 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
     let root = Root::new(Path::new("/"));
     let mut findings = Vec::new();
     let wanted = match args.config.as_deref().map(wirevault_config::load) {
-        None => Wanted::nothing(),
+        None => {
+            findings.extend(services::instance());
+            Wanted::nothing()
+        }
         Some(Ok(config)) => {
             findings.extend(probed(&config));
             findings.extend(disks::room(&config.stores));
+            findings.extend(services::check(&config));
             Wanted::of(&config)
         }
         Some(Err(error)) => {
@@ -140,7 +147,7 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
         }
     };
     findings.extend(machine::check(&root, &wanted));
-    findings.extend(network::check(&root, &wanted, &network::ask_ethtool));
+    findings.extend(network::check(&root, &wanted, &cards::facts));
     findings.extend(disks::check(&root));
     findings.extend(aws::check(&root));
     findings.push(sandbox(sandbox::landlock()));
@@ -216,7 +223,7 @@ mod tests {
     fn a_bare_root_is_no_reason_to_fail() {
         let dir = tempfile::tempdir().unwrap();
         let (root, wanted) = (Root::new(dir.path()), Wanted::nothing());
-        let nobody = |_: &str, _: &str| None;
+        let nobody = |_: &str| None;
         let mut findings = machine::check(&root, &wanted);
         findings.extend(network::check(&root, &wanted, &nobody));
         findings.extend(disks::check(&root));

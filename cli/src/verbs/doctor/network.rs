@@ -1,26 +1,20 @@
 //! Interfaces: queues, interrupts, offloads, rings, their place on the bus, what they lost.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+
+use wirevault_daemon::cards::CardFacts;
 
 use super::root::{Root, cpu_list};
 use super::{Finding, Verdict, Wanted};
 use crate::output::count_text;
 
 /// Descriptors of a card's receive ring: 4096 packets are 3 ms at 10 Gbit/s of 800 B.
-const RING_MIN: u64 = 1024;
+const RING_MIN: u32 = 1024;
 
-/// What `ethtool FLAG INTERFACE` prints; nothing if it is not installed or fails.
-pub(super) type Ethtool<'a> = &'a dyn Fn(&str, &str) -> Option<String>;
+/// Asks the card of an interface; nothing if there is none.
+pub(super) type Ask<'a> = &'a dyn Fn(&str) -> Option<CardFacts>;
 
-pub(super) fn ask_ethtool(flag: &str, interface: &str) -> Option<String> {
-    let mut command = Command::new("ethtool");
-    command.args([flag, interface]).stdin(Stdio::null()).env("LC_ALL", "C");
-    let output = command.output().ok().filter(|output| output.status.success())?;
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-pub(super) fn check(root: &Root, wanted: &Wanted, ethtool: Ethtool<'_>) -> Vec<Finding> {
+pub(super) fn check(root: &Root, wanted: &Wanted, ask: Ask<'_>) -> Vec<Finding> {
     let interfaces = match &wanted.interfaces {
         Some(interfaces) => interfaces.clone(),
         // Only hardware has a device behind it.
@@ -42,7 +36,7 @@ pub(super) fn check(root: &Root, wanted: &Wanted, ethtool: Ethtool<'_>) -> Vec<F
         Interface { root, name, folder: format!("sys/class/net/{name}") }.check(
             *lanes,
             &wanted.lane_cpus,
-            ethtool,
+            ask,
         )
     };
     interfaces.iter().flat_map(look).collect()
@@ -55,7 +49,7 @@ struct Interface<'a> {
 }
 
 impl Interface<'_> {
-    fn check(&self, lanes: u16, lane_cpus: &[u16], ethtool: Ethtool<'_>) -> Vec<Finding> {
+    fn check(&self, lanes: u16, lane_cpus: &[u16], ask: Ask<'_>) -> Vec<Finding> {
         if !self.root.has(&self.folder) {
             let advice = "see `ip link`; a recorder that runs waits for it to come back";
             let missing = Finding::warn(self.name, "there is no such interface", advice);
@@ -64,17 +58,10 @@ impl Interface<'_> {
         let mut findings = vec![self.state(), self.queues(lanes)];
         findings.extend(self.interrupts(lane_cpus));
         findings.extend(self.place());
-        findings.extend(self.losses());
-        match (ethtool("-k", self.name), ethtool("-g", self.name)) {
-            (None, None) => findings.push(Finding::warn(
-                self.name,
-                "offloads and rings are unknown",
-                "install ethtool",
-            )),
-            (offloads, rings) => {
-                findings.extend(offloads.map(|text| self.offloads(&text)));
-                findings.extend(rings.and_then(|text| self.ring(&text)));
-            }
+        if let Some(card) = ask(self.name) {
+            findings.push(self.offloads(&card.merging));
+            findings.extend(card.ring.map(|(now, max)| self.ring(now, max)));
+            findings.extend(self.losses(&card));
         }
         findings
     }
@@ -143,44 +130,40 @@ impl Interface<'_> {
         bus(self.root, self.name, &format!("{}/device", self.folder))
     }
 
-    fn losses(&self) -> Option<Finding> {
-        let count = |name: &str| self.file(&format!("statistics/{name}"))?.parse::<u64>().ok();
-        let lost = count("rx_missed_errors")? + count("rx_fifo_errors").unwrap_or(0);
-        (lost > 0).then(|| {
-            let seen = format!("the card had no room for {lost} packets since it is up");
+    fn losses(&self, card: &CardFacts) -> Vec<Finding> {
+        let missed = (card.missed_packets > 0).then(|| {
+            let missed = card.missed_packets;
+            let seen = format!("the card had no room for {missed} packets since it is up");
             let advice = "larger receive rings (ethtool -G), more queues, or interrupts on more \
                           CPUs; such packets are in nobody's capture";
             Finding::warn(self.name, seen, advice)
-        })
+        });
+        let over = card.allowance_packets.iter().filter(|(_, packets)| *packets > 0);
+        let over = over.map(|(limit, packets)| {
+            let seen = format!("EC2 held back or dropped {packets} packets over its limit {limit}");
+            let advice = "bw_ and pps want a larger instance or fewer sources, conntrack a \
+                          security group that is open both ways";
+            Finding::warn(self.name, seen, advice)
+        });
+        over.chain(missed).collect()
     }
 
-    fn offloads(&self, text: &str) -> Finding {
-        let on = |long: &str| {
-            let value = text.lines().find_map(|line| line.trim().strip_prefix(long));
-            value.is_some_and(|value| value.trim_start_matches(':').trim().starts_with("on"))
-        };
-        let names = [("gro", "generic-receive-offload"), ("lro", "large-receive-offload")];
-        let on: Vec<_> =
-            names.iter().filter(|(_, long)| on(long)).map(|(short, _)| *short).collect();
-        if on.is_empty() {
+    fn offloads(&self, merging: &[&str]) -> Finding {
+        if merging.is_empty() {
             return Finding::ok(self.name, "receive offloads are off");
         }
         let advice = format!(
             "ethtool -K {} {} off: packets are merged before anyone can see them",
             self.name,
-            on.join(" off ")
+            merging.join(" off ")
         );
-        Finding::warn(self.name, format!("{} on", on.join(" and ")), advice)
+        Finding::warn(self.name, format!("{} on", merging.join(" and ")), advice)
     }
 
-    /// The first `RX:` is what can be had, the second what is set.
-    fn ring(&self, text: &str) -> Option<Finding> {
-        let mut sizes = text.lines().filter_map(|line| line.strip_prefix("RX:"));
-        let max: u64 = sizes.next()?.trim().parse().ok()?;
-        let now: u64 = sizes.next()?.trim().parse().ok()?;
+    fn ring(&self, now: u32, max: u32) -> Finding {
         let advice = format!("ethtool -G {} rx {max}: bridges moments without the CPU", self.name);
         let short = now < max && now < RING_MIN;
-        Some(Finding::judged(self.name, format!("receive ring {now} of {max}"), short, &advice))
+        Finding::judged(self.name, format!("receive ring {now} of {max}"), short, &advice)
     }
 }
 
@@ -220,15 +203,15 @@ mod tests {
             lane_cpus: lane_cpus.to_vec(),
             ..Wanted::nothing()
         };
-        let ethtool =
-            |flag: &str, _: &str| {
-                Some(match flag {
-                "-k" => "generic-receive-offload: on\nlarge-receive-offload: off [fixed]\n",
-                _ => "Pre-set maximums:\nRX:\t\t8192\nCurrent hardware settings:\nRX:\t\t256\n",
-            }
-            .to_owned())
-            };
-        check(&Root::new(dir.path()), &wanted, &ethtool)
+        let card = |_: &str| {
+            Some(CardFacts {
+                ring: Some((256, 8192)),
+                merging: vec!["gro"],
+                missed_packets: 17,
+                allowance_packets: vec![("pps".to_owned(), 3), ("bw_in".to_owned(), 0)],
+            })
+        };
+        check(&Root::new(dir.path()), &wanted, &card)
     }
 
     fn told(findings: &[Finding], verdict: Verdict) -> String {
@@ -249,7 +232,6 @@ mod tests {
         ("sys/class/net/eth7/device/max_link_speed", "16.0 GT/s PCIe\n"),
         ("sys/class/net/eth7/device/current_link_width", "8\n"),
         ("sys/class/net/eth7/device/max_link_width", "8\n"),
-        ("sys/class/net/eth7/statistics/rx_missed_errors", "17\n"),
         ("proc/irq/40/effective_affinity_list", "2\n"),
         ("proc/irq/41/smp_affinity_list", "3\n"),
     ];
@@ -262,6 +244,7 @@ mod tests {
             "2 interrupts on CPUs [2, 3]; lanes run on [3] > move them",
             "PCIe 8.0 GT/s PCIe x8, at most 16.0 GT/s PCIe x8 > another slot",
             "no room for 17 packets",
+            "dropped 3 packets over its limit pps > bw_ and pps want a larger instance",
             "gro on > ethtool -K eth7 gro off",
             "receive ring 256 of 8192 > ethtool -G eth7 rx 8192",
         ] {

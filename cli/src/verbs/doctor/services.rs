@@ -1,0 +1,218 @@
+//! Whether the services answer that a configuration names, and let the recorder do what it will ask
+//! of them. Of the store's key `aws` tells.
+//!
+//! Each check is the least that shows the right: metrics get one more second in which nothing was
+//! given up, the tier an object that is read and deleted again, and AWS Backup is asked for a job
+//! that nobody ordered, because it has no way to try an order.
+
+use std::time::Instant;
+
+use wirevault_cloud::backup::BackupService;
+use wirevault_cloud::instance::Metadata;
+use wirevault_config::{Config, Imds};
+use wirevault_daemon::publisher;
+use wirevault_media::{ObjectError, Objects};
+use wirevault_telemetry::clock::{Clock, SECOND_NS, SystemClock};
+use wirevault_telemetry::publish::{MetricSink, Period, Series, Unit, Values};
+
+use super::Finding;
+use crate::output::count_text;
+
+/// A metric whose sum is not changed by one more value of 0.
+const NEUTRAL: &str = "PeriodsDropped";
+/// A job that nobody ordered; how AWS Backup says that there is none.
+const NO_JOB: &str = "00000000-0000-0000-0000-000000000000";
+const UNKNOWN_JOB: &str = "ResourceNotFoundException";
+/// What the object of the tier says to whoever finds it.
+const CONTENT: &[u8] = b"wirevault doctor was here; this may go\n";
+
+/// Every service that the configuration names. What a build has no client for the start refuses.
+pub(super) fn check(config: &Config) -> Vec<Finding> {
+    let of_metrics = || {
+        let options = publisher::options(&config.cloudwatch)?;
+        let who = format!("{} in namespace {}", options.appliance, options.namespace);
+        Some(metrics(&*wirevault_cloud::metric_sink(options).ok()??, &who))
+    };
+    let of_backup = || {
+        let backup = config.backup.as_ref()?;
+        let service = wirevault_cloud::backup_service().ok()??;
+        Some(backups(&*service, &backup.resource))
+    };
+    let of_tier = || {
+        let objects = wirevault_cloud::objects(&config.tier.as_ref()?.url).ok()?;
+        Some(tier(&*objects))
+    };
+    let of_instance = || match config.cloud.imds {
+        Imds::Off => None,
+        Imds::Auto => instance(),
+    };
+    [of_metrics(), of_backup(), of_tier(), of_instance()].into_iter().flatten().collect()
+}
+
+/// What the cloud tells this machine of itself; nothing where there is none.
+pub(super) fn instance() -> Option<Finding> {
+    Some(told(&*wirevault_cloud::metadata().ok()??))
+}
+
+fn metrics(sink: &dyn MetricSink, who: &str) -> Finding {
+    let about = "metrics";
+    let now_s = SystemClock.unix_ns() / SECOND_NS;
+    let nothing = Series {
+        name: NEUTRAL.to_owned(),
+        device: None,
+        unit: Unit::Count,
+        values: Values::Set { count: 1.0, sum: 0.0, min: 0.0, max: 0.0 },
+    };
+    let since = Instant::now();
+    let period = Period { since_s: now_s, until_s: now_s, series: vec![nothing] };
+    match sink.put(&period).and_then(|()| sink.has(now_s)) {
+        Ok(_) => {
+            let millis = since.elapsed().as_millis();
+            Finding::ok(about, format!("CloudWatch takes them of {who}, in {millis} ms"))
+        }
+        Err(failure) => {
+            let advice = "allow `cloudwatch:PutMetricData` in this namespace and \
+                          `cloudwatch:GetMetricStatistics` to the recorder's role; it records \
+                          without, and alarms take its silence for losses";
+            Finding::warn(about, failure.why, advice)
+        }
+    }
+}
+
+fn backups(service: &dyn BackupService, resource: &str) -> Finding {
+    let about = "backup";
+    match service.describe(resource, NO_JOB) {
+        Err(failure) if failure.code != UNKNOWN_JOB => {
+            let advice = "allow `backup:StartBackupJob`, `backup:DescribeBackupJob` and \
+                          `iam:PassRole` to the recorder's role; it records without";
+            Finding::warn(about, failure.to_string(), advice)
+        }
+        _ => {
+            let seen = "AWS Backup tells how jobs stand; whether it takes an order shows the first";
+            Finding::ok(about, seen)
+        }
+    }
+}
+
+fn tier(objects: &dyn Objects) -> Finding {
+    let about = "tier";
+    let name = format!("wirevault-doctor-{:x}", SystemClock.unix_ns());
+    let since = Instant::now();
+    match there_and_back(objects, &name) {
+        Ok(whole) => {
+            let (place, millis) = (objects.describe(), since.elapsed().as_millis());
+            let seen = format!("{place}: an object was put, read and deleted, in {millis} ms");
+            let advice = "it gives back something else than was put: use another place";
+            Finding::judged(about, seen, !whole, advice)
+        }
+        Err(error) => {
+            let advice = "let the recorder put, read and delete objects there; until then segments \
+                          stay on the volumes, and go when the quota is reached";
+            Finding::warn(about, error.to_string(), advice)
+        }
+    }
+}
+
+/// Whether what comes back is what was put.
+fn there_and_back(objects: &dyn Objects, name: &str) -> Result<bool, ObjectError> {
+    let mut pieces = Some(CONTENT.to_vec());
+    objects.put(name, &mut || Ok(pieces.take()))?;
+    let read = objects.read(name, 0..CONTENT.len() as u64);
+    // Also if it cannot be read.
+    objects.delete(name)?;
+    Ok(read? == CONTENT)
+}
+
+fn told(metadata: &dyn Metadata) -> Finding {
+    let about = "instance";
+    match metadata.instance() {
+        Ok(it) => {
+            let open = metadata.answers_without_token() == Some(true);
+            let asks = if open { "does not ask" } else { "asks" };
+            let (id, kind, zone, tags) = (it.id, it.kind, it.zone, it.tags.len());
+            let tags = count_text(tags as u64, "tag");
+            let seen =
+                format!("{id}, {kind} in {zone}, {tags}; its metadata service {asks} for a token");
+            let advice = "aws ec2 modify-instance-metadata-options --http-tokens required: without \
+                          it whoever can have a program fetch a URL gets the role's credentials";
+            Finding::judged(about, seen, open, advice)
+        }
+        Err(why) => {
+            let advice = "aws ec2 modify-instance-metadata-options --http-endpoint enabled \
+                          --http-tokens required --http-put-response-hop-limit 1 (2 in a \
+                          container): without it no notice comes, and no credentials of the role";
+            Finding::warn(about, why, advice)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wirevault_cloud::backup::{BackupFailure, JobState, Order};
+    use wirevault_cloud::instance::{Instance, Notice};
+
+    use super::super::Verdict;
+    use super::*;
+
+    struct Backups(&'static str);
+
+    impl BackupService for Backups {
+        fn start(&self, _: &Order) -> Result<String, BackupFailure> {
+            unreachable!("nothing is ordered")
+        }
+
+        fn describe(&self, _: &str, _: &str) -> Result<JobState, BackupFailure> {
+            let (code, region) = (self.0.to_owned(), "eu-central-1".to_owned());
+            Err(BackupFailure { doing: "tell", region, code, message: None })
+        }
+    }
+
+    /// Of an instance without a token, or silent.
+    struct Told(Option<Instance>);
+
+    impl Metadata for Told {
+        fn instance(&self) -> Result<Instance, String> {
+            self.0.clone().ok_or_else(|| "no answer in time".to_owned())
+        }
+
+        fn answers_without_token(&self) -> Option<bool> {
+            Some(self.0.is_some())
+        }
+
+        fn notices(&self) -> Result<Vec<Notice>, String> {
+            Ok(Vec::new())
+        }
+    }
+
+    #[test]
+    fn a_job_that_nobody_ordered_is_unknown_and_that_is_an_answer() {
+        assert_eq!(backups(&Backups(UNKNOWN_JOB), "arn").verdict, Verdict::Ok);
+        let denied = backups(&Backups("AccessDeniedException"), "arn");
+        assert!(denied.seen.contains("AccessDenied") && denied.advice.contains("iam:PassRole"));
+    }
+
+    #[test]
+    fn metadata_that_are_silent_or_open_come_with_what_to_change() {
+        let finding = told(&Told(None));
+        assert_eq!(finding.verdict, Verdict::Warn);
+        assert!(finding.advice.contains("hop-limit"), "{finding:?}");
+        let finding = told(&Told(Some(Instance::default())));
+        assert_eq!(finding.verdict, Verdict::Warn);
+        assert!(finding.advice.contains("--http-tokens required"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_tier_keeps_nothing_of_the_check() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", dir.path().join("tier").display());
+        let objects = wirevault_cloud::objects(&url).unwrap();
+        let missing = tier(&*objects);
+        assert!(missing.verdict == Verdict::Warn && !missing.advice.is_empty(), "{missing:?}");
+        std::fs::create_dir(dir.path().join("tier")).unwrap();
+        let found = tier(&*objects);
+        assert_eq!(found.verdict, Verdict::Ok, "{found:?}");
+        let left = std::fs::read_dir(dir.path().join("tier")).unwrap().filter_map(Result::ok);
+        let left: Vec<_> = left.filter(|it| it.path().is_file()).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}

@@ -26,7 +26,7 @@ const GRAPHS: &[(&str, &[&str], &str)] = &[
     ("Packets not kept", &["PacketsLost", "NicDrops", "PacketsShed", "PacketsCut"], "Sum"),
     ("Bytes written", &["BytesWritten"], "Sum"),
     ("Buffer and ladder", &["BufferPressure", "RungsEntered"], "Maximum"),
-    ("At risk", &["UnacknowledgedAge", "RingPackets"], "Maximum"),
+    ("At risk", &["UnacknowledgedAge", "RingPackets", "WriterBeatAge"], "Maximum"),
     ("Trouble", &["VolumesDegraded", "WritesFailed", "HoldSegmentsWaiting"], "Maximum"),
     ("Writes of each device", &["WriteLatency", "FlushLatency"], "p99"),
     ("Slowest writes", &["WriteLatencyP99"], "Maximum"),
@@ -34,7 +34,7 @@ const GRAPHS: &[(&str, &[&str], &str)] = &[
     ("Limits of EC2", &["AllowanceExceeded", "DeviceThrottled"], "Sum"),
     ("Storage used, life used", &["StorageUsed", "DeviceLifeUsed"], "Maximum"),
     ("Questions", &["QueryDuration"], "p99"),
-    ("Sources and keys", &["SourcesUp", "EpochKeysAhead"], "Minimum"),
+    ("Sources and keys", &["Recording", "SourcesUp", "EpochKeysAhead"], "Minimum"),
     ("Publisher", &["PeriodsPublished", "PeriodsDropped"], "Sum"),
 ];
 

@@ -29,6 +29,8 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
     if let Some(publishing) = &app.facts().publishing {
         publishing.page(&mut page);
     }
+    let records = f64::from(u8::from(app.stored().is_none()));
+    page.gauge(Gauge::DaemonRecordingState, &[], records);
     app.facts().cards.page(&mut page);
     questions(app, &mut page);
     if app.stored().is_some() {

@@ -37,12 +37,12 @@ use crate::instance::{self, Watched};
 use crate::lifecycle::{self, Holds, Rules};
 use crate::mending::Mending;
 use crate::probe::{self, Level};
-use crate::publisher::{Publisher, Publishing};
+use crate::publisher::{self, Publisher, Publishing};
 use crate::reload::{ConfigFile, Reloader};
 use crate::server::{App, Facts};
 use crate::shared::{Leased, Shared};
 use crate::snapshots::Checkpoints;
-use crate::standby::Waited;
+use crate::standby::{StoodBy, Waited};
 use crate::tier::{self, Tier};
 use crate::vfio::OwnDevices;
 use crate::{DaemonError, keys, sandbox, snapshots, sources, standby};
@@ -98,10 +98,10 @@ fn in_turn(
     let Some(shared) = Shared::of(config)? else {
         return record(config, file, services, doors, notes, (None, None));
     };
-    let waited = standby::wait(config, &services.key, &shared, doors.again()?, notes.clone())?;
-    let Waited::Turn(audit) = waited else { return Ok(()) };
+    let waited = standby::wait(config, services, &shared, doors.again()?, notes.clone())?;
+    let Waited::Turn(before) = waited else { return Ok(()) };
     let leased = shared.take()?;
-    let ended = record(config, file, services, doors, notes, (Some(&leased), audit));
+    let ended = record(config, file, services, doors, notes, (Some(&leased), before));
     match leased.end(!matches!(ended, Err(DaemonError::Unended))) {
         // What it could not write down after that is no news.
         Some(lost) => Err(DaemonError::Fenced { lost }),
@@ -115,7 +115,7 @@ fn record(
     services: &Services,
     doors: Doors,
     mut notes: Vec<String>,
-    (leased, audit): (Option<&Leased>, Option<Arc<Audit>>),
+    (leased, before): (Option<&Leased>, Option<StoodBy>),
 ) -> Result<(), DaemonError> {
     let access = Access::new(&config.api)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -143,9 +143,9 @@ fn record(
     let deletions = std::mem::take(&mut recovery.deletions);
     let recovery = recovery_status(&recovery);
     log_recovery(&recovery);
-    let audit = match audit {
-        Some(audit) => audit,
-        None => Arc::new(open_audit(config, store.id(), &clock)?),
+    let (audit, sending) = match before {
+        Some(StoodBy { audit, sending }) => (audit, sending),
+        None => (Arc::new(open_audit(config, store.id(), &clock)?), None),
     };
     tracing::info!(head = audit.head(), "the audit log is open");
     audit.note(Event::Started {
@@ -211,7 +211,10 @@ fn record(
     let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
     let rules = Rules::new(&config.retention);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
-    let publishing = publishing(config, services, audit.folder())?;
+    let publishing = match &sending {
+        Some(sending) => Some(Arc::clone(&sending.publishing)),
+        None => publishing(config, services, audit.folder())?,
+    };
     let successors = own.successors();
     let known = successors.clone();
     let devices = Devices::watch(pipeline.store(), move |path: &str| known.below(path));
@@ -240,7 +243,7 @@ fn record(
         backup::ordering(&app),
         cards::watching(&app),
     ];
-    let publisher = Publisher::start(&app);
+    let publisher = Publisher::start(&app, sending);
     let watched = serve(&app, access, doors, Reloader::new(file, config), live);
     mending.end();
     Duty::end(duties);
@@ -295,14 +298,16 @@ pub(crate) fn open_audit(
 ///
 /// # Errors
 /// The spool cannot be made.
-fn publishing(
+pub(crate) fn publishing(
     config: &Config,
     services: &Services,
     state: &Path,
 ) -> Result<Option<Arc<Publishing>>, DaemonError> {
-    let Some(sink) = services.metrics.clone() else { return Ok(None) };
+    let options = publisher::options(&config.cloudwatch);
+    let (Some(sink), Some(options)) = (services.metrics.clone(), options) else { return Ok(None) };
     let what = "making the spool of metrics";
-    let publishing = Publishing::new(sink, config.cloudwatch.period, &state.join(PUBLISH_FOLDER));
+    let periods = (config.cloudwatch.period, options.appliance.as_str());
+    let publishing = Publishing::new(sink, periods, &state.join(PUBLISH_FOLDER));
     publishing.map(|it| Some(Arc::new(it))).map_err(|source| DaemonError::System { what, source })
 }
 

@@ -1,7 +1,8 @@
 //! A machine that waits for its turn to write a shared volume, and answers from it meanwhile.
 //!
 //! It reads the store like `wirevault query --store` does: without a lock, and looking at the
-//! device anew for each question, because the other machine goes on writing.
+//! device anew for each question, because the other machine goes on writing. It publishes metrics,
+//! so that its silence means something.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use crate::audit::{Audit, text_hash};
 use crate::cards::CardWatch;
 use crate::doors::{Call, Doors};
 use crate::lifecycle::Holds;
-use crate::serve::{first_volume, open_audit};
+use crate::publisher::{Publisher, Sending};
+use crate::serve::{Services, first_volume, open_audit, publishing};
 use crate::server::{App, Facts};
 use crate::shared::Shared;
 use crate::{DaemonError, snapshots, tier};
@@ -49,10 +51,18 @@ impl Stored {
 
 /// How waiting ended.
 pub(crate) enum Waited {
-    /// It is this machine's turn. The audit log is open if anybody could ask meanwhile.
-    Turn(Option<Arc<Audit>>),
+    /// It is this machine's turn. What is left of the time before, if there was any.
+    Turn(Option<StoodBy>),
     /// We were told to stop before it was.
     Stopped,
+}
+
+/// What goes over to the recorder.
+pub(crate) struct StoodBy {
+    /// The log of what was asked.
+    pub(crate) audit: Arc<Audit>,
+    /// The thread that publishes metrics, if they are published.
+    pub(crate) sending: Option<Sending>,
 }
 
 /// Waits until this machine may write the volume, and answers questions meanwhile.
@@ -61,7 +71,7 @@ pub(crate) enum Waited {
 /// The volume cannot be read, the audit log not be opened.
 pub(crate) fn wait(
     config: &Config,
-    key: &KeySource,
+    services: &Services,
     shared: &Arc<Shared>,
     doors: Doors,
     notes: Vec<String>,
@@ -70,7 +80,7 @@ pub(crate) fn wait(
     if shared.is_silent(Instant::now()) {
         return Ok(Waited::Turn(None));
     }
-    let stored = Stored { path: first_volume(config).to_owned(), key: key.clone() };
+    let stored = Stored { path: first_volume(config).to_owned(), key: services.key.clone() };
     let store = stored.open()?.0.store;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let audit = Arc::new(open_audit(config, store, &clock)?);
@@ -87,7 +97,7 @@ pub(crate) fn wait(
         shared: Some(Arc::clone(shared)),
         keys: None,
         snapshots: None,
-        publishing: None,
+        publishing: publishing(config, services, audit.folder())?,
         successors: None,
         sandbox: None,
         tier: None,
@@ -97,6 +107,7 @@ pub(crate) fn wait(
     };
     let holds = Holds::open(audit.folder())?;
     let app = App::standing_by(stored, facts, Arc::clone(&audit), holds);
+    let publisher = Publisher::start(&app, None);
     let holder = shared.status().holder;
     tracing::info!(holder, "another machine writes the shared volume: standing by");
     let turn = doors.answer_while(&app, Access::new(&config.api)?, async |calls| {
@@ -120,9 +131,11 @@ pub(crate) fn wait(
             }
         }
     })?;
+    let closing = publisher.close(&app);
     if turn {
-        return Ok(Waited::Turn(Some(audit)));
+        return Ok(Waited::Turn(Some(StoodBy { audit, sending: closing.hand_over() })));
     }
+    closing.end(&[]);
     audit.note(Event::Stopped);
     audit.anchor();
     Ok(Waited::Stopped)

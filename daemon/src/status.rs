@@ -47,6 +47,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
             state: State::Standby,
             started: Some(app.facts().started_ns.into()),
             shared,
+            publish: app.facts().publishing.as_ref().map(|publishing| publishing.status()),
             ..offline(&reader, &catalog)
         });
     }

@@ -153,6 +153,8 @@ names! {
         PublishWaitingPeriods = "publish_waiting_periods",
             "Periods on disk that CloudWatch has not confirmed.";
         QueryRunningQueries = "query_running_queries", "Queries running now.";
+        DaemonRecordingState = "daemon_recording_state",
+            "1 while the process records, 0 while it stands by for another machine.";
         DaemonStartedSeconds = "daemon_started_seconds", "Unix time at which the process started.";
         DaemonInfoState = "daemon_info_state", "Always 1; a label says the version.";
     }

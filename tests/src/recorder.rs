@@ -124,6 +124,7 @@ impl Site {
             "echo $0 > /proc/sys/kernel/hostname; mount --bind $1 /var/lib; shift; exec $@";
         command.args([script, machine]).arg(files).arg(program("wirevaultd"));
         command.arg("--config").arg(file).stdout(to.try_clone().expect("log")).stderr(to);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let process = Process::Child(command.spawn().expect("unshare"));
         Recorder { process, socket, log }.answering()
     }

@@ -18,6 +18,8 @@ const APPLIANCE: &str = "box";
 const OPTIONS: &str = "    ring: 8MiB\nbuffer:\n  size: 8MiB\n\
                        cloudwatch:\n  publish: true\n  period: 1s\n  appliance: box\n";
 const PACKETS: u64 = 100;
+/// A device of two machines; there is room for segments of the smallest size.
+const SHARED_BYTES: u64 = 2 << 30;
 /// More calls than a test makes.
 const ALWAYS: u32 = 1_000_000;
 /// What is published, and what the daemon says of it when it ends.
@@ -175,10 +177,10 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
     let site = site(&aws);
     let invalid = json!({"op": "PutMetricData", "code": "InvalidParameterValue", "count": 1});
     let denied = json!({"op": "PutMetricData", "code": "AccessDenied", "status": 403, "count": 3});
-    aws.set_faults(&json!([invalid, denied]));
-    let recorder = site.record("va", OPTIONS);
     let config = site.file("doctor.yaml");
     fs::write(&config, site.config("va", OPTIONS)).expect("a configuration");
+    aws.set_faults(&json!([invalid, denied]));
+    let recorder = site.record("va", OPTIONS);
     until(&recorder, "one refused, others sent", |publish| {
         publish["dropped_periods"] == 1 && publish["sent_periods"].as_u64() > Some(2)
     });
@@ -188,8 +190,6 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
     let shown = String::from_utf8(recorder.ask("status", &[]).stdout).expect("text");
     assert!(shown.contains("published") && shown.contains("1 given up"), "{shown}");
 
-    // A call for each period, and one for each that was refused or denied.
-    aws.calls();
     let doctor = || {
         let output = Command::new(program("wirevault"))
             .args(["doctor", "--json", "--config"])
@@ -212,6 +212,8 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
     assert!(advice.contains("cloudwatch:GetMetricStatistics"), "{advice}");
     aws.set_faults(&json!([]));
 
+    // A call for each period, and one for each that was refused or denied.
+    aws.calls();
     let before = until(&recorder, "a start", all_sent)["sent_periods"].as_u64().expect("a count");
     let sent = until(&recorder, "three more", |publish| {
         publish["sent_periods"].as_u64() >= Some(before + 3)
@@ -226,9 +228,15 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
 }
 
 /// What is published only where a machine or a store has it: a card of EC2, a worn or throttled
-/// device, a ladder, a key service.
-const ELSEWHERE: [&str; 5] =
-    ["AllowanceExceeded", "DeviceLifeUsed", "DeviceThrottled", "RungsEntered", "EpochKeysAhead"];
+/// device, a key service, a ladder, another machine.
+const ELSEWHERE: [&str; 6] = [
+    "AllowanceExceeded",
+    "DeviceLifeUsed",
+    "DeviceThrottled",
+    "EpochKeysAhead",
+    "RungsEntered",
+    "WriterBeatAge",
+];
 
 #[test]
 fn alarms_and_dashboard_are_put_and_look_at_what_is_published() {
@@ -280,6 +288,30 @@ fn alarms_and_dashboard_are_put_and_look_at_what_is_published() {
     let cards = recorder.status()["cards"].clone();
     assert_eq!(cards[0]["interface"], "va", "{cards}");
     assert_eq!(aws.sum(APPLIANCE, "NicDrops"), 0);
+}
+
+#[test]
+fn a_machine_that_stands_by_publishes_and_goes_on_when_its_turn_comes() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let mut site = Site::shared(SHARED_BYTES);
+    site.set_environment(aws.environment().into());
+    let publish = "cloudwatch:\n  publish: true\n  period: 1s\n";
+    let first = site.on_machine("first", "va", publish);
+    wait_for("the writer's word", PATIENCE, || (aws.sum("first", "Recording") > 0).then_some(()));
+    let second = site.on_machine("second", "va", &format!("standby: true\n{publish}"));
+    let sent = until(&second, "some periods", |it| it["sent_periods"].as_u64() > Some(2));
+    assert_eq!(second.status()["state"], "standby");
+    assert!(aws.sum("second", "PeriodsPublished") >= 3, "{sent}");
+    assert_eq!(aws.sum("second", "Recording"), 0);
+    // All alarms that take silence for a fault have something to look at.
+    let listed = aws.cloudwatch(REGION, "ListMetrics", &json!({"MetricName": "PacketsLost"}));
+    assert!(listed.to_string().contains("second"), "{listed}");
+    assert!(first.terminate().success());
+    wait_for("the take-over", PATIENCE, || (aws.sum("second", "Recording") > 0).then_some(()));
+    let metrics = second.get("/v1/metrics").expect("metrics");
+    assert!(metrics.contains("wirevault_daemon_recording_state 1"), "{metrics}");
+    assert!(second.terminate().success());
 }
 
 /// The emulator's refusals are our reading of AWS; they must at least refuse.

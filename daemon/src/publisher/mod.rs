@@ -4,8 +4,8 @@
 //!  thread `sample`, each second ─► metrics page ─► Sampler ─► a period is over ─► spool (files)
 //!  thread `publish`: spool ─► newest first, one call each ─► MetricSink
 //! ```
-//! Two threads, because a call may take seconds and a second must not be missed. Neither holds
-//! anything that recording or answering waits for.
+//! Two threads (`threads`), because a call may take seconds and a second must not be missed.
+//! Neither holds anything that recording or answering waits for. The spool is a folder (`spool`).
 //!
 //! **What is counted once.** A period is on disk before it is sent, and is sent once. If the answer
 //! is lost, or the process ends meanwhile, nobody knows whether it arrived, and the service has no
@@ -14,42 +14,43 @@
 //! Until then nothing else is sent, so there is one doubt at most. A process that is killed loses
 //! the growth of its unfinished period; one that ends loses nothing, and what it could not send the
 //! next one sends.
+//!
+//! **Turns.** Periods of all appliances end with the same second, since CloudWatch sums up whole
+//! minutes. So that a fleet does not call in that second, each waits for a while of its own first,
+//! which its name decides.
+//!
+//! **Standing by.** A machine that waits for its turn to write publishes, too: that it is there,
+//! and that it has lost nothing. The sending thread goes over to the recorder with what it has.
 
 mod spool;
+mod threads;
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use wirevault_cloud::MetricOptions;
 use wirevault_config::CloudWatch;
-use wirevault_format::Cause;
-use wirevault_pipeline::{Pipeline, WriterShared};
-use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SECOND_NS, SystemClock};
 use wirevault_telemetry::metrics::{Counter, Gauge, MetricsPage};
-use wirevault_telemetry::publish::{Fate, MetricSink, Period, Sampler, SinkFailure};
+use wirevault_telemetry::publish::{Fate, MetricSink, Period, SinkFailure};
 
 use crate::api::PublishStatus;
-use crate::server::App;
-use crate::{DaemonError, host_name, metrics};
+use crate::{DaemonError, host_name};
 use spool::Spool;
+pub(crate) use threads::{Publisher, Sending};
 
-/// How often a page is taken.
-const SAMPLE: Duration = Duration::from_secs(1);
 /// How far back periods are kept that cannot be sent.
 const KEPT: Duration = Duration::from_secs(2 * 3600);
 /// How long a doubt rests at most before the service is asked: what it was sent it may show late.
 const DOUBT_RESTS: Duration = Duration::from_secs(60);
 /// A doubt older than this ends without an answer: the service keeps single seconds for 3 hours.
 const DOUBT_ENDS_S: u64 = 3 * 3600 - 600;
-/// Longest pause between two attempts.
-const RETRY_MAX: Duration = Duration::from_secs(30);
-/// After so long the end of the recorder begins no further call.
-const LAST_ROUND: Duration = Duration::from_secs(3);
+/// Longest turn. A period of a minute is there before half of the next one is over, and no alarm
+/// looks at less than a minute.
+const TURN_MAX: Duration = Duration::from_secs(30);
 /// So many periods late is worth a word in the status.
 const LATE: u64 = 5;
 
@@ -78,6 +79,8 @@ pub fn no_service() -> DaemonError {
 pub(crate) struct Publishing {
     sink: Arc<dyn MetricSink>,
     period: Duration,
+    /// How long it waits before it sends.
+    turn: Duration,
     spool: Spool,
     known: Mutex<Known>,
 }
@@ -93,18 +96,19 @@ struct Known {
 }
 
 impl Publishing {
-    /// Periods of this length to `sink`, by way of a folder.
+    /// Periods of this length to `sink`, by way of a folder; `appliance` is whose they are.
     ///
     /// # Errors
     /// The folder cannot be made.
     pub(crate) fn new(
         sink: Arc<dyn MetricSink>,
-        period: Duration,
+        (period, appliance): (Duration, &str),
         folder: &Path,
     ) -> io::Result<Self> {
         let periods_max = KEPT.as_secs() / period.as_secs().max(1);
         let spool = Spool::open(folder, usize::try_from(periods_max).unwrap_or(usize::MAX))?;
-        Ok(Self { sink, period, spool, known: Mutex::default() })
+        let turn = turn_of(appliance, period);
+        Ok(Self { sink, period, turn, spool, known: Mutex::default() })
     }
 
     /// How it stands, as the API tells it.
@@ -139,6 +143,14 @@ impl Publishing {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a period down; what cannot be written is given up.
+    fn add(&self, period: Period) {
+        if let Err(error) = self.spool.add(period) {
+            self.known().dropped += 1;
+            self.trouble(format!("the spool of metrics: {error}"));
+        }
     }
 
     /// Sends what waits, newest first, until something is in the way or time is up.
@@ -259,140 +271,29 @@ impl Doubt {
     }
 }
 
-/// The threads of a running recorder.
-pub(crate) struct Publisher {
-    running: Option<Running>,
+/// Half a period at most, the same at each start.
+fn turn_of(appliance: &str, period: Duration) -> Duration {
+    let longest = (period / 2).min(TURN_MAX);
+    let mut hasher = DefaultHasher::new();
+    appliance.hash(&mut hasher);
+    longest.mul_f64(hasher.finish() as f64 / u64::MAX as f64)
 }
 
-struct Running {
-    publishing: Arc<Publishing>,
-    stop: SyncSender<()>,
-    sampling: JoinHandle<Sampler>,
-    /// Something was spooled.
-    poke: SyncSender<()>,
-    sending: JoinHandle<()>,
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
 
-impl Publisher {
-    /// Begins; without a service there is nothing to do.
-    pub(crate) fn start(app: &App) -> Self {
-        let Some(publishing) = app.facts().publishing.clone() else {
-            return Self { running: None };
-        };
-        let (stop, stopped) = sync_channel(1);
-        let (poke, pokes) = sync_channel(1);
-        let (of_sampler, of_sender) = (Arc::clone(&publishing), Arc::clone(&publishing));
-        let (app, poke_sender) = (app.clone(), poke.clone());
-        let sampling = thread::Builder::new()
-            .name("sample".to_owned())
-            .spawn(move || sample(&app, &of_sampler, &stopped, &poke_sender));
-        let sending = thread::Builder::new()
-            .name("publish".to_owned())
-            .spawn(move || send(&of_sender, &pokes));
-        match (sampling, sending) {
-            (Ok(sampling), Ok(sending)) => {
-                Self { running: Some(Running { publishing, stop, sampling, poke, sending }) }
-            }
-            (Err(error), _) | (_, Err(error)) => {
-                publishing.trouble(format!("there is no thread for it: {error}"));
-                Self { running: None }
-            }
-        }
-    }
+    use super::*;
 
-    /// Ends the sampling, while the pipeline can still be looked at.
-    pub(crate) fn close(self, app: &App) -> Closing {
-        let Some(running) = self.running else { return Closing { ending: None } };
-        drop(running.stop);
-        let Ok(sampler) = running.sampling.join() else {
-            running.publishing.trouble("the thread that samples has panicked".to_owned());
-            return Closing { ending: None };
-        };
-        let page = metrics::gather(app).unwrap_or_default();
-        let pipeline = app.pipeline();
-        let views = pipeline.as_deref().map_or(&[][..], Pipeline::volumes);
-        let volumes = views.iter().map(|view| Arc::clone(&view.shared)).collect();
-        let (publishing, poke, sending) = (running.publishing, running.poke, running.sending);
-        Closing { ending: Some(Ending { publishing, sampler, page, volumes, poke, sending }) }
-    }
-}
-
-/// A publisher whose last page is still to be completed.
-pub(crate) struct Closing {
-    ending: Option<Ending>,
-}
-
-struct Ending {
-    publishing: Arc<Publishing>,
-    sampler: Sampler,
-    page: MetricsPage,
-    volumes: Vec<Arc<WriterShared>>,
-    poke: SyncSender<()>,
-    sending: JoinHandle<()>,
-}
-
-impl Closing {
-    /// Publishes the last period, with the books as they were closed. What cannot be sent at once
-    /// stays on disk for the next start.
-    pub(crate) fn end(self, books: &[Snapshot]) {
-        let Some(mut ending) = self.ending else { return };
-        let now_ns = SystemClock.unix_ns();
-        for books in books {
-            ending.page.books(books, now_ns, |at| Cause::ALL.get(at).map(|cause| cause.name()));
-        }
-        for (number, volume) in ending.volumes.iter().enumerate() {
-            metrics::writer(&mut ending.page, number, volume);
-        }
-        let (page, sampler) = (&ending.page, &mut ending.sampler);
-        let before = sampler.take(page, now_ns / SECOND_NS);
-        [before, sampler.close()].into_iter().flatten().for_each(|it| ending.publishing.add(it));
-        drop(ending.poke);
-        if ending.sending.join().is_err() {
-            tracing::error!("the thread that publishes metrics has panicked");
-        }
-    }
-}
-
-impl Publishing {
-    fn add(&self, period: Period) {
-        if let Err(error) = self.spool.add(period) {
-            self.known().dropped += 1;
-            self.trouble(format!("the spool of metrics: {error}"));
-        }
-    }
-}
-
-fn sample(
-    app: &App,
-    publishing: &Publishing,
-    stopped: &Receiver<()>,
-    poke: &SyncSender<()>,
-) -> Sampler {
-    let mut sampler = Sampler::new(publishing.period.as_secs());
-    loop {
-        // Without the pipeline there are no counters; it goes only after this thread.
-        if let Ok(page) = metrics::gather(app)
-            && let Some(period) = sampler.take(&page, SystemClock.unix_ns() / SECOND_NS)
-        {
-            publishing.add(period);
-            // A sender that was poked already needs no other poke.
-            let _ = poke.try_send(());
-        }
-        if stopped.recv_timeout(SAMPLE) != Err(RecvTimeoutError::Timeout) {
-            return sampler;
-        }
-    }
-}
-
-/// Sends whenever something was spooled, and now and then what could not be sent. A last time when
-/// the recorder ends.
-fn send(publishing: &Publishing, pokes: &Receiver<()>) {
-    let mut doubt = Doubt::default();
-    let retry = publishing.period.min(RETRY_MAX);
-    loop {
-        publishing.round(&mut doubt, None);
-        if pokes.recv_timeout(retry) == Err(RecvTimeoutError::Disconnected) {
-            return publishing.round(&mut doubt, Some(Instant::now() + LAST_ROUND));
-        }
+    #[test]
+    fn appliances_of_a_fleet_take_turns_within_half_a_period() {
+        let minute = Duration::from_secs(60);
+        let turns: Vec<_> =
+            (0..100).map(|number| turn_of(&format!("recorder-{number}"), minute)).collect();
+        assert!(turns.iter().all(|turn| *turn <= TURN_MAX), "{turns:?}");
+        let seconds: BTreeSet<_> = turns.iter().map(Duration::as_secs).collect();
+        assert!(seconds.len() > 20, "{seconds:?}");
+        assert_eq!(turn_of("recorder-7", minute), turns[7], "the same at each start");
+        assert!(turn_of("recorder-7", Duration::from_secs(1)) <= Duration::from_millis(500));
     }
 }

@@ -98,6 +98,18 @@ pub const ALARMS: &[Alarm] = &[
                      `publish` in `wirevault status`, which says what is in the way.",
     },
     Alarm {
+        name: "writer-silent",
+        metric: "WriterBeatAge",
+        statistic: Statistic::Minimum,
+        when: When::Above(30.0),
+        stretch_s: 60,
+        stretches: 2,
+        silence_is_bad: false,
+        meaning: "Nobody has written the volume of two machines for minutes.",
+        what_to_do: "Look at both machines' logs: the one that stands by says what keeps it from \
+                     taking over.",
+    },
+    Alarm {
         name: "source-down",
         metric: "SourcesUp",
         statistic: Statistic::Minimum,
@@ -242,6 +254,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::publish::MARKER;
     use crate::publish::table::metric;
 
     #[test]
@@ -258,8 +271,12 @@ mod tests {
     }
 
     #[test]
-    fn silence_about_losses_is_a_loss() {
+    fn silence_about_losses_is_a_loss_and_a_machine_that_stands_by_is_not_silent() {
         let lost = ALARMS.iter().find(|alarm| alarm.metric == "PacketsLost").unwrap();
         assert!(lost.silence_is_bad);
+        for alarm in ALARMS.iter().filter(|alarm| alarm.silence_is_bad) {
+            let told = metric(alarm.metric).is_some_and(|it| it.always || it.name == MARKER);
+            assert!(told, "{}: not told by whoever publishes", alarm.name);
+        }
     }
 }

@@ -147,6 +147,9 @@ impl Before {
             }
             Of::Durations(_) | Of::Marker => ByDevice::new(),
         };
+        if metric.always {
+            by_device.entry(None).or_insert(0.0);
+        }
         by_device.values_mut().for_each(|value| *value *= scale);
         by_device
     }
@@ -269,6 +272,22 @@ mod tests {
         let last = sampler.close().unwrap();
         assert_eq!(of(&last, "PacketsReceived", None), Some(&Values::Seconds(vec![(0, 95.0)])));
         assert_eq!(sampler.close(), None);
+    }
+
+    #[test]
+    fn a_machine_that_stands_by_tells_that_and_that_nothing_is_lost() {
+        let mut sampler = Sampler::new(60);
+        let mut page = MetricsPage::new();
+        page.gauge(Gauge::DaemonRecordingState, &[], 0.0);
+        page.gauge(Gauge::SharedBeatSeconds, &[], 0.5);
+        sampler.take(&page, 60);
+        let period = sampler.close().unwrap();
+        assert_eq!(of(&period, "PacketsLost", None), Some(&Values::Seconds(vec![(0, 0.0)])));
+        let set = |value| Values::Set { count: 1.0, sum: value, min: value, max: value };
+        assert_eq!(of(&period, "Recording", None), Some(&set(0.0)));
+        assert_eq!(of(&period, "WriterBeatAge", None), Some(&set(0.5)));
+        let names: Vec<_> = period.series.iter().map(|series| series.name.as_str()).collect();
+        assert_eq!(names.len(), 4, "and the marker, but nothing of packets: {names:?}");
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Metric {
     pub per_device: bool,
     /// Whether each second is sent by itself; otherwise a period is summed up.
     pub each_second: bool,
+    /// Whether it is 0 where nothing counts it: on a machine that stands by.
+    pub always: bool,
     /// What it means, in one sentence.
     pub meaning: &'static str,
 }
@@ -45,12 +47,17 @@ pub enum Of {
 
 /// Of the whole appliance, a period summed up.
 const fn row(name: &'static str, unit: Unit, of: Of, meaning: &'static str) -> Metric {
-    Metric { name, unit, of, per_device: false, each_second: false, meaning }
+    Metric { name, unit, of, per_device: false, each_second: false, always: false, meaning }
 }
 
 /// As `row`, each second by itself: what is looked at when it matters.
 const fn each_second(metric: Metric) -> Metric {
     Metric { each_second: true, ..metric }
+}
+
+/// As `row`, told by whoever publishes: a metric whose silence is bad.
+const fn always(metric: Metric) -> Metric {
+    Metric { always: true, ..metric }
 }
 
 /// As `row`, of each device.
@@ -66,12 +73,12 @@ pub const PUBLISHED: &[Metric] = &[
         Of::Growth(Counter::LaneReceivedPackets),
         "Packets that came in, those lost included.",
     )),
-    each_second(row(
+    always(each_second(row(
         "PacketsLost",
         Unit::Count,
         Of::Growth(Counter::LaneDroppedPackets),
         "Packets that came in and that the recorder lost; 0 is sent as well.",
-    )),
+    ))),
     each_second(row(
         "BytesWritten",
         Unit::Bytes,
@@ -137,6 +144,18 @@ pub const PUBLISHED: &[Metric] = &[
         Unit::None,
         Of::Lowest(Gauge::SourceUpState),
         "1 while every source delivers, 0 while one does not.",
+    ),
+    row(
+        "Recording",
+        Unit::None,
+        Of::Lowest(Gauge::DaemonRecordingState),
+        "1 while the recorder records, 0 while it stands by for another machine.",
+    ),
+    row(
+        "WriterBeatAge",
+        Unit::Seconds,
+        Of::Lowest(Gauge::SharedBeatSeconds),
+        "Time since the writer of a volume that two machines have showed that it lives.",
     ),
     row(
         "RungsEntered",
@@ -253,7 +272,7 @@ mod tests {
 
     #[test]
     fn lost_packets_and_the_marker_are_told_each_second() {
-        assert!(metric("PacketsLost").is_some_and(|metric| metric.each_second));
+        assert!(metric("PacketsLost").is_some_and(|metric| metric.each_second && metric.always));
         assert!(metric(MARKER).is_some_and(|metric| metric.each_second));
         assert!(metric("Nothing").is_none());
     }

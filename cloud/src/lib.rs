@@ -5,6 +5,7 @@
 //!  telemetry::publish::MetricSink ◄── cloudwatch ──► Amazon CloudWatch
 //!  media::Objects                 ◄── objects    ──► a folder
 //!  boards: alarms and dashboard, from the tables of what is published ──► cloudwatch
+//!  template: the same as resources of CloudFormation
 //!  backup::BackupService          ◄── aws_backup ──► AWS Backup
 //!  instance::Metadata             ◄── imds       ──► instance metadata of EC2
 //! ```
@@ -27,6 +28,7 @@ pub mod instance;
 #[cfg(feature = "aws")]
 pub mod kms;
 pub mod objects;
+pub mod template;
 
 use std::io;
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use wirevault_telemetry::publish::PUBLISHED;
 use wirevault_tests::readers::{interpreter, missing};
 use wirevault_tests::recorder::{Site, program};
 
@@ -91,6 +92,24 @@ fn alarms_are_about_metrics_that_somebody_publishes() {
     // Of AWS itself. Source: the user guides of EC2 and AWS Backup.
     let known = ["AWS/EC2 StatusCheckFailed", "AWS/Backup NumberOfBackupJobsFailed"];
     for metric in metrics.lines() {
-        assert!(known.contains(&metric), "{metric} is published by nobody");
+        let ours = metric.strip_prefix("Wirevault ");
+        let published = |name| PUBLISHED.iter().any(|it| it.name == name && !it.per_device);
+        let told = known.contains(&metric) || ours.is_some_and(published);
+        assert!(told, "{metric} is published by nobody");
     }
+}
+
+#[test]
+fn alarms_and_dashboard_of_the_template_are_those_of_the_tables() {
+    let mut print = Command::new(program("wirevault"));
+    let printed = print.args(["cloudwatch", "template"]).output().expect("wirevault");
+    assert!(printed.status.success(), "{}", said(&printed));
+    let wanted = String::from_utf8(printed.stdout).expect("text");
+    let text = fs::read_to_string(template()).expect("the template");
+    let (begin, end) = (wanted.lines().next().expect("a line"), wanted.lines().last());
+    let end = end.expect("a line");
+    let (_, rest) = text.split_once(begin).expect("the beginning of what is generated");
+    let (held, _) = rest.split_once(end).expect("its end");
+    let held = format!("{begin}{held}{end}\n");
+    assert!(held == wanted, "put what `wirevault cloudwatch template` prints into the template");
 }

@@ -27,6 +27,10 @@ Example: wirevault cloudwatch dashboard --config wirevault.yaml --apply")]
         #[arg(long, value_name = "NAME")]
         region: Option<String>,
     },
+    /// Both as resources of a CloudFormation template that has the parameters ApplianceName and
+    /// AlarmTopicArn and the condition HasTopic: what deploy/appliance.yaml holds.
+    #[command(after_help = "Example: wirevault cloudwatch template > resources.yaml")]
+    Template,
 }
 
 #[derive(Debug, Args)]

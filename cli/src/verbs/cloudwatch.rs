@@ -4,6 +4,7 @@ use std::path::Path;
 
 use wirevault_cloud::MetricOptions;
 use wirevault_cloud::boards::{self, Boards};
+use wirevault_cloud::template;
 use wirevault_config::{Given, load_with};
 use wirevault_daemon::{DaemonError, publisher};
 
@@ -17,6 +18,7 @@ pub(crate) fn cloudwatch(verb: &CloudWatchVerb) -> Result<Outcome, CliError> {
     match verb {
         CloudWatchVerb::Alarms { args, notify } => alarms(args, notify.as_deref()),
         CloudWatchVerb::Dashboard { args, region } => dashboard(args, region.clone()),
+        CloudWatchVerb::Template => put(&template::resources()),
     }?;
     Ok(Outcome::Found)
 }

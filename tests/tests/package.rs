@@ -1,10 +1,13 @@
-//! The Debian package under real systemd: installed, started, watched, upgraded, removed.
+//! The Debian package: what lintian says, and its life under real systemd: installed, started,
+//! watched, upgraded, removed, and installed again over what is left.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::{WaitPidFlag, waitpid};
+use serde_json::Value;
 use wirevault_testkit::net::wait_for;
 use wirevault_tests::recorder::program;
 use wirevault_tests::vm::Container;
@@ -25,6 +28,15 @@ fn package(out: &Path, revision: &str) {
     assert!(output.status.success(), "{output:?}");
 }
 
+/// What Debian asks of packages; wishes of a lower degree are not looked at.
+fn lintian(out: &Path) {
+    let package = fs::read_dir(out).expect("packages").next().expect("a package").expect("entry");
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--allow-root", "--fail-on", "error,warning"]).arg(package.path());
+    let output = lintian.output().expect("lintian: apt-get install lintian");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 fn property(container: &Container, name: &str) -> String {
     let said = container.ok(&format!("systemctl show --property={name} --value {UNIT}"));
     said.trim().to_owned()
@@ -33,6 +45,17 @@ fn property(container: &Container, name: &str) -> String {
 fn found(container: &Container, port: u16) -> u64 {
     let said = container.run(&format!("wirevault query --count 'udp port {port}'"));
     said.text.lines().find_map(|line| line.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Nothing is on its way, and every packet is accounted for.
+fn books_balance(container: &Container) {
+    wait_for("balanced books", PATIENCE, || {
+        let status: Value = serde_json::from_str(&container.ok("wirevault status --json")).ok()?;
+        let count = |field: &str| status["lanes"][0][field].as_u64().expect(field);
+        let settled = count("stored") + count("shed") + count("dropped");
+        assert_eq!(count("received"), settled + count("in_flight"), "{status}");
+        (count("in_flight") == 0).then_some(())
+    });
 }
 
 /// Sends packets to this port, and finds them in the record.
@@ -48,7 +71,9 @@ fn records(container: &Container, port: u16) {
 #[test]
 fn a_package_lives_from_installing_to_purging() {
     let out = tempfile::tempdir().expect("folder");
-    ["1", "2"].iter().for_each(|revision| package(out.path(), revision));
+    package(out.path(), "1");
+    lintian(out.path());
+    package(out.path(), "2");
     let container = Container::boot(out.path());
 
     container.ok("dpkg --install /packages/wirevault_*-1_*.deb");
@@ -80,13 +105,21 @@ fn a_package_lives_from_installing_to_purging() {
     records(&container, 7001);
     container.ok(&format!("wirevault doctor --config {CONFIG}"));
 
-    // An upgrade: the configuration that was changed stays, and the recorder is the new one.
-    container.ok("dpkg --install /packages/wirevault_*-2_*.deb");
+    // An upgrade while packets come: the configuration that was changed stays, the recorder is the
+    // new one, and what came while there was none is a gap that answers state.
+    container.ok("systemd-run --quiet --unit=sender bash -c \
+                  'while sleep 0.01; do echo x >/dev/udp/10.79.0.2/7000; done'");
+    wait_for("the sender", PATIENCE, || (found(&container, 7000) > 0).then_some(()));
+    container.ok("dpkg --install /packages/wirevault_*-2_*.deb && dpkg --verify wirevault");
     let second = property(&container, "MainPID");
     assert_ne!(first, second, "an upgrade starts the recorder anew");
     container.ok(&format!("grep -q 'interface: va' {CONFIG}"));
     records(&container, 7002);
     assert_eq!(found(&container, 7001), PACKETS, "what was recorded before");
+    container.ok("systemctl stop sender");
+    books_balance(&container);
+    let answer = container.run("wirevault query --count 'udp port 7000'");
+    assert!(answer.code == 3 && answer.text.contains("not_recording"), "{answer:?}");
 
     // Another configuration without a new start; or none of it.
     let journal = || container.ok(&format!("journalctl --no-pager --unit={UNIT}"));
@@ -135,7 +168,17 @@ fn a_package_lives_from_installing_to_purging() {
     container.ok(&format!("systemctl start {UNIT} && dpkg --remove wirevault"));
     assert_eq!(container.run(&format!("systemctl is-active {UNIT}")).text.trim(), "inactive");
     container.ok(&format!("test -f {CONFIG} && ! test -e /usr/bin/wirevaultd"));
+    container.ok(&format!("! find /etc/systemd -name {UNIT} | grep ."));
     container.ok("dpkg --purge wirevault");
     container.ok(&format!("! test -e {CONFIG}"));
     container.ok("test -d /etc/wirevault/keys && test -n \"$(ls /var/lib/wirevault)\"");
+
+    // Over what is left: the store goes on where it ended.
+    container.ok("dpkg --install /packages/wirevault_*-2_*.deb");
+    assert_eq!(container.run(&format!("systemctl is-enabled {UNIT}")).text.trim(), "disabled");
+    container.ok("mv /etc/credstore/wirevault.key /etc/wirevault/keys/store.key && \
+                  chown wirevault: /etc/wirevault/keys/store.key");
+    container.ok(&format!("sed -i s/eth0/va/ {CONFIG} && systemctl start {UNIT}"));
+    records(&container, 7005);
+    assert_eq!(found(&container, 7001), PACKETS, "what was recorded before");
 }

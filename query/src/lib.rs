@@ -17,7 +17,7 @@
 //! - [`run()`]: packets. [`flows()`]: flows.
 //! - [`matching_chunks()`]: what the index alone says of one segment.
 //! - [`filter`]: the filter language. [`time`]: points in time as people write them.
-//! - [`export`]: pcapng, pcap, lines. [`summary`]: what an answer says of itself.
+//! - [`export`]: pcapng, pcap, lines, Parquet. [`summary`]: what an answer says of itself.
 //! - `prune`: what need not be opened. `ahead`: what is looked into by several threads. `stream`,
 //!   `merge`: reading one stream, and many in order. `completeness`: the rules. `stored`: the way
 //!   to `index`.

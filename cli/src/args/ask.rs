@@ -83,6 +83,12 @@ pub(crate) struct FlowsArgs {
     /// Comma-separated values with a line of headings.
     #[arg(long)]
     pub(crate) csv: bool,
+    /// A Parquet file, for programs that ask many of them.
+    #[arg(long, requires = "write", conflicts_with_all = ["json", "csv"])]
+    pub(crate) parquet: bool,
+    /// Write to a file; `-` is standard output.
+    #[arg(short = 'w', long = "write", value_name = "FILE")]
+    pub(crate) write: Option<PathBuf>,
     /// Write what the answer says of itself as JSON: completeness, gaps, damage.
     #[arg(long, value_name = "FILE")]
     pub(crate) summary: Option<PathBuf>,

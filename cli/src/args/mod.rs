@@ -77,7 +77,11 @@ Examples:
   wirevault query --since '1h ago' 'host 10.0.0.1' -w - | tshark -r -")]
     Query(QueryArgs),
     /// List the flows that packets belong to.
-    #[command(after_help = "Example: wirevault flows --since '10m ago' 'tcp port 443' --csv")]
+    #[command(after_help = "\
+Examples:
+  wirevault flows --since '10m ago' 'tcp port 443' --csv
+  wirevault flows --since '1 day ago' --parquet -w flows.parquet
+    and then: duckdb -c \"SELECT * FROM 'flows.parquet' ORDER BY bytes DESC LIMIT 10\"")]
     Flows(FlowsArgs),
     /// Show packets as they arrive. The daemon must be running.
     ///

@@ -3,10 +3,12 @@
 use std::io::{self, BufRead, BufReader, BufWriter, IsTerminal, Write};
 use std::net::IpAddr;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use comfy_table::Table;
 use serde::Deserialize;
 use wirevault_daemon::api::{self, QueryBody};
+use wirevault_query::export::FlowFile;
 use wirevault_query::{FlowRow, QueryError, Request, Summary, flows};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -16,7 +18,7 @@ use crate::client::Body;
 use crate::error::CliError;
 use crate::interrupt::{self, Cancel};
 use crate::outcome::Outcome;
-use crate::output::{count_text, put, size_text, table, table_text};
+use crate::output::{Target, count_text, size_text, table, table_text};
 use crate::place::{self, Asked};
 
 /// Rows that a table holds at most before it is printed, so that columns fit each other without all
@@ -33,12 +35,7 @@ const CSV_HEADINGS: &str = "link_type,segments,first,last,first_ns,last_ns,packe
 pub(crate) fn list(args: &FlowsArgs) -> Result<Outcome, CliError> {
     let request = Request { limit: args.limit, ..place::request(&args.question)? };
     let cancel = interrupt::watch()?;
-    let form = match (args.json, args.csv) {
-        (true, _) => Form::Json,
-        (_, true) => Form::Csv,
-        _ => Form::Table,
-    };
-    let mut rows = Rows::new(form);
+    let mut rows = Rows::new(args)?;
     let summary = match place::ask(&args.place, &cancel)? {
         Asked::Store(store) => {
             let catalog = store.catalog(SystemClock.unix_ns());
@@ -62,11 +59,11 @@ pub(crate) fn list(args: &FlowsArgs) -> Result<Outcome, CliError> {
             }
         }
     };
-    rows.end()?;
+    let count = rows.end(&summary)?;
     conclude(&summary, args.summary.as_deref())?;
     Ok(match interrupt::is_set(&cancel) {
         true => Outcome::Incomplete,
-        false => Outcome::of(&summary, rows.count),
+        false => Outcome::of(&summary, count),
     })
 }
 
@@ -97,7 +94,7 @@ fn receive(body: Body, rows: &mut Rows, cancel: &Cancel) -> Result<Option<Summar
             Ok(_) => {}
             Err(error) => {
                 let error = broken(error.to_string());
-                rows.end()?;
+                rows.flush()?;
                 return Err(error);
             }
         }
@@ -109,69 +106,91 @@ fn receive(body: Body, rows: &mut Rows, cancel: &Cancel) -> Result<Option<Summar
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Table,
-    Json,
-    Csv,
-}
-
 /// Writes rows in one of the forms.
 struct Rows {
-    form: Form,
-    out: BufWriter<io::Stdout>,
-    table: Table,
+    out: Out,
+    /// Somebody looks on: each row is passed on at once.
     watched: bool,
     count: u64,
 }
 
-impl Rows {
-    fn new(form: Form) -> Self {
-        let watched = io::stdout().is_terminal();
-        let out = BufWriter::new(io::stdout());
-        Self { form, out, table: Self::table(), watched, count: 0 }
-    }
+enum Out {
+    Table(BufWriter<Target>, Table),
+    Json(BufWriter<Target>),
+    Csv(BufWriter<Target>),
+    Parquet(FlowFile<Target>),
+}
 
-    fn table() -> Table {
-        table(&HEADINGS, &[1, 2, 3])
+impl Rows {
+    /// # Errors
+    /// `Usage` if there can be no such file, or a Parquet file would go to a terminal.
+    fn new(args: &FlowsArgs) -> Result<Self, CliError> {
+        let target = match args.write.as_deref() {
+            Some(path) if args.parquet || path != Path::new("-") => Target::packets(path)?,
+            _ => Target::Stdout(io::stdout()),
+        };
+        let watched = matches!(&target, Target::Stdout(out) if out.is_terminal());
+        let out = match (args.json, args.csv, args.parquet) {
+            (true, ..) => Out::Json(BufWriter::new(target)),
+            (_, true, _) => Out::Csv(BufWriter::new(target)),
+            (.., true) => Out::Parquet(FlowFile::new(target)),
+            _ => Out::Table(BufWriter::new(target), empty_table()),
+        };
+        Ok(Self { out, watched, count: 0 })
     }
 
     fn row(&mut self, row: &FlowRow) -> io::Result<()> {
         self.count += 1;
-        match self.form {
-            Form::Table => {
-                self.table.add_row(columns(row));
-                if self.table.row_count() >= TABLE_ROWS {
-                    self.flush_table()?;
-                }
+        match &mut self.out {
+            Out::Table(_, table) => {
+                table.add_row(columns(row));
+                return if table.row_count() >= TABLE_ROWS { self.flush() } else { Ok(()) };
             }
-            Form::Json => {
-                serde_json::to_writer(&mut self.out, row)?;
-                self.out.write_all(b"\n")?;
+            Out::Json(out) => {
+                serde_json::to_writer(&mut *out, row)?;
+                out.write_all(b"\n")?;
             }
-            Form::Csv => {
+            Out::Csv(out) => {
                 if self.count == 1 {
-                    self.out.write_all(CSV_HEADINGS.as_bytes())?;
+                    out.write_all(CSV_HEADINGS.as_bytes())?;
                 }
-                self.out.write_all(csv(row).as_bytes())?;
+                out.write_all(csv(row).as_bytes())?;
             }
+            Out::Parquet(file) => file.row(row)?,
         }
-        if self.watched { self.out.flush() } else { Ok(()) }
+        if self.watched { self.flush() } else { Ok(()) }
     }
 
-    fn end(&mut self) -> Result<(), CliError> {
-        match self.form {
-            Form::Table if self.table.row_count() > 0 => self.flush_table()?,
-            Form::Csv if self.count == 0 => put(CSV_HEADINGS)?,
-            _ => {}
+    /// Passes on what can be read without what follows.
+    fn flush(&mut self) -> io::Result<()> {
+        match &mut self.out {
+            Out::Table(out, table) => {
+                if table.row_count() > 0 {
+                    let table = std::mem::replace(table, empty_table());
+                    out.write_all(table_text(&table, "").as_bytes())?;
+                }
+                out.flush()
+            }
+            Out::Json(out) | Out::Csv(out) => out.flush(),
+            Out::Parquet(_) => Ok(()),
         }
-        Ok(self.out.flush()?)
     }
 
-    fn flush_table(&mut self) -> io::Result<()> {
-        let table = std::mem::replace(&mut self.table, Self::table());
-        self.out.write_all(table_text(&table, "").as_bytes())
+    /// Completes the answer. Gives the number of rows.
+    fn end(mut self, summary: &Summary) -> Result<u64, CliError> {
+        if let (Out::Csv(out), 0) = (&mut self.out, self.count) {
+            out.write_all(CSV_HEADINGS.as_bytes())?;
+        }
+        self.flush()?;
+        if let Out::Parquet(file) = self.out {
+            file.finish(summary)?.flush()?;
+        }
+        Ok(self.count)
     }
+}
+
+fn empty_table() -> Table {
+    table(&HEADINGS, &[1, 2, 3])
 }
 
 fn columns(row: &FlowRow) -> Vec<String> {

@@ -1,9 +1,10 @@
-//! Where answers go: pcapng, pcap, lines of text, or nowhere but a count.
+//! Where answers go: pcapng, pcap, lines of text, or nowhere but a count; flows also into Parquet.
 //!
 //! A sink sees every interface once, before its first packet, and packets in the order of the
 //! answer. The caller ends it with `finish`, which is where a file gets its statement of
 //! completeness.
 
+mod flow_file;
 mod line;
 mod pcap;
 mod pcapng;
@@ -13,6 +14,7 @@ use std::ops::ControlFlow;
 
 use wirevault_format::{Interface, LinkType};
 
+pub use flow_file::{FLOW_SCHEMA, FlowFile};
 pub use line::LineSink;
 pub use pcap::PcapSink;
 pub use pcapng::{COMMENT_PREFIX, PcapngSink};

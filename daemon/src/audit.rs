@@ -122,12 +122,13 @@ impl Audit {
         self.log.folder()
     }
 
-    /// A segment is about to be given up for the quota.
-    pub(crate) fn deleting(&self, entry: &SegmentEntry) {
+    /// A segment is about to be given up for the quota; a hold may still have waited for it.
+    pub(crate) fn deleting(&self, entry: &SegmentEntry, waited: bool) {
+        let reason = if waited { "quota, before a hold had its copy" } else { "quota" };
         self.note(Event::Deleted {
             segment: entry.ordinal,
             life: entry.life.to_string(),
-            reason: "quota".to_owned(),
+            reason: reason.to_owned(),
             packets: entry.packets,
             times_ns: entry.times_ns,
         });

@@ -155,7 +155,7 @@ fn record(
         key: store.key_id(),
     });
     let witness = Arc::clone(&audit);
-    store.set_witness(Box::new(move |entry| witness.deleting(entry)));
+    store.set_witness(Box::new(move |entry, waited| witness.deleting(entry, waited)));
     lifecycle::settle(&store, &audit, &deletions)?;
     let (lost, troubles) = snapshots::lost_stores(audit.folder());
     notes.extend(troubles);

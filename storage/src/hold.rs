@@ -15,16 +15,19 @@
 //!
 //! So a copy is there whole or not at all, and whoever wants it asks again after a crash.
 //!
+//! Until it has been looked at for all holds a closed segment [waits](Store::spare): the quota takes
+//! it last. Those whose copies find no room wait on, no more than half of a volume's segments.
+//!
 //! Copies count for the quota as other segments do. They may take [`HOLD_PERCENT`] of each
 //! volume's, or what [`Store::set_hold_percent`] says: what is held is lost to recording.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 
 use wirevault_format::chunk::{self, ChunkHeader, HEADER_BYTES};
 use wirevault_format::footer::{ChunkEntry, CloseReason};
 use wirevault_format::table::SegmentEntry;
-use wirevault_index::{Segment, SegmentReader};
+use wirevault_index::{Catalog, Segment, SegmentReader};
 use wirevault_seal::chain::Chain;
 
 use crate::StorageError;
@@ -136,6 +139,23 @@ impl Store {
             let what = format!("segment {name} cannot be kept: it is not there, or not closed");
             StorageError::Misuse { what }
         })
+    }
+
+    /// Spares closed segments of which holds want copies: the quota takes them last, so long as they
+    /// are no more than half of a volume's. `waits` tells of those of the catalog; what closes later
+    /// waits if `holding`, until this is called again. Waits for no device.
+    pub fn spare(&self, holding: bool, catalog: &Catalog, waits: impl Fn(&Segment) -> bool) {
+        let recorded = catalog.segments.iter().filter(|segment| segment.entry.hold == 0);
+        let known: HashMap<u64, bool> =
+            recorded.map(|segment| (segment.entry.ordinal, waits(segment))).collect();
+        for volume in &self.volumes {
+            volume.spare(holding, |ordinal| known.get(&ordinal).copied());
+        }
+    }
+
+    /// Segments that were given up since the start although holds waited for them.
+    pub fn unheld(&self) -> u64 {
+        self.volumes.iter().map(|volume| volume.unheld()).sum()
     }
 
     /// Opens a copy with room for so many bytes of chunks, on the first volume that takes it.

@@ -33,6 +33,11 @@ pub(crate) struct Ledger {
     holds: BTreeMap<u32, HoldShare>,
     /// Places of closed segments that are being copied for a hold, which nobody gives up meanwhile.
     pinned: BTreeSet<u32>,
+    /// Ordinal and place of the closed segments of which a hold may still want copies, and whether
+    /// they are spared.
+    waiting: BTreeMap<(u64, u32), bool>,
+    /// What closes from now on waits for holds.
+    holding: bool,
 }
 
 /// What the copies for one hold take.
@@ -72,6 +77,7 @@ impl Ledger {
             SegmentState::Open if before.hold == 0 => self.open -= 1,
             SegmentState::Closed => {
                 self.closed.remove(&(before.ordinal, place));
+                self.waiting.remove(&(before.ordinal, place));
             }
             SegmentState::Open | SegmentState::Forgetting => {}
         }
@@ -118,9 +124,41 @@ impl Ledger {
         self.open
     }
 
-    /// Ordinals and places of the closed segments that may be given up, oldest first.
+    /// Ordinals and places of the closed segments that may be given up, oldest first; behind them
+    /// those that are spared.
     pub(crate) fn oldest(&self) -> impl Iterator<Item = (u64, u32)> {
-        self.closed.iter().copied().filter(|(_, place)| !self.pinned.contains(place))
+        let first = self.closed.iter().filter(|held| !self.is_spared(held));
+        let last = self.waiting.iter().filter_map(|(held, spared)| spared.then_some(held));
+        first.chain(last).copied().filter(|(_, place)| !self.pinned.contains(place))
+    }
+
+    /// Whether a hold may still want copies of a segment.
+    pub(crate) fn is_waiting(&self, ordinal: u64) -> bool {
+        self.waiting.range((ordinal, 0)..=(ordinal, u32::MAX)).next().is_some()
+    }
+
+    /// Says of which closed segments holds want copies, by their ordinals; of those that nothing is
+    /// said of nobody knows yet. What closes from now on waits if `holding`.
+    ///
+    /// What is known to wait may wait for long: no more than half of what may go is spared for it,
+    /// the youngest, so that a hold without room does not cost the recorder its place.
+    pub(crate) fn spare(&mut self, holding: bool, waits: impl Fn(u64) -> Option<bool>) {
+        self.holding = holding;
+        let mut left = self.closed.len() / 2;
+        for held in self.closed.iter().rev() {
+            match waits(held.0) {
+                Some(true) => {
+                    self.waiting.insert(*held, left > 0);
+                    left = left.saturating_sub(1);
+                }
+                Some(false) => drop(self.waiting.remove(held)),
+                None => {}
+            }
+        }
+    }
+
+    fn is_spared(&self, held: &(u64, u32)) -> bool {
+        self.waiting.get(held) == Some(&true)
     }
 
     /// What the copies for each hold take; one that is being written counts as full.
@@ -153,12 +191,15 @@ impl Ledger {
         self.lanes.range(lanes.clone()).map(|(_, share)| share.used_bytes).sum()
     }
 
-    /// Ordinals, places and bytes of the closed live segments of these lanes, each lane's oldest
-    /// first.
-    pub(crate) fn lanes_closed(&self, lanes: &Range<u16>) -> impl Iterator<Item = (u64, u32, u64)> {
+    /// Whether they are spared, ordinals, places and bytes of the closed live segments of these
+    /// lanes, each lane's oldest first.
+    pub(crate) fn lanes_closed(
+        &self,
+        lanes: &Range<u16>,
+    ) -> impl Iterator<Item = (bool, u64, u32, u64)> {
         let closed = self.lanes.range(lanes.clone()).flat_map(|(_, share)| &share.closed);
         let free_to_go = closed.filter(|((_, place), _)| !self.pinned.contains(place));
-        free_to_go.map(|((ordinal, place), bytes)| (*ordinal, *place, *bytes))
+        free_to_go.map(|(held, bytes)| (self.is_spared(held), held.0, held.1, *bytes))
     }
 
     fn add(&mut self, place: u32, entry: &SegmentEntry) {
@@ -170,6 +211,9 @@ impl Ledger {
             SegmentState::Open if entry.hold == 0 => self.open += 1,
             SegmentState::Closed if entry.hold == 0 => {
                 self.closed.insert((entry.ordinal, place));
+                if self.holding {
+                    self.waiting.insert((entry.ordinal, place), true);
+                }
             }
             SegmentState::Open | SegmentState::Closed => {}
             // Nobody's any more, but its bytes are still there.
@@ -282,6 +326,33 @@ mod tests {
         assert!(ledger.oldest().all(|(_, place)| place != oldest), "it is being copied");
         ledger.unpin(oldest);
         assert_eq!(ledger.oldest().next().unwrap().1, oldest);
+    }
+
+    #[test]
+    fn what_waits_for_holds_goes_last_but_for_more_than_half() {
+        let closed = |ordinal| entry(SegmentState::Closed, ordinal, 10);
+        let table: Vec<_> = (1..=6).map(closed).collect();
+        let mut ledger = Ledger::new(1000, &table);
+        let oldest =
+            |ledger: &Ledger| ledger.oldest().map(|(ordinal, _)| ordinal).collect::<Vec<_>>();
+        ledger.spare(true, |ordinal| Some(ordinal <= 2));
+        assert_eq!(oldest(&ledger), [3, 4, 5, 6, 1, 2]);
+        let of_lanes = ledger.lanes_closed(&(0..1)).map(|(spared, ordinal, ..)| (spared, ordinal));
+        let mut of_lanes: Vec<_> = of_lanes.collect();
+        of_lanes.sort_unstable();
+        assert_eq!(of_lanes[4..], [(true, 1), (true, 2)]);
+        // What closes later waits until somebody says otherwise.
+        let open = entry(SegmentState::Open, 7, 0);
+        ledger.change(6, &SegmentEntry::default(), &open);
+        ledger.change(6, &open, &closed(7));
+        ledger.spare(true, |ordinal| (ordinal <= 6).then_some(ordinal <= 2));
+        assert!(ledger.is_waiting(7) && oldest(&ledger) == [3, 4, 5, 6, 1, 2, 7]);
+        ledger.spare(true, |ordinal| Some(ordinal != 4));
+        assert_eq!(oldest(&ledger), [1, 2, 3, 4, 5, 6, 7], "three of seven are spared");
+        ledger.change(0, &table[0], &SegmentEntry::default());
+        assert!(!ledger.is_waiting(1));
+        ledger.spare(false, |_| Some(false));
+        assert!(oldest(&ledger) == [2, 3, 4, 5, 6, 7] && !ledger.is_waiting(7));
     }
 
     #[test]

@@ -151,10 +151,13 @@ impl Store {
         for (number, volume) in self.volumes.iter().enumerate().filter(|(_, it)| it.is_well()) {
             let ledger = volume.ledger();
             let closed = ledger.lanes_closed(lanes);
-            oldest.extend(closed.map(|(ordinal, place, bytes)| (ordinal, number, place, bytes)));
+            oldest
+                .extend(closed.map(|(spared, ordinal, place, bytes)| {
+                    (spared, ordinal, number, place, bytes)
+                }));
         }
         oldest.sort_unstable();
-        for (ordinal, number, place, file_bytes) in oldest {
+        for (_, ordinal, number, place, file_bytes) in oldest {
             left_bytes -= u128::from(file_bytes);
             over.push((number, (ordinal, place)));
             if fits(left_bytes) {

@@ -6,6 +6,7 @@
 //! when other work goes on.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ pub(crate) struct SharedVolume {
     writer: Mutex<VolumeWriter>,
     /// Segments that the witness was told of and that are not gone yet.
     told: Mutex<HashSet<LifeId>>,
+    /// Segments that were given up while holds waited for them.
+    unheld: AtomicU64,
     ledger: Arc<RwLock<Ledger>>,
     standing: Mutex<Standing>,
 }
@@ -73,7 +76,8 @@ impl SharedVolume {
         };
         let ledger = writer.shared_ledger();
         let (writer, standing) = (Mutex::new(writer), Mutex::new(standing));
-        Self { writer, told: Mutex::default(), ledger, standing }
+        let (told, unheld) = Default::default();
+        Self { writer, told, unheld, ledger, standing }
     }
 
     /// Looks at the volume, after whoever works on it.
@@ -98,7 +102,23 @@ impl SharedVolume {
     /// comes up between a plan and its doing, before the volume is locked.
     pub(crate) fn tell(&self, witness: &Witness, going: &[SegmentEntry]) {
         let mut told = lock(&self.told);
-        going.iter().filter(|entry| told.insert(entry.life)).for_each(witness);
+        for entry in going.iter().filter(|entry| told.insert(entry.life)) {
+            let waited = self.ledger().is_waiting(entry.ordinal);
+            self.unheld.fetch_add(u64::from(waited), Ordering::Relaxed);
+            witness(entry, waited);
+        }
+    }
+
+    /// Segments that were given up while holds waited for them.
+    pub(crate) fn unheld(&self) -> u64 {
+        self.unheld.load(Ordering::Relaxed)
+    }
+
+    /// See [`Ledger::spare`].
+    pub(crate) fn spare(&self, holding: bool, waits: impl Fn(u64) -> Option<bool>) {
+        // Whoever changed it left it whole.
+        let mut ledger = self.ledger.write().unwrap_or_else(PoisonError::into_inner);
+        ledger.spare(holding, waits);
     }
 
     /// They are gone.

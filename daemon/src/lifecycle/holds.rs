@@ -4,8 +4,8 @@
 //!  closed segments in a hold's window ─► chunks that may match ─► copy ─► entry `held`
 //! ```
 //! A hold stands until it is released, also for what is still to come: a segment is looked at when
-//! it closes. Until then nothing takes it, and behind that only the quota could be faster: it comes
-//! to a segment last, [`PERIOD`] is a small part of what any store keeps.
+//! it closes. Until it has been, the quota [takes it last](Store::spare), and after that no more than half of a volume's segments for a copy that
+//! finds no room. If it takes one all the same, the audit log and the status say so.
 //!
 //! Nothing but the list and the copies is remembered: what a crash left undone is found undone, by
 //! comparing both. A segment that cannot be held (the budget is used up, a chunk does not read) is
@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use wirevault_format::table::SegmentState;
 use wirevault_format::{LifeId, LinkType};
 use wirevault_index::error::chain;
 use wirevault_index::{Catalog, Segment};
@@ -198,6 +199,15 @@ impl Holds {
 }
 
 impl Keeping {
+        let unheld = store.unheld();
+        sum.why = sum.why.or_else(|| {
+            (unheld > 0).then(|| {
+                format!(
+                    "the quota took {unheld} segments since the start before a hold had its copy; \
+                     give the store more room, or `hold_share` a larger part of it"
+                )
+            })
+        });
     /// See [`Holds::keep`].
     pub(super) fn keep(&mut self, store: &Store, audit: &Audit, stop: &dyn Fn() -> bool) {
         for hold in self.list.holds().to_vec() {
@@ -205,6 +215,22 @@ impl Keeping {
                 let done = self.forget(store, audit, &Who::Recorder, hold.number, &hold.name);
                 if let Err(error) = done {
                     let error = error.chain();
+        self.spare_waiting(store);
+        self.copy_waiting(store, audit, stop);
+        self.spare_waiting(store);
+    }
+
+    /// Has the quota take last what is not held yet, and what closes until the next time.
+    fn spare_waiting(&self, store: &Store) {
+        let holds: Vec<&Hold> = self.list.holds().iter().filter(|it| !it.released).collect();
+        let waits = |segment: &Segment| {
+            let waits = |hold: &&Hold| is_wanted(hold, segment) && !self.is_settled(hold, segment);
+            segment.entry.state == SegmentState::Closed && holds.iter().any(waits)
+        };
+        store.spare(!holds.is_empty(), &store.catalog(0), waits);
+    }
+
+    fn copy_waiting(&mut self, store: &Store, audit: &Audit, stop: &dyn Fn() -> bool) {
                     tracing::error!("copies of the hold {} cannot be deleted: {error}", hold.name);
                 }
                 continue;
@@ -326,10 +352,12 @@ impl Keeping {
 
 /// Closed segments that may have packets of a hold.
 fn wanted<'a>(hold: &Hold, catalog: &'a Catalog) -> impl Iterator<Item = &'a Arc<Segment>> {
-    let touches = |segment: &&'a Arc<Segment>| {
-        !hold.released && segment.entry.times_ns.is_some_and(|times_ns| hold.touches(times_ns))
-    };
-    closed(catalog).filter(touches)
+    closed(catalog).filter(|segment| is_wanted(hold, segment))
+}
+
+fn is_wanted(hold: &Hold, segment: &Segment) -> bool {
+    let times_ns = segment.entry.times_ns;
+    !hold.released && times_ns.is_some_and(|times_ns| hold.touches(times_ns))
 }
 
 /// Chunks of a segment that may have packets of the hold and of which it has no copy.

@@ -96,7 +96,7 @@ impl Month {
         store.set_hold_percent(30);
         let audit = Arc::new(Audit::open(self.folder.path(), store.id(), clock)?);
         let witness = Arc::clone(&audit);
-        store.set_witness(Box::new(move |entry| witness.deleting(entry)));
+        store.set_witness(Box::new(move |entry, waited| witness.deleting(entry, waited)));
         settle(&store, &audit, &recovery.deletions)?;
         let holds = Holds::open(audit.folder())?;
         Ok(Open { store, audit, holds })

@@ -80,7 +80,7 @@ fn the_witness_sees_what_goes_before_it_goes() {
     let mut recorder = recorder(&media, 4, 64, 1);
     let (told, disk) = (Arc::new(Mutex::new(Vec::new())), media.clone());
     let seen = Arc::clone(&told);
-    recorder.store.set_witness(Box::new(move |entry| {
+    recorder.store.set_witness(Box::new(move |entry, _| {
         let files = disk.list().unwrap().len();
         seen.lock().unwrap().push((entry.ordinal, files));
     }));
@@ -107,7 +107,7 @@ fn a_witness_keeps_nobody_from_the_volume() {
     let (answer, answered) = sync_channel::<()>(1);
     let went_on = Arc::new(Mutex::new(Vec::new()));
     let (told, both) = (Arc::clone(&went_on), Mutex::new((ask, answered)));
-    store.set_witness(Box::new(move |_| {
+    store.set_witness(Box::new(move |_, _| {
         let both = both.lock().unwrap();
         both.0.send(()).unwrap();
         told.lock().unwrap().push(both.1.recv_timeout(PATIENCE).is_ok());

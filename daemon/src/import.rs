@@ -22,7 +22,7 @@ use crate::api::RecoveryStatus;
 use crate::audit::Audit;
 pub use crate::chain::FileReport;
 use crate::chain::{ChainSource, Reports, lock};
-use crate::lifecycle;
+use crate::lifecycle::{self, Holds};
 use crate::serve::recovery_status;
 use crate::sources;
 use crate::tier;
@@ -118,6 +118,9 @@ pub struct ImportReport {
     pub truncated_mirror: u64,
     /// It was ended early.
     pub cancelled: bool,
+    /// Why something that a hold wants is not held; it stays in its segment until the quota takes
+    /// that.
+    pub not_held: Option<String>,
     /// The last thing that went wrong in the pipeline.
     pub error: Option<String>,
     /// What opening the store had to repair.
@@ -153,12 +156,20 @@ pub fn run(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (mut store, recovery) = Store::open_dir(&options.store, &options.key, Arc::clone(&clock))?;
     store.set_reserve(RESERVE_PERCENT);
-    if !recovery.deletions.is_empty() {
-        let audit = Audit::open(&options.store, store.id(), Arc::clone(&clock))?;
-        lifecycle::settle(&store, &audit, &recovery.deletions)?;
-    }
+    let folder = audit::folder_of(&options.store, &store.id().to_string());
     // Numbers of segments that lie in the tier only are not given again.
-    tier::of_store(&store, &audit::folder_of(&options.store, &store.id().to_string()))?;
+    let holds = Holds::open(&folder)?.with_tier(tier::of_store(&store, &folder)?);
+    let audit = match recovery.deletions.is_empty() && holds.is_empty() {
+        true => None,
+        false => Some(Audit::open(&options.store, store.id(), Arc::clone(&clock))?),
+    };
+    if let Some(audit) = &audit {
+        lifecycle::settle(&store, audit, &recovery.deletions)?;
+    }
+    if let Some(audit) = &audit {
+        // From here on the quota takes last what no hold has had its copies of.
+        holds.keep(&store, audit, &|| options.cancel.load(Ordering::Relaxed));
+    }
     let arena =
         ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
     let pool = Pool::new(Arena::new(arena)?);
@@ -167,6 +178,12 @@ pub fn run(
     let topology = Topology::Split;
     let pipeline_options = PipelineOptions { import: true, topology, ..PipelineOptions::default() };
     let pipeline = Pipeline::start(store, pool, vec![lane], &pipeline_options, clock)?;
+    let store = Arc::clone(pipeline.store());
+    let keep = |stop: &dyn Fn() -> bool| {
+        if let Some(audit) = &audit {
+            holds.keep(&store, audit, stop);
+        }
+    };
     let mut cancelled = false;
     loop {
         // Looked at first: what is told of a finished import is its end, however short it was.
@@ -179,6 +196,8 @@ pub fn run(
             cancelled = true;
             pipeline.stop();
         }
+        // A file is read faster than a wire: the quota may come to a segment soon.
+        keep(&|| pipeline.is_finished());
         std::thread::sleep(LOOK);
     }
     let shared = pipeline.lanes().first().map(|lane| Arc::clone(&lane.shared));
@@ -186,6 +205,7 @@ pub fn run(
         shared.as_ref().map_or(0, |shared| count(&shared.decap).load(Ordering::Relaxed))
     };
     let books = pipeline.join()?.into_iter().next().unwrap_or_default();
+    keep(&|| false);
     let files = lock(&reports).clone();
     let sum = |figure: fn(&FileReport) -> u64| files.iter().map(figure).sum();
     Ok(ImportReport {
@@ -204,6 +224,7 @@ pub fn run(
         kept_fragments: decap(|decap| &decap.kept_fragments),
         truncated_mirror: decap(|decap| &decap.truncated_mirror),
         cancelled,
+        not_held: holds.waiting().why,
         error: shared.as_ref().and_then(|shared| shared.error()),
         recovery: recovery_status(&recovery),
         files,

@@ -41,6 +41,13 @@ fn traffic() -> Vec<Packet> {
     (0..20_000).map(|number| packet(number, frame(number))).collect()
 }
 
+/// Fills the smallest quota once.
+fn noise() -> Vec<Packet> {
+    (0..FILL_BYTES / NOISE_BYTES)
+        .map(|n| packet(n as u64, other(n as u64, &vec![n as u8; NOISE_BYTES])))
+        .collect()
+}
+
 fn exported(store: &TestStore, filter: &str) -> Vec<u8> {
     let (output, _) = store.query(&["--format", "pcap", "-w", "-", filter]);
     assert!(matches!(code(&output), 0 | 1 | 3), "{}", words(&output));
@@ -63,11 +70,7 @@ fn a_held_flow_is_exported_byte_for_byte_after_the_disk_was_filled_three_times()
     assert!(exported(&store, FLOW) == flow, "each packet once while both are there");
 
     let file = store.path("noise.pcap");
-    let noise = (0..FILL_BYTES / NOISE_BYTES)
-        .map(|n| packet(n as u64, other(n as u64, &vec![n as u8; NOISE_BYTES])))
-        .collect::<Vec<_>>();
-    write_pcap(&file, &noise);
-    drop(noise);
+    write_pcap(&file, &noise());
     for _ in 0..3 {
         succeed(&store.import(&file));
     }
@@ -81,4 +84,22 @@ fn a_held_flow_is_exported_byte_for_byte_after_the_disk_was_filled_three_times()
 
     hold(&store, &["release", "case-7"]);
     assert_eq!(parse_pcap(&exported(&store, FLOW)), [], "released is gone");
+}
+
+/// Both come with one import: nobody has time to look at a segment before the quota wants it.
+#[test]
+fn a_flow_that_is_wanted_outlives_an_import_larger_than_the_store() {
+    let (traffic, noise) = (traffic(), noise());
+    let store = TestStore::new(true);
+    hold(&store, &["add", "--name", "case-8", "--filter", FLOW]);
+    let files = [("flow.pcap", &traffic), ("noise.pcap", &noise)];
+    for (name, packets) in files {
+        write_pcap(&store.path(name), packets);
+    }
+    let (dir, flow, more) =
+        (text(&store.dir()), text(&store.path("flow.pcap")), text(&store.path("noise.pcap")));
+    succeed(&wirevault(&["import", "--store", &dir, &flow, &more, &more]));
+    let expected: Vec<Packet> = traffic.into_iter().step_by(97).collect();
+    assert_eq!(parse_pcap(&exported(&store, FLOW)), expected);
+    assert_eq!(store.verify().0, 0);
 }

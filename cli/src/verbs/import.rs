@@ -37,7 +37,7 @@ pub(crate) fn import(args: &ImportArgs) -> Result<Outcome, CliError> {
         true => put_json(&report)?,
         false => put(&text(&report, Paint::stdout()))?,
     }
-    Ok(match (report.is_whole(), report.packets) {
+    Ok(match (report.is_whole() && report.not_held.is_none(), report.packets) {
         (false, _) => Outcome::Incomplete,
         (true, 0) => Outcome::Nothing,
         (true, _) => Outcome::Found,
@@ -73,7 +73,7 @@ fn text(report: &ImportReport, paint: Paint) -> String {
     if report.cancelled {
         text += "  it was interrupted; what was read until then is stored\n";
     }
-    if let Some(error) = &report.error {
+    for error in report.not_held.iter().chain(&report.error) {
         text += &format!("  {}\n", paint.bad(error));
     }
     let recovery = &report.recovery;

@@ -117,6 +117,28 @@ fn what_cannot_be_held_is_told_and_not_deleted() {
     assert_eq!(lab.ask("delete", &["--segment", "1", "--yes"]).code, Some(0));
 }
 
+/// An import holds what it stores, as a recorder does, although nobody comes by later.
+#[test]
+fn an_import_holds_what_a_standing_hold_wants() {
+    let lab = Lab::new(false);
+    assert_eq!(hold(&lab, "add", &["--name", "soon", "--filter", FLOW]).code, Some(0));
+    let file = lab.text("a.pcap");
+    fs::write(&file, pcap(1, PACKETS)).unwrap();
+    let said = lab.ask("import", &[&file]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let row = json(&hold(&lab, "list", &["--json"]))["holds"][0].clone();
+    assert_eq!(row["segments"], 1, "{row}");
+    let flow = exported(&lab, FLOW);
+    assert_eq!(lab.ask("delete", &["--before", "2200-01-01T00:00:00Z", "--yes"]).code, Some(0));
+    assert!(exported(&lab, FLOW) == flow, "the flow is there byte for byte");
+    assert!(audited(&lab).contains("for hold 1"));
+    // What finds no room is told.
+    assert_eq!(hold(&lab, "add", &["--name", "all"]).code, Some(0));
+    let mut imports = (0..30).map(|_| lab.ask("import", &[&file]));
+    let told = imports.find(|said| said.code == Some(3)).expect("the budget has an end");
+    assert!(told.out.contains("is not held for all: no room for a copy"), "{told:?}");
+}
+
 /// A recorder holds what it records, before its own rule deletes it.
 #[test]
 fn a_recorder_holds_what_is_still_to_come() {

@@ -85,6 +85,11 @@ impl Holds {
         self
     }
 
+    /// There is none, not even one that was released and whose copies are still there.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().list.holds().is_empty()
+    }
+
     /// Copies what is not held yet, and deletes what was released. What fails is tried again later.
     pub(crate) fn keep(&self, store: &Store, audit: &Audit, stop: &dyn Fn() -> bool) {
         self.lock().keep(store, audit, stop);
@@ -194,11 +199,6 @@ impl Holds {
             sum.why = sum.why.or(waiting.why);
         }
         drop(keeping);
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = sum;
-    }
-}
-
-impl Keeping {
         let unheld = store.unheld();
         sum.why = sum.why.or_else(|| {
             (unheld > 0).then(|| {
@@ -208,13 +208,13 @@ impl Keeping {
                 )
             })
         });
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = sum;
+    }
+}
+
+impl Keeping {
     /// See [`Holds::keep`].
     pub(super) fn keep(&mut self, store: &Store, audit: &Audit, stop: &dyn Fn() -> bool) {
-        for hold in self.list.holds().to_vec() {
-            if hold.released {
-                let done = self.forget(store, audit, &Who::Recorder, hold.number, &hold.name);
-                if let Err(error) = done {
-                    let error = error.chain();
         self.spare_waiting(store);
         self.copy_waiting(store, audit, stop);
         self.spare_waiting(store);
@@ -231,6 +231,11 @@ impl Keeping {
     }
 
     fn copy_waiting(&mut self, store: &Store, audit: &Audit, stop: &dyn Fn() -> bool) {
+        for hold in self.list.holds().to_vec() {
+            if hold.released {
+                let done = self.forget(store, audit, &Who::Recorder, hold.number, &hold.name);
+                if let Err(error) = done {
+                    let error = error.chain();
                     tracing::error!("copies of the hold {} cannot be deleted: {error}", hold.name);
                 }
                 continue;

@@ -42,7 +42,7 @@ pub use policies::{Policy, PolicyAction, Rung};
 pub use settings::{
     Backup, Buffer, Cloud, CloudWatch, Config, DecapMode, Duplicates, Hugepages, Imds, Kms,
     LogLevel, MirrorTunnel, OnNotice, RetentionAction, RetentionRule, Sandbox, Snapshots,
-    SourceKind, Speed, Tier, Topology, Tunnel, WhenOut,
+    SourceKind, Speed, Tier, TierFlows, Topology, Tunnel, WhenOut,
 };
 pub use units::size_text;
 

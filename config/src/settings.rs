@@ -125,6 +125,16 @@ choice! {
 }
 
 choice! {
+    /// What lies in the object tier of the flows of a segment.
+    TierFlows {
+        /// Nothing but the segment.
+        Off = "off",
+        /// A Parquet file, in plain text.
+        Parquet = "parquet",
+    }
+}
+
+choice! {
     /// What to do without new keys of a key service.
     WhenOut {
         /// The last one goes on.
@@ -360,6 +370,8 @@ pub struct Tier {
     pub rate_bytes: Option<u64>,
     /// What lies on the volumes stays until the quota takes it.
     pub keep_local: bool,
+    /// What else is put there of a segment.
+    pub flows: TierFlows,
 }
 
 /// Backups of the volume that the state is on.

@@ -63,6 +63,9 @@ pub struct Erased {
     pub record_ns: (u64, u64),
     /// SHA-256 over its chunks as its footer stated it, hex; nothing if that did not read.
     pub chain: Option<String>,
+    /// Name of the Parquet file with its flows that went with it; nothing if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flows: Option<String>,
 }
 
 /// A deletion as it stands in the log.
@@ -192,6 +195,7 @@ mod tests {
                 times_ns: Some((1, 2)),
                 record_ns: (1, 3),
                 chain: Some("0c".repeat(32)),
+                flows: None,
             }],
         }
     }

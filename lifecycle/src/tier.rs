@@ -10,7 +10,8 @@
 //! | line | means |
 //! |---|---|
 //! | `tier` | everything lies at this place from here on; the first line |
-//! | `kept` | segment and key lie there, read back |
+//! | `kept` | segment and key lie there, read back; with `flows` their Parquet file may, too |
+//! | `flows` | it does, read back |
 //! | `forgetting` | they are to go, and nobody reads them any more |
 //! | `gone` | they are not there |
 //!
@@ -44,8 +45,22 @@ pub struct Row {
     pub place: u32,
     /// CRC32C of its object.
     pub crc: u32,
+    /// Whether its flows lie beside it.
+    pub flows: Flows,
     /// It is to go.
     pub forgetting: bool,
+}
+
+/// Whether the flows of a segment lie beside it as Parquet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Flows {
+    /// They do not, and nobody wants them there.
+    #[default]
+    None,
+    /// They have to be put; an attempt that was cut off may have done so.
+    Due,
+    /// They do.
+    There,
 }
 
 /// One line, as it is written.
@@ -67,6 +82,14 @@ pub enum Line {
         place: u32,
         /// CRC32C of its object.
         crc: u32,
+        /// Its flows come there, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        flows: bool,
+    },
+    /// The flows of a segment lie there.
+    Flows {
+        /// Its life id, hex.
+        life: String,
     },
     /// A segment is to go.
     Forgetting {
@@ -158,6 +181,14 @@ impl TierList {
         self.write(row.line())
     }
 
+    /// The flows of a segment lie beside it. Durable on return.
+    ///
+    /// # Errors
+    /// The system's: they are put again.
+    pub fn flows(&mut self, life: LifeId) -> Result<(), AuditError> {
+        self.write(Line::Flows { life: life.to_string() })
+    }
+
     /// A segment is to go. Durable on return. One that is not listed is none of ours.
     ///
     /// # Errors
@@ -195,7 +226,8 @@ impl TierList {
 impl Row {
     fn line(&self) -> Line {
         let entry = self.entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        Line::Kept { entry, volume: self.volume, place: self.place, crc: self.crc }
+        let Self { volume, place, crc, flows, .. } = *self;
+        Line::Kept { entry, volume, place, crc, flows: flows != Flows::None }
     }
 }
 
@@ -203,10 +235,16 @@ impl Content {
     fn take(&mut self, line: Line) -> Result<(), String> {
         match line {
             Line::Tier { url } => self.url = Some(url),
-            Line::Kept { entry, volume, place, crc } => {
+            Line::Kept { entry, volume, place, crc, flows } => {
                 let entry = decode_entry(&entry).ok_or("its entry does not read")?;
-                let row = Row { entry, volume, place, crc, forgetting: false };
+                let flows = if flows { Flows::Due } else { Flows::None };
+                let row = Row { entry, volume, place, crc, flows, forgetting: false };
                 self.rows.insert(row.entry.life, row);
+            }
+            Line::Flows { life } => {
+                if let Some(row) = self.rows.get_mut(&decode_life(&life)?) {
+                    row.flows = Flows::There;
+                }
             }
             Line::Forgetting { life } => {
                 if let Some(row) = self.rows.get_mut(&decode_life(&life)?) {
@@ -222,8 +260,11 @@ impl Content {
     fn lines(&self) -> impl Iterator<Item = Line> {
         let tier = self.url.iter().map(|url| Line::Tier { url: url.clone() });
         let rows = self.rows.iter().flat_map(|(life, row)| {
+            let flows = Line::Flows { life: life.to_string() };
             let forgetting = Line::Forgetting { life: life.to_string() };
-            std::iter::once(row.line()).chain(row.forgetting.then_some(forgetting))
+            std::iter::once(row.line())
+                .chain((row.flows == Flows::There).then_some(flows))
+                .chain(row.forgetting.then_some(forgetting))
         });
         tier.chain(rows)
     }
@@ -274,7 +315,7 @@ mod tests {
         let life = life(ordinal);
         let state = SegmentState::Closed;
         let entry = SegmentEntry { state, ordinal, life, packets: 7, ..SegmentEntry::default() };
-        Row { entry, volume: 1, place: 4, crc: 9, forgetting: false }
+        Row { entry, volume: 1, place: 4, crc: 9, flows: Flows::None, forgetting: false }
     }
 
     #[test]
@@ -285,18 +326,23 @@ mod tests {
         for ordinal in 1..=3 {
             list.add(row(ordinal)).unwrap();
         }
+        list.add(Row { flows: Flows::Due, ..row(4) }).unwrap();
+        list.add(Row { flows: Flows::Due, ..row(5) }).unwrap();
+        list.flows(life(5)).unwrap();
         list.forgetting(life(1)).unwrap();
         list.forgetting(life(2)).unwrap();
         list.gone(life(2)).unwrap();
         let said = list.content().clone();
-        assert_eq!(said.rows.keys().copied().collect::<Vec<_>>(), [life(1), life(3)]);
+        assert_eq!(said.rows.keys().copied().collect::<Vec<_>>(), [1, 3, 4, 5].map(life));
+        let flows: Vec<_> = said.rows.values().map(|row| row.flows).collect();
+        assert_eq!(flows, [Flows::None, Flows::None, Flows::Due, Flows::There]);
         assert!(said.rows[&life(1)].forgetting);
         assert_eq!(said.rows[&life(3)], row(3));
         assert_eq!(read(dir.path()).unwrap(), said);
         let again = TierList::open(dir.path(), "file:///t").unwrap();
         assert_eq!((again.content(), &read(dir.path()).unwrap()), (&said, &said));
         let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
-        assert_eq!(text.lines().count(), 4, "{text}");
+        assert_eq!(text.lines().count(), 7, "{text}");
     }
 
     #[test]

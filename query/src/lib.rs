@@ -90,6 +90,32 @@ pub fn flows(
     flows::list(&store(catalog), request, out, cancel)
 }
 
+/// Finds the flows of one segment, as [`flows()`] those of many. The summary tells of this segment
+/// only.
+///
+/// # Errors
+/// As [`run()`].
+pub fn segment_flows(
+    segment: &Segment,
+    out: &mut RowSink<'_>,
+    cancel: &AtomicBool,
+) -> Result<Summary, QueryError> {
+    let store = Store {
+        segments: vec![segment],
+        runs: &[],
+        missing_volumes: Vec::new(),
+        lost: &[],
+        replaced_ns: 0,
+        evicted_live_ns: 0,
+        evicted_import_ns: 0,
+        now_ns: segment.entry.closed_ns,
+        durable_until_ns: None,
+        held_bytes_max: HELD_BYTES_MAX,
+        flows_held_max: FLOWS_HELD_MAX,
+    };
+    flows::list(&store, &Request::default(), out, cancel)
+}
+
 fn store(catalog: &Catalog) -> Store<'_, Segment> {
     let missing = catalog.missing_volumes.iter();
     Store {

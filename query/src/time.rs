@@ -45,6 +45,13 @@ pub fn rfc3339(ns: u64) -> String {
     timestamp(ns).map_or_else(|| format!("@{ns}ns"), |time| time.to_string())
 }
 
+/// Day and hour in UTC, as programs that look for partitions in paths know them:
+/// `day=2026-01-31/hour=07`.
+pub fn partition(ns: u64) -> String {
+    let of = |time: Timestamp| time.strftime("day=%Y-%m-%d/hour=%H").to_string();
+    timestamp(ns).map_or_else(|| "day=none/hour=none".to_owned(), of)
+}
+
 /// A time of day in `zone` with nanoseconds, as tcpdump writes it before a packet.
 pub fn time_of_day(ns: u64, zone: &TimeZone) -> String {
     timestamp(ns).map_or_else(
@@ -124,6 +131,12 @@ mod tests {
 
     fn at(text: &str) -> u64 {
         u64::try_from(text.parse::<Timestamp>().unwrap().as_nanosecond()).unwrap()
+    }
+
+    #[test]
+    fn partitions_are_of_utc_and_sort() {
+        assert_eq!(partition(1_700_000_000_000_000_000), "day=2023-11-14/hour=22");
+        assert_eq!(partition(0), "day=1970-01-01/hour=00");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The object tier, and the rules that need it.
 
+use super::choice;
 use crate::section::Section;
-use crate::settings::{RetentionAction, RetentionRule, Tier};
+use crate::settings::{RetentionAction, RetentionRule, Tier, TierFlows};
 
 /// The tier, if the file names one.
 pub(super) fn tier(root: &Section<'_>, retention: &[RetentionRule]) -> Option<Tier> {
@@ -22,11 +23,13 @@ pub(super) fn tier(root: &Section<'_>, retention: &[RetentionRule]) -> Option<Ti
         section.fault("url", problem, "write file:///ABSOLUTE/PATH".to_owned());
     }
     let rate_bytes = section.has("rate").then(|| section.number("rate"));
-    Some(Tier { url, rate_bytes, keep_local: section.switch("keep_local") })
+    let flows = choice(&section, "flows", TierFlows::from_name, TierFlows::Off);
+    Some(Tier { url, rate_bytes, keep_local: section.switch("keep_local"), flows })
 }
 
 #[cfg(test)]
 mod tests {
+    use crate::TierFlows;
     use crate::check::tests::{MINIMAL, faults, read};
 
     const RULE: &str = "retention:\n  - name: cold\n    action: tier\n";
@@ -37,7 +40,9 @@ mod tests {
         let text = format!("{MINIMAL}\n{RULE}tier:\n  url: file:///mnt/t\n  rate: 1MiB\n");
         let tier = read(&text).tier.unwrap();
         assert_eq!((tier.url.as_str(), tier.rate_bytes), ("file:///mnt/t", Some(1 << 20)));
-        assert!(tier.keep_local);
+        assert!(tier.keep_local && tier.flows == TierFlows::Off);
+        let text = format!("{MINIMAL}\ntier:\n  url: file:///mnt/t\n  flows: parquet\n");
+        assert_eq!(read(&text).tier.map(|tier| tier.flows), Some(TierFlows::Parquet));
     }
 
     #[test]

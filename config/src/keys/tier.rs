@@ -2,6 +2,7 @@
 
 use super::Without::{Fault, Nothing, Value};
 use super::{GIB, KIB, Key, Kind, hidden, key, size};
+use crate::settings::TierFlows;
 
 /// Bytes of the address at most.
 const URL_BYTES_MAX: usize = 1024;
@@ -39,5 +40,14 @@ pub(super) const KEYS: &[Key] = &[
         "true",
         "What was moved also stays on its volume, where it is read more quickly, until the quota \
          takes it; `false` lets go of it at once.",
+    )),
+    hidden(key(
+        "tier.flows",
+        Kind::Choice(TierFlows::NAMES),
+        Value("off"),
+        "off",
+        "`parquet` puts the flows of each segment that goes there beside it, for programs that ask \
+         many recorders. They are NOT encrypted, also where the store is: whoever may read the \
+         place learns who spoke to whom, when, and how much.",
     )),
 ];

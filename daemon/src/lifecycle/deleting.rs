@@ -115,6 +115,7 @@ pub(crate) fn finish(
         times_ns: segment.entry.times_ns,
         record_ns: (segment.entry.opened_ns, segment.entry.closed_ns),
         chain: segment.chain.map(hex),
+        flows: None,
     };
     let erasure = Erasure {
         store: store.id().to_string(),

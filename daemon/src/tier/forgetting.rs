@@ -6,9 +6,10 @@
 //! | 2 | answers do not know it any more; superblock: how late its packets are | the same |
 //! | 3 | what lies on its volume is forgotten, by the steps of `storage::forget` | the same |
 //! | 4 | its key goes; it is looked for, and not there | bytes that nobody can read |
-//! | 5 | its bytes go; they are looked for, and not there | the same |
-//! | 6 | certificate | a certificate twice |
-//! | 7 | list: the segment is gone | the store without it |
+//! | 5 | its flows go, if they lie there or may; they are looked for, and not there | the same |
+//! | 6 | its bytes go; they are looked for, and not there | the same |
+//! | 7 | certificate | a certificate twice |
+//! | 8 | list: the segment is gone | the store without it |
 //!
 //! Deleting an object is as much as the service makes of it: in a bucket with versions the key
 //! stays readable for whoever may read old versions.
@@ -78,7 +79,7 @@ impl Tier {
         Ok(done)
     }
 
-    /// Steps 4 to 7, for all that is to go.
+    /// Steps 4 to 8, for all that is to go.
     ///
     /// # Errors
     /// `Object`, `Audit`: what is left is tried again.
@@ -94,11 +95,14 @@ impl Tier {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let done = rows.iter().try_for_each(|row| {
+        let erase = |row: &Row| {
             self.erase(&key_object(store.id(), row.entry.life))?;
-            self.erase(&segment_object(store.id(), row.entry.life))
-        });
-        self.watched(|trouble| &mut trouble.forgetting, done)?;
+            let flows = self.erase_flows(store.id(), row)?;
+            self.erase(&segment_object(store.id(), row.entry.life))?;
+            Ok(erased(row, flows))
+        };
+        let done = rows.iter().map(erase).collect::<Result<Vec<_>, _>>();
+        let segments = self.watched(|trouble| &mut trouble.forgetting, done)?;
         let erasure = Erasure {
             store: store.id().to_string(),
             volume: rows[0].volume,
@@ -106,7 +110,7 @@ impl Tier {
             reason: reason.to_owned(),
             level: store.is_sealed().then(|| ForgetLevel::L0.to_string()),
             epoch: 0,
-            segments: rows.iter().map(erased).collect(),
+            segments,
         };
         let certificate = audit.certify(who, erasure)?;
         let mut list = self.list();
@@ -136,7 +140,7 @@ impl Tier {
     }
 
     /// Deletes an object and looks that it is gone.
-    fn erase(&self, name: &str) -> Result<(), DaemonError> {
+    pub(super) fn erase(&self, name: &str) -> Result<(), DaemonError> {
         self.objects.delete(name)?;
         match self.objects.bytes(name)? {
             None => Ok(()),
@@ -151,7 +155,7 @@ impl Tier {
     }
 }
 
-fn erased(row: &Row) -> Erased {
+fn erased(row: &Row, flows: Option<String>) -> Erased {
     let entry = &row.entry;
     Erased {
         segment: entry.ordinal,
@@ -163,5 +167,6 @@ fn erased(row: &Row) -> Erased {
         times_ns: entry.times_ns,
         record_ns: (entry.opened_ns, entry.closed_ns),
         chain: None,
+        flows,
     }
 }

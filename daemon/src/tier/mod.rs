@@ -8,9 +8,10 @@
 //! Each arrow is durable before the next. A crash leaves a segment in both places, or objects that
 //! no list names, which the next attempt finds and takes for what they are if they are the same.
 //!
-//! Files: `moving` (there), `forgetting` (gone), `offline` (for readers without a recorder). Here
+//! Files: `moving` (there), `flows` (Parquet beside it), `forgetting` (gone), `offline` (for readers without a recorder). Here
 //! is what both share, and the thread that follows the rules.
 
+mod flows;
 mod forgetting;
 mod moving;
 mod offline;
@@ -22,6 +23,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use wirevault_config::TierFlows;
 use wirevault_format::table::SegmentState;
 use wirevault_index::tier::content_bytes;
 use wirevault_index::{Segment, TierCopy, TierKey, Tiered};
@@ -54,6 +56,8 @@ pub(crate) struct Tier {
     shown: Mutex<TierStatus>,
     /// One segment moves at a time.
     moving: Mutex<()>,
+    /// Flows are put or deleted, of one segment at a time.
+    flows: Mutex<()>,
     /// Nothing in a plain store.
     key: Option<TierKey>,
     trouble: Mutex<Trouble>,
@@ -63,6 +67,7 @@ pub(crate) struct Tier {
 #[derive(Debug, Default)]
 struct Trouble {
     moving: Option<String>,
+    flows: Option<String>,
     forgetting: Option<String>,
 }
 
@@ -75,6 +80,8 @@ pub(crate) struct TierOptions {
     pub(crate) rate: Option<u64>,
     /// What lies on the volumes stays until the quota takes it.
     pub(crate) keep_local: bool,
+    /// Flows of what goes there lie beside it as Parquet.
+    pub(crate) flows: bool,
 }
 
 impl Tier {
@@ -89,10 +96,10 @@ impl Tier {
         folder: &Path,
     ) -> Result<Self, DaemonError> {
         let list = Mutex::new(TierList::open(folder, &options.url)?);
-        let (moving, trouble, key) = (Mutex::default(), Mutex::default(), store.key_provider());
-        let key = key.map(Ok);
+        let (moving, flows, trouble) = Default::default();
+        let key = store.key_provider().map(Ok);
         let shown = Mutex::new(TierStatus { url: options.url.clone(), ..TierStatus::default() });
-        let tier = Self { objects, options, list, shown, moving, key, trouble };
+        let tier = Self { objects, options, list, shown, moving, flows, key, trouble };
         tier.show(&tier.list());
         let rows: Vec<Row> = tier.list().content().rows.values().cloned().collect();
         let kept = rows.iter().filter(|row| !row.forgetting);
@@ -110,7 +117,8 @@ impl Tier {
         folder: &Path,
     ) -> Result<Arc<Self>, DaemonError> {
         let (rate, keep_local) = (config.rate_bytes, config.keep_local);
-        let options = TierOptions { url: config.url.clone(), rate, keep_local };
+        let flows = config.flows == TierFlows::Parquet;
+        let options = TierOptions { url: config.url.clone(), rate, keep_local, flows };
         let objects = objects(&config.url)?;
         Ok(Arc::new(Self::open(options, objects, store, folder)?))
     }
@@ -139,6 +147,8 @@ impl Tier {
                 moved += 1;
             }
         }
+        let put = self.put_due_flows(store, stop);
+        self.watched(|trouble| &mut trouble.flows, put)?;
         Ok(moved)
     }
 
@@ -194,7 +204,8 @@ impl Tier {
     /// Why something did not move or go.
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.moving.clone().or_else(|| trouble.forgetting.clone())
+        let Trouble { moving, flows, forgetting } = &*trouble;
+        moving.as_ref().or(flows.as_ref()).or(forgetting.as_ref()).cloned()
     }
 
     fn list(&self) -> MutexGuard<'_, TierList> {

@@ -36,9 +36,13 @@ impl Tier {
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), DaemonError> {
         let moved = self.put(store, audit, who, segment, reason, stop);
-        let moved = moved.and_then(|()| match self.options.keep_local {
-            true => Ok(()),
-            false => Ok(store.let_go(segment.entry.life).map(drop)?),
+        let moved = moved.and_then(|()| {
+            // While they can be had of what lies here.
+            self.put_flows(store, segment.entry.life)?;
+            match self.options.keep_local {
+                true => Ok(()),
+                false => Ok(store.let_go(segment.entry.life).map(drop)?),
+            }
         });
         self.watched(|trouble| &mut trouble.moving, moved)
     }
@@ -89,7 +93,8 @@ impl Tier {
             }
         }
         let (volume, place, crc) = (segment.volume, segment.place, here.crc);
-        let row = Row { entry: entry.clone(), volume, place, crc, forgetting: false };
+        let flows = self.flows_wanted(entry);
+        let row = Row { entry: entry.clone(), volume, place, crc, flows, forgetting: false };
         let tiered = self.tiered(store, &row);
         // As a reader will: with the key that lies there, from header to index.
         Segment::tiered(&tiered).open()?;

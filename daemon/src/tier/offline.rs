@@ -42,6 +42,6 @@ pub(crate) fn of_store(store: &Store, folder: &Path) -> Result<Option<Arc<Tier>>
     let content = tier::read(folder)?;
     let Some(url) = content.url.filter(|_| !content.rows.is_empty()) else { return Ok(None) };
     let objects = objects(&url)?;
-    let options = TierOptions { url, rate: None, keep_local: true };
+    let options = TierOptions { url, rate: None, keep_local: true, flows: false };
     Ok(Some(Arc::new(Tier::open(options, objects, store, folder)?)))
 }

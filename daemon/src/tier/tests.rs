@@ -25,6 +25,7 @@ struct Site {
     month: Month,
     objects: SimObjects,
     keep_local: bool,
+    flows: bool,
 }
 
 /// Both while they are open.
@@ -43,13 +44,18 @@ impl Site {
             month.clock.advance(Duration::from_secs(60));
         }
         open.store.end_run().unwrap();
-        Self { month, objects: SimObjects::new(), keep_local }
+        Self { month, objects: SimObjects::new(), keep_local, flows: false }
+    }
+
+    fn with_flows(self) -> Self {
+        Self { flows: true, ..self }
     }
 
     fn open(&self) -> Opened {
         let open = self.month.open().unwrap();
         let url = "sim://tier".to_owned();
-        let options = TierOptions { url, rate: None, keep_local: self.keep_local };
+        let (keep_local, flows) = (self.keep_local, self.flows);
+        let options = TierOptions { url, rate: None, keep_local, flows };
         let objects = Arc::new(self.objects.clone());
         let tier = Tier::open(options, objects, &open.store, open.audit.folder()).unwrap();
         Opened { open, tier }
@@ -225,7 +231,7 @@ fn nothing_is_overwritten() {
 #[test]
 fn a_move_that_is_cut_off_anywhere_is_done_by_the_next_attempt() {
     for call in 0.. {
-        let site = Site::new(false);
+        let site = Site::new(false).with_flows();
         let opened = site.open();
         site.objects.go_away_at(Some(call));
         let done = opened.take(0);
@@ -236,10 +242,14 @@ fn a_move_that_is_cut_off_anywhere_is_done_by_the_next_attempt() {
         drop(opened);
         let opened = site.open();
         opened.take(0).unwrap_or_else(|error| panic!("call {call}: {}", error.chain()));
-        assert_eq!(site.objects.names().len(), 2, "call {call}");
+        let names = site.objects.names();
+        assert_eq!(names.len(), 3, "call {call}: {names:?}");
+        assert!(names[0].starts_with("flows/day=") && names[0].ends_with(".parquet"), "{names:?}");
+        let flows = site.objects.content(&names[0]).unwrap();
+        assert!(flows.starts_with(b"PAR1") && flows.ends_with(b"PAR1"), "call {call}");
         assert!(opened.places()[0] == Whereabouts::Tiered && opened.ask().0 == ALL);
         if whole {
-            assert!(call > 4, "{call} calls are too few to have been cut off in each");
+            assert!(call > 7, "{call} calls are too few to have been cut off in each");
             return;
         }
     }
@@ -248,7 +258,7 @@ fn a_move_that_is_cut_off_anywhere_is_done_by_the_next_attempt() {
 #[test]
 fn a_deletion_that_is_cut_off_anywhere_is_finished() {
     for (keep_local, call) in (0..).flat_map(|call| [(false, call), (true, call)]) {
-        let site = Site::new(keep_local);
+        let site = Site::new(keep_local).with_flows();
         let opened = site.open();
         (0..2).for_each(|at| opened.take(at).unwrap());
         let entry = opened.segment(0).entry.clone();
@@ -267,7 +277,7 @@ fn a_deletion_that_is_cut_off_anywhere_is_finished() {
         opened.tier.resume(opened.store(), opened.audit()).unwrap();
         let life = entry.life.to_string();
         assert!(!site.objects.names().iter().any(|name| name.contains(&life)), "call {call}");
-        assert_eq!((site.objects.names().len(), opened.tier.status().segments), (2, 1));
+        assert_eq!((site.objects.names().len(), opened.tier.status().segments), (3, 1));
         let (found, summary) = opened.ask_since(entry.opened_ns);
         assert_eq!(found, ALL - PACKETS as usize, "call {call}");
         assert!(causes(&summary).contains(&"retention"), "call {call}: {summary:?}");
@@ -276,12 +286,14 @@ fn a_deletion_that_is_cut_off_anywhere_is_finished() {
         let report = audit::read(folder, None, &mut |entry| {
             if let Event::Forgotten(erasure) = entry.event {
                 let of_tier = erasure.path.contains("simulated objects");
-                certified += u64::from(of_tier && erasure.segments[0].life == life);
+                let segment = &erasure.segments[0];
+                let with_flows = segment.flows.as_ref().is_some_and(|name| name.contains(&life));
+                certified += u64::from(of_tier && segment.life == life && with_flows);
             }
         });
         assert!(report.unwrap().faults.is_empty() && certified == 1, "call {call}: {certified}");
         if whole && keep_local {
-            assert!(call > 3, "{call} calls are too few to have been cut off in each");
+            assert!(call > 5, "{call} calls are too few to have been cut off in each");
             return;
         }
     }

@@ -620,6 +620,9 @@ pub(crate) const CASES: &[Case] = &[
     case("tier.keep_local", "what was moved stays on its volume, or goes", |_| {
         assert_eq!(Moved::with("  keep_local: false\n").at, "tiered");
     }),
+    case("tier.flows", "a Parquet file of flows lies beside segment and key", |_| {
+        assert_eq!(Moved::with("  flows: parquet\n").objects(), 3);
+    }),
     case("audit.anchor", "heads of the log are kept there, and found again in it", |runs| {
         let heads = runs.changed.site.file("heads").display().to_string();
         let checked = runs.changed.site.offline_of("audit", "verify", &["--anchor", &heads]);

@@ -1,5 +1,8 @@
 //! `wirevault volume`: devices that are volumes, or could be.
 
+use std::error::Error;
+use std::fs::Metadata;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -54,10 +57,10 @@ impl Content {
     fn of(path: &Path) -> Self {
         let media = match BlockMedia::open(path) {
             Ok(media) => media,
-            Err(error) => return Self::Unknown(error.to_string()),
+            Err(error) => return Self::Unknown(cause(&error)),
         };
         match (media.foreign(), media.label()) {
-            (Err(error), _) => Self::Unknown(error.to_string()),
+            (Err(error), _) => Self::Unknown(cause(&error)),
             (Ok(Some(what)), _) => Self::Foreign(what),
             (Ok(None), None) => Self::Nothing,
             // Whose volume it is stands there in the clear.
@@ -84,6 +87,20 @@ impl Content {
             Self::Unknown(why) => format!("unknown: {why}"),
         }
     }
+
+    /// The same as a part of a sentence on the device.
+    fn sentence(&self) -> String {
+        match self {
+            Self::Nothing => "it is empty".to_owned(),
+            Self::Unknown(why) => why.clone(),
+            other => format!("it holds {}", other.text()),
+        }
+    }
+}
+
+/// What an error comes from: the device stands beside it anyway.
+fn cause(error: &dyn Error) -> String {
+    error.source().map_or_else(|| error.to_string(), cause)
 }
 
 fn list(json: bool) -> Result<Outcome, CliError> {
@@ -127,17 +144,17 @@ fn format(path: &Path, force: bool) -> Result<Outcome, CliError> {
     let uses = uses(path)?;
     let in_use = |it: &&Use| !matches!(it, Use::Partition(_));
     if let Some(it) = uses.iter().find(in_use) {
-        return Err(refused(path, &format!("{it}; end that use first")));
+        return Err(refused(path, &format!("it {it}; end that use first")));
     }
     let told = |what: &str| refused(path, &format!("{what}; --force erases it"));
     if let Some(it) = uses.first().filter(|_| !force) {
-        return Err(told(&it.to_string()));
+        return Err(told(&format!("it {it}")));
     }
     match Content::of(path) {
         Content::Unknown(why) => return Err(refused(path, &why)),
         Content::Nothing => {}
         content if force => put(&format!("erasing {}\n", content.text()))?,
-        content => return Err(told(&format!("it holds {}", content.text()))),
+        content => return Err(told(&content.sentence())),
     }
     erase(path, None)?;
     put(&format!("{} is empty: `wirevault init {0}` takes it\n", path.display()))?;
@@ -187,7 +204,7 @@ fn put_in_place(number: u16, volume: &Path, place: &Place, yes: bool) -> Result<
 
 /// A path as `init` records it.
 fn recorded(volume: &Path) -> Result<String, CliError> {
-    let path = match volume.is_dir() {
+    let path = match there(volume)?.is_dir() {
         true => std::fs::canonicalize(volume),
         false => std::path::absolute(volume),
     };
@@ -209,13 +226,13 @@ fn release() -> Result<Outcome, CliError> {
 /// Ends a volume: its tables and keys go first, then the rest.
 fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outcome, CliError> {
     if let Some(it) = uses(path)?.first() {
-        return Err(refused(path, &format!("{it}; end that use first")));
+        return Err(refused(path, &format!("it {it}; end that use first")));
     }
     match Content::of(path) {
         Content::Volume(found, ..) if found == store => {}
         content => {
-            let text = format!("it holds {}, not a volume of store {store}", content.text());
-            return Err(refused(path, &text));
+            let why = format!("{}; no volume of store {store} is known there", content.sentence());
+            return Err(refused(path, &why));
         }
     }
     // What the device does not offer is told before anything is erased.
@@ -256,11 +273,32 @@ fn erase(path: &Path, eraser: Option<&Eraser>) -> Result<Sampled, CliError> {
 
 /// Who uses a device. A plain file that stands for one is used by whoever holds its lock.
 fn uses(path: &Path) -> Result<Vec<Use>, CliError> {
-    let metadata = std::fs::metadata(path).map_err(CliError::file(path))?;
-    match metadata.is_file() {
-        true => Ok(Vec::new()),
-        false => Ok(devices::of_path(path)?.uses),
+    let metadata = there(path)?;
+    let kind = metadata.file_type();
+    let refuse = |why| Err(refused(path, why));
+    match () {
+        () if kind.is_block_device() => Ok(devices::of_path(path)?.uses),
+        () if kind.is_dir() => {
+            refuse("it is a directory, and no device; `wirevault init` takes an empty one as it is")
+        }
+        () if !kind.is_file() => {
+            refuse("it is neither a block device nor a file; `wirevault volume list` shows disks")
+        }
+        () if metadata.len() == 0 => {
+            refuse("a file that stands for a device has its size, and this one holds no bytes")
+        }
+        () => Ok(Vec::new()),
     }
+}
+
+/// What stands at a path.
+///
+/// Errors: nothing does, or a recorder took the device from the kernel.
+fn there(path: &Path) -> Result<Metadata, CliError> {
+    std::fs::metadata(path).map_err(|source| match open_volume(path) {
+        Err(error @ (MediaError::Driven { .. } | MediaError::Left { .. })) => error.into(),
+        _ => CliError::file(path)(source),
+    })
 }
 
 fn refused(path: &Path, why: &str) -> CliError {

@@ -99,3 +99,36 @@ fn a_volume_that_is_gone_is_replaced_when_told_to() {
     assert_eq!(asked.code, Some(3), "what it held is not known: {asked:?}");
     assert!(asked.err.contains("replaced at"), "{asked:?}");
 }
+
+/// What a slip of the hand is answered with, and that nothing comes of it.
+#[test]
+fn what_is_no_device_is_left_alone_with_the_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (folder, blank, empty, missing) = (at("folder"), at("blank"), at("empty"), at("missing"));
+    std::fs::create_dir(&folder).unwrap();
+    File::create(&empty).unwrap();
+    File::create(&blank).unwrap().set_len(300 << 20).unwrap();
+    let store = at("store");
+    assert_eq!(run(["init", &store, "--plaintext", "--quota", "512MiB"]).code, Some(0));
+    let id = "0".repeat(32);
+    let cases: [(&[&str], &str); 10] = [
+        (&["format", &missing], "No such file"),
+        (&["format", &folder, "--force"], "it is a directory"),
+        (&["format", "/dev/null"], "`wirevault volume list` shows disks"),
+        (&["format", &empty], "holds no bytes"),
+        (&["retire", &folder, "--store", &id], "it is a directory"),
+        (&["retire", &blank, "--store", &id], "it is empty; no volume of store 0000"),
+        (&["adopt", &missing, "--store", &store], "No such file"),
+        (&["adopt", &blank, "--store", &store], "not a Wirevault store"),
+        (&["replace", "0", &missing, "--store", &store, "--yes"], "No such file"),
+        (&["replace", "7", &blank, "--store", &store, "--yes"], "has no volume 7"),
+    ];
+    for (arguments, why) in cases {
+        let refused = run([&["volume"][..], arguments].concat());
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.err.contains(why), "{why}: {refused:?}");
+    }
+    assert_eq!(run(["verify", "--store", &store]).code, Some(0));
+    assert_eq!(run(["init", &blank, "--plaintext"]).code, Some(0), "it is as empty as before");
+}

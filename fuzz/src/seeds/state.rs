@@ -10,7 +10,7 @@ use wirevault_lifecycle::audit::{self, AuditLog, Event, Who};
 use wirevault_lifecycle::certificate::{self, Erased, Erasure};
 use wirevault_lifecycle::holds::{self, Hold, HoldList};
 use wirevault_lifecycle::snapshot::{CATALOG, Content, Snapshots, StateFile};
-use wirevault_lifecycle::tier::{self, Row, TierList};
+use wirevault_lifecycle::tier::{self, Flows, Row, TierList};
 use wirevault_media::{Media, OpenMode, SimMedia};
 use wirevault_telemetry::clock::ManualClock;
 
@@ -109,7 +109,8 @@ pub(super) fn beside_log() -> Vec<Vec<u8>> {
     let path = folder.path();
     let file = |name: &str| std::fs::read(path.join(name)).expect("it was written");
     let mut list = TierList::open(path, "file:///t").expect("a list");
-    let row = Row { entry: segment(), volume: 1, place: 4, crc: 9, forgetting: false };
+    let (entry, flows) = (segment(), Flows::Due);
+    let row = Row { entry, volume: 1, place: 4, crc: 9, flows, forgetting: false };
     let life = row.entry.life;
     list.add(row).and_then(|()| list.forgetting(life)).expect("two lines");
     let lines = file(tier::FILE);

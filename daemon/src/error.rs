@@ -257,6 +257,7 @@ fn store_exit(error: &StorageError) -> Exit {
 fn read_exit(error: &IndexError) -> Exit {
     match error {
         IndexError::Key { .. } | IndexError::NoKey { .. } => Exit::Key,
+        IndexError::Forbidden { .. } => Exit::Machine,
         _ => Exit::Store,
     }
 }

@@ -20,6 +20,17 @@ pub enum IndexError {
         /// What is missing.
         why: String,
     },
+    /// The store is another user's.
+    #[error(
+        "{path} cannot be read by this user: {why}; be the user who owns it, or give it to this one \
+         with `chown -R`"
+    )]
+    Forbidden {
+        /// Directory or device asked for.
+        path: String,
+        /// What the system refused.
+        why: String,
+    },
     /// The volume's device is not with the kernel, because a recorder drives it or did so.
     #[error(transparent)]
     Taken(MediaError),
@@ -130,6 +141,14 @@ fn of_chunk(chunk: Option<u32>) -> String {
 }
 
 impl IndexError {
+    /// What was asked for cannot be opened, for a reason of this kind.
+    pub(crate) fn unopened(path: String, why: String, kind: io::ErrorKind) -> Self {
+        match kind {
+            io::ErrorKind::PermissionDenied => Self::Forbidden { path, why },
+            _ => Self::NotAStore { path, why },
+        }
+    }
+
     /// The key is missing or is another one.
     pub fn is_wrong_key(&self) -> bool {
         match self {

@@ -1,5 +1,6 @@
 //! Reading what a volume says of itself: superblock, tables, key ring. Nothing here writes.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -195,12 +196,12 @@ impl Volume {
     /// still be told.
     ///
     /// # Errors
-    /// `NotAStore` if there is no superblock, `Volume` if superblock or tables are damaged or of a
+    /// `NotAStore` if there is no superblock, `Forbidden` if this user may not look, `Volume` if superblock or tables are damaged or of a
     /// newer release.
     pub fn read(media: Arc<dyn Media>, key: &KeySource) -> Result<Self, IndexError> {
         let name = media.describe();
         let file = media.open(VOLUME_FILE, OpenMode::Read).map_err(|error| {
-            IndexError::NotAStore { path: name.clone(), why: format!("{VOLUME_FILE}: {error}") }
+            IndexError::unopened(name.clone(), format!("{VOLUME_FILE}: {error}"), error.kind())
         })?;
         let (superblock, superblock_slot) = read_superblock(&*file, &name)?;
         let Superblock { segments_offset, segments_pages, runs_offset, runs_pages, .. } =
@@ -385,13 +386,13 @@ pub fn open_store(first: &Path, key: &KeySource) -> Result<StoreReader, IndexErr
 }
 
 fn open_volume(path: &Path, key: &KeySource) -> Result<Volume, IndexError> {
-    let not_a_store = |why: String| {
-        let path = path.display().to_string();
-        IndexError::NotAStore { path, why }
-    };
-    let media = wirevault_media::open_volume(path).map_err(|error| match error {
-        MediaError::Driven { .. } | MediaError::Left { .. } => IndexError::Taken(error),
-        error => not_a_store(error.to_string()),
+    let media = wirevault_media::open_volume(path).map_err(|error| {
+        let kind = match &error {
+            MediaError::Driven { .. } | MediaError::Left { .. } => return IndexError::Taken(error),
+            MediaError::Io { source, .. } => source.kind(),
+            _ => io::ErrorKind::Other,
+        };
+        IndexError::unopened(path.display().to_string(), error.to_string(), kind)
     })?;
     Volume::read(media, key)
 }

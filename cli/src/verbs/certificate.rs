@@ -13,6 +13,9 @@ use crate::place;
 use crate::verbs::audit::folder;
 use crate::verbs::delete::line;
 
+/// What there is to say without certificates.
+const NOTHING: &str = "nothing was deleted by rule or by hand";
+
 /// Shows or checks certificates.
 pub(crate) fn certificate(verb: &CertificateVerb) -> Result<Outcome, CliError> {
     match verb {
@@ -25,6 +28,9 @@ pub(crate) fn certificate(verb: &CertificateVerb) -> Result<Outcome, CliError> {
 
 fn show(store: &Path, json: bool) -> Result<Outcome, CliError> {
     let paths = list(&folder(store)?)?;
+    if paths.is_empty() && !json {
+        tell(NOTHING);
+    }
     let certificates: Vec<Certificate> =
         paths.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
     match json {
@@ -41,7 +47,7 @@ fn check(store: &Path, key: Option<&Path>, file: Option<&Path>) -> Result<Outcom
         None => list(&log)?,
     };
     if paths.is_empty() {
-        tell("nothing was deleted by rule or by hand");
+        tell(NOTHING);
         return Ok(Outcome::Nothing);
     }
     let reader = place::open(store, key)?;

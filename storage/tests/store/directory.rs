@@ -1,15 +1,19 @@
 //! Stores in real directories, and on plain files that stand for devices.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use caps::Capability;
 use wirevault_format::footer::CloseReason;
 use wirevault_index::{KeySource, open_store};
 use wirevault_media::{DirMedia, Media, open_volume};
 use wirevault_seal::FileProvider;
 use wirevault_storage::{CreateOptions, StorageError, Store, create};
 use wirevault_telemetry::clock::SystemClock;
+use wirevault_testkit::net::without_capabilities;
 
 use crate::checks::*;
 use crate::support::*;
@@ -144,6 +148,23 @@ fn other_directories_are_left_alone() {
     std::fs::write(dir.path().join("000007.pcapng"), b"evidence").unwrap();
     let refused = create_in(dir.path(), None).unwrap_err().to_string();
     assert!(refused.contains("000007.pcapng"), "{refused}");
+}
+
+#[test]
+fn a_store_of_another_user_is_not_called_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    create_in(dir.path(), None).unwrap();
+    // Root may read everything unless it gives that up.
+    let powers = [Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH];
+    for closed in [dir.path().join("volume.wv"), dir.path().to_owned()] {
+        std::fs::set_permissions(&closed, Permissions::from_mode(0)).unwrap();
+        without_capabilities(&powers, || {
+            let refused = open_store(dir.path(), &KeySource::Recorded).err().unwrap().to_string();
+            assert!(refused.contains("cannot be read by this user"), "{refused}");
+            assert!(refused.contains("chown") && !refused.contains("init"), "{refused}");
+        });
+    }
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
 }
 
 #[test]

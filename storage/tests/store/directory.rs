@@ -157,7 +157,7 @@ fn a_store_of_another_user_is_not_called_no_store() {
     // Root may read everything unless it gives that up.
     let powers = [Capability::CAP_DAC_OVERRIDE, Capability::CAP_DAC_READ_SEARCH];
     for closed in [dir.path().join("volume.wv"), dir.path().to_owned()] {
-        std::fs::set_permissions(&closed, Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&closed, Permissions::from_mode(0o000)).unwrap();
         without_capabilities(&powers, || {
             let refused = open_store(dir.path(), &KeySource::Recorded).err().unwrap().to_string();
             assert!(refused.contains("cannot be read by this user"), "{refused}");

@@ -15,8 +15,8 @@
 //!
 //! So a copy is there whole or not at all, and whoever wants it asks again after a crash.
 //!
-//! Until it has been looked at for all holds a closed segment [waits](Store::spare): the quota takes
-//! it last. Those whose copies find no room wait on, no more than half of a volume's segments.
+//! Until it has been looked at for all holds a closed segment [waits](Store::spare): the quota
+//! takes it last. Those whose copies find no room wait on, no more than half of a volume's.
 //!
 //! Copies count for the quota as other segments do. They may take [`HOLD_PERCENT`] of each
 //! volume's, or what [`Store::set_hold_percent`] says: what is held is lost to recording.
@@ -141,9 +141,9 @@ impl Store {
         })
     }
 
-    /// Spares closed segments of which holds want copies: the quota takes them last, so long as they
-    /// are no more than half of a volume's. `waits` tells of those of the catalog; what closes later
-    /// waits if `holding`, until this is called again. Waits for no device.
+    /// Spares closed segments of which holds want copies: the quota takes them last, so long as
+    /// they are no more than half of a volume's. `waits` tells of those of the catalog; what closes
+    /// later waits if `holding`, until this is called again. Waits for no device.
     pub fn spare(&self, holding: bool, catalog: &Catalog, waits: impl Fn(&Segment) -> bool) {
         let recorded = catalog.segments.iter().filter(|segment| segment.entry.hold == 0);
         let known: HashMap<u64, bool> =

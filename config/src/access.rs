@@ -35,6 +35,8 @@ pub struct Tls {
     pub key: PathBuf,
     /// PEM file of the authorities that vouch for those who ask.
     pub client_ca: PathBuf,
+    /// PEM files of lists of revoked certificates; none: nothing is asked of them.
+    pub crl: Vec<PathBuf>,
 }
 
 /// What some may ask.

@@ -5,7 +5,7 @@ use crate::settings::Config;
 use crate::tree::{self, Body, Node};
 
 /// Keys whose change holds without a new start, with all that stands below them.
-const LIVE: [&str; 8] = [
+const LIVE: [&str; 9] = [
     "retention",
     "log",
     "api.users",
@@ -14,6 +14,7 @@ const LIVE: [&str; 8] = [
     "api.tls.certificate",
     "api.tls.key",
     "api.tls.client_ca",
+    "api.tls.crl",
 ];
 
 /// Keys that two configurations differ by, as paths of the table without `[]`.
@@ -58,6 +59,7 @@ impl Config {
             own.certificate.clone_from(&new.certificate);
             own.key.clone_from(&new.key);
             own.client_ca.clone_from(&new.client_ca);
+            own.crl.clone_from(&new.crl);
         }
         let api = &new.api;
         Self {

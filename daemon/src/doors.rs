@@ -76,6 +76,11 @@ impl Doors {
         Ok(Self { unix: server::bind(&api.socket)?, tls, metrics })
     }
 
+    /// What is shown over TLS, if anything is.
+    pub(crate) fn certificates(&self) -> Option<Arc<Certificates>> {
+        self.tls.as_ref().map(tls::Bound::certificates)
+    }
+
     /// The same doors, for another who answers.
     ///
     /// # Errors
@@ -102,13 +107,13 @@ impl Doors {
             .enable_all()
             .build()
             .map_err(system("starting the runtime of the API"))?;
+        let certificates = self.certificates();
         let result = runtime.block_on(async {
             let listener = UnixListener::from_std(self.unix).map_err(system("listening"))?;
             let terminate = signal(SignalKind::terminate()).map_err(system("taking SIGTERM"))?;
             let interrupt = signal(SignalKind::interrupt()).map_err(system("taking SIGINT"))?;
             let hangup = signal(SignalKind::hangup()).map_err(system("taking SIGHUP"))?;
             let (supervisor, access) = (Supervisor::default(), Arc::new(access));
-            let certificates = self.tls.as_ref().map(tls::Bound::certificates);
             let service = server::router(app.clone(), Arc::clone(&access));
             let mut calls =
                 Calls { supervisor, access, certificates, terminate, interrupt, hangup };

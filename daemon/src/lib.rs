@@ -46,6 +46,7 @@ mod openapi;
 pub mod probe;
 pub mod publisher;
 pub mod reload;
+mod revocation;
 mod rungs;
 pub mod sandbox;
 mod scrape;

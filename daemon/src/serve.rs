@@ -222,6 +222,7 @@ fn record(
         started_ns,
         recovery,
         notes,
+        certificates: doors.certificates(),
         shared,
         keys,
         snapshots,

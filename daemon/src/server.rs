@@ -39,6 +39,7 @@ use crate::shared::Shared;
 use crate::snapshots::{self, Checkpoints};
 use crate::standby::Stored;
 use crate::tier::Tier;
+use crate::tls::Certificates;
 use crate::vfio::Successors;
 use crate::{DaemonError, keys, lifecycle, metrics, openapi, status, tail, volumes};
 
@@ -84,6 +85,8 @@ pub(crate) struct Facts {
     pub(crate) recovery: RecoveryStatus,
     /// What is not as it should be on this machine.
     pub(crate) notes: Vec<String>,
+    /// What is shown over TLS, if anything is.
+    pub(crate) certificates: Option<Arc<Certificates>>,
     /// The device, if two machines have it.
     pub(crate) shared: Option<Arc<Shared>>,
     /// The store's key, if a service keeps it.

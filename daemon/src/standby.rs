@@ -94,6 +94,7 @@ pub(crate) fn wait(
         started_ns: clock.unix_ns(),
         recovery: Default::default(),
         notes,
+        certificates: doors.certificates(),
         shared: Some(Arc::clone(shared)),
         keys: None,
         snapshots: None,

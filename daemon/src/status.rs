@@ -75,6 +75,8 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     reasons.extend(store.key_trouble.clone());
     reasons.extend(app.facts().keys.as_deref().and_then(keys::reason));
     reasons.extend(app.audit().trouble());
+    let certificates = app.facts().certificates.as_ref();
+    reasons.extend(certificates.and_then(|certificates| certificates.trouble(now_ns)));
     let snapshots = app.facts().snapshots.as_ref().map(|snapshots| snapshots.status());
     reasons.extend(snapshots.as_ref().and_then(|snapshots| snapshots.trouble.clone()));
     reasons.extend(app.facts().publishing.as_ref().and_then(|publishing| publishing.reason()));

@@ -32,6 +32,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
 use crate::DaemonError;
 use crate::access::{Origin, Subject};
 use crate::connections::{Connection, Holder, Places};
+use crate::revocation::Lists;
 use crate::server::{App, Peer};
 
 /// How long a handshake may take.
@@ -91,7 +92,13 @@ fn wrong(key: &str, value: String, problem: String, way_out: &str) -> DaemonErro
 }
 
 /// What the recorder shows, and whom it believes.
-pub(crate) struct Certificates(RwLock<Arc<ServerConfig>>);
+pub(crate) struct Certificates(RwLock<Arc<Files>>);
+
+/// What the files of a configuration hold.
+struct Files {
+    config: Arc<ServerConfig>,
+    revoked: Lists,
+}
 
 impl Certificates {
     /// Reads the files.
@@ -99,7 +106,9 @@ impl Certificates {
     /// # Errors
     /// `Setting`: a file cannot be read, is not what it should be, or may be read by others.
     pub(crate) fn read(tls: &Tls) -> Result<Self, DaemonError> {
-        server_config(tls).map(|config| Self(RwLock::new(Arc::new(config))))
+        let revoked = revoked(tls)?;
+        let config = Arc::new(server_config(tls, &revoked)?);
+        Ok(Self(RwLock::new(Arc::new(Files { config, revoked }))))
     }
 
     /// Shakes hands with the other's from here on.
@@ -108,17 +117,45 @@ impl Certificates {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
     }
 
+    /// Why somebody with a good certificate does not come in now.
+    pub(crate) fn trouble(&self, now_ns: u64) -> Option<String> {
+        self.files().revoked.trouble(now_ns)
+    }
+
     fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+        TlsAcceptor::from(Arc::clone(&self.files().config))
+    }
+
+    fn files(&self) -> Arc<Files> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-fn server_config(tls: &Tls) -> Result<ServerConfig, DaemonError> {
-    let file = |key: &'static str, path: &Path| {
-        let path = path.display().to_string();
-        let key = format!("tls.{key}");
-        move |problem: String| wrong(&key, path, problem, "name a PEM file that this user may read")
-    };
+/// A fault of a file.
+fn file(key: &'static str, path: &Path) -> impl FnOnce(String) -> DaemonError {
+    let path = path.display().to_string();
+    move |problem| wrong(&format!("tls.{key}"), path, problem, "name a PEM file that this user may read")
+}
+
+/// The lists of revoked certificates: of all authorities, or none at all.
+fn revoked(tls: &Tls) -> Result<Lists, DaemonError> {
+    let mut lists = Lists::default();
+    for path in &tls.crl {
+        lists.add(path).map_err(file("crl", path))?;
+    }
+    let authorities = certificates(&tls.client_ca).map_err(file("client_ca", &tls.client_ca))?;
+    let without = lists.without(&authorities).map_err(file("client_ca", &tls.client_ca))?;
+    match without {
+        None => Ok(lists),
+        Some(authority) => {
+            let files: Vec<_> = tls.crl.iter().map(|path| path.display().to_string()).collect();
+            let problem = format!("{authority} of `client_ca` has no list there");
+            Err(wrong("tls.crl", files.join(", "), problem, "add its list, or remove it"))
+        }
+    }
+}
+
+fn server_config(tls: &Tls, revoked: &Lists) -> Result<ServerConfig, DaemonError> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut roots = RootCertStore::empty();
     for authority in certificates(&tls.client_ca).map_err(file("client_ca", &tls.client_ca))? {
@@ -127,6 +164,8 @@ fn server_config(tls: &Tls) -> Result<ServerConfig, DaemonError> {
             .map_err(|error| file("client_ca", &tls.client_ca)(error.to_string()))?;
     }
     let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
+        .with_crls(revoked.ders())
+        .enforce_revocation_expiration()
         .build()
         .map_err(|error| file("client_ca", &tls.client_ca)(error.to_string()))?;
     let chain = certificates(&tls.certificate).map_err(file("certificate", &tls.certificate))?;

@@ -74,6 +74,21 @@ impl Scene {
         (status != 0).then(|| Answer { status, body, whole: output.status.success() })
     }
 
+    /// Has the recorder read another configuration; gives what systemd is told.
+    fn reload(&self, text: &str) -> String {
+        std::fs::write(self.place.path("wirevaultd.yaml"), text).unwrap();
+        self.recorder.told();
+        kill(self.recorder.pid(), Signal::SIGHUP).unwrap();
+        let (since, mut told) = (Instant::now(), String::new());
+        while !told.contains("READY=1") {
+            assert!(since.elapsed() < PATIENCE, "never ready again: {told}");
+            std::thread::sleep(Duration::from_millis(20));
+            told += &self.recorder.told();
+        }
+        assert!(told.contains("RELOADING=1") && told.contains("MONOTONIC_USEC="), "{told}");
+        told
+    }
+
     /// Lines of the audit log.
     fn audit(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.place.store.join("audit/audit-00000001.log"));
@@ -196,6 +211,43 @@ fn nobody_comes_in_without_a_good_certificate() {
     assert!(log.contains("TLS from 127.0.0.1"), "{log}");
 }
 
+#[test]
+fn a_revoked_certificate_is_refused_and_an_old_list_shuts_the_door() {
+    if curl_is_missing() {
+        return;
+    }
+    let scene = Scene::new("    - {certificates: 'issuer_ou:Fleet', role: status}\n");
+    let [alice, bob] = ["alice", "bob"].map(|name| scene.issue(&Wish { name, ..Wish::default() }));
+    let (file, list) = (scene.place.path("wirevaultd.yaml"), scene.place.path("clients.crl"));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let with = format!("    crl: {}\n    listen:", list.display());
+    let with = text.replace("    listen:", &with);
+    let ask =
+        |pair: &Pair| scene.ask(Some(pair), "GET", api::STATUS, "").map(|answer| answer.status);
+    let revoked = |serials: &[u64], expired| scene.authority.revoke(&list, serials, expired);
+    assert_eq!((ask(&alice), ask(&bob)), (Some(200), Some(200)), "nobody asks for lists");
+    revoked(&[bob.serial], false);
+    scene.reload(&with);
+    assert_eq!((ask(&alice), ask(&bob)), (Some(200), None));
+    // Only the file is another one: bob was revoked by mistake, and nobody renews the list.
+    revoked(&[], false);
+    scene.reload(&with);
+    assert_eq!((ask(&alice), ask(&bob)), (Some(200), Some(200)));
+    revoked(&[], true);
+    scene.reload(&with);
+    assert_eq!((ask(&alice), ask(&bob)), (None, None));
+    scene.recorder.wait("it is told", |status| {
+        let reasons = status["reasons"].to_string();
+        reasons.contains("OU=Fleet") && reasons.contains("out of date")
+    });
+    // A list of others only is none of this authority's.
+    Authority::new("Other").revoke(&list, &[], false);
+    assert!(scene.reload(&with).contains("another configuration was refused"));
+    let (code, log) = scene.recorder.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("OU=Fleet of `client_ca` has no list there"), "{log}");
+}
+
 /// A signal, and nobody waits in vain for what has changed.
 #[test]
 fn another_configuration_holds_as_a_whole_or_not_at_all() {
@@ -203,21 +255,8 @@ fn another_configuration_holds_as_a_whole_or_not_at_all() {
         return;
     }
     let scene = Scene::new("    - {certificates: 'cn:alice', role: status}\n");
-    let (file, pid) = (scene.place.path("wirevaultd.yaml"), scene.recorder.pid());
-    let old = std::fs::read_to_string(&file).unwrap();
-    let reload = |text: &str| {
-        std::fs::write(&file, text).unwrap();
-        scene.recorder.told();
-        kill(pid, Signal::SIGHUP).unwrap();
-        let (since, mut told) = (Instant::now(), String::new());
-        while !told.contains("READY=1") {
-            assert!(since.elapsed() < PATIENCE, "never ready again: {told}");
-            std::thread::sleep(Duration::from_millis(20));
-            told += &scene.recorder.told();
-        }
-        assert!(told.contains("RELOADING=1") && told.contains("MONOTONIC_USEC="), "{told}");
-        told
-    };
+    let old = std::fs::read_to_string(scene.place.path("wirevaultd.yaml")).unwrap();
+    let reload = |text: &str| scene.reload(text);
     let bob = scene.issue(&Wish { name: "bob", ..Wish::default() });
     let ask = || scene.ask(Some(&bob), "GET", api::STATUS, "").map(|answer| answer.status);
     assert_eq!(ask(), Some(403));

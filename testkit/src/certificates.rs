@@ -3,16 +3,20 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_RSA_SHA256, RsaKeySize, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize,
+    SerialNumber, date_time_ymd,
 };
 
 /// Somebody who vouches for others.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
+    /// Certificates so far, which are their numbers.
+    issued: AtomicU64,
 }
 
 /// PEM files of a certificate and its key.
@@ -22,6 +26,8 @@ pub struct Pair {
     pub certificate: PathBuf,
     /// Its private key, which only its owner may read.
     pub key: PathBuf,
+    /// The certificate's number with its authority.
+    pub serial: u64,
 }
 
 /// What a certificate says.
@@ -47,10 +53,10 @@ impl Authority {
         params.distinguished_name.push(DnType::CommonName, "test authority");
         params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key");
         let pem = params.self_signed(&key).expect("a certificate").pem();
-        Self { issuer: Issuer::new(params, key), pem }
+        Self { issuer: Issuer::new(params, key), pem, issued: AtomicU64::new(0) }
     }
 
     /// Writes its certificate.
@@ -76,10 +82,37 @@ impl Authority {
             params.not_before = date_time_ymd(2000, 1, 1);
             params.not_after = date_time_ymd(2001, 1, 1);
         }
+        let serial = self.issued.fetch_add(1, Ordering::Relaxed) + 1;
+        params.serial_number = Some(SerialNumber::from(serial));
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         let file = |kind: &str, pem: String| write(folder, wish.name, kind, &pem);
-        Pair { certificate: file("pem", certificate.pem()), key: file("key", key.serialize_pem()) }
+        let certificate = file("pem", certificate.pem());
+        Pair { certificate, key: file("key", key.serialize_pem()), serial }
+    }
+
+    /// Writes the list of those certificates that it vouches for no more; an expired one should
+    /// have been renewed in 2001.
+    ///
+    /// # Panics
+    /// If it cannot be made or written.
+    pub fn revoke(&self, path: &Path, serials: &[u64], expired: bool) {
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2000, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2000, 1, 1),
+            next_update: date_time_ymd(if expired { 2001 } else { 4096 }, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let pem = list.signed_by(&self.issuer).and_then(|list| list.pem()).expect("a list");
+        fs::write(path, pem).expect("the list");
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where questions come in, and who may ask what.
 
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 
 use super::choice;
 use crate::access::{Api, CertificateName, Principal, Role, Rule, Tls};
@@ -45,7 +46,12 @@ fn tls(section: &Section<'_>) -> Option<Tls> {
     let [certificate, key, client_ca] =
         ["certificate", "key", "client_ca"].map(|name| section.path(name));
     let listen = section.address("listen");
-    Some(Tls { listen: listen?, certificate: certificate?, key: key?, client_ca: client_ca? })
+    let crl = section.list("crl").into_iter().filter_map(|item| match item.value {
+        Value::Text(path) => Some(PathBuf::from(path)),
+        _ => None,
+    });
+    let crl = crl.collect();
+    Some(Tls { listen: listen?, certificate: certificate?, key: key?, client_ca: client_ca?, crl })
 }
 
 fn rule(section: &Section<'_>) -> Rule {

@@ -12,6 +12,8 @@ const ANSWERS_MAX: u64 = 32;
 const QUESTIONS_PER_MINUTE_MAX: u64 = 60_000;
 /// Users or groups at most.
 const PRINCIPALS_MAX: usize = 256;
+/// Files of revoked certificates at most.
+const LISTS_MAX: usize = 64;
 /// Rules of access at most. They are looked through in order at every question.
 const RULES_MAX: usize = 64;
 /// Bytes of a name in a certificate at most: twice the longest DNS name.
@@ -87,6 +89,15 @@ pub(super) const KEYS: &[Key] = &[
         Fault,
         "/etc/wirevault/tls/clients.pem",
         "File of the authorities whose certificates are taken from those who ask, as PEM.",
+    )),
+    hidden(key(
+        "api.tls.crl",
+        Kind::List(&FILE, LISTS_MAX),
+        Nothing,
+        "[/etc/wirevault/tls/clients.crl]",
+        "Files of lists of revoked certificates, as PEM: one of each authority in `client_ca`, and \
+         of those below them. Who is on one is refused, and so is everybody whose authority's list \
+         is out of date. SIGHUP reads them again.",
     )),
     hidden(key(
         "api.access",

@@ -48,7 +48,8 @@ impl Reach {
         reach.beside(file);
         config.key_file.iter().for_each(|file| reach.beside(file));
         if let Some(tls) = &config.api.tls {
-            [&tls.certificate, &tls.key, &tls.client_ca].iter().for_each(|it| reach.beside(it));
+            let shown = [&tls.certificate, &tls.key, &tls.client_ca];
+            shown.into_iter().chain(&tls.crl).for_each(|it| reach.beside(it));
         }
         if let Input::Replay(replay) = &config.input {
             reach.beside(&replay.file);

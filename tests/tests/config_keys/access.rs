@@ -41,6 +41,9 @@ pub(crate) struct Access {
     pub(crate) with_foreign_ca: Output,
     /// What the port for metrics says to a stranger.
     pub(crate) scraped: String,
+    /// Who has a certificate of the rules that is on the list.
+    pub(crate) revoked: Output,
+    pub(crate) with_foreign_list: Output,
 }
 
 impl Access {
@@ -53,12 +56,15 @@ impl Access {
             authority.issue(&site.file(""), &wish)
         };
         let server = issue("server");
-        let pairs = ["all", "counts", "narrow", "single", "rare", "stranger"].map(issue);
-        let [all, counts, narrow, single, rare, stranger] = &pairs;
+        let pairs = ["all", "counts", "narrow", "single", "rare", "stranger", "revoked"].map(issue);
+        let [all, counts, narrow, single, rare, stranger, revoked] = &pairs;
+        authority.revoke(&site.file("revoked.crl"), &[revoked.serial], false);
         write_pcap(&site.file("in.pcap"), &packets());
         let socket = site.file("socket");
         let (certificate, key, ca) = (server.certificate, server.key, site.file("ca.pem"));
-        let config = |certificate: &str, key: &str, ca: &str| config(&site, [certificate, key, ca]);
+        let crl = site.file("revoked.crl").display().to_string();
+        let config =
+            |certificate: &str, key: &str, ca: &str| config(&site, [certificate, key, ca, &crl]);
         let [certificate, key, ca] = [certificate, key, ca].map(|path| path.display().to_string());
         let recorder = site.start(&config(&certificate, &key, &ca), &socket);
         wait_for("the replay", PATIENCE, || {
@@ -84,6 +90,8 @@ impl Access {
             often: (0..6).map(|_| ask(rare, &["status", "--json"])).collect(),
             without_certificate: site.refuse(&config("/nowhere.pem", &key, &ca)),
             with_foreign_ca: site.refuse(&config(&certificate, &key, "/etc/hostname")),
+            revoked: ask(revoked, &["status", "--json"]),
+            with_foreign_list: site.refuse(&config(&certificate, &key, &ca).replace(&crl, &ca)),
             with_open_key: {
                 let open = site.file("open.key");
                 fs::copy(&key, &open).expect("a copy");
@@ -96,13 +104,14 @@ impl Access {
     }
 }
 
-fn config(site: &Site, [certificate, key, ca]: [&str; 3]) -> String {
+fn config(site: &Site, [certificate, key, ca, crl]: [&str; 4]) -> String {
     let (store, socket) = (site.store(), site.file("socket"));
     format!(
         "store: {}\nreplay:\n  file: {}\napi:\n  socket: {}\n  \
          metrics_listen: {METRICS_LISTEN}\n  tls:\n    listen: {LISTEN}\n    \
-         certificate: {certificate}\n    key: {key}\n    client_ca: {ca}\n  access:\n    \
-         - {{users: [{USER}], groups: [{GROUP}], certificates: ['cn:all'], role: status}}\n    \
+         certificate: {certificate}\n    key: {key}\n    client_ca: {ca}\n    crl: {crl}\n  \
+         access:\n    - {{users: [{USER}], groups: [{GROUP}], role: status, \
+         certificates: ['cn:all', 'cn:revoked']}}\n    \
          - {{certificates: 'cn:counts', role: query}}\n    \
          - {{certificates: 'cn:narrow', role: export, filter: udp dst port {}}}\n    \
          - {{certificates: 'cn:single', role: export, answers: 1}}\n    \

@@ -716,6 +716,10 @@ pub(crate) const CASES: &[Case] = &[
     case("api.tls.client_ca", "whom to believe; a file of no certificate is refused", |runs| {
         refused(&runs.access.with_foreign_ca, 2, "it holds no certificate");
     }),
+    case("api.tls.crl", "who is on the list is refused; a file of no list is", |runs| {
+        assert!(!runs.access.revoked.status.success(), "{:?}", runs.access.revoked);
+        refused(&runs.access.with_foreign_list, 2, "it holds no list of revoked certificates");
+    }),
     case("api.access", "a user is refused, or answered by a rule", |runs| {
         assert!(runs.plain.to_user.contains("may not ask"), "{}", runs.plain.to_user);
         assert!(runs.access.to_user.contains("\"lanes\""), "{}", runs.access.to_user);

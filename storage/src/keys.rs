@@ -14,7 +14,8 @@ impl Store {
 
     /// After the provider has gone over to another key: names it in the superblocks, writes every
     /// key ring again and leaves none that hangs from the former key. After a crash in between the
-    /// former key may still be needed to open the store; the next start goes on with the new one.
+    /// former key may still be needed to open the store; the next start goes on with the one that
+    /// the first volume names.
     ///
     /// # Errors
     /// As for `renew_rings`.
@@ -26,6 +27,24 @@ impl Store {
             volume.rewrite_ring(volume.spares())?;
             volume.forget_older_ring().map(drop)
         })
+    }
+
+    /// After a crash in [`Store::record_key`] the superblocks name two keys, and a volume that is
+    /// opened by itself would go back to the former one: all go over to the first volume's.
+    pub(crate) fn finish_key_move(&self) -> Result<(), StorageError> {
+        let named = self.volumes.iter().map(|volume| {
+            volume.work(|volume| {
+                let superblock = volume.superblock();
+                (superblock.key_id.clone(), superblock.key_path.clone())
+            })
+        });
+        let named: Vec<_> = named.collect();
+        match named.split_first() {
+            Some((first, others)) if others.iter().any(|other| other != first) => {
+                self.record_key(&first.0, &first.1)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn of_each_volume(

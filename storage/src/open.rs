@@ -8,6 +8,7 @@
 //! | 3 | removes files of free places, cuts the digests | nothing that counts |
 //! | 4 | marks runs as crashed | runs whose segments are all closed |
 //! | 5 | key rings: lives of the table, fresh spares | the older ring or the newer one |
+//! | 5a | superblocks and key rings, if a move to another key was cut off | two names, rings of either |
 //! | 6 | finishes deletions that were begun ([`mod@crate::forget`]) | the same deletions, to be settled |
 
 use std::path::Path;
@@ -64,6 +65,7 @@ impl Store {
         for volume in &store.volumes {
             volume.work(|volume| volume.rewrite_ring(volume.spares_wanted(SPARES_MIN)))?;
         }
+        store.finish_key_move()?;
         report.deletions = store.resume_forgetting()?;
         Ok((store, report))
     }

@@ -1,5 +1,6 @@
 //! Epoch keys from AWS KMS: `GenerateDataKey` and `Decrypt`, with the encryption context and always
-//! with the key's name, so that KMS refuses what another key wrapped.
+//! with the key's name, so that KMS refuses what another key wrapped. And codes of messages, under
+//! keys for nothing else: `GenerateMac` and `VerifyMac`.
 //!
 //! The client of a region is made when a key there is first named. A key's ARN says its region; for
 //! a bare id or an alias it is that of the environment, the profile or the instance, as for any
@@ -8,7 +9,8 @@
 //! Not covered: the SDK keeps an answer of KMS in ordinary memory until it is decoded, and does not
 //! overwrite it. What it hands out is overwritten here.
 //!
-//! Source: AWS KMS API Reference, `GenerateDataKey`, `Decrypt`, "Common errors".
+//! Source: AWS KMS API Reference, `GenerateDataKey`, `Decrypt`, `GenerateMac`, `VerifyMac`,
+//! "Common errors".
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -19,10 +21,12 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::config::Builder;
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::{DataKeySpec, EncryptionAlgorithmSpec};
+use aws_sdk_kms::types::{DataKeySpec, EncryptionAlgorithmSpec, MacAlgorithmSpec};
 use tokio::runtime::Runtime;
 use wirevault_seal::locked::LockedBytes;
-use wirevault_seal::service::{Context, DataKey, KeyService, Refusal, ServiceFailure};
+use wirevault_seal::service::{
+    Context, DataKey, KeyService, Mac, MacService, Refusal, ServiceFailure,
+};
 use wirevault_seal::{KEY_BYTES, one_way};
 use zeroize::Zeroizing;
 
@@ -33,6 +37,10 @@ const ATTEMPTS: u32 = 3;
 
 const GENERATE: &str = "make an epoch key";
 const DECRYPT: &str = "open an epoch key";
+const MAKE_MAC: &str = "make a code";
+const CHECK_MAC: &str = "check a code";
+/// What KMS says of a code that is another message's, or another key's.
+const WRONG_MAC: &str = "KMSInvalidMacException";
 
 /// AWS KMS.
 pub struct Kms {
@@ -143,6 +151,29 @@ impl KeyService for Kms {
             .send()
         })?;
         self.secret(DECRYPT, key, answer.plaintext)
+    }
+}
+
+impl MacService for Kms {
+    fn make_mac(&self, key: &str, message: &[u8]) -> Result<Mac, ServiceFailure> {
+        let answer = self.ask(MAKE_MAC, key, |client| {
+            let order = client.generate_mac().key_id(key).message(Blob::new(message));
+            order.mac_algorithm(MacAlgorithmSpec::HmacSha256).send()
+        })?;
+        let code = answer.mac.map(Blob::into_inner).unwrap_or_default();
+        Ok(Mac { key: answer.key_id.unwrap_or_else(|| key.to_owned()), code })
+    }
+
+    fn is_mac(&self, key: &str, message: &[u8], code: &[u8]) -> Result<bool, ServiceFailure> {
+        let answer = self.ask(CHECK_MAC, key, |client| {
+            let order = client.verify_mac().key_id(key).message(Blob::new(message));
+            order.mac(Blob::new(code)).mac_algorithm(MacAlgorithmSpec::HmacSha256).send()
+        });
+        match answer {
+            Ok(answer) => Ok(answer.mac_valid),
+            Err(failure) if failure.code == WRONG_MAC => Ok(false),
+            Err(failure) => Err(failure),
+        }
     }
 }
 

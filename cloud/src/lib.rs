@@ -1,7 +1,7 @@
 //! Services of others, behind traits that the crates below declare; the only crate with an AWS SDK.
 //!
 //! ```text
-//!  seal::KeyService               ◄── kms        ──► AWS KMS
+//!  seal::{KeyService, MacService} ◄── kms        ──► AWS KMS
 //!  telemetry::publish::MetricSink ◄── cloudwatch ──► Amazon CloudWatch
 //!  media::Objects                 ◄── objects    ──► a folder
 //!  boards: alarms and dashboard, from the tables of what is published ──► cloudwatch
@@ -33,7 +33,7 @@ pub mod template;
 use std::io;
 use std::sync::Arc;
 
-use wirevault_seal::KeyService;
+use wirevault_seal::{KeyService, MacService};
 use wirevault_telemetry::publish::MetricSink;
 
 use backup::BackupService;
@@ -58,6 +58,26 @@ pub fn key_service(endpoint: Option<&str>) -> io::Result<Option<Arc<dyn KeyServi
 /// None in this build.
 #[cfg(not(feature = "aws"))]
 pub fn key_service(_endpoint: Option<&str>) -> io::Result<Option<Arc<dyn KeyService>>> {
+    Ok(None)
+}
+
+/// The service for codes that this build has; nothing if it has none. `endpoint` replaces the
+/// region's own address.
+///
+/// # Errors
+/// As of [`key_service`].
+#[cfg(feature = "aws")]
+pub fn mac_service(endpoint: Option<&str>) -> io::Result<Option<Arc<dyn MacService>>> {
+    Ok(Some(Arc::new(kms::Kms::new(endpoint)?)))
+}
+
+/// The service for codes that this build has; nothing if it has none. `endpoint` replaces the
+/// region's own address.
+///
+/// # Errors
+/// None in this build.
+#[cfg(not(feature = "aws"))]
+pub fn mac_service(_endpoint: Option<&str>) -> io::Result<Option<Arc<dyn MacService>>> {
     Ok(None)
 }
 

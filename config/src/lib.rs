@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod access;
+mod audit;
 mod changes;
 mod check;
 mod fault;
@@ -35,6 +36,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use access::{Api, CertificateName, Principal, Role, Rule, Tls};
+pub use audit::{Anchor, Audit};
 pub use changes::Changes;
 pub use fault::{ConfigFaults, Fault};
 pub use input::{Capture, Input, Live, LiveSource, MirrorTarget, PcapOverIp, Replay, Sender};

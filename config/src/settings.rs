@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::access::Api;
+use crate::audit::Audit;
 use crate::input::Input;
 use crate::keys::VOLUMES_MAX;
 use crate::policies::{Policy, Rung};
@@ -267,8 +268,8 @@ pub struct Config {
     pub retention: Vec<RetentionRule>,
     /// Where segments go that `action: tier` names.
     pub tier: Option<Tier>,
-    /// File that heads of the audit log are kept in, absolute.
-    pub audit_anchor: Option<PathBuf>,
+    /// What is done about the audit log.
+    pub audit: Audit,
     /// Checkpoints of the recorder's state; `None`: none are taken.
     pub snapshots: Option<Snapshots>,
     /// Metrics in Amazon CloudWatch.

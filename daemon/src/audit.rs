@@ -14,15 +14,16 @@ use serde::Serialize;
 use wirevault_format::StoreId;
 use wirevault_format::table::SegmentEntry;
 use wirevault_lifecycle::AuditError;
-use wirevault_lifecycle::audit::{self, Anchor, AuditLog, Event, FileAnchor, Mark, Outcome, Who};
+use wirevault_lifecycle::audit::{self, AuditLog, Event, Outcome, Who};
 use wirevault_lifecycle::certificate::{Certificate, Erasure, certify};
 use wirevault_lifecycle::retention::Step;
 use wirevault_query::Summary;
 use wirevault_seal::chain::Chain;
 use wirevault_telemetry::clock::Clock;
 
+use crate::anchors::{Anchors, Occasion};
 use crate::answers::{Failure, Pipe};
-use crate::api::Replaced;
+use crate::api::{AnchorStatus, Replaced};
 
 /// So often a denial has an entry of its own, or a stranger fills the disk with them.
 const DENIAL_PAUSE: Duration = Duration::from_secs(1);
@@ -38,19 +39,10 @@ pub(crate) fn text_hash(text: &str) -> String {
 pub(crate) struct Audit {
     log: AuditLog,
     /// Where heads of the log are kept, beside the system's log.
-    anchor: Option<Kept>,
+    anchors: Option<Anchors>,
     denials: Mutex<Denials>,
     /// Why the last entry could not be written; nothing when it could.
     trouble: Mutex<Option<String>>,
-}
-
-/// A place for heads.
-struct Kept {
-    place: Box<dyn Anchor>,
-    store: String,
-    clock: Arc<dyn Clock>,
-    /// The last entry whose hash is there.
-    entry: Mutex<Option<u64>>,
 }
 
 #[derive(Default)]
@@ -82,28 +74,24 @@ impl Audit {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, AuditError> {
         let log = AuditLog::open(&audit::folder_of(volume, &store.to_string()), clock)?;
-        let (denials, trouble, anchor) = Default::default();
-        Ok(Self { log, anchor, denials, trouble })
+        let (denials, trouble, anchors) = Default::default();
+        Ok(Self { log, anchors, denials, trouble })
     }
 
-    /// Keeps heads in this file as well.
-    pub(crate) fn anchored(self, file: &Path, store: StoreId, clock: Arc<dyn Clock>) -> Self {
-        let (place, store, entry) = (Box::new(FileAnchor::new(file)), store.to_string(), None);
-        Self { anchor: Some(Kept { place, store, clock, entry: Mutex::new(entry) }), ..self }
+    /// Keeps heads in these places as well.
+    pub(crate) fn anchored(self, anchors: Anchors) -> Self {
+        Self { anchors: Some(anchors), ..self }
     }
 
-    /// Keeps the head outside, if it is another than the last time.
-    pub(crate) fn anchor(&self) {
-        let (Some(kept), Some((entry, hash))) = (&self.anchor, self.log.last()) else { return };
-        let mut last = kept.entry.lock().unwrap_or_else(PoisonError::into_inner);
-        if *last == Some(entry) {
-            return;
-        }
-        let (store, time_ns) = (kept.store.clone(), kept.clock.unix_ns());
-        let mark = Mark { store, entry, hash, time_ns };
-        if self.watched(kept.place.keep(&mark)).is_ok() {
-            *last = Some(entry);
-        }
+    /// Keeps the head outside, where it is another than the last time.
+    pub(crate) fn anchor(&self, occasion: Occasion) {
+        self.anchors.iter().for_each(|anchors| anchors.keep(&self.log, occasion));
+    }
+
+    /// How it stands with the places where heads are kept. Waits for none of them.
+    pub(crate) fn anchors(&self) -> Vec<AnchorStatus> {
+        let head = self.log.head();
+        self.anchors.as_ref().map_or_else(Vec::new, |anchors| anchors.status(&head))
     }
 
     /// Writes down what the recorder does itself. A failure is told by the status.
@@ -155,7 +143,7 @@ impl Audit {
     /// Writes down that segments are gone.
     pub(crate) fn certify(&self, who: &Who, erasure: Erasure) -> Result<Certificate, AuditError> {
         let certificate = self.watched(certify(&self.log, who.clone(), erasure))?;
-        self.anchor();
+        self.anchor(Occasion::Deletion);
         Ok(certificate)
     }
 

@@ -12,7 +12,7 @@
 //! - [`serve`]: what `wirevaultd --config` does. [`probe`]: what `wirevaultd validate` looks at.
 //! - [`reload`]: the configuration's file, read again. [`sandbox`]: what is given up by then.
 //! - [`keys`]: keys that a service keeps. [`publisher`]: metrics for one.
-//! - [`snapshots`]: checkpoints of the state.
+//! - [`snapshots`]: checkpoints of the state. `anchors`: heads of the audit log, kept elsewhere.
 //! - [`import`]: the command line's entry for imports. [`devices`]: disks of this machine.
 //! - [`status`]: the report of a running recorder, and of a store that nobody writes.
 //! - [`error`]: [`DaemonError`] and the exit codes.
@@ -22,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod anchors;
 mod answers;
 pub mod api;
 mod audit;

@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use wirevault_config::Config;
+use wirevault_config::{Anchor, Config};
 use wirevault_daemon::probe::{self, Level};
 use wirevault_daemon::reload::{self, ConfigFile};
 use wirevault_daemon::serve::{self, Services};
 use wirevault_daemon::{DaemonError, Exit, keys, publisher};
 use wirevault_index::KeySource;
+use wirevault_seal::MacService;
 use wirevault_telemetry::log;
 use wirevault_telemetry::publish::MetricSink;
 
@@ -81,7 +82,8 @@ fn record(file: &Path, store: Vec<PathBuf>) -> Exit {
     let file = ConfigFile::new(file, store);
     let ended = file.load().and_then(|config| {
         log::init(reload::level(config.log))?;
-        let services = Services { key: key(&config)?, metrics: metrics(&config)? };
+        let services =
+            Services { key: key(&config)?, metrics: metrics(&config)?, macs: macs(&config)? };
         serve::run(&config, &file, &services)
     });
     match ended {
@@ -150,6 +152,16 @@ fn key(config: &Config) -> Result<KeySource, DaemonError> {
     let service = wirevault_cloud::key_service(endpoint);
     let service = service.map_err(|source| DaemonError::System { what, source })?;
     Ok(keys::source(config, service)?)
+}
+
+/// Who makes codes of heads of the audit log, if the configuration names a key for that.
+fn macs(config: &Config) -> Result<Option<Arc<dyn MacService>>, DaemonError> {
+    if !config.audit.anchors.iter().any(|anchor| matches!(anchor, Anchor::Key(_))) {
+        return Ok(None);
+    }
+    let what = "making a client of the key service";
+    let service = wirevault_cloud::mac_service(config.kms.endpoint.as_deref());
+    service.map_err(|source| DaemonError::System { what, source })
 }
 
 fn metrics(config: &Config) -> Result<Option<Arc<dyn MetricSink>>, DaemonError> {

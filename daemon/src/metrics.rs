@@ -140,6 +140,10 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
         let age_ns = now_ns.saturating_sub(taken.ns);
         page.gauge(Gauge::BackupAgeSeconds, &[], age_ns as f64 / 1e9);
     }
+    for anchor in app.audit().anchors() {
+        let labels = [("place", anchor.place.as_str())];
+        page.gauge(Gauge::AuditAnchorAgeSeconds, &labels, anchor.age_ms as f64 / 1e3);
+    }
     if let Some(keys) = &app.facts().keys {
         let status = keys.status();
         page.gauge(Gauge::KeyAheadKeys, &[], status.ahead as f64);

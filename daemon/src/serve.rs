@@ -20,12 +20,14 @@ use wirevault_format::StoreId;
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::{Event, Who};
 use wirevault_pipeline::{Layout, Machine, Pipeline, PipelineOptions, Rounds, affinity};
+use wirevault_seal::MacService;
 use wirevault_storage::{RecoveryReport, Store};
 use wirevault_telemetry::books::Snapshot;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::publish::MetricSink;
 
 use crate::access::Access;
+use crate::anchors::{Anchors, Occasion};
 use crate::api::RecoveryStatus;
 use crate::audit::{Audit, text_hash};
 use crate::backup::{self, Backups};
@@ -45,7 +47,7 @@ use crate::snapshots::Checkpoints;
 use crate::standby::{StoodBy, Waited};
 use crate::tier::{self, Tier};
 use crate::vfio::OwnDevices;
-use crate::{DaemonError, keys, sandbox, snapshots, sources, standby};
+use crate::{DaemonError, anchors, keys, sandbox, snapshots, sources, standby};
 
 /// How often it looks whether the lanes still run. Also bounds the watchdog's beat.
 const LOOK: Duration = Duration::from_millis(250);
@@ -60,12 +62,14 @@ pub struct Services {
     pub key: KeySource,
     /// Where metrics are published, if they are.
     pub metrics: Option<Arc<dyn MetricSink>>,
+    /// Who makes codes of heads of the audit log, if somebody does.
+    pub macs: Option<Arc<dyn MacService>>,
 }
 
 impl From<KeySource> for Services {
     /// Only a key.
     fn from(key: KeySource) -> Self {
-        Self { key, metrics: None }
+        Self { key, metrics: None, macs: None }
     }
 }
 
@@ -145,7 +149,7 @@ fn record(
     log_recovery(&recovery);
     let (audit, sending) = match before {
         Some(StoodBy { audit, sending }) => (audit, sending),
-        None => (Arc::new(open_audit(config, store.id(), &clock)?), None),
+        None => (Arc::new(open_audit(config, services, store.id(), &clock)?), None),
     };
     tracing::info!(head = audit.head(), "the audit log is open");
     audit.note(Event::Started {
@@ -243,6 +247,7 @@ fn record(
         instance::watching(&app),
         backup::ordering(&app),
         cards::watching(&app),
+        anchors::keeping(&app),
     ];
     let publisher = Publisher::start(&app, sending);
     let watched = serve(&app, access, doors, Reloader::new(file, config), live);
@@ -263,7 +268,7 @@ fn record(
         let _ = snapshots.take(&audit, &Who::Recorder);
     }
     audit.note(Event::Stopped);
-    audit.anchor();
+    audit.anchor(Occasion::End);
     tracing::info!(head = audit.head(), "the audit log ends");
     watched
 }
@@ -279,20 +284,19 @@ fn metadata(config: &Config) -> Result<Option<Arc<dyn Metadata>>, DaemonError> {
     }
 }
 
-/// Opens the audit log of the store.
+/// Opens the audit log of the store, and the places where its heads are kept.
 ///
 /// # Errors
-/// `Audit`.
+/// `Audit`; as [`Anchors::of`].
 pub(crate) fn open_audit(
     config: &Config,
+    services: &Services,
     store: StoreId,
     clock: &Arc<dyn Clock>,
 ) -> Result<Audit, DaemonError> {
     let audit = Audit::open(first_volume(config), store, Arc::clone(clock))?;
-    Ok(match &config.audit_anchor {
-        Some(file) => audit.anchored(file, store, Arc::clone(clock)),
-        None => audit,
-    })
+    let anchors = Anchors::of(config, store, Arc::clone(clock), services.macs.as_ref())?;
+    Ok(audit.anchored(anchors))
 }
 
 /// The publisher of metrics, with its spool beside the audit log.

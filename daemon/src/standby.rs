@@ -15,6 +15,7 @@ use wirevault_lifecycle::audit::{self, Event};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::access::Access;
+use crate::anchors::Occasion;
 use crate::audit::{Audit, text_hash};
 use crate::cards::CardWatch;
 use crate::doors::{Call, Doors};
@@ -83,7 +84,7 @@ pub(crate) fn wait(
     let stored = Stored { path: first_volume(config).to_owned(), key: services.key.clone() };
     let store = stored.open()?.0.store;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let audit = Arc::new(open_audit(config, store, &clock)?);
+    let audit = Arc::new(open_audit(config, services, store, &clock)?);
     audit.note(Event::Started {
         store: store.to_string(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -138,6 +139,6 @@ pub(crate) fn wait(
     }
     closing.end(&[]);
     audit.note(Event::Stopped);
-    audit.anchor();
+    audit.anchor(Occasion::End);
     Ok(Waited::Stopped)
 }

@@ -87,6 +87,8 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     let waiting = app.holds().waiting();
     reasons.extend(waiting.why);
     reasons.extend(app.tier().and_then(Tier::trouble));
+    let anchors = app.audit().anchors();
+    reasons.extend(anchors.iter().filter_map(|anchor| anchor.trouble.clone()));
     reasons.extend(troubles(&lanes, &volumes));
     let ended = pipeline.is_finished();
     let state = match () {
@@ -128,6 +130,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
         publish: app.facts().publishing.as_ref().map(|publishing| publishing.status()),
         sandbox: app.facts().sandbox.clone(),
         tier: app.tier().map(Tier::status),
+        anchors,
     })
 }
 
@@ -166,6 +169,7 @@ pub fn offline(reader: &StoreReader, catalog: &Catalog) -> StatusReport {
         publish: None,
         sandbox: None,
         tier: None,
+        anchors: Vec::new(),
     }
 }
 

@@ -134,7 +134,9 @@ impl Certificates {
 /// A fault of a file.
 fn file(key: &'static str, path: &Path) -> impl FnOnce(String) -> DaemonError {
     let path = path.display().to_string();
-    move |problem| wrong(&format!("tls.{key}"), path, problem, "name a PEM file that this user may read")
+    move |problem| {
+        wrong(&format!("tls.{key}"), path, problem, "name a PEM file that this user may read")
+    }
 }
 
 /// The lists of revoked certificates: of all authorities, or none at all.

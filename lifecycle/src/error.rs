@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use wirevault_media::ObjectError;
+use wirevault_seal::ServiceFailure;
+
 /// The audit log cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -25,6 +28,12 @@ pub enum AuditError {
         /// The folder.
         path: PathBuf,
     },
+    /// A place where heads are kept does not take one, or does not give it back.
+    #[error("heads of the audit log: {0}")]
+    Objects(#[from] ObjectError),
+    /// A service makes or checks no code.
+    #[error("heads of the audit log: {0}")]
+    Service(#[from] ServiceFailure),
     /// The newest file does not end as a log does, so nothing can be chained to it.
     #[error("audit log {}: line {line} is none of ours: {why}; look at it with `wirevault audit \
              verify`, then move the folder away to begin a new log", path.display())]

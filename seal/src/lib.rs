@@ -50,7 +50,7 @@ pub use one_way::OneWayKey;
 pub use provider::{FileProvider, KeyProvider, default_key_path};
 pub use ring::KeyRing;
 pub use segment::{DataOpener, DataSealer, Purpose, Sealed, SegmentKeys};
-pub use service::{KeyService, ServiceFailure};
+pub use service::{KeyService, MacService, ServiceFailure};
 
 /// Bytes of every key in this crate: AES-256 and HKDF-SHA256 both take 32.
 pub const KEY_BYTES: usize = 32;

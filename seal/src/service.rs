@@ -66,6 +66,31 @@ pub trait KeyService: Send + Sync {
     ) -> Result<LockedBytes, ServiceFailure>;
 }
 
+/// A code that a service made of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mac {
+    /// The service's full name of the key, also where an alias was asked for.
+    pub key: String,
+    /// HMAC-SHA-256 of the message.
+    pub code: Vec<u8>,
+}
+
+/// A service that keeps keys which codes are made with. Nobody has such a key: whoever holds
+/// message and code, and may ask, knows that somebody who was allowed to has made it.
+pub trait MacService: Send + Sync {
+    /// Makes the code of a message of at most 4096 bytes.
+    ///
+    /// # Errors
+    /// What the service says, or that it says nothing.
+    fn make_mac(&self, key: &str, message: &[u8]) -> Result<Mac, ServiceFailure>;
+
+    /// Whether the code is that of the message, under this key.
+    ///
+    /// # Errors
+    /// As for `make_mac`; that it is not is none.
+    fn is_mac(&self, key: &str, message: &[u8], code: &[u8]) -> Result<bool, ServiceFailure>;
+}
+
 /// Why a service did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceFailure {

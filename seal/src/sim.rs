@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::chain::Chain;
 use crate::locked::LockedBytes;
-use crate::service::{Context, DataKey, KeyService, Refusal, ServiceFailure};
+use crate::service::{Context, DataKey, KeyService, Mac, MacService, Refusal, ServiceFailure};
 use crate::{KEY_BYTES, random};
 
 /// The service. Its keys exist from the first time that they are named.
@@ -29,6 +30,8 @@ pub struct Calls {
     pub generate: u64,
     /// Keys to be opened.
     pub decrypt: u64,
+    /// Codes to be made or checked.
+    pub mac: u64,
 }
 
 impl SimService {
@@ -106,4 +109,27 @@ impl KeyService for SimService {
             (true, true) => LockedBytes::copy_of(secret).map_err(|_| failed(Refusal::Failing)),
         }
     }
+}
+
+impl MacService for SimService {
+    fn make_mac(&self, key: &str, message: &[u8]) -> Result<Mac, ServiceFailure> {
+        let mut inner = self.inner();
+        inner.calls.mac += 1;
+        inner.check("make a code", key)?;
+        Ok(Mac { key: key.to_owned(), code: code(key, message) })
+    }
+
+    fn is_mac(&self, key: &str, message: &[u8], code: &[u8]) -> Result<bool, ServiceFailure> {
+        let mut inner = self.inner();
+        inner.calls.mac += 1;
+        inner.check("check a code", key)?;
+        Ok(self::code(key, message) == code)
+    }
+}
+
+/// Whoever reads this file can make it; a test does not try.
+fn code(key: &str, message: &[u8]) -> Vec<u8> {
+    let mut chain = Chain::new();
+    [key.as_bytes(), message].iter().for_each(|part| chain.add(part));
+    chain.finish().to_vec()
 }

@@ -147,6 +147,8 @@ names! {
             "1 while this machine writes the volume that two machines have, 0 while it does not.";
         SharedBeatSeconds = "shared_beat_seconds",
             "Time since the writer of a shared volume showed that it lives.";
+        AuditAnchorAgeSeconds = "audit_anchor_age_seconds",
+            "Time since a place has kept a head of the audit log that is not the head any more.";
         KeyConditionState = "key_condition_state",
             "1 for the condition that a service's key is in, 0 for the others.";
         KeyAheadKeys = "key_ahead_keys", "Epoch keys that were fetched and wait for their turn.";

@@ -35,7 +35,15 @@ from werkzeug.serving import make_server
 
 ACCOUNT = "123456789012"
 ACCESS_KEY = "AKIDRECORDER"
-USES_KEY = ("generate_data_key", "generate_data_key_without_plaintext", "encrypt", "decrypt")
+USES_KEY = (
+    "generate_data_key",
+    "generate_data_key_without_plaintext",
+    "encrypt",
+    "decrypt",
+    "generate_mac",
+    "verify_mac",
+)
+MESSAGE_BYTES_MAX = 4096
 KEY_ID_BYTES = 36
 OAEP = "RSAES_OAEP_SHA_256"
 
@@ -44,6 +52,12 @@ class Refused(JsonRESTError):
     """An answer of 400 with one of AWS's codes."""
 
     code = 400
+
+
+def decoded(blob):
+    """Bytes of a parameter, which moto gives as they came or decoded."""
+    blob = blob or b""
+    return blob if isinstance(blob, bytes) else base64.b64decode(blob)
 
 
 def wrapped_by(blob):
@@ -102,13 +116,14 @@ def guard(name):
         backend, named = self.kms_backend, self._get_param("KeyId")
         key = plain_id(backend, named) if named else None
         if name == "decrypt":
-            blob = self._get_param("CiphertextBlob") or b""
-            blob = blob if isinstance(blob, bytes) else base64.b64decode(blob)
+            blob = decoded(self._get_param("CiphertextBlob"))
             by = wrapped_by(blob)
             if by and key and by != key:
                 raise Refused("IncorrectKeyException", "The key ID in the request does not match.")
             key = by or key
         check_state(backend, key)
+        if len(decoded(self._get_param("Message"))) > MESSAGE_BYTES_MAX:
+            raise Refused("ValidationException", "Member must have length less than 4097")
         if name == "decrypt" and self._get_param("EncryptionAlgorithm") == OAEP:
             return open_oaep(backend.keys[plain_id(backend, named)], blob)
         if str(self._get_param("DryRun")).lower() == "true":

@@ -64,6 +64,13 @@ impl Aws {
         made["KeyMetadata"]["Arn"].as_str().expect("an ARN").to_owned()
     }
 
+    /// ARN of a new key that makes codes of messages, and nothing else.
+    pub fn create_mac_key(&self) -> String {
+        let usage = json!({ "KeySpec": "HMAC_256", "KeyUsage": "GENERATE_VERIFY_MAC" });
+        let made = self.kms("CreateKey", &usage);
+        made["KeyMetadata"]["Arn"].as_str().expect("an ARN").to_owned()
+    }
+
     /// A new RSA key's ARN, and its public half as PEM.
     pub fn create_rsa_key(&self) -> (String, String) {
         let usage = json!({ "KeySpec": "RSA_4096", "KeyUsage": "ENCRYPT_DECRYPT" });

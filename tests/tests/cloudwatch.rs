@@ -228,9 +228,10 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
 }
 
 /// What is published only where a machine or a store has it: a card of EC2, a worn or throttled
-/// device, a key service, a ladder, another machine.
-const ELSEWHERE: [&str; 6] = [
+/// device, a key service, a ladder, another machine, a place for heads of the audit log.
+const ELSEWHERE: [&str; 7] = [
     "AllowanceExceeded",
+    "AuditAnchorAge",
     "DeviceLifeUsed",
     "DeviceThrottled",
     "EpochKeysAhead",

@@ -270,3 +270,60 @@ fn a_store_moves_to_another_key_and_needs_the_former_one_no_more() {
     assert!(live.recorder.terminate().success());
     assert_eq!(found(&site), 2 * PACKETS);
 }
+
+/// The codes are made with a key of their own. It costs about as much as its emulator's start.
+#[test]
+fn codes_of_the_audit_log_outlive_an_outage_and_tell_a_changed_one() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let (key, codes) = (aws.create_key(), aws.create_mac_key());
+    let site = Site::with_kms_key(&aws, &key);
+    let place = format!("kms:{codes}");
+    let anchor = format!("{OPTIONS}audit:\n  anchor: '{place}'\n  anchor_every: 1s\n");
+    let recorder = site.record("va", &anchor);
+    let anchored = |what: &str, is: fn(&Value) -> bool| {
+        wait_for(what, PATIENCE, || {
+            let status = recorder.status();
+            is(&status["anchors"][0]).then_some(status)
+        })
+    };
+    anchored("a first code", |anchor| anchor["age_ms"] == 0 && anchor["trouble"].is_null());
+
+    aws.change_key("DisableKey", &codes);
+    assert!(matches!(recorder.ask("query", &["arp"]).status.code(), Some(0 | 1 | 3)));
+    let status = anchored("an outage", |anchor| anchor["trouble"].is_string());
+    let trouble = status["reasons"].to_string();
+    assert!(
+        trouble.contains("DisabledException") && trouble.contains("enable the key"),
+        "{trouble}"
+    );
+    assert_eq!(status["state"], "degraded");
+    let metrics = recorder.get("/v1/metrics").expect("metrics");
+    assert!(metrics.contains(&format!("audit_anchor_age_seconds{{place=\"{place}\"}}")));
+    aws.change_key("EnableKey", &codes);
+    anchored("the end of the outage", |anchor| anchor["trouble"].is_null());
+    assert!(recorder.terminate().success());
+
+    let verify = |key: &str| {
+        let place = format!("kms:{key}");
+        let output = site.offline_of("audit", "verify", &["--anchor", &place]);
+        let said = [&output.stdout[..], &output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).expect("text"))
+    };
+    let (code, said) = verify(&codes);
+    assert!(code == Some(0) && said.contains("good codes, the last of entry"), "{said}");
+    let (code, said) = verify(&key);
+    assert!(code == Some(2) && said.contains("InvalidKeyUsageException"), "{said}");
+    let (code, said) = verify(&aws.create_mac_key());
+    assert!(code == Some(3) && said.contains("no entry has a code of these keys"), "{said}");
+
+    // Another digit in the last code.
+    let file = site.store().join("audit/audit-00000001.log");
+    let log = fs::read_to_string(&file).expect("the log");
+    let (_, line) = log.rsplit_once("\"event\":\"anchored\"").expect("a code");
+    let (_, mac) = line.split_once("\"mac\":\"").expect("the code itself");
+    let other = if mac.starts_with('0') { "1" } else { "0" };
+    fs::write(&file, log.replace(&mac[..64], &format!("{other}{}", &mac[1..64]))).expect("written");
+    let (code, said) = verify(&codes);
+    assert!(code == Some(3) && said.contains("the code of entry"), "{said}");
+}

@@ -10,7 +10,7 @@ pub(crate) enum AuditVerb {
     /// Check the chain of all lines. Exit code 0: whole; 3: something was done to it.
     ///
     /// Lines that are missing at the end show only against heads that were kept elsewhere: in the
-    /// file of `audit.anchor`, and in the system's log at each start and end of the recorder.
+    /// places of `audit.anchor`, and in the system's log at each start and end of the recorder.
     #[command(after_help = "\
 Example: wirevault audit verify --store /var/lib/wirevault --head $(journalctl -u wirevaultd \
 -o cat | grep -o 'head=\"[0-9a-f]*' | tail -1 | cut -d'\"' -f2)")]
@@ -24,9 +24,10 @@ Example: wirevault audit verify --store /var/lib/wirevault --head $(journalctl -
         /// Hash of a line that must be in the log: 64 hex digits.
         #[arg(long, value_name = "HASH")]
         head: Option<String>,
-        /// File of heads that the recorder kept (`audit.anchor`): none of them may be missing.
-        #[arg(long, value_name = "FILE")]
-        anchor: Option<PathBuf>,
+        /// Where the recorder kept heads (`audit.anchor`): a file, a URL, or kms:KEY, of which KMS
+        /// checks the codes in the log. No head may be missing. May be repeated.
+        #[arg(long, value_name = "PLACE")]
+        anchor: Vec<String>,
         /// Report as JSON.
         #[arg(long)]
         json: bool,

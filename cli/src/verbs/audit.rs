@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use wirevault_config::Anchor;
 use wirevault_index::{KeySource, open_store};
 use wirevault_lifecycle::audit::anchor::{self, Difference};
+use wirevault_lifecycle::audit::codes::{self, Codes};
 use wirevault_lifecycle::audit::{self, Entry, Event, FaultKind, Report};
 use wirevault_query::summary::Instant;
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -25,7 +27,7 @@ pub(crate) fn audit(verb: &AuditVerb) -> Result<Outcome, CliError> {
                 (Some(file), _) => Log::Exported(file),
                 (None, store) => Log::Store(store.as_deref().unwrap_or(Path::new(""))),
             };
-            verify(&log, head.as_deref(), anchor.as_deref(), *json)
+            verify(&log, head.as_deref(), anchor, *json)
         }
         AuditVerb::Export { store, write, json } => export(store, write, *json),
         AuditVerb::Show { store, json } => show(store, *json),
@@ -53,14 +55,14 @@ fn export(store: &Path, file: &Path, json: bool) -> Result<Outcome, CliError> {
         true => put(&String::from_utf8_lossy(&bytes))?,
         false => std::fs::write(file, bytes)?,
     }
-    tell(&text(&report, None, Paint::stderr()));
+    tell(&text(&Verdict::of(&report), Paint::stderr()));
     Ok(if report.faults.is_empty() { Outcome::Found } else { Outcome::Incomplete })
 }
 
 fn verify(
     log: &Log<'_>,
     head: Option<&str>,
-    anchor: Option<&Path>,
+    anchors: &[String],
     json: bool,
 ) -> Result<Outcome, CliError> {
     if let Some(head) = head
@@ -70,23 +72,23 @@ fn verify(
         return Err(CliError::Usage(what));
     }
     let head = head.map(str::to_ascii_lowercase);
-    let (report, difference) = match log {
-        Log::Exported(file) => (audit::verify_export(file, head.as_deref())?, None),
+    let report;
+    let verdict = match log {
+        Log::Exported(file) => {
+            report = audit::verify_export(file, head.as_deref())?;
+            Verdict::of(&report)
+        }
         Log::Store(store) => {
             let log = folder(store)?;
-            let report = audit::verify(&log, head.as_deref())?;
-            let difference = anchor.map(|file| compared(store, &log, file)).transpose()?;
-            (report, difference.flatten())
+            report = audit::verify(&log, head.as_deref())?;
+            Verdict::of(&report).compared(store, &log, anchors)?
         }
     };
     match json {
-        true => put_json(&Verdict { report: &report, difference: difference.as_ref() })?,
-        false => put(&text(&report, difference.as_ref(), Paint::stdout()))?,
+        true => put_json(&verdict)?,
+        false => put(&text(&verdict, Paint::stdout()))?,
     }
-    Ok(match is_whole(&report, difference.as_ref()) {
-        true => Outcome::Found,
-        false => Outcome::Incomplete,
-    })
+    Ok(if verdict.is_whole() { Outcome::Found } else { Outcome::Incomplete })
 }
 
 /// A report, and how the log differs from the heads that were kept.
@@ -94,21 +96,59 @@ fn verify(
 struct Verdict<'a> {
     #[serde(flatten)]
     report: &'a Report,
-    difference: Option<&'a Difference>,
+    difference: Option<Difference>,
+    /// What a service says of the codes in the log, if one was asked.
+    codes: Option<Codes>,
 }
 
-fn compared(store: &Path, log: &Path, file: &Path) -> Result<Option<Difference>, CliError> {
-    let id = open_store(store, &KeySource::Recorded)?.store.to_string();
-    let marks = anchor::marks(file, &id)?;
-    if marks.is_empty() {
-        let what = format!("{} holds no head of store {id}", file.display());
-        return Err(CliError::Usage(what));
+impl<'a> Verdict<'a> {
+    /// As long as no heads are known.
+    fn of(report: &'a Report) -> Self {
+        Self { report, difference: None, codes: None }
     }
-    Ok(anchor::compare(log, &marks)?)
-}
 
-fn is_whole(report: &Report, difference: Option<&Difference>) -> bool {
-    report.faults.is_empty() && report.anchored != Some(false) && difference.is_none()
+    /// With the heads of these places.
+    fn compared(self, store: &Path, log: &Path, anchors: &[String]) -> Result<Self, CliError> {
+        if anchors.is_empty() {
+            return Ok(self);
+        }
+        let id = open_store(store, &KeySource::Recorded)?.store.to_string();
+        let (mut marks, mut keys) = (Vec::new(), Vec::new());
+        for place in anchors {
+            let kept = match Anchor::from(place.as_str()) {
+                Anchor::Key(key) => {
+                    keys.push(key);
+                    continue;
+                }
+                Anchor::File(file) => anchor::marks(&file, &id)?,
+                Anchor::Objects(url) => {
+                    let objects = wirevault_cloud::objects(&url).map_err(CliError::Start)?;
+                    anchor::object_marks(&*objects, &id)?
+                }
+            };
+            if kept.is_empty() {
+                return Err(CliError::Usage(format!("{place} holds no head of store {id}")));
+            }
+            marks.extend(kept);
+        }
+        let codes = match keys.is_empty() {
+            true => None,
+            false => {
+                let service = wirevault_cloud::mac_service(None).map_err(CliError::Start)?;
+                let why = "this build knows no service for keys: build it with the feature `aws`";
+                let service = service.ok_or_else(|| CliError::Usage(why.to_owned()))?;
+                Some(codes::check(log, &id, (&*service, &keys))?)
+            }
+        };
+        marks.extend(codes.iter().flat_map(|codes| codes.good.iter().cloned()));
+        Ok(Self { difference: anchor::compare(log, &marks)?, codes, ..self })
+    }
+
+    fn is_whole(&self) -> bool {
+        let coded = self.codes.as_ref().is_none_or(|it| it.count > 0 && it.wrong.is_empty());
+        let Self { report, difference, .. } = self;
+        report.faults.is_empty() && report.anchored != Some(false) && difference.is_none() && coded
+    }
 }
 
 fn show(store: &Path, json: bool) -> Result<Outcome, CliError> {
@@ -133,7 +173,8 @@ pub(crate) fn folder(store: &Path) -> Result<PathBuf, CliError> {
     }
 }
 
-fn text(report: &Report, difference: Option<&Difference>, paint: Paint) -> String {
+fn text(verdict: &Verdict<'_>, paint: Paint) -> String {
+    let Verdict { report, difference, codes } = verdict;
     let mut text = String::new();
     for fault in &report.faults {
         let what = match &fault.kind {
@@ -172,7 +213,10 @@ fn text(report: &Report, difference: Option<&Difference>, paint: Paint) -> Strin
         };
         text += &format!("{}: {what}\n", paint.bad("broken"));
     }
-    let verdict = match is_whole(report, difference) {
+    if let Some(codes) = codes {
+        text += &codes_text(codes, report.entries, paint);
+    }
+    let verdict = match verdict.is_whole() {
         true => paint.good("whole"),
         false => paint.bad("BROKEN"),
     };
@@ -182,6 +226,26 @@ fn text(report: &Report, difference: Option<&Difference>, paint: Paint) -> Strin
     };
     let files = count_text(u64::from(report.files), "file");
     text + &format!("{entries} in {files}, head {}: {verdict}\n", report.head)
+}
+
+fn codes_text(codes: &Codes, entries: u64, paint: Paint) -> String {
+    let mut text = String::new();
+    for (entry, key) in &codes.wrong {
+        let what = format!("the code of entry {entry}, which names {key}, is none of these keys'");
+        text += &format!("{}: {what}\n", paint.bad("broken"));
+    }
+    match codes.last {
+        None => {
+            let what = "no entry has a code of these keys: the log is older, or was made anew";
+            text += &format!("{}: {what}\n", paint.bad("broken"));
+        }
+        Some((entry, made_ns)) => {
+            let count = count_text(codes.count, "good code");
+            let (behind, at) = (entries.saturating_sub(entry + 1), Instant::from(made_ns));
+            text += &format!("{count}, the last of entry {entry} at {at}; behind it: {behind}\n");
+        }
+    }
+    text
 }
 
 fn line(entry: &Entry) -> String {
@@ -255,6 +319,7 @@ fn line(entry: &Entry) -> String {
             let checkpoint = checkpoint.map_or("none".to_owned(), |number| number.to_string());
             format!("drained: {closed} segments closed, {left} left, checkpoint {checkpoint}")
         }
+        Event::Anchored { last, key, .. } => format!("a code of entry {last} by key {key}"),
         Event::Cut { bytes } => format!("{bytes} bytes of an unfinished line were cut off"),
     };
     format!("{:>6}  {}  {who:<9}  {what}\n", entry.number, Instant::from(entry.time_ns))

@@ -482,6 +482,7 @@ mod tests {
             publish: None,
             sandbox: None,
             tier: None,
+            anchors: Vec::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! From the tree to a [`Config`]: one function for each section, then the rules between keys.
 
 mod access;
+mod audit;
 mod input;
 mod policies;
 mod retention;
@@ -68,7 +69,7 @@ fn whole(text: &str, tree: &Node, given: &Given, faults: &Faults) -> Option<Conf
         segment_age: root.duration("segment_age"),
         tier: tier::tier(&root, &retention),
         retention,
-        audit_anchor: root.section("audit").path("anchor"),
+        audit: audit::audit(&root.section("audit")),
         cloudwatch: cloudwatch(&root.section("cloudwatch")),
         backup: snapshots::backup(&root),
         cloud: cloud(&root.section("cloud")),

@@ -74,8 +74,8 @@ pub use question::QueryBody;
 pub use segments::SegmentRow;
 pub use snapshots::{LostStatus, SnapshotStatus};
 pub use status::{
-    BudgetStatus, LimitsStatus, RecoveryStatus, SandboxStatus, SharedStatus, State, StatusReport,
-    TierStatus,
+    AnchorStatus, BudgetStatus, LimitsStatus, RecoveryStatus, SandboxStatus, SharedStatus, State,
+    StatusReport, TierStatus,
 };
 pub use volumes::{DeviceStatus, ErasedStatus, ReplaceBody, Replaced, VolumeStatus};
 

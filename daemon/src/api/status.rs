@@ -104,6 +104,24 @@ pub struct StatusReport {
     /// The object tier, if there is one; nothing offline.
     #[serde(default)]
     pub tier: Option<TierStatus>,
+    /// Places where heads of the audit log are kept; none offline.
+    #[serde(default)]
+    pub anchors: Vec<AnchorStatus>,
+}
+
+/// A place where heads of the audit log are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AnchorStatus {
+    /// As it is configured.
+    pub place: String,
+    /// Number of the entry that was the last one when a head was kept; nothing before the first.
+    pub entry: Option<u64>,
+    /// When that was.
+    pub kept: Option<Instant>,
+    /// Milliseconds since then, or since the start; 0 while that is still the head.
+    pub age_ms: u64,
+    /// Why the last attempt came to nothing; nothing if it did not.
+    pub trouble: Option<String>,
 }
 
 /// The object tier.

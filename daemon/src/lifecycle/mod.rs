@@ -39,8 +39,7 @@ pub use rules::Rules;
 /// How often the rules are asked.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Begins to keep holds, every few seconds, and to do what the rules say and keep the head of the
-/// audit log outside, every minute.
+/// Begins to keep holds, every few seconds, and to do what the rules say, every minute.
 pub(crate) fn keeping(app: &App) -> Option<Duty> {
     let app = app.clone();
     let (mut rules_at, mut trouble) = (Instant::now(), None);
@@ -56,7 +55,6 @@ pub(crate) fn keeping(app: &App) -> Option<Duty> {
         }
         if rules_at <= Instant::now() {
             follow(&app, &app.rules());
-            app.audit().anchor();
             rules_at = Instant::now() + PERIOD;
         }
         holds::PERIOD

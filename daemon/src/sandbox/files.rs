@@ -12,7 +12,7 @@ use landlock::{
     ABI, Access, AccessFs, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     RulesetStatus, path_beneath_rules,
 };
-use wirevault_config::{Config, Input};
+use wirevault_config::{Anchor, Config, Input};
 use wirevault_lifecycle::audit;
 use wirevault_media::notes::NOTES;
 
@@ -69,7 +69,11 @@ impl Reach {
         reach.write.extend(config.snapshots.iter().map(|snapshots| snapshots.folder.clone()));
         let tier = config.tier.as_ref().and_then(|tier| tier.url.strip_prefix("file://"));
         reach.write.extend(tier.map(PathBuf::from));
-        reach.write.extend(config.audit_anchor.iter().filter_map(|file| folder(file)));
+        reach.write.extend(config.audit.anchors.iter().filter_map(|anchor| match anchor {
+            Anchor::File(file) => folder(file),
+            Anchor::Objects(url) => url.strip_prefix("file://").map(PathBuf::from),
+            Anchor::Key(_) => None,
+        }));
         // The socket is removed at the end.
         reach.write.extend(folder(&config.api.socket));
         if !config.vfio.is_empty() {

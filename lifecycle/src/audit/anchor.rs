@@ -3,16 +3,24 @@
 //!
 //! An [`Anchor`] is a place for them. [`FileAnchor`] is a file on another path, best on another
 //! machine or on a medium that is only appended to: a JSON object of [`Mark`] a line.
+//! [`ObjectAnchor`] is a place for objects, best one that lets the recorder make them and never
+//! change or delete them: each head is an object, `heads/STORE/NUMBER.json`, numbered from 1.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use wirevault_media::{ObjectFault, Objects};
+
 use crate::AuditError;
 use crate::audit::{Entry, verify};
+
+/// Bytes of a head's object at most: two ids and two numbers are a fifth of that.
+const MARK_BYTES_MAX: u64 = 1024;
 
 /// The head of a log at some moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +70,82 @@ impl Anchor for FileAnchor {
         };
         append().map_err(|source| failed(&self.path, "append", source))
     }
+}
+
+/// Objects, one for each head.
+pub struct ObjectAnchor {
+    objects: Arc<dyn Objects>,
+    /// Number of the next one; nothing before it is known.
+    next: Mutex<Option<u64>>,
+}
+
+impl ObjectAnchor {
+    /// In this place. Nothing is asked of it yet.
+    pub fn new(objects: Arc<dyn Objects>) -> Self {
+        Self { objects, next: Mutex::new(None) }
+    }
+
+    /// The first number that is free. They were taken in turn, so it is found by halves.
+    fn first_free(&self, store: &str) -> Result<u64, AuditError> {
+        let is_taken =
+            |number| Ok::<_, AuditError>(self.objects.bytes(&name(store, number))?.is_some());
+        let mut free = 1;
+        while is_taken(free)? {
+            free *= 2;
+        }
+        let mut taken = free / 2;
+        while free - taken > 1 {
+            let middle = taken + (free - taken) / 2;
+            match is_taken(middle)? {
+                true => taken = middle,
+                false => free = middle,
+            }
+        }
+        Ok(free)
+    }
+}
+
+impl Anchor for ObjectAnchor {
+    fn keep(&self, mark: &Mark) -> Result<(), AuditError> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut number = match *next {
+            Some(number) => number,
+            None => self.first_free(&mark.store)?,
+        };
+        loop {
+            // It holds text and numbers.
+            let mut piece = Some(serde_json::to_vec(mark).expect("a mark is JSON"));
+            let put = self.objects.put(&name(&mark.store, number), &mut || Ok(piece.take()));
+            number += 1;
+            match put {
+                // One of ours, of which the answer did not come.
+                Err(error) if error.fault == ObjectFault::Exists => continue,
+                put => put?,
+            }
+            *next = Some(number);
+            return Ok(());
+        }
+    }
+}
+
+/// Reads the heads of a store out of the objects that [`ObjectAnchor`] made.
+///
+/// # Errors
+/// What the place says; `Io` for an object that holds none.
+pub fn object_marks(objects: &dyn Objects, store: &str) -> Result<Vec<Mark>, AuditError> {
+    let mut marks = Vec::new();
+    for number in 1.. {
+        let name = name(store, number);
+        let Some(bytes) = objects.bytes(&name)? else { break };
+        let text = objects.read(&name, 0..bytes.min(MARK_BYTES_MAX))?;
+        let mark = serde_json::from_slice(&text);
+        marks.push(mark.map_err(|error| failed(Path::new(&name), "read", error.into()))?);
+    }
+    Ok(marks)
+}
+
+fn name(store: &str, number: u64) -> String {
+    format!("heads/{store}/{number:010}.json")
 }
 
 /// Reads the heads of a store out of a file that [`FileAnchor`] wrote. A last line that a crash cut
@@ -133,6 +217,7 @@ pub fn compare(folder: &Path, marks: &[Mark]) -> Result<Option<Difference>, Audi
 mod tests {
     use std::sync::Arc;
 
+    use wirevault_media::sim::SimObjects;
     use wirevault_telemetry::clock::ManualClock;
 
     use super::*;
@@ -165,6 +250,23 @@ mod tests {
         let marks = marks(&path, STORE).unwrap();
         assert_eq!(marks.iter().map(|mark| mark.entry).collect::<Vec<_>>(), [1, 4]);
         (dir, marks)
+    }
+
+    #[test]
+    fn objects_are_numbered_through_and_read_back() {
+        let objects = Arc::new(SimObjects::new());
+        let mark = |entry| {
+            let (store, hash) = (STORE.to_owned(), format!("{entry:064x}"));
+            Mark { store, entry, hash, time_ns: 1 }
+        };
+        for start in 0..5 {
+            // Each start has to find where the one before ended.
+            let anchor = ObjectAnchor::new(objects.clone());
+            (0..3).for_each(|number| anchor.keep(&mark(3 * start + number)).unwrap());
+        }
+        let kept = object_marks(&*objects, STORE).unwrap();
+        assert_eq!(kept, (0..15).map(mark).collect::<Vec<_>>());
+        assert!(object_marks(&*objects, "other").unwrap().is_empty());
     }
 
     fn keep_lines(dir: &tempfile::TempDir, count: usize) {

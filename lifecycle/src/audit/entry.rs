@@ -253,6 +253,19 @@ pub enum Event {
         /// The checkpoint behind it, if one could be taken.
         checkpoint: Option<u64>,
     },
+    /// A service made a code of the log's head. Only who may use its key can make another one.
+    Anchored {
+        /// Number of the entry that was the last one then.
+        last: u64,
+        /// Hash of its line, hex.
+        hash: String,
+        /// When, Unix ns, as it stands in the message.
+        made_ns: u64,
+        /// The service's name for the key.
+        key: String,
+        /// HMAC-SHA-256, hex, of the message that [`codes`](crate::audit::codes) describes.
+        mac: String,
+    },
     /// The log ended in a part of a line when it was opened, which was cut off: a crash.
     Cut {
         /// Bytes cut off.

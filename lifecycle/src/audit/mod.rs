@@ -27,14 +27,16 @@
 //! [`AuditLog::append`] returns when the line is on the disk (`fdatasync`). What a crash leaves of
 //! a line was not answered for, and is cut off at the next opening, which is an entry of its own.
 //!
-//! Files: [`anchor`] (heads that are kept elsewhere), [`entry`], [`mod@export`] (JSON lines with a
-//! proof), [`log`] (the writer), [`mod@verify`] (the reader), `folder` (names and lines).
+//! Files: [`anchor`] (heads that are kept elsewhere), [`codes`] (heads with a code of a service, in
+//! the log itself), [`entry`], [`mod@export`] (JSON lines with a proof), [`log`] (the writer),
+//! [`mod@verify`] (the reader), `folder` (names and lines).
 
 use std::path::{Path, PathBuf};
 
 use crate::AuditError;
 
 pub mod anchor;
+pub mod codes;
 pub mod entry;
 pub mod export;
 mod folder;
@@ -43,7 +45,7 @@ pub mod log;
 mod tampering_tests;
 pub mod verify;
 
-pub use anchor::{Anchor, FileAnchor, Mark};
+pub use anchor::{Anchor, FileAnchor, Mark, ObjectAnchor};
 pub use entry::{Entry, Event, Outcome, Who};
 pub use export::{export, verify_export};
 pub use log::AuditLog;

@@ -214,6 +214,17 @@ pub const ALARMS: &[Alarm] = &[
         what_to_do: "Plan its replacement with `wirevault volume replace`.",
     },
     Alarm {
+        name: "audit-anchor-old",
+        metric: "AuditAnchorAge",
+        statistic: Statistic::Maximum,
+        when: When::Above(7200.0),
+        stretch_s: 300,
+        stretches: 1,
+        silence_is_bad: false,
+        meaning: "Heads of the audit log have not been kept outside for two hours.",
+        what_to_do: "`anchors` in `wirevault status --json` say which place it is and why.",
+    },
+    Alarm {
         name: "epoch-keys-low",
         metric: "EpochKeysAhead",
         statistic: Statistic::Maximum,

@@ -188,6 +188,12 @@ pub const PUBLISHED: &[Metric] = &[
         "Closed segments that a hold wants and that are not copied yet.",
     ),
     row(
+        "AuditAnchorAge",
+        Unit::Seconds,
+        Of::Highest(Gauge::AuditAnchorAgeSeconds),
+        "Age of the last head of the audit log in the place that is behind most; 0 if none is.",
+    ),
+    row(
         "EpochKeysAhead",
         Unit::Count,
         Of::Lowest(Gauge::KeyAheadKeys),

@@ -17,7 +17,7 @@ use crate::policies::{
     CUT, CUT_OFF, DROPPED, PACKETS as POLICY_PACKETS, SAMPLED, SNAPLEN as POLICY_SNAPLEN, SPARED,
     done, found,
 };
-use crate::runs::{FILE_PACKETS, PACKET_BYTES, PACKETS, Runs, Seen, file_packets, sum};
+use crate::runs::{FILE_PACKETS, PACKET_BYTES, PACKETS, Runs, Seen, file_packets, heads, sum};
 use crate::sources::{
     CONNECT, COPIES, FLOW_CHOSEN, FLOW_KEPT, FLOW_STRIPPED, FLOWS_MIRRORED, LISTEN_CHANGED,
     LISTEN_PLAIN, MIRRORS, SNAPLEN_STREAM, SNAPLEN_TARGET, TARGET_CHANGED, TARGET_PLAIN,
@@ -628,6 +628,13 @@ pub(crate) const CASES: &[Case] = &[
         let checked = runs.changed.site.offline_of("audit", "verify", &["--anchor", &heads]);
         assert_eq!(checked.status.code(), Some(0), "{checked:?}");
         assert!(!runs.plain.site.file("heads").exists());
+    }),
+    case("audit.anchor_every", "a head a second in a place for objects, or one an hour", |runs| {
+        // That of the start, those of the checkpoints, which are entries, and that of the end.
+        assert!(heads(&runs.changed.site) > 3, "{}", heads(&runs.changed.site));
+        let place = format!("file://{}", runs.changed.site.file("objects").display());
+        let checked = runs.changed.site.offline_of("audit", "verify", &["--anchor", &place]);
+        assert_eq!(checked.status.code(), Some(0), "{checked:?}");
     }),
     case("snapshots.folder", "checkpoints are there; without it there are none", |runs| {
         assert_eq!(runs.plain.status["snapshots"], Value::Null);

@@ -197,16 +197,25 @@ fn changed_and_short(ns: &Namespace, cpu: usize) -> (Seen, Seen, Output) {
     wait_for("a checkpoint by time", PATIENCE, || {
         (changed.status()["snapshots"]["checkpoint"].as_u64() > Some(2)).then_some(())
     });
+    wait_for("heads by time", PATIENCE, || (heads(&site_changed) > 2).then_some(()));
     let elapsed = begin.elapsed();
     (look(ns, site_changed, changed, elapsed), short, without_moved_key)
 }
 
+/// Heads of the audit log in the place for objects.
+pub(crate) fn heads(site: &Site) -> usize {
+    let stores = fs::read_dir(site.file("objects").join("heads")).into_iter().flatten().flatten();
+    stores.map(|store| fs::read_dir(store.path()).expect("of a store").count()).sum()
+}
+
 fn changed_config(site: &Site, more: &str) -> (String, PathBuf) {
     let (socket, spare) = (site.file("folder/other.sock"), site.file("spare"));
-    fs::create_dir_all(&spare).expect("folder");
+    let objects = site.file("objects");
+    [&spare, &objects].into_iter().for_each(|it| fs::create_dir_all(it).expect("folder"));
     let config = format!(
         "store: [{}, {}]\n{more}reserve: 5%\nhold_share: 20%\nflush_age: 10s\nlog: error\n\
-         spares: {}\naudit:\n  anchor: {}\nsnapshots:\n  folder: {}\n  every: 1s\n  keep: 2\n\
+         spares: {}\naudit:\n  anchor: [{}, 'file://{}']\n  anchor_every: 1s\n\
+         snapshots:\n  folder: {}\n  every: 1s\n  keep: 2\n\
          buffer:\n  size: 8MiB\n  hugepages: off\ncpus:\n  topology: run_to_completion\n\
          api:\n  socket: {}\n  users: [{USER}]\n\
          capture:\n  - interface: va\n    lanes: 2\n    snaplen: 200\n    promiscuous: false\n    \
@@ -215,6 +224,7 @@ fn changed_config(site: &Site, more: &str) -> (String, PathBuf) {
         site.file("volume-1").display(),
         spare.display(),
         site.file("heads").display(),
+        objects.display(),
         site.file("state").display(),
         socket.display(),
         Stamp::port(1)

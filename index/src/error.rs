@@ -22,8 +22,8 @@ pub enum IndexError {
     },
     /// The store is another user's.
     #[error(
-        "{path} cannot be read by this user: {why}; be the user who owns it, or give it to this one \
-         with `chown -R`"
+        "{path} cannot be read by this user: {why}; be the user who owns it, or give it to this \
+         one with `chown -R`"
     )]
     Forbidden {
         /// Directory or device asked for.

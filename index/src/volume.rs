@@ -196,8 +196,8 @@ impl Volume {
     /// still be told.
     ///
     /// # Errors
-    /// `NotAStore` if there is no superblock, `Forbidden` if this user may not look, `Volume` if superblock or tables are damaged or of a
-    /// newer release.
+    /// `NotAStore` if there is no superblock, `Forbidden` if this user may not look, `Volume` if
+    /// superblock or tables are damaged or of a newer release.
     pub fn read(media: Arc<dyn Media>, key: &KeySource) -> Result<Self, IndexError> {
         let name = media.describe();
         let file = media.open(VOLUME_FILE, OpenMode::Read).map_err(|error| {

@@ -4,9 +4,9 @@
 //!  closed segments in a hold's window ─► chunks that may match ─► copy ─► entry `held`
 //! ```
 //! A hold stands until it is released, also for what is still to come: a segment is looked at when
-//! it closes. Until it has been, the quota [takes it last](Store::spare). If the copy finds no room it
-//! is spared further on, with no more than half of a volume's segments. If the quota takes one all
-//! the same, the audit log and the status say so.
+//! it closes. Until it has been, the quota [takes it last](Store::spare). If the copy finds no room
+//! it is spared further on, with no more than half of a volume's segments. If the quota takes one
+//! all the same, the audit log and the status say so.
 //!
 //! Nothing but the list and the copies is remembered: what a crash left undone is found undone, by
 //! comparing both. A segment that cannot be held (the budget is used up, a chunk does not read) is

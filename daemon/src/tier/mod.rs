@@ -8,8 +8,8 @@
 //! Each arrow is durable before the next. A crash leaves a segment in both places, or objects that
 //! no list names, which the next attempt finds and takes for what they are if they are the same.
 //!
-//! Files: `moving` (there), `flows` (Parquet beside it), `forgetting` (gone), `offline` (for readers
-//! without a recorder). Here is what they share, and the thread that follows the rules.
+//! Files: `moving` (there), `flows` (Parquet beside it), `forgetting` (gone), `offline` (for
+//! readers without a recorder). Here is what they share, and the thread that follows the rules.
 
 mod flows;
 mod forgetting;

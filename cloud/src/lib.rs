@@ -3,14 +3,14 @@
 //! ```text
 //!  seal::{KeyService, MacService} ◄── kms        ──► AWS KMS
 //!  telemetry::publish::MetricSink ◄── cloudwatch ──► Amazon CloudWatch
-//!  media::Objects                 ◄── objects    ──► a folder
+//!  media::Objects                 ◄── objects    ──► a folder, a bucket of Amazon S3
 //!  boards: alarms and dashboard, from the tables of what is published ──► cloudwatch
 //!  template: the same as resources of CloudFormation
 //!  backup::BackupService          ◄── aws_backup ──► AWS Backup
 //!  instance::Metadata             ◄── imds       ──► instance metadata of EC2
 //! ```
 //! Programs hand what they find here to the libraries, which never name this crate. Without the
-//! feature `aws` there is no service for keys.
+//! feature `aws` there is no service for keys, and objects lie in folders.
 
 #![forbid(unsafe_code)]
 

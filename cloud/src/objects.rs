@@ -1,12 +1,15 @@
-//! Places for objects, through OpenDAL: a folder.
+//! Places for objects, through OpenDAL: a folder, or a bucket of S3.
 //!
 //! Calls come from plain threads and wait; a runtime of this place's own does the work. Every call
 //! has a limit of time, and what may pass by itself is tried again a few times.
 //!
-//! A folder has to be there: it is not made, because an archive that is not mounted would then fill
-//! the disk below its mount point. Objects are written under a name of their own in `.partial`
-//! first, made durable, and renamed.
+//! Files: `folder`, `s3`. Here is what both share.
 
+mod folder;
+#[cfg(feature = "aws")]
+mod s3;
+
+use std::error::Error;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,47 +17,82 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use opendal::layers::{RetryLayer, TimeoutLayer};
-use opendal::{ErrorKind, Operator, services};
+use opendal::{ErrorKind, Operator};
 use tokio::runtime::Runtime;
+#[cfg(feature = "aws")]
+use wirevault_media::Bucket;
 use wirevault_media::objects::Pieces;
-use wirevault_media::{ObjectError, ObjectFault, Objects};
+use wirevault_media::{Address, ObjectError, ObjectFault, Objects, place_of};
 
-/// What a URL of a folder begins with.
-const FOLDER: &str = "file://";
-/// Folder within it for what is not whole yet.
-const PARTIAL: &str = ".partial";
 /// For a call that moves no bytes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a read or a write of some megabytes.
-const BYTES_TIMEOUT: Duration = Duration::from_secs(20);
-/// Times that a call is tried again.
-const RETRIES: usize = 3;
+const BYTES_TIMEOUT: Duration = Duration::from_secs(15);
+/// Times that a call is tried again. A stop waits for the call that is on its way: 50 s at most,
+/// of the 90 that the unit gives it.
+const RETRIES: usize = 2;
+/// Bytes that are sent at a time. S3 takes no piece below 5 MiB but the last one, and 10,000 of
+/// them: an object may have 78 GiB.
+const PART_BYTES: usize = 8 << 20;
 
-/// Opens the place that a URL names. Nothing is asked of it yet.
+/// Opens the place that an address names. Nothing is asked of it yet.
 ///
 /// # Errors
-/// `InvalidInput`: there is no such kind of place. The operating system gives no descriptor to wait
-/// with.
-pub fn objects(url: &str) -> io::Result<Arc<dyn Objects>> {
-    let Some(path) = url.strip_prefix(FOLDER).filter(|path| path.starts_with('/')) else {
-        let what = format!("{url} is no place for objects: write {FOLDER}/ABSOLUTE/PATH");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+/// `InvalidInput`: it is no address. `Unsupported`: this build knows no such place. The operating
+/// system gives no descriptor to wait with.
+pub fn objects(address: &str) -> io::Result<Arc<dyn Objects>> {
+    let parsed: Result<Address, _> = address.parse();
+    let parsed = parsed.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let kind = match parsed {
+        Address::Folder(root) => Kind::Folder(root),
+        #[cfg(feature = "aws")]
+        Address::Bucket(bucket) => Kind::Bucket(bucket),
+        #[cfg(not(feature = "aws"))]
+        Address::Bucket(_) => {
+            let what = format!("{address}: this build has no S3; take one with the feature `aws`");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+        }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let root = PathBuf::from(path);
-    Ok(Arc::new(Folder { url: url.to_owned(), root, runtime, operator: OnceLock::new() }))
+    let name = place_of(address).to_owned();
+    Ok(Arc::new(Place { name, kind, runtime, operator: OnceLock::new() }))
 }
 
-/// A folder.
-struct Folder {
-    url: String,
-    root: PathBuf,
+/// A place.
+struct Place {
+    name: String,
+    kind: Kind,
     runtime: Runtime,
-    /// Made when the folder is first seen.
+    /// Made when the place is first asked.
     operator: OnceLock<Operator>,
 }
 
-impl Folder {
+/// Places that this build knows.
+enum Kind {
+    Folder(PathBuf),
+    #[cfg(feature = "aws")]
+    Bucket(Bucket),
+}
+
+/// Why a place cannot be asked.
+struct Unopened {
+    fault: ObjectFault,
+    why: String,
+}
+
+impl Unopened {
+    fn new(fault: ObjectFault, why: &str) -> Self {
+        Self { fault, why: why.to_owned() }
+    }
+}
+
+impl From<opendal::Error> for Unopened {
+    fn from(error: opendal::Error) -> Self {
+        Self { fault: fault(&error), why: why(&error) }
+    }
+}
+
+impl Place {
     /// Does a call. `act` fails with what OpenDAL says, or with what our own side says.
     fn call<T, F: Future<Output = Result<T, Failure>>>(
         &self,
@@ -63,25 +101,38 @@ impl Folder {
         act: impl FnOnce(Operator) -> F,
     ) -> Result<T, ObjectError> {
         let failed = |fault, why: String| {
-            let (place, name) = (self.url.clone(), name.to_owned());
+            let (place, name) = (self.name.clone(), name.to_owned());
             ObjectError { place, doing, name, fault, why }
         };
-        if !self.root.is_dir() {
-            let why = "the folder is not there: mount it, or make it".to_owned();
-            return Err(failed(ObjectFault::Unreachable, why));
-        }
-        let operator = match self.operator.get() {
-            Some(operator) => operator.clone(),
-            None => {
-                let made = operator(&self.root);
-                let made = made.map_err(|error| failed(fault(&error), error.to_string()))?;
-                self.operator.get_or_init(|| made).clone()
-            }
-        };
-        self.runtime.block_on(act(operator)).map_err(|failure| match failure {
-            Failure::Place(error) => failed(fault(&error), error.to_string()),
-            Failure::Source(error) => failed(ObjectFault::Source, error.to_string()),
+        self.runtime.block_on(async {
+            let operator = self.operator().await;
+            let operator = operator.map_err(|unopened| failed(unopened.fault, unopened.why))?;
+            act(operator).await.map_err(|failure| match failure {
+                Failure::Place(error) => failed(fault(&error), why(&error)),
+                Failure::Source(error) => failed(ObjectFault::Source, error.to_string()),
+            })
         })
+    }
+
+    async fn operator(&self) -> Result<Operator, Unopened> {
+        match &self.kind {
+            Kind::Folder(root) => folder::is_there(root)?,
+            #[cfg(feature = "aws")]
+            Kind::Bucket(_) => {}
+        }
+        if let Some(operator) = self.operator.get() {
+            return Ok(operator.clone());
+        }
+        let operator = match &self.kind {
+            Kind::Folder(root) => folder::operator(root)?,
+            #[cfg(feature = "aws")]
+            Kind::Bucket(bucket) => s3::operator(bucket).await?,
+        };
+        let timeouts = TimeoutLayer::new().with_timeout(CALL_TIMEOUT);
+        let operator = operator
+            .layer(timeouts.with_io_timeout(BYTES_TIMEOUT))
+            .layer(RetryLayer::new().with_max_times(RETRIES).with_jitter());
+        Ok(self.operator.get_or_init(|| operator).clone())
     }
 }
 
@@ -96,51 +147,58 @@ impl From<opendal::Error> for Failure {
     }
 }
 
-fn operator(root: &std::path::Path) -> opendal::Result<Operator> {
-    let folder = services::Fs::default()
-        .root(&root.to_string_lossy())
-        .atomic_write_dir(&root.join(PARTIAL).to_string_lossy());
-    Ok(Operator::new(folder)?
-        .layer(TimeoutLayer::new().with_timeout(CALL_TIMEOUT).with_io_timeout(BYTES_TIMEOUT))
-        .layer(RetryLayer::new().with_max_times(RETRIES).with_jitter()))
-}
-
 fn fault(error: &opendal::Error) -> ObjectFault {
-    use std::error::Error;
-
     let system = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     match (error.kind(), system.map(io::Error::kind)) {
         (_, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) => ObjectFault::Full,
         (ErrorKind::NotFound, _) => ObjectFault::Missing,
+        // A bucket that is not there, to OpenDAL.
+        (ErrorKind::ConfigInvalid, _) => ObjectFault::NoPlace,
         (ErrorKind::PermissionDenied, _) => ObjectFault::Refused,
+        #[cfg(feature = "aws")]
+        _ if s3::has_no_credentials(error) => ObjectFault::Refused,
         (ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists, _) => ObjectFault::Exists,
         (ErrorKind::RateLimited, _) => ObjectFault::Unreachable,
-        _ if error.is_temporary() => ObjectFault::Unreachable,
+        // It was temporary each time it was tried.
+        _ if error.is_temporary() || error.is_persistent() => ObjectFault::Unreachable,
         _ => ObjectFault::Failed,
     }
 }
 
-impl Objects for Folder {
+/// What a person needs of an error: no list of headers.
+fn why(error: &opendal::Error) -> String {
+    let (mut said, mut next) = (error.message().to_owned(), error.source());
+    while let Some(cause) = next {
+        said += &format!(": {cause}");
+        next = cause.source();
+    }
+    said
+}
+
+impl Objects for Place {
     fn describe(&self) -> String {
-        self.url.clone()
+        self.name.clone()
     }
 
     fn put(&self, name: &str, pieces: &mut Pieces<'_>) -> Result<(), ObjectError> {
         self.call("put", name, async |operator| {
-            let mut writer = operator.writer_with(name).if_not_exists(true).await?;
-            loop {
-                match pieces() {
-                    Ok(Some(piece)) => writer.write(piece).await?,
-                    Ok(None) => break,
-                    Err(error) => {
-                        // What is left of it has a name that nobody reads.
-                        let _ = writer.abort().await;
-                        return Err(Failure::Source(error));
+            let writer = operator.writer_with(name).if_not_exists(true).chunk(PART_BYTES);
+            let mut writer = writer.await?;
+            let sent = async {
+                loop {
+                    match pieces() {
+                        Ok(Some(piece)) => writer.write(piece).await?,
+                        Ok(None) => return Ok(writer.close().await.map(drop)?),
+                        Err(error) => return Err(Failure::Source(error)),
                     }
                 }
+            };
+            let sent = sent.await;
+            if sent.is_err() {
+                // What is left of it has a name that nobody reads, or none.
+                let _ = writer.abort().await;
             }
-            writer.close().await?;
-            Ok(())
+            sent
         })
     }
 
@@ -152,7 +210,7 @@ impl Objects for Folder {
         if found.len() as u64 == wanted {
             return Ok(found);
         }
-        let (place, name, fault) = (self.url.clone(), name.to_owned(), ObjectFault::Failed);
+        let (place, name, fault) = (self.name.clone(), name.to_owned(), ObjectFault::Failed);
         let why = format!("{} bytes instead of {wanted}", found.len());
         Err(ObjectError { place, doing: "read", name, fault, why })
     }
@@ -215,7 +273,7 @@ mod tests {
         let gone = dir.path().join("gone");
         let objects = objects(&format!("file://{}", gone.display())).unwrap();
         let error = put(&*objects, "a", &[b"x"]).unwrap_err();
-        assert!(error.fault == ObjectFault::Unreachable && !gone.exists(), "{error}");
+        assert!(error.fault == ObjectFault::NoPlace && !gone.exists(), "{error}");
         std::fs::create_dir(&gone).unwrap();
         put(&*objects, "a", &[b"x"]).unwrap();
     }

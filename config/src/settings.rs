@@ -365,7 +365,7 @@ pub struct CloudWatch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tier {
-    /// Where it is: `file://` and an absolute path.
+    /// Where it is: an address of objects.
     pub url: String,
     /// Bytes a second at most.
     pub rate_bytes: Option<u64>,

@@ -19,6 +19,7 @@ use wirevault_config::{Config, Imds, Input};
 use wirevault_format::StoreId;
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::{Event, Who};
+use wirevault_media::place_of;
 use wirevault_pipeline::{Layout, Machine, Pipeline, PipelineOptions, Rounds, affinity};
 use wirevault_seal::MacService;
 use wirevault_storage::{RecoveryReport, Store};
@@ -328,7 +329,8 @@ fn open_tier(
     let content = wirevault_lifecycle::tier::read(audit.folder())?;
     let other = content.url.filter(|_| !content.rows.is_empty());
     let wanted = config.tier.as_ref().map(|tier| tier.url.clone());
-    if let Some(url) = other.filter(|other| wanted.as_ref() != Some(other)) {
+    let place = wanted.as_deref().map(place_of);
+    if let Some(url) = other.filter(|other| place != Some(place_of(other))) {
         return Err(DaemonError::Setting {
             path: "tier.url".to_owned(),
             value: wanted.unwrap_or_else(|| "absent".to_owned()),

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use wirevault_format::LifeId;
 use wirevault_format::ids::ParseIdError;
 use wirevault_format::table::{ENTRY_BYTES, Entry, SegmentEntry};
+use wirevault_media::place_of;
 
 use crate::AuditError;
 use crate::holds::replace;
@@ -151,7 +152,7 @@ impl TierList {
         let mut content = read(folder)?;
         let path = folder.join(FILE);
         let failed = |source| AuditError::Io { path: path.clone(), what: "write", source };
-        if let Some(other) = content.url.as_ref().filter(|other| *other != url)
+        if let Some(other) = content.url.as_ref().filter(|other| place_of(other) != place_of(url))
             && !content.rows.is_empty()
         {
             let segments = content.rows.len();
@@ -377,6 +378,10 @@ mod tests {
         let error = at("file:///u").unwrap_err().to_string();
         assert!(error.contains("1 segments lie at file:///t"), "{error}");
         list.gone(life(1)).unwrap();
-        at("file:///u").unwrap();
+        let mut list = at("s3://bucket/u").unwrap();
+        list.add(row(1)).unwrap();
+        let nearer = "s3://bucket/u?endpoint=http://10.0.0.1";
+        assert_eq!(at(nearer).unwrap().content().url.as_deref(), Some(nearer));
+        assert!(at("s3://bucket/v").is_err());
     }
 }

@@ -21,12 +21,13 @@
 //! failed sync nothing written before it may be trusted, whatever later syncs say (that is how
 //! Linux behaves); callers must abandon the file.
 //!
-//! - [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`]. [`sim`]: [`SimMedia`], its fault model and
-//!   the seeded generator. [`error`]: [`MediaError`]. [`notes`]: devices that a process drives
-//!   itself. [`objects`]: places for objects.
+//! - [`address`]: where objects lie, in words. [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`].
+//!   [`sim`]: [`SimMedia`], its fault model and the seeded generator. [`error`]: [`MediaError`].
+//!   [`notes`]: devices that a process drives itself. [`objects`]: places for objects.
 
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod block;
 pub mod dir;
 pub mod error;
@@ -41,6 +42,7 @@ use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use address::{Address, AddressError, Bucket, place_of};
 pub use block::BlockMedia;
 pub use block::lease::{Claim, Fenced, Lease, LeaseRecord, LeaseState, Role, fenced};
 pub use dir::{DirMedia, is_of_place};

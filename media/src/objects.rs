@@ -72,6 +72,8 @@ pub enum ObjectFault {
     Exists,
     /// There is no such object.
     Missing,
+    /// The place itself is not there: a folder that is not mounted, a bucket of another name.
+    NoPlace,
     /// The service does not let us.
     Refused,
     /// There is no room.
@@ -89,6 +91,7 @@ impl fmt::Display for ObjectFault {
         f.write_str(match self {
             Self::Exists => "there is an object of that name",
             Self::Missing => "there is no such object",
+            Self::NoPlace => "there is no such place",
             Self::Refused => "access is refused; look at credentials, policy and mode",
             Self::Full => "there is no room",
             Self::Unreachable => "nobody answers in time",

@@ -1,4 +1,5 @@
-"""AWS on loopback, for tests: moto's KMS and CloudWatch, and what moto lets pass although AWS refuses it.
+"""AWS on loopback, for tests: moto's KMS, CloudWatch and S3, and what moto lets pass although AWS
+refuses it.
 
     python awsfake.py          prints the port that it listens on, and serves until it is killed
 
@@ -11,21 +12,26 @@ the real SDK.
 
 POST /_fake/faults  [{"op", "code", "status", "count", "delay_s", "late"}]: the next `count` calls of
                     `op` wait `delay_s`, and end with `code` if there is one; with `late`, which only
-                    CloudWatch knows, they are done first and wait then
+                    CloudWatch knows, they are done first and wait then; `cut` and `flip`, which
+                    only S3 knows, break the line or change a byte of what is sent
 GET  /_fake/calls   names of all calls since the last time this was asked
+POST /_fake/objects what there is in the buckets of S3, after changes; see `buckets`
 """
 
 import base64
 import io
 import json
 import re
+import socket
 import threading
 import time
 
+import buckets
 import cbor2
 import cloudwatch
 import moto.cloudwatch.responses  # noqa: F401  imported here, or the first request would wait
 import moto.kms.models  # noqa: F401
+import moto.s3.responses  # noqa: F401
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from moto.core.exceptions import JsonRESTError
@@ -146,7 +152,9 @@ class Aws:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         path = environ["PATH_INFO"]
         cbor = cloudwatch.operation(path)
+        in_bucket = buckets.is_asked(environ)
         operation = cbor or environ.get("HTTP_X_AMZ_TARGET", "").split(".")[-1]
+        operation = buckets.operation(environ) if in_bucket else operation
 
         def send(status, data, kind, headers=()):
             length = ("Content-Length", str(len(data)))
@@ -158,6 +166,8 @@ class Aws:
 
         def refuse(status, code, message):
             error = {"__type": code, "message": message}
+            if in_bucket:
+                return send(status, buckets.error(code, message), "application/xml")
             if cbor:
                 kind, headers = cloudwatch.CONTENT_TYPE, cloudwatch.HEADERS
                 return send(status, cbor2.dumps(error), kind, headers)
@@ -170,11 +180,24 @@ class Aws:
             if path == "/_fake/calls":
                 calls, self.calls = self.calls, []
                 return answer(200, calls)
+            if path == "/_fake/objects":
+                return answer(200, buckets.told(json.loads(body), ACCOUNT))
         fault = self.fault(operation)
         if not fault.get("late"):
             time.sleep(fault.get("delay_s", 0))
+        if fault.get("cut"):
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return send(500, b"", "text/plain")
+        if fault.get("flip"):
+            body = body[:-1] + bytes([body[-1] ^ 1])
         if "code" in fault:
             return refuse(fault.get("status", 400), fault["code"], "as the test wants it")
+        if in_bucket:
+            refusal = buckets.refusal(environ, body, ACCESS_KEY)
+            if refusal:
+                return refuse(*refusal)
+            environ["wsgi.input"] = io.BytesIO(body)
+            return self.moto(environ, start_response)
         signed = environ.get("HTTP_AUTHORIZATION", "")
         if f"Credential={ACCESS_KEY}/" not in signed:
             message = "The security token included in the request is invalid."

@@ -1,5 +1,6 @@
 //! AWS on loopback: `tests/aws/awsfake.py`, and the programs under test pointed at it.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -14,6 +15,7 @@ use crate::readers::{self, missing};
 const ACCESS_KEY: &str = "AKIDRECORDER";
 /// The region that the programs under test find in their environment.
 pub const REGION: &str = "eu-central-1";
+const BUCKET: &str = "recorder-tier";
 
 /// The emulator. Dropping it ends it.
 pub struct Aws {
@@ -155,6 +157,18 @@ impl Aws {
     pub fn calls(&self) -> Vec<String> {
         let calls = self.post("/_fake/calls", &[], &Value::Null);
         serde_json::from_value(calls).expect("names")
+    }
+
+    /// Changes what S3 has, and gives the names of all objects with their bytes; see the emulator.
+    pub fn objects(&self, change: &Value) -> BTreeMap<String, u64> {
+        let objects = self.post("/_fake/objects", &[], change);
+        serde_json::from_value(objects).expect("names and bytes")
+    }
+
+    /// A new bucket's name.
+    pub fn create_bucket(&self) -> &'static str {
+        self.objects(&json!({ "bucket": BUCKET, "region": REGION }));
+        BUCKET
     }
 
     fn post(&self, path: &str, headers: &[(&str, &str)], body: &Value) -> Value {

@@ -1,5 +1,7 @@
 //! The object tier, and the rules that need it.
 
+use wirevault_media::Address;
+
 use super::choice;
 use crate::section::Section;
 use crate::settings::{RetentionAction, RetentionRule, Tier, TierFlows};
@@ -17,10 +19,9 @@ pub(super) fn tier(root: &Section<'_>, retention: &[RetentionRule]) -> Option<Ti
     }
     let section = root.section("tier");
     let url = section.text("url").unwrap_or_default();
-    let is_folder = url.strip_prefix("file:///").is_some_and(|path| !path.is_empty());
-    if !url.is_empty() && !is_folder {
-        let problem = format!("{url} is none that a segment can be moved to");
-        section.fault("url", problem, "write file:///ABSOLUTE/PATH".to_owned());
+    if let Some(Err(error)) = (!url.is_empty()).then(|| url.parse::<Address>()) {
+        let way_out = "docs/OPERATIONS.md has an example of each".to_owned();
+        section.fault("url", error.to_string(), way_out);
     }
     let rate_bytes = section.has("rate").then(|| section.number("rate"));
     let flows = choice(&section, "flows", TierFlows::from_name, TierFlows::Off);
@@ -43,15 +44,17 @@ mod tests {
         assert!(tier.keep_local && tier.flows == TierFlows::Off);
         let text = format!("{MINIMAL}\ntier:\n  url: file:///mnt/t\n  flows: parquet\n");
         assert_eq!(read(&text).tier.map(|tier| tier.flows), Some(TierFlows::Parquet));
+        let url = "s3://bucket/a?region=eu-central-1&endpoint=http://127.0.0.1:1";
+        assert_eq!(read(&format!("{MINIMAL}\ntier:\n  url: {url}\n")).tier.unwrap().url, url);
     }
 
     #[test]
     fn rules_do_not_move_to_nowhere() {
         let told = faults(&format!("{MINIMAL}\n{RULE}"));
         assert!(told.len() == 1 && told[0].contains("the rule cold"), "{told:#?}");
-        for url in ["/mnt/t", "file:///", "file://t", "ftp://host/t"] {
+        for url in ["/mnt/t", "file:///", "file://t", "ftp://host/t", "s3://b", "s3://bucket?x=1"] {
             let told = faults(&format!("{MINIMAL}\ntier:\n  url: {url}\n"));
-            assert!(told.len() == 1 && told[0].contains("file:///ABSOLUTE"), "{told:#?}");
+            assert!(told.len() == 1 && told[0].contains("file:///PATH"), "{told:#?}");
         }
     }
 }

@@ -22,8 +22,10 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Word(URL_BYTES_MAX),
         Fault,
         "file:///mnt/archive/wirevault",
-        "Where it is: `file://` and the absolute path of a folder. It has to stay as long as \
-         segments lie there.",
+        "Where it is: `file://` and the absolute path of a folder, or `s3://BUCKET/PREFIX`, which \
+         may go on with `?region=`, `&endpoint=` (an address of the service in place of the \
+         region's own) and `&storage_class=`. Region and credentials are else found as by any AWS \
+         program. What stands before the `?` has to stay as long as segments lie there.",
     )),
     hidden(key(
         "tier.rate",

@@ -14,6 +14,7 @@ use landlock::{
 };
 use wirevault_config::{Anchor, Config, Input};
 use wirevault_lifecycle::audit;
+use wirevault_media::Address;
 use wirevault_media::notes::NOTES;
 
 /// Rights that rules are about: those that there were when this was written. An older kernel knows
@@ -67,11 +68,14 @@ impl Reach {
         reach.write.extend(volumes);
         reach.write.push(audit::DEVICES_FOLDER.into());
         reach.write.extend(config.snapshots.iter().map(|snapshots| snapshots.folder.clone()));
-        let tier = config.tier.as_ref().and_then(|tier| tier.url.strip_prefix("file://"));
-        reach.write.extend(tier.map(PathBuf::from));
+        let local = |url: &str| match url.parse() {
+            Ok(Address::Folder(folder)) => Some(folder),
+            _ => None,
+        };
+        reach.write.extend(config.tier.as_ref().and_then(|tier| local(&tier.url)));
         reach.write.extend(config.audit.anchors.iter().filter_map(|anchor| match anchor {
             Anchor::File(file) => folder(file),
-            Anchor::Objects(url) => url.strip_prefix("file://").map(PathBuf::from),
+            Anchor::Objects(url) => local(url),
             Anchor::Key(_) => None,
         }));
         // The socket is removed at the end.

@@ -158,7 +158,7 @@ pub fn run(
     store.set_reserve(RESERVE_PERCENT);
     let folder = audit::folder_of(&options.store, &store.id().to_string());
     // Numbers of segments that lie in the tier only are not given again.
-    let holds = Holds::open(&folder)?.with_tier(tier::of_store(&store, &folder)?);
+    let holds = Holds::open(&folder)?.with_tier(tier::of_store(&store, &options.key, &folder)?);
     let audit = match recovery.deletions.is_empty() && holds.is_empty() {
         true => None,
         false => Some(Audit::open(&options.store, store.id(), Arc::clone(&clock))?),

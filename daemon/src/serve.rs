@@ -166,7 +166,7 @@ fn record(
     notes.extend(troubles);
     store.shared_catalog().change(|catalog| catalog.lost = Arc::clone(&lost));
     let snapshots = Checkpoints::of(config, store.id(), store.shared_catalog()).map(Arc::new);
-    let tier = open_tier(config, &store, &audit)?;
+    let tier = open_tier(config, &store, &services.key, &audit)?;
     let what = "making a client of the backup service";
     let service = wirevault_cloud::backup_service();
     let service = service.map_err(|source| DaemonError::System { what, source })?;
@@ -324,6 +324,7 @@ pub(crate) fn publishing(
 fn open_tier(
     config: &Config,
     store: &Store,
+    key: &KeySource,
     audit: &Audit,
 ) -> Result<Option<Arc<Tier>>, DaemonError> {
     let content = wirevault_lifecycle::tier::read(audit.folder())?;
@@ -339,7 +340,7 @@ fn open_tier(
         });
     }
     let Some(tier) = &config.tier else { return Ok(None) };
-    Tier::of_config(tier, store, audit.folder()).map(Some)
+    Tier::of_config(tier, store, key, audit.folder()).map(Some)
 }
 
 /// Answers until told to stop, then until the lanes are drained.

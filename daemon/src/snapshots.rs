@@ -7,6 +7,7 @@
 //! The entry that says that it is taken is in it: whoever restores it sees with what the log goes
 //! on. What a checkpoint is made of is in [`wirevault_lifecycle::snapshot`].
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,6 +22,7 @@ use wirevault_index::lost::{self, LostStores};
 use wirevault_index::{KeySource, SharedCatalog, open_store};
 use wirevault_lifecycle::audit::{self, AuditLog, Event, Who};
 use wirevault_lifecycle::snapshot::{self, Manifest, Restored, SnapshotError, Snapshots};
+use wirevault_lifecycle::tier;
 use wirevault_media::{DirMedia, open_volume};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -152,17 +154,27 @@ async fn create(State(app): State<App>, Extension(asker): Extension<Asker>) -> R
     }
 }
 
-/// The stores that are gone and whose place the one with this audit log took. What does not read is
-/// told in words.
+/// The stores that are gone and whose place the one with this audit log took, without those of
+/// their segments that lie in the tier. What does not read is told in words.
 pub fn lost_stores(log: &Path) -> (LostStores, Vec<String>) {
     let found = match snapshot::lost(log) {
         Ok(found) => found,
         Err(error) => return (LostStores::default(), vec![error.to_string()]),
     };
     let (mut stores, mut troubles) = (Vec::new(), Vec::new());
+    let tiered = match tier::read(log) {
+        Ok(content) => content.rows,
+        Err(error) => {
+            troubles.push(error.to_string());
+            BTreeMap::new()
+        }
+    };
     for it in found {
         match lost::decode(&it.catalog, &it.store, it.checkpoint) {
-            Ok(store) => stores.push(store),
+            Ok(mut store) => {
+                store.segments.retain(|segment| !tiered.contains_key(&segment.entry.life));
+                stores.push(store);
+            }
             Err(why) => troubles.push(format!(
                 "what was lost of store {} cannot be told: its catalog of checkpoint {} beside \
                  the audit log: {why}",

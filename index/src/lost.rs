@@ -79,7 +79,8 @@ impl LostSegment {
 /// The catalog as bytes. Of open segments it has what is durable now.
 pub fn encode(catalog: &Catalog) -> Vec<u8> {
     let mut volumes: BTreeMap<u16, Vec<SegmentEntry>> = BTreeMap::new();
-    for segment in &catalog.segments {
+    // What lies in the tier only has no place here, and the list of the tier tells of it.
+    for segment in catalog.segments.iter().filter(|segment| segment.media().is_some()) {
         let (entries, place) = (volumes.entry(segment.volume).or_default(), segment.place as usize);
         if entries.len() <= place {
             entries.resize(place + 1, SegmentEntry::default());

@@ -222,8 +222,22 @@ impl Volume {
     /// # Errors
     /// `Key`.
     pub fn open_key(&self, key: &KeySource) -> Result<Arc<dyn KeyProvider>, IndexError> {
+        self.open_key_of(self.superblock.store, key)
+    }
+
+    /// Opens what wrapped the key rings of a store whose place this one took, if it was sealed with
+    /// the same key.
+    ///
+    /// # Errors
+    /// `Key`.
+    pub fn open_key_of(
+        &self,
+        former: StoreId,
+        key: &KeySource,
+    ) -> Result<Arc<dyn KeyProvider>, IndexError> {
+        let superblock = Superblock { store: former, ..self.superblock.clone() };
         let volume = self.media.describe();
-        key.open(&self.superblock).map_err(|source| IndexError::Key { volume, source })
+        key.open(&superblock).map_err(|source| IndexError::Key { volume, source })
     }
 }
 

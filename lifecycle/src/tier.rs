@@ -24,9 +24,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use wirevault_format::LifeId;
 use wirevault_format::ids::ParseIdError;
 use wirevault_format::table::{ENTRY_BYTES, Entry, SegmentEntry};
+use wirevault_format::{LifeId, StoreId};
 use wirevault_media::place_of;
 
 use crate::AuditError;
@@ -46,6 +46,9 @@ pub struct Row {
     pub place: u32,
     /// CRC32C of its object.
     pub crc: u32,
+    /// The store that put it there, if that is not the one whose list this is: its volumes are
+    /// gone, and this one took its place.
+    pub store: Option<StoreId>,
     /// Whether its flows lie beside it.
     pub flows: Flows,
     /// It is to go.
@@ -83,6 +86,9 @@ pub enum Line {
         place: u32,
         /// CRC32C of its object.
         crc: u32,
+        /// Id of the store that put it there, hex; nothing for the list's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        store: Option<String>,
         /// Its flows come there, too.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         flows: bool,
@@ -130,15 +136,30 @@ pub struct TierList {
 pub fn read(folder: &Path) -> Result<Content, AuditError> {
     let path = folder.join(FILE);
     let failed = |source| AuditError::Io { path: path.clone(), what: "read", source };
-    let text = match std::fs::read(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::default()),
-        text => text.map_err(failed)?,
-    };
+    match std::fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Content::default()),
+        text => text.and_then(|text| decode(&text)).map_err(failed),
+    }
+}
+
+/// A list as bytes, as that of a store which takes the place of `former`, whose list it was.
+///
+/// # Errors
+/// A line that does not read.
+pub fn handed_on(list: &[u8], former: StoreId) -> io::Result<Vec<u8>> {
+    let mut content = decode(list)?;
+    for row in content.rows.values_mut() {
+        row.store.get_or_insert(former);
+    }
+    Ok(content.encode()?.into_bytes())
+}
+
+fn decode(text: &[u8]) -> io::Result<Content> {
     let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
     let mut content = Content::default();
     for (number, line) in (1..).zip(text[..whole].split_inclusive(|byte| *byte == b'\n')) {
         let done = parse(line.trim_ascii_end()).and_then(|line| content.take(line));
-        done.map_err(|why| failed(io::Error::other(format!("line {number}: {why}"))))?;
+        done.map_err(|why| io::Error::other(format!("line {number}: {why}")))?;
     }
     Ok(content)
 }
@@ -160,11 +181,7 @@ impl TierList {
             return Err(failed(io::Error::other(why)));
         }
         content.url = Some(url.to_owned());
-        let mut text = String::new();
-        for line in content.lines() {
-            text.push_str(&encode(&line).map_err(failed)?);
-        }
-        replace(&path, text.as_bytes()).map_err(failed)?;
+        content.encode().and_then(|text| replace(&path, text.as_bytes())).map_err(failed)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(failed)?;
         Ok(Self { path, file, content, failed: false })
     }
@@ -227,8 +244,9 @@ impl TierList {
 impl Row {
     fn line(&self) -> Line {
         let entry = self.entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        let Self { volume, place, crc, flows, .. } = *self;
-        Line::Kept { entry, volume, place, crc, flows: flows != Flows::None }
+        let Self { volume, place, crc, flows, store, .. } = *self;
+        let (store, flows) = (store.map(|store| store.to_string()), flows != Flows::None);
+        Line::Kept { entry, volume, place, crc, store, flows }
     }
 }
 
@@ -236,10 +254,12 @@ impl Content {
     fn take(&mut self, line: Line) -> Result<(), String> {
         match line {
             Line::Tier { url } => self.url = Some(url),
-            Line::Kept { entry, volume, place, crc, flows } => {
+            Line::Kept { entry, volume, place, crc, store, flows } => {
                 let entry = decode_entry(&entry).ok_or("its entry does not read")?;
+                let store = store.map(|hex| hex.parse()).transpose();
+                let store = store.map_err(|error: ParseIdError| error.to_string())?;
                 let flows = if flows { Flows::Due } else { Flows::None };
-                let row = Row { entry, volume, place, crc, flows, forgetting: false };
+                let row = Row { entry, volume, place, crc, store, flows, forgetting: false };
                 self.rows.insert(row.entry.life, row);
             }
             Line::Flows { life } => {
@@ -255,6 +275,10 @@ impl Content {
             Line::Gone { life } => drop(self.rows.remove(&decode_life(&life)?)),
         }
         Ok(())
+    }
+
+    fn encode(&self) -> io::Result<String> {
+        self.lines().map(|line| encode(&line)).collect()
     }
 
     /// The lines that say this and no more.
@@ -316,7 +340,15 @@ mod tests {
         let life = life(ordinal);
         let state = SegmentState::Closed;
         let entry = SegmentEntry { state, ordinal, life, packets: 7, ..SegmentEntry::default() };
-        Row { entry, volume: 1, place: 4, crc: 9, flows: Flows::None, forgetting: false }
+        Row {
+            entry,
+            volume: 1,
+            place: 4,
+            crc: 9,
+            store: None,
+            flows: Flows::None,
+            forgetting: false,
+        }
     }
 
     #[test]
@@ -366,6 +398,22 @@ mod tests {
         std::fs::write(&path, &damaged).unwrap();
         let error = read(dir.path()).unwrap_err().to_string();
         assert!(error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn a_list_is_handed_on_and_says_whose_segments_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut list = TierList::open(dir.path(), "file:///t").unwrap();
+        list.add(row(1)).unwrap();
+        list.add(Row { store: Some(StoreId([7; 16])), ..row(2) }).unwrap();
+        let before = std::fs::read(dir.path().join(FILE)).unwrap();
+        let after = handed_on(&before, StoreId([9; 16])).unwrap();
+        std::fs::write(dir.path().join(FILE), after).unwrap();
+        let content = read(dir.path()).unwrap();
+        let stores: Vec<_> = content.rows.values().map(|row| row.store).collect();
+        assert_eq!(stores, [Some(StoreId([9; 16])), Some(StoreId([7; 16]))]);
+        assert_eq!(content.url.as_deref(), Some("file:///t"));
+        assert!(handed_on(b"00000000 {}\n", StoreId([9; 16])).is_err());
     }
 
     #[test]

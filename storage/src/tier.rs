@@ -13,9 +13,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use wirevault_format::LifeId;
+use wirevault_format::superblock::Superblock;
 use wirevault_format::table::{SegmentEntry, SegmentState};
-use wirevault_index::Tiered;
+use wirevault_format::{LifeId, StoreId};
+use wirevault_index::error::chain;
+use wirevault_index::{KeySource, TierKey, Tiered};
 use wirevault_seal::KeyProvider;
 
 use crate::StorageError;
@@ -26,6 +28,15 @@ impl Store {
     /// What wraps the key rings, for the key objects of the tier; nothing in a plain store.
     pub fn key_provider(&self) -> Option<Arc<dyn KeyProvider>> {
         self.volumes.first().and_then(|volume| volume.look().identity().1)
+    }
+
+    /// What opened the key rings of a store whose place this one took, if it was sealed with the
+    /// same key; nothing in a plain store.
+    pub fn key_provider_of(&self, former: StoreId, key: &KeySource) -> Option<TierKey> {
+        let (own, _) = self.volumes.first()?.look().identity();
+        let superblock = Superblock { store: former, ..own };
+        let opened = superblock.sealed.then(|| key.open(&superblock))?;
+        Some(opened.map_err(|error| chain(&error)))
     }
 
     /// Shows copies in the tier beside what lies here, or in its place. Their numbers are not given

@@ -51,6 +51,14 @@ impl Site {
         site
     }
 
+    /// Makes a store of one volume that is sealed with the key of another.
+    pub fn with_key_of(quota: &str, other: &Self) -> Self {
+        let site = Self::empty(1, Vec::new());
+        fs::copy(other.key(), site.key()).expect("a key");
+        site.init(quota, &["--key", &site.key().display().to_string()]);
+        site
+    }
+
     /// Makes a store of one volume whose key is one of AWS KMS, and with which all programs ask
     /// this one.
     pub fn with_kms_key(aws: &Aws, key: &str) -> Self {

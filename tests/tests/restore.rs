@@ -187,6 +187,58 @@ fn goes_on(site: &Site, lost: u64) {
     assert!(packets(&segments) >= sent, "{sent} were told: {segments}");
 }
 
+/// Packets of the segments that lie in the tier only, and the number of the last of them.
+fn tiered(segments: &Value) -> (u64, u64) {
+    let rows = segments.as_array().expect("a list").iter().filter(|row| row["at"] == "tiered");
+    let number = |row: &Value, field: &str| row[field].as_u64().expect("a number");
+    rows.fold((0, 0), |(sum, _), row| (sum + number(row, "packets"), number(row, "ordinal")))
+}
+
+#[test]
+fn what_lies_in_the_tier_is_found_by_the_store_that_takes_the_place_of_its_own() {
+    let Some(_ns) = namespace() else { return };
+    let site = Site::new("272MiB", 1);
+    let (folder, tier) = (site.file("state"), site.file("tier"));
+    fs::create_dir(&tier).expect("a folder");
+    let rules = "  keep_local: false\nretention:\n  - name: cold\n    action: tier\n";
+    let options = format!("{}tier:\n  url: file://{}\n{rules}", options(&folder), text(&tier));
+    let recorder = site.record("va", &options);
+    let mut sent = 0;
+    send(&recorder, &mut sent);
+    let drain = ["lifecycle", "drain", "--within", "60", "--socket", text(recorder.socket())];
+    wait_for("what was sent is in the tier", PATIENCE, || {
+        succeed(&run(&drain));
+        let segments = serde_json::from_str(&recorder.get("/v1/segments")?).ok()?;
+        (tiered(&segments).0 == sent).then_some(())
+    });
+    create(&recorder);
+    recorder.kill();
+
+    let next = Site::with_key_of("272MiB", &site);
+    let store = next.store();
+    succeed(&run(&["snapshot", "restore", text(&folder), "--store", text(&store)]));
+    let segments = json(&next.offline("segments", &["--json"]));
+    let (packets, number) = tiered(&segments);
+    assert_eq!(packets, sent, "{segments}");
+    let count = |answer: &Output| String::from_utf8_lossy(&answer.stdout).trim().to_owned();
+    assert_eq!(count(&next.offline("query", &["--count"])), sent.to_string());
+
+    let recorder = next.record("va", &options);
+    let before = sent;
+    send(&recorder, &mut sent);
+    assert_eq!(count(&recorder.ask("query", &["--count"])), sent.to_string());
+    // What goes, goes under the names that the former store gave it.
+    for number in 1..=number {
+        succeed(&recorder.ask("delete", &["--segment", &number.to_string(), "--yes"]));
+    }
+    assert_eq!(count(&recorder.ask("query", &["--count"])), (sent - before).to_string());
+    let keys = fs::read_dir(tier.join("keys")).expect("a folder").map(|it| it.expect("an entry"));
+    for of_store in keys {
+        assert_eq!(fs::read_dir(of_store.path()).expect("a folder").count(), 0, "{of_store:?}");
+    }
+    assert!(recorder.terminate().success());
+}
+
 #[test]
 fn a_store_whose_volumes_are_there_gets_its_log_back_and_has_lost_nothing() {
     let Some(_ns) = namespace() else { return };

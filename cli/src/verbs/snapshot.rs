@@ -126,7 +126,10 @@ fn restore(
         text += &format!("audit log      {lines}, head {}\n", restored.head);
         text += &format!("certificates   {}\n", restored.certificates);
         text += match restored.lost {
-            true => "segments       of another store, told as lost: `wirevault segments`\n",
+            true => {
+                "segments       of another store: those of its tier are found, the others told as \
+                 lost: `wirevault segments`\n"
+            }
             false => "segments       as the volumes of the store have them\n",
         };
     }

@@ -41,8 +41,8 @@ impl Opened {
         let audit = Audit::open(volume, store.id(), clock)?;
         settle(&store, &audit, &recovery.deletions)?;
         let tier = match config {
-            Some(config) => Some(Tier::of_config(config, &store, audit.folder())?),
-            None => tier::of_store(&store, audit.folder())?,
+            Some(config) => Some(Tier::of_config(config, &store, key, audit.folder())?),
+            None => tier::of_store(&store, key, audit.folder())?,
         };
         let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
         let uid = nix::unistd::Uid::current().as_raw();

@@ -74,7 +74,7 @@ impl Tier {
         let catalog = store.catalog(0);
         let segment = catalog.segments.iter().find(|segment| segment.entry.life == life);
         let Some((row, segment)) = due.zip(segment) else { return Ok(()) };
-        let name = flows_object(store.id(), &row.entry);
+        let name = flows_object(row.store.unwrap_or(store.id()), &row.entry);
         let bytes = parquet(segment)?;
         let put = || {
             let mut piece = Some(bytes.clone());

@@ -96,9 +96,10 @@ impl Tier {
             return Ok(Vec::new());
         }
         let erase = |row: &Row| {
-            self.erase(&key_object(store.id(), row.entry.life))?;
-            let flows = self.erase_flows(store.id(), row)?;
-            self.erase(&segment_object(store.id(), row.entry.life))?;
+            let of = row.store.unwrap_or(store.id());
+            self.erase(&key_object(of, row.entry.life))?;
+            let flows = self.erase_flows(of, row)?;
+            self.erase(&segment_object(of, row.entry.life))?;
             Ok(erased(row, flows))
         };
         let done = rows.iter().map(erase).collect::<Result<Vec<_>, _>>();

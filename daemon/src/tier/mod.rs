@@ -18,15 +18,16 @@ mod offline;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use wirevault_config::TierFlows;
+use wirevault_format::StoreId;
 use wirevault_format::table::SegmentState;
 use wirevault_index::tier::content_bytes;
-use wirevault_index::{Segment, TierCopy, TierKey, Tiered};
+use wirevault_index::{KeySource, Segment, TierCopy, TierKey, Tiered};
 use wirevault_lifecycle::audit::Who;
 use wirevault_lifecycle::retention::{Action, Step};
 use wirevault_lifecycle::tier::{Row, TierList};
@@ -58,8 +59,9 @@ pub(crate) struct Tier {
     moving: Mutex<()>,
     /// Flows are put or deleted, of one segment at a time.
     flows: Mutex<()>,
-    /// Nothing in a plain store.
-    key: Option<TierKey>,
+    /// What wraps the keys of the own store (`None`), and of those whose place it took; nothing in
+    /// a plain one.
+    keys: BTreeMap<Option<StoreId>, TierKey>,
     trouble: Mutex<Trouble>,
 }
 
@@ -93,13 +95,20 @@ impl Tier {
         options: TierOptions,
         objects: Arc<dyn Objects>,
         store: &Store,
+        key: &KeySource,
         folder: &Path,
     ) -> Result<Self, DaemonError> {
-        let list = Mutex::new(TierList::open(folder, &options.url)?);
+        let list = TierList::open(folder, &options.url)?;
+        let own = store.key_provider().map(|own| (None, Ok(own)));
+        let former = list.content().rows.values().filter_map(|row| row.store);
+        let former: BTreeSet<StoreId> = former.collect();
+        let former = former.into_iter();
+        let former = former.filter_map(|it| Some((Some(it), store.key_provider_of(it, key)?)));
+        let keys = own.into_iter().chain(former).collect();
+        let list = Mutex::new(list);
         let (moving, flows, trouble) = Default::default();
-        let key = store.key_provider().map(Ok);
         let shown = Mutex::new(TierStatus { url: options.url.clone(), ..TierStatus::default() });
-        let tier = Self { objects, options, list, shown, moving, flows, key, trouble };
+        let tier = Self { objects, options, list, shown, moving, flows, keys, trouble };
         tier.show(&tier.list());
         let rows: Vec<Row> = tier.list().content().rows.values().cloned().collect();
         let kept = rows.iter().filter(|row| !row.forgetting);
@@ -114,13 +123,14 @@ impl Tier {
     pub(crate) fn of_config(
         config: &wirevault_config::Tier,
         store: &Store,
+        key: &KeySource,
         folder: &Path,
     ) -> Result<Arc<Self>, DaemonError> {
         let (rate, keep_local) = (config.rate_bytes, config.keep_local);
         let flows = config.flows == TierFlows::Parquet;
         let options = TierOptions { url: config.url.clone(), rate, keep_local, flows };
         let objects = objects(&config.url)?;
-        Ok(Arc::new(Self::open(options, objects, store, folder)?))
+        Ok(Arc::new(Self::open(options, objects, store, key, folder)?))
     }
 
     /// Moves what these steps name, so far as it is still there. Ends early at `stop`.
@@ -214,7 +224,8 @@ impl Tier {
 
     fn tiered(&self, store: &Store, row: &Row) -> Tiered {
         let objects = Arc::clone(&self.objects);
-        let copy = TierCopy::new(objects, store.id(), &row.entry, self.key.as_ref());
+        let (of, key) = (row.store.unwrap_or(store.id()), self.keys.get(&row.store));
+        let copy = TierCopy::new(objects, of, &row.entry, key);
         let (entry, volume, place) = (row.entry.clone(), row.volume, row.place);
         Tiered { entry, volume, place, copy: Arc::new(copy) }
     }

@@ -82,7 +82,7 @@ impl Tier {
             }
             return Err(error);
         }
-        if let (Some(keys), Some(Ok(provider))) = (segment.keys()?, &self.key) {
+        if let (Some(keys), Some(Ok(provider))) = (segment.keys()?, self.keys.get(&None)) {
             let sealed = encode_key(store.id(), &keys, &**provider);
             let sealed = sealed
                 .map_err(|source| IndexError::Key { volume: self.objects.describe(), source })?;
@@ -94,7 +94,8 @@ impl Tier {
         }
         let (volume, place, crc) = (segment.volume, segment.place, here.crc);
         let flows = self.flows_wanted(entry);
-        let row = Row { entry: entry.clone(), volume, place, crc, flows, forgetting: false };
+        let row =
+            Row { entry: entry.clone(), volume, place, crc, store: None, flows, forgetting: false };
         let tiered = self.tiered(store, &row);
         // As a reader will: with the key that lies there, from header to index.
         Segment::tiered(&tiered).open()?;

@@ -1,10 +1,12 @@
 //! The tier without a recorder: readers take no lock and write nothing.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use wirevault_format::StoreId;
 use wirevault_index::error::chain;
-use wirevault_index::{KeySource, StoreReader, TierCopy, TierKey, Tiered};
+use wirevault_index::{KeySource, StoreReader, TierCopy, TierKey, Tiered, Volume};
 use wirevault_lifecycle::{audit, tier};
 use wirevault_storage::Store;
 
@@ -21,12 +23,14 @@ pub fn attach(store: &mut StoreReader, volume: &Path, key: &KeySource) -> Result
     let Some(url) = content.url.filter(|_| !content.rows.is_empty()) else { return Ok(()) };
     let objects = objects(&url)?;
     let first = store.volumes.first().filter(|first| first.superblock.sealed);
-    let key: Option<TierKey> =
-        first.map(|first| first.open_key(key).map_err(|error| chain(&error)));
+    let mut keys: BTreeMap<StoreId, TierKey> = BTreeMap::new();
     let kept = content.rows.into_values().filter(|row| !row.forgetting);
     store.tiered = kept
         .map(|row| {
-            let copy = TierCopy::new(Arc::clone(&objects), store.store, &row.entry, key.as_ref());
+            let of = row.store.unwrap_or(store.store);
+            let open = |first: &&Volume| first.open_key_of(of, key).map_err(|error| chain(&error));
+            let key = first.as_ref().map(|first| &*keys.entry(of).or_insert_with(|| open(first)));
+            let copy = TierCopy::new(Arc::clone(&objects), of, &row.entry, key);
             let (entry, volume, place) = (row.entry, row.volume, row.place);
             Tiered { entry, volume, place, copy: Arc::new(copy) }
         })
@@ -38,10 +42,14 @@ pub fn attach(store: &mut StoreReader, volume: &Path, key: &KeySource) -> Result
 ///
 /// # Errors
 /// As [`attach`].
-pub(crate) fn of_store(store: &Store, folder: &Path) -> Result<Option<Arc<Tier>>, DaemonError> {
+pub(crate) fn of_store(
+    store: &Store,
+    key: &KeySource,
+    folder: &Path,
+) -> Result<Option<Arc<Tier>>, DaemonError> {
     let content = tier::read(folder)?;
     let Some(url) = content.url.filter(|_| !content.rows.is_empty()) else { return Ok(None) };
     let objects = objects(&url)?;
     let options = TierOptions { url, rate: None, keep_local: true, flows: false };
-    Ok(Some(Arc::new(Tier::open(options, objects, store, folder)?)))
+    Ok(Some(Arc::new(Tier::open(options, objects, store, key, folder)?)))
 }

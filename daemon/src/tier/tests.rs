@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use wirevault_format::LifeId;
-use wirevault_index::{Catalog, Segment, Whereabouts};
+use wirevault_index::{Catalog, KeySource, Segment, Whereabouts};
 use wirevault_lifecycle::audit::{self, Event, Who};
 use wirevault_lifecycle::certificate::Certificate;
 use wirevault_media::{ObjectFault, SimObjects};
@@ -57,7 +57,9 @@ impl Site {
         let (keep_local, flows) = (self.keep_local, self.flows);
         let options = TierOptions { url, rate: None, keep_local, flows };
         let objects = Arc::new(self.objects.clone());
-        let tier = Tier::open(options, objects, &open.store, open.audit.folder()).unwrap();
+        let tier =
+            Tier::open(options, objects, &open.store, &KeySource::Recorded, open.audit.folder());
+        let tier = tier.unwrap();
         Opened { open, tier }
     }
 }

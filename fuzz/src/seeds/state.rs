@@ -110,7 +110,7 @@ pub(super) fn beside_log() -> Vec<Vec<u8>> {
     let file = |name: &str| std::fs::read(path.join(name)).expect("it was written");
     let mut list = TierList::open(path, "file:///t").expect("a list");
     let (entry, flows) = (segment(), Flows::Due);
-    let row = Row { entry, volume: 1, place: 4, crc: 9, flows, forgetting: false };
+    let row = Row { entry, volume: 1, place: 4, crc: 9, store: None, flows, forgetting: false };
     let life = row.entry.life;
     list.add(row).and_then(|()| list.forgetting(life)).expect("two lines");
     let lines = file(tier::FILE);

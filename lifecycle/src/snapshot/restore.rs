@@ -11,7 +11,7 @@ use super::read::content;
 use super::{CATALOG, CONFIG, Content, Manifest, SnapshotError, StateFile, name_of, parse_name};
 use crate::audit;
 use crate::holds::{self, replace};
-use crate::{AuditError, certificate};
+use crate::{AuditError, certificate, tier};
 
 /// Ending of the catalog of a store that is gone, beside the audit log of the one that took its
 /// place.
@@ -29,11 +29,13 @@ pub fn state(log: &Path, config: &str, catalog: Vec<u8>) -> Result<Vec<StateFile
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         files.push(file(name, Content::Grows(path.clone())));
     }
-    let list = log.join(holds::FILE);
-    match fs::read(&list) {
-        Ok(bytes) => files.push(file(holds::FILE, Content::Whole(bytes))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => return Err(AuditError::Io { path: list, what: "read", source }),
+    for name in [holds::FILE, tier::FILE] {
+        let path = log.join(name);
+        match fs::read(&path) {
+            Ok(bytes) => files.push(file(name, Content::Whole(bytes))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(AuditError::Io { path, what: "read", source }),
+        }
     }
     for LostCatalog { store, checkpoint, catalog } in lost(log)? {
         let name = name_of(&store, checkpoint) + LOST;
@@ -70,7 +72,7 @@ pub fn restore_config(
     to: &Path,
 ) -> Result<(), SnapshotError> {
     vacant(to)?;
-    put(media, manifest, CONFIG, to)
+    put(media, to, &content_of(media, manifest, CONFIG)?)
 }
 
 /// Puts the rest of a checkpoint back into `log`, the folder of the audit log of the store with
@@ -78,6 +80,7 @@ pub fn restore_config(
 ///
 /// If the store is not the one that the checkpoint is of, that one's segments are gone with its
 /// volumes: their catalog is kept beside the log, so that nobody takes their absence for silence.
+/// What lies in the object tier is not gone: the list says from now on which store put it there.
 ///
 /// # Errors
 /// `Exists`, `Damaged`, `Io`, `Audit`.
@@ -102,7 +105,17 @@ pub fn restore(
     to.iter().try_for_each(|(_, path)| vacant(path))?;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(log);
     made.map_err(|source| failed(media, format!("make {}", log.display()), source))?;
-    to.iter().try_for_each(|(name, path)| put(media, manifest, name, path))?;
+    for (name, path) in &to {
+        let bytes = content_of(media, manifest, name)?;
+        let bytes = match manifest.store.parse() {
+            Ok(former) if lost.is_some() && *name == tier::FILE => {
+                let list = tier::handed_on(&bytes, former);
+                list.map_err(|source| failed(media, format!("read {name}"), source))?
+            }
+            _ => bytes,
+        };
+        put(media, path, &bytes)?;
+    }
     let mut restored = Restored {
         files: to.into_iter().map(|(_, path)| path).collect(),
         lost: lost.is_some(),
@@ -150,14 +163,21 @@ pub fn lost(log: &Path) -> Result<Vec<LostCatalog>, AuditError> {
     Ok(found)
 }
 
-fn put(media: &dyn Media, manifest: &Manifest, name: &str, to: &Path) -> Result<(), SnapshotError> {
+fn content_of(
+    media: &dyn Media,
+    manifest: &Manifest,
+    name: &str,
+) -> Result<Vec<u8>, SnapshotError> {
     let file = manifest.file(name).ok_or_else(|| SnapshotError::Damaged {
         folder: media.describe(),
         number: manifest.number,
         what: format!("it holds no {name}"),
     })?;
-    let bytes = content(media, manifest, file)?;
-    let written = replace(to, &bytes);
+    content(media, manifest, file)
+}
+
+fn put(media: &dyn Media, to: &Path, bytes: &[u8]) -> Result<(), SnapshotError> {
+    let written = replace(to, bytes);
     written.map_err(|source| failed(media, format!("write {}", to.display()), source))
 }
 

@@ -11,6 +11,7 @@ use wirevault_testkit::net::{Namespace, Sender, wait_for};
 use wirevault_tests::aws::Aws;
 use wirevault_tests::captures::{Packet, write_pcap};
 use wirevault_tests::recorder::{Recorder, Site, lane_count, read_pcapng};
+use wirevault_tests::store::{text, wirevault};
 
 /// Each call of a silent service takes 6 s, and many people may share this machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -141,4 +142,31 @@ fn a_start_without_kms_seals_one_way_and_the_private_key_in_kms_opens_it() {
     aws.change_key("DisableKey", &sealing);
     let (packets, code, said) = answer(&site, |args| site.offline("query", args));
     assert_eq!((packets, code), (0, Some(3)), "{said}");
+}
+
+#[test]
+fn what_a_recorder_without_the_private_key_made_moves_to_the_tier_and_the_rest_is_told() {
+    let (site, private) = Site::sealed_one_way();
+    let tier = site.file("tier");
+    fs::create_dir(&tier).expect("a folder");
+    let rules = format!(
+        "tier:\n  url: file://{}\n  keep_local: false\nretention:\n  - name: cold\n    \
+         action: tier\n",
+        tier.display()
+    );
+    // What this one records stays, and the next one has no key to it.
+    assert!(recorded(&site, 0, "").terminate().success());
+    let recorder = recorded(&site, 1, &rules);
+    let socket = text(recorder.socket());
+    let tiered = |status: &Value| {
+        (status["tier"]["segments"] == 1).then(|| status["tier"]["trouble"].clone())
+    };
+    let trouble = wait_for("one segment moves, and the other is told", PATIENCE, || {
+        wirevault(&["lifecycle", "apply", "--socket", &socket]);
+        tiered(&recorder.status()).filter(|trouble| !trouble.is_null())
+    });
+    assert!(trouble.to_string().contains("key"), "{trouble}");
+    assert!(recorder.terminate().success());
+    let (packets, code, said) = with_key(&site, &private);
+    assert_eq!((packets, code), (2 * PACKETS, Some(0)), "{said}");
 }

@@ -27,11 +27,11 @@ use wirevault_config::TierFlows;
 use wirevault_format::StoreId;
 use wirevault_format::table::SegmentState;
 use wirevault_index::tier::content_bytes;
-use wirevault_index::{KeySource, Segment, TierCopy, TierKey, Tiered};
+use wirevault_index::{IndexError, KeySource, Segment, TierCopy, TierKey, Tiered};
 use wirevault_lifecycle::audit::Who;
 use wirevault_lifecycle::retention::{Action, Step};
 use wirevault_lifecycle::tier::{Row, TierList};
-use wirevault_media::Objects;
+use wirevault_media::{ObjectError, Objects};
 use wirevault_storage::Store;
 
 use crate::DaemonError;
@@ -133,10 +133,11 @@ impl Tier {
         Ok(Arc::new(Self::open(options, objects, store, key, folder)?))
     }
 
-    /// Moves what these steps name, so far as it is still there. Ends early at `stop`.
+    /// Moves what these steps name, so far as it is still there. Ends early at `stop`. A segment
+    /// that does not read here, or whose name is taken there, does not keep others from moving.
     ///
     /// # Errors
-    /// The first that did not move; those behind it were not tried.
+    /// The first that did not move; if the tier was why, those behind it were not tried.
     pub(crate) fn follow(
         &self,
         store: &Store,
@@ -145,7 +146,7 @@ impl Tier {
         steps: &[Step],
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<u64, DaemonError> {
-        let mut moved = 0;
+        let (mut moved, mut stays) = (0, None);
         for step in steps.iter().filter(|step| step.action == Action::Tier) {
             if stop() {
                 break;
@@ -153,13 +154,20 @@ impl Tier {
             let catalog = store.catalog(0);
             let named = |it: &&Arc<Segment>| it.entry.life.to_string() == step.life;
             if let Some(segment) = catalog.segments.iter().find(named) {
-                self.take(store, audit, who, segment, &step.reason, stop)?;
-                moved += 1;
+                match self.take(store, audit, who, segment, &step.reason, stop) {
+                    Ok(()) => moved += 1,
+                    Err(error) if is_of_segment(&error) => drop(stays.get_or_insert(error)),
+                    Err(error) => return Err(error),
+                }
             }
         }
         let put = self.put_due_flows(store, stop);
         self.watched(|trouble| &mut trouble.flows, put)?;
-        Ok(moved)
+        if let Some(error) = &stays {
+            let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            trouble.moving = Some(error.chain());
+        }
+        stays.map_or(Ok(moved), Err)
     }
 
     /// Moves everything that is closed, until it is `late`: the machine goes away. Copies for holds
@@ -247,6 +255,17 @@ impl Tier {
         }
         *before = told;
         done
+    }
+}
+
+/// Whether others may move although this one does not: its key is not for this machine, its bytes
+/// do not read, or its name is taken.
+fn is_of_segment(error: &DaemonError) -> bool {
+    match error {
+        DaemonError::Unlike { .. } => true,
+        DaemonError::Read(IndexError::Io { source, .. }) => ObjectError::behind(source).is_none(),
+        DaemonError::Read(_) => true,
+        _ => false,
     }
 }
 

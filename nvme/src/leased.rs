@@ -6,14 +6,13 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wirevault_buffer::ChunkBuf;
-use wirevault_media::{Lease, MediaFile};
+use wirevault_media::Lease;
 
-use crate::error::{NvmeError, Refused};
-use crate::options::QueueReport;
-use crate::slot::Slot;
+use crate::error::NvmeError;
+use crate::layer::Layer;
 use crate::{Completion, Queue};
 
 /// A queue that a lease stands before.
@@ -29,47 +28,25 @@ impl LeasedQueue {
     }
 }
 
-impl Queue for LeasedQueue {
-    fn name(&self) -> &'static str {
-        self.inner.name()
+impl Layer for LeasedQueue {
+    type Inner = dyn Queue;
+
+    fn inner(&self) -> &Self::Inner {
+        &*self.inner
     }
 
-    fn report(&self) -> QueueReport {
-        self.inner.report()
+    fn inner_mut(&mut self) -> &mut Self::Inner {
+        &mut *self.inner
     }
 
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
-        self.inner.attach(file)
-    }
-
-    fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
-        self.inner.detach(slot)
-    }
-
-    fn write(
-        &mut self,
-        slot: Slot,
-        offset: u64,
-        buf: ChunkBuf,
-        len_bytes: usize,
-        token: u64,
-    ) -> Result<(), Refused> {
-        if let Some(lost) = self.lease.lost() {
+    fn admit(&mut self, _chunk: &ChunkBuf) -> Result<(), NvmeError> {
+        self.lease.lost().map_or(Ok(()), |lost| {
             let source = io::Error::other(lost.clone());
-            return Err(Refused { error: NvmeError::Broken { backend: self.name(), source }, buf });
-        }
-        self.inner.write(slot, offset, buf, len_bytes, token)
+            Err(NvmeError::Broken { backend: self.inner.name(), source })
+        })
     }
 
-    fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
-        self.inner.sync(slot, token)
-    }
-
-    fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
+    fn pass(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
         let before = out.len();
         let polled = self.inner.poll(wait, out);
         let ended = &mut out[before..];
@@ -84,14 +61,6 @@ impl Queue for LeasedQueue {
             }
         }
         polled
-    }
-
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight()
-    }
-
-    fn oldest(&self) -> Option<Instant> {
-        self.inner.oldest()
     }
 }
 

@@ -39,7 +39,8 @@
 //! how it is, [`erase`] has it erase itself, [`reserve`] keeps other machines from writing it,
 //! through [`admin`].
 //!
-//! Files: [`options`], [`error`], [`slot`] (table and poison rule), one per back end, `run` (chunks
+//! Files: [`options`], [`error`], [`slot`] (table and poison rule), [`Layer`] (a queue in front of
+//! another), one per back end, `run` (chunks
 //! that are written together), [`open`], [`spec`] (what devices say, and commands), and `sys`,
 //! `passthrough::sys`, `admin::sys` and `vfio::sys`, the unsafe code.
 
@@ -51,6 +52,7 @@ pub mod device;
 pub mod erase;
 pub mod error;
 pub mod health;
+pub mod layer;
 pub mod leased;
 pub mod null;
 pub mod open;
@@ -79,6 +81,7 @@ use wirevault_media::MediaFile;
 pub use device::{Controller, Device, DeviceKind, Namespace, Roots, Use};
 pub use error::{NvmeError, Refused, is_poisoned};
 pub use health::Health;
+pub use layer::Layer;
 pub use leased::LeasedQueue;
 pub use null::NullQueue;
 pub use open::{Successor, open_best, open_instead, open_vfio};

@@ -5,11 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use wirevault_buffer::ChunkBuf;
-use wirevault_media::MediaFile;
-use wirevault_nvme::{
-    Completion, NvmeError, Queue, QueueOptions, QueueReport, Refused, Slot, ThreadQueue,
-};
+use wirevault_nvme::{Completion, Layer, NvmeError, Queue, QueueOptions, ThreadQueue};
 use wirevault_pipeline::QueueMaker;
 
 /// How long a chunk takes; clones share it, and it may change at any time.
@@ -59,43 +55,18 @@ impl SlowQueue {
     }
 }
 
-impl Queue for SlowQueue {
-    fn name(&self) -> &'static str {
-        "slow"
+impl Layer for SlowQueue {
+    type Inner = ThreadQueue;
+
+    fn inner(&self) -> &ThreadQueue {
+        &self.inner
     }
 
-    fn report(&self) -> QueueReport {
-        self.inner.report()
+    fn inner_mut(&mut self) -> &mut ThreadQueue {
+        &mut self.inner
     }
 
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
-        self.inner.attach(file)
-    }
-
-    fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
-        self.inner.detach(slot)
-    }
-
-    fn write(
-        &mut self,
-        slot: Slot,
-        offset: u64,
-        buf: ChunkBuf,
-        len_bytes: usize,
-        token: u64,
-    ) -> Result<(), Refused> {
-        self.inner.write(slot, offset, buf, len_bytes, token)
-    }
-
-    fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
-        self.inner.sync(slot, token)
-    }
-
-    fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
+    fn pass(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
         let mut fresh = Vec::new();
         self.inner.poll(if self.held.is_empty() { wait } else { Duration::ZERO }, &mut fresh)?;
         let now = Instant::now();
@@ -110,7 +81,7 @@ impl Queue for SlowQueue {
         Ok(())
     }
 
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight() + self.held.len()
+    fn held(&self) -> usize {
+        self.held.len()
     }
 }

@@ -15,10 +15,8 @@ use wirevault_capture::{
 use wirevault_format::chunk::{ChunkHeader, HEADER_BYTES};
 use wirevault_format::{Interface, LifeId, LinkType};
 use wirevault_index::{Catalog, KeySource};
-use wirevault_media::{Media, MediaFile, SimMedia};
-use wirevault_nvme::{
-    Completion, NvmeError, Queue, QueueReport, Refused, SimOptions, SimQueue, Slot,
-};
+use wirevault_media::{Media, SimMedia};
+use wirevault_nvme::{Completion, Layer, NvmeError, Queue, SimOptions, SimQueue};
 use wirevault_pipeline::{LaneSpec, LaneState, Pipeline, PipelineOptions, Topology};
 use wirevault_query::{PacketOut, Request, Sink, Summary};
 use wirevault_seal::{FileProvider, KeyProvider, random};
@@ -126,54 +124,33 @@ impl Plan {
     }
 }
 
-impl Queue for FailingQueue {
-    fn name(&self) -> &'static str {
-        "failing"
+impl Layer for FailingQueue {
+    type Inner = SimQueue;
+
+    fn inner(&self) -> &SimQueue {
+        &self.inner
     }
 
-    fn report(&self) -> QueueReport {
-        self.inner.report()
+    fn inner_mut(&mut self) -> &mut SimQueue {
+        &mut self.inner
     }
 
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
-        self.inner.attach(file)
-    }
-
-    fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
-        self.inner.detach(slot)
-    }
-
-    fn write(
-        &mut self,
-        slot: Slot,
-        offset: u64,
-        buf: ChunkBuf,
-        len_bytes: usize,
-        token: u64,
-    ) -> Result<(), Refused> {
+    fn admit(&mut self, chunk: &ChunkBuf) -> Result<(), NvmeError> {
         // Power goes for all disks at once.
         if self.disks.iter().any(SimMedia::power_is_cut) {
             self.disks.iter().for_each(SimMedia::cut_power);
         }
-        let header = ChunkHeader::decode(&buf).expect("a chunk");
+        let header = ChunkHeader::decode(chunk).expect("a chunk");
         let tag_at = HEADER_BYTES + header.payload_bytes as usize;
-        let mark = buf[tag_at..tag_at + 16].to_vec();
+        let mark = chunk[tag_at..tag_at + 16].to_vec();
         let pair = (header.life, header.number);
         let before = self.sealed.lock().unwrap().insert(pair, mark.clone());
         assert!(before.is_none_or(|before| before == mark), "{pair:?} was sealed twice");
         self.submitted += 1;
-        self.inner.write(slot, offset, buf, len_bytes, token)
+        Ok(())
     }
 
-    fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
-        self.inner.sync(slot, token)
-    }
-
-    fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
+    fn pass(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
         let hangs = self.plan.hangs(self.submitted);
         if matches!(self.plan.refusal, Refusal::HangUntil(_)) {
             self.disk.hang(hangs);
@@ -200,11 +177,7 @@ impl Queue for FailingQueue {
         Ok(())
     }
 
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight()
-    }
-
-    fn oldest(&self) -> Option<Instant> {
+    fn since(&self) -> Option<Instant> {
         self.hanging_since
     }
 }

@@ -4,13 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use wirevault_buffer::ChunkBuf;
 use wirevault_index::KeySource;
 use wirevault_media::sim::SplitMix64;
-use wirevault_media::{Fault, Media, MediaFile, SimMedia, Trigger};
-use wirevault_nvme::{
-    Completion, NvmeError, Queue, QueueReport, Refused, SimOptions, SimQueue, Slot,
-};
+use wirevault_media::{Fault, Media, SimMedia, Trigger};
+use wirevault_nvme::{Completion, Layer, NvmeError, Queue, SimOptions, SimQueue};
 use wirevault_pipeline::PipelineOptions;
 use wirevault_seal::{FileProvider, KeyProvider, random};
 use wirevault_storage::{CreateOptions, create};
@@ -54,43 +51,18 @@ struct Watched {
     acknowledged: Arc<AtomicU64>,
 }
 
-impl Queue for Watched {
-    fn name(&self) -> &'static str {
-        self.inner.name()
+impl Layer for Watched {
+    type Inner = SimQueue;
+
+    fn inner(&self) -> &SimQueue {
+        &self.inner
     }
 
-    fn report(&self) -> QueueReport {
-        self.inner.report()
+    fn inner_mut(&mut self) -> &mut SimQueue {
+        &mut self.inner
     }
 
-    fn depth(&self) -> usize {
-        self.inner.depth()
-    }
-
-    fn attach(&mut self, file: &Arc<dyn MediaFile>) -> Result<Slot, NvmeError> {
-        self.inner.attach(file)
-    }
-
-    fn detach(&mut self, slot: Slot) -> Result<(), NvmeError> {
-        self.inner.detach(slot)
-    }
-
-    fn write(
-        &mut self,
-        slot: Slot,
-        offset: u64,
-        buf: ChunkBuf,
-        len_bytes: usize,
-        token: u64,
-    ) -> Result<(), Refused> {
-        self.inner.write(slot, offset, buf, len_bytes, token)
-    }
-
-    fn sync(&mut self, slot: Slot, token: u64) -> Result<(), NvmeError> {
-        self.inner.sync(slot, token)
-    }
-
-    fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
+    fn pass(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
         if let Some(books) = self.books.get() {
             let snapshot = books.snapshot();
             assert!(snapshot.balances(), "{snapshot:?}");
@@ -100,10 +72,6 @@ impl Queue for Watched {
             }
         }
         self.inner.poll(wait, out)
-    }
-
-    fn in_flight(&self) -> usize {
-        self.inner.in_flight()
     }
 }
 

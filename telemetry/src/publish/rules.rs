@@ -17,7 +17,7 @@ use super::{Metric, Unit};
 use crate::metrics::PREFIX;
 
 /// Labels that are folded away.
-const FOLDED: &str = "without (cause, interface, lane, limit, policy, volume)";
+const FOLDED: &str = "without (cause, interface, lane, limit, place, policy, volume)";
 
 /// All alarms, as rules over the targets of this scrape job.
 pub fn rules(job: &str) -> String {

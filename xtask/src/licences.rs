@@ -18,6 +18,8 @@ const ALLOWED: &[&str] = &[
     "BSL-1.0",
     "BlueOak-1.0.0",
     "CC0-1.0",
+    // Mozilla's list of root certificates, which only builds for Android take.
+    "CDLA-Permissive-2.0",
     "ISC",
     "MIT",
     "MIT-0",

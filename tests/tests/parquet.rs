@@ -63,7 +63,8 @@ fn flows_as_parquet_are_those_of_json() {
     assert_eq!(sorted(found), sorted(expected));
 }
 
-/// Puts the rows of a flow together, of which each segment has one.
+/// Puts the rows of a flow together, of which each segment has one. Rows do not tell all flows
+/// apart (a question in ARP from its answer), so those of a store are put together as well.
 fn joined(rows: Vec<Value>) -> impl Iterator<Item = Value> {
     let mut flows: BTreeMap<String, Value> = BTreeMap::new();
     for row in rows {
@@ -133,7 +134,7 @@ fn flows_beside_segments_in_the_tier_are_those_of_the_store_and_go_with_them() {
     if let Some(found) = rows_in(&files) {
         let expected = flows(&store);
         assert!(found.len() > expected.len(), "some flows are in several segments");
-        assert_eq!(sorted(joined(found)), sorted(expected));
+        assert_eq!(sorted(joined(found)), sorted(joined(expected)));
     }
     succeed(&wirevault(&["delete", "--store", &dir, "--segment", "2", "--yes"]));
     assert_eq!(parquet_files(&tier).len(), segments - 1);

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use wirevault_daemon::snapshots::lost_stores;
-use wirevault_daemon::tier;
+use wirevault_daemon::lifecycle::snapshots::lost_stores;
+use wirevault_daemon::lifecycle::tier;
 use wirevault_index::{KeySource, StoreReader, open_store};
 use wirevault_lifecycle::audit::folder_of;
 use wirevault_query::Request;

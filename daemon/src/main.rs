@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use wirevault_config::{Anchor, Config};
+use wirevault_daemon::cloud::keys;
+use wirevault_daemon::cloud::publisher;
 use wirevault_daemon::probe::{self, Level};
 use wirevault_daemon::reload::{self, ConfigFile};
 use wirevault_daemon::serve::{self, Services};
-use wirevault_daemon::{DaemonError, Exit, keys, publisher};
+use wirevault_daemon::{DaemonError, Exit};
 use wirevault_index::KeySource;
 use wirevault_seal::MacService;
 use wirevault_telemetry::log;

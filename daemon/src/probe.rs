@@ -20,8 +20,9 @@ use wirevault_index::error::chain;
 use wirevault_index::{IndexError, KeySource, open_store};
 use wirevault_query::filter;
 
-use crate::access::Access;
-use crate::{DaemonError, Exit, devices};
+use crate::server::access::Access;
+use crate::volumes::devices;
+use crate::{DaemonError, Exit};
 
 /// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

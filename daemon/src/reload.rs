@@ -16,12 +16,12 @@ use wirevault_lifecycle::audit::Event;
 use wirevault_telemetry::log;
 
 use crate::DaemonError;
-use crate::access::Access;
-use crate::audit::text_hash;
-use crate::doors::Calls;
 use crate::lifecycle::Rules;
+use crate::lifecycle::audit::text_hash;
 use crate::server::App;
-use crate::tls::Certificates;
+use crate::server::access::Access;
+use crate::server::doors::Calls;
+use crate::server::tls::Certificates;
 
 /// A configuration file, and what the command line says in its place.
 #[derive(Debug, Clone)]

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use support::{FIRST_S, Place, Recorder, daemon, dechunk, run, send};
+use wirevault_daemon::Exit;
 use wirevault_daemon::api::State;
-use wirevault_daemon::import::{self, ImportOptions, Progress};
-use wirevault_daemon::{Exit, status};
+use wirevault_daemon::input::import::{self, ImportOptions, Progress};
+use wirevault_daemon::report::status;
 use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
 use wirevault_index::{Catalog, KeySource, StoreReader, open_store};
 use wirevault_telemetry::clock::{Clock, SystemClock};

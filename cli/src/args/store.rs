@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::Args;
-use wirevault_daemon::import::Tunnel;
+use wirevault_daemon::input::import::Tunnel;
 use wirevault_format::VxlanPorts;
 
 #[derive(Debug, Args)]

@@ -6,7 +6,8 @@ use wirevault_cloud::MetricOptions;
 use wirevault_cloud::boards::{self, Boards};
 use wirevault_cloud::template;
 use wirevault_config::{Given, load_with};
-use wirevault_daemon::{DaemonError, publisher};
+use wirevault_daemon::DaemonError;
+use wirevault_daemon::cloud::publisher;
 
 use crate::args::{BoardArgs, CloudWatchVerb};
 use crate::error::CliError;

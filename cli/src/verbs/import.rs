@@ -1,6 +1,8 @@
 //! `wirevault import`: capture files into a store.
 
-use wirevault_daemon::import::{self, FileReport, ImportOptions, ImportReport, Progress, Tunnel};
+use wirevault_daemon::input::import::{
+    self, FileReport, ImportOptions, ImportReport, Progress, Tunnel,
+};
 
 use crate::args::ImportArgs;
 use crate::error::CliError;

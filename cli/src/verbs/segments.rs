@@ -1,7 +1,7 @@
 //! `wirevault segments`: what a store holds, piece by piece.
 
 use wirevault_daemon::api::{self, SegmentRow};
-use wirevault_daemon::status;
+use wirevault_daemon::report::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::args::SegmentsArgs;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use wirevault_daemon::api::{self, SnapshotStatus};
-use wirevault_daemon::snapshots::restore_into;
+use wirevault_daemon::lifecycle::snapshots::restore_into;
 use wirevault_lifecycle::snapshot::{self, Checkpoint, Manifest};
 use wirevault_media::DirMedia;
 use wirevault_query::summary::Instant;

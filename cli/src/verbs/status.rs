@@ -7,7 +7,7 @@ use wirevault_daemon::api::{
     LayoutStatus, LostStatus, PublishStatus, SandboxStatus, SharedStatus, SnapshotStatus, State,
     StatusReport, VolumeStatus,
 };
-use wirevault_daemon::status;
+use wirevault_daemon::report::status;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::args::StatusArgs;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use wirevault_daemon::api::{self, ReplaceBody, Replaced};
-use wirevault_daemon::devices::{self, Device, Erase, Eraser, Use};
+use wirevault_daemon::volumes::devices::{self, Device, Erase, Eraser, Use};
 use wirevault_format::StoreId;
 use wirevault_index::{KeySource, Volume};
 use wirevault_media::block::Sampled;

@@ -13,9 +13,9 @@ use super::holds::Holds;
 use super::rules::{closed, piece};
 use crate::DaemonError;
 use crate::api::DeleteBody;
-use crate::audit::Audit;
+use crate::lifecycle::audit::Audit;
+use crate::lifecycle::tier::Tier;
 use crate::server::App;
-use crate::tier::Tier;
 
 /// Segments deleted at a time: each batch rewrites a key ring while no segment opens.
 pub(super) const BATCH: usize = 64;

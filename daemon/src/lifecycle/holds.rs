@@ -35,8 +35,8 @@ use super::hold_rows::rows;
 use super::rules::closed;
 use crate::DaemonError;
 use crate::api::{HoldBody, HoldsReport};
-use crate::audit::Audit;
-use crate::tier::Tier;
+use crate::lifecycle::audit::Audit;
+use crate::lifecycle::tier::Tier;
 
 /// How often segments that closed are looked at.
 pub(super) const PERIOD: Duration = Duration::from_secs(5);

@@ -1,4 +1,5 @@
-//! Deleting: what the rules want once a minute, what somebody asks for, and both without a daemon.
+//! What is kept, moved, deleted, and written down of it: what the rules want once a minute, what
+//! somebody asks for, and both without a daemon.
 //!
 //! ```text
 //!  catalog ─► pieces ─► rules ─► steps ─┐
@@ -8,9 +9,12 @@
 //! What cannot be written down is not deleted.
 //!
 //! Files: `rules` (what goes), `holds` (what stays; `hold_rows` shows it), `deleting` (doing it),
-//! `offline` (without a daemon), `routes` (the questions). Here is the thread that keeps holds and
-//! follows rules.
+//! [`tier`] (what goes elsewhere instead), `offline` (without a daemon), `routes` (the questions);
+//! `audit` (who asked for what) and `anchors` (its heads, kept elsewhere), [`snapshots`] (the state).
+//! Here is the thread that keeps holds and follows rules.
 
+pub(crate) mod anchors;
+pub(crate) mod audit;
 mod deleting;
 mod hold_rows;
 mod holds;
@@ -19,6 +23,8 @@ pub(crate) mod month_tests;
 mod offline;
 mod routes;
 mod rules;
+pub mod snapshots;
+pub mod tier;
 
 use std::time::{Duration, Instant};
 

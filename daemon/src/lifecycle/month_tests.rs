@@ -30,7 +30,7 @@ use super::deleting::{delete_free, settle};
 use super::{Holds, Rules};
 use crate::DaemonError;
 use crate::api::HoldBody;
-use crate::audit::Audit;
+use crate::lifecycle::audit::Audit;
 
 const START_NS: u64 = 1_700_000_000_000_000_000;
 const DAYS: u64 = 30;

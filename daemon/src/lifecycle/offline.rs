@@ -16,8 +16,8 @@ use super::hold_rows::rows;
 use super::holds::Holds;
 use crate::DaemonError;
 use crate::api::{HoldBody, HoldsReport};
-use crate::audit::Audit;
-use crate::tier::{self, Tier};
+use crate::lifecycle::audit::Audit;
+use crate::lifecycle::tier::{self, Tier};
 
 /// A store with its log and its holds, and the user who opened it.
 struct Opened {

@@ -11,13 +11,13 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use super::deleting::{chosen, delete_live};
 use super::planned;
-use crate::access::Asker;
-use crate::answers::{self, STOPPED};
 use crate::api::{
     self, ApplyBody, DeleteBody, Deletions, DrainBody, Drained, HoldBody, ReleaseBody,
 };
-use crate::json::{Sent, done};
 use crate::server::App;
+use crate::server::access::Asker;
+use crate::server::answers::{self, STOPPED};
+use crate::server::json::{Sent, done};
 
 /// The questions of this module.
 pub(crate) fn routes() -> Router<App> {

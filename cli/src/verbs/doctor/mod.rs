@@ -21,8 +21,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 use wirevault_config::{Config, Input, LiveSource};
-use wirevault_daemon::cards;
-use wirevault_daemon::keys;
+use wirevault_daemon::cloud::keys;
+use wirevault_daemon::input::cards;
 use wirevault_daemon::probe::{self, Level};
 use wirevault_daemon::sandbox::{self, Landlock};
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use wirevault_daemon::cards::CardFacts;
+use wirevault_daemon::input::cards::CardFacts;
 
 use super::root::{Root, cpu_list};
 use super::{Finding, Verdict, Wanted};

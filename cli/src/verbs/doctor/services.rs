@@ -10,7 +10,7 @@ use std::time::Instant;
 use wirevault_cloud::backup::BackupService;
 use wirevault_cloud::instance::Metadata;
 use wirevault_config::{Config, Imds};
-use wirevault_daemon::publisher;
+use wirevault_daemon::cloud::publisher;
 use wirevault_media::{ObjectError, Objects};
 use wirevault_telemetry::clock::{Clock, SECOND_NS, SystemClock};
 use wirevault_telemetry::publish::{MetricSink, Period, Series, Unit, Values};

@@ -21,9 +21,9 @@ use wirevault_query::Summary;
 use wirevault_seal::chain::Chain;
 use wirevault_telemetry::clock::Clock;
 
-use crate::anchors::{Anchors, Occasion};
-use crate::answers::{Failure, Pipe};
 use crate::api::{AnchorStatus, Replaced};
+use crate::lifecycle::anchors::{Anchors, Occasion};
+use crate::server::answers::{Failure, Pipe};
 
 /// So often a denial has an entry of its own, or a stranger fills the disk with them.
 const DENIAL_PAUSE: Duration = Duration::from_secs(1);

@@ -21,8 +21,8 @@ use wirevault_nvme::{Device, NvmeError, Queue, QueueOptions, open_best, open_ins
 use wirevault_pipeline::QueueMaker;
 use wirevault_storage::StoreStatus;
 
-use crate::devices::NO_CONTROLLER;
-use crate::health::Below;
+use crate::volumes::devices::NO_CONTROLLER;
+use crate::volumes::health::Below;
 
 /// How long the kernel, and whoever makes links to its devices, may take to have one again.
 const RETURN_MAX: Duration = Duration::from_secs(10);

@@ -30,9 +30,9 @@ use wirevault_config::{CertificateName, Tls};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
 
 use crate::DaemonError;
-use crate::access::{Origin, Subject};
-use crate::connections::{Connection, Holder, Places};
-use crate::revocation::Lists;
+use crate::server::access::{Origin, Subject};
+use crate::server::connections::{Connection, Holder, Places};
+use crate::server::revocation::Lists;
 use crate::server::{App, Peer};
 
 /// How long a handshake may take.

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::answers;
+use crate::server::answers;
 
 /// The body of a request. One that does not read is answered as every error of the API is.
 pub(crate) struct Sent<T>(pub(crate) T);

@@ -1,5 +1,16 @@
 //! Which question goes where, and past whom.
 
+pub(crate) mod access;
+pub(crate) mod answers;
+pub(crate) mod connections;
+pub(crate) mod doors;
+pub(crate) mod json;
+mod openapi;
+pub(crate) mod revocation;
+pub(crate) mod scrape;
+pub(crate) mod tail;
+pub(crate) mod tls;
+
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
@@ -23,25 +34,29 @@ use wirevault_seal::EpochKeys;
 use wirevault_telemetry::exposition::Exposition;
 use wirevault_telemetry::histogram::Latency;
 
-use crate::access::{Access, Origin, Refusal};
-use crate::answers::{self, ANSWERS_MAX, TAILS_MAX};
 use crate::api::{self, RecoveryStatus, SandboxStatus};
-use crate::audit::Audit;
-use crate::backup::Backups;
-use crate::cards::CardWatch;
-use crate::conditions::Conditions;
-use crate::connections::{Answering, Connection, Door, REQUEST_MAX};
-use crate::health::Devices;
-use crate::instance::Watched;
+use crate::cloud::backup::Backups;
+use crate::cloud::instance::Watched;
+use crate::cloud::keys;
+use crate::cloud::publisher::Publishing;
+use crate::input::cards::CardWatch;
+use crate::lifecycle::audit::Audit;
+use crate::lifecycle::snapshots::{self, Checkpoints};
+use crate::lifecycle::tier::Tier;
 use crate::lifecycle::{Holds, Rules};
-use crate::publisher::Publishing;
-use crate::shared::Shared;
-use crate::snapshots::{self, Checkpoints};
-use crate::standby::Stored;
-use crate::tier::Tier;
-use crate::tls::Certificates;
-use crate::vfio::Successors;
-use crate::{DaemonError, keys, lifecycle, metrics, openapi, status, tail, volumes};
+use crate::report::conditions::Conditions;
+use crate::report::metrics;
+use crate::report::status;
+use crate::volumes::health::Devices;
+use crate::volumes::replace;
+use crate::volumes::shared::Shared;
+use crate::volumes::standby::Stored;
+use crate::volumes::vfio::Successors;
+use crate::{DaemonError, lifecycle};
+use access::{Access, Origin, Refusal};
+use answers::{ANSWERS_MAX, TAILS_MAX};
+use connections::{Answering, Connection, Door, REQUEST_MAX};
+use tls::Certificates;
 
 /// Looks at the pipeline at a time (status, metrics): each takes a thread. More wait
 /// for their turn.
@@ -297,7 +312,7 @@ pub(crate) fn router(app: App, access: Arc<Access>) -> Router {
         .route(api::TAIL, get(tail::watch))
         .route(api::OPENAPI, get(openapi::show))
         .merge(lifecycle::routes())
-        .merge(volumes::routes())
+        .merge(replace::routes())
         .merge(keys::routes())
         .merge(snapshots::routes())
         .fallback(unknown_path)

@@ -7,7 +7,7 @@
 //!   breaks the connection off, so that no cut answer looks whole.
 //! - So many answers run at a time; more are refused with 429. A query can never cost packets: it
 //!   takes no lock that a lane waits for.
-//! - Each answer stands between two entries of the audit log ([`crate::audit`]).
+//! - Each answer stands between two entries of the audit log ([`crate::lifecycle::audit`]).
 
 use std::io::{self, BufWriter, Write};
 use std::ops::ControlFlow;
@@ -33,12 +33,12 @@ use wirevault_lifecycle::audit::Who;
 use wirevault_query::export::PcapngSink;
 use wirevault_query::{QueryError, Request, Summary, flows, run};
 
-use crate::access::Asker;
 use crate::api::{ErrorBody, JSON_LINES_TYPE, JSON_TYPE, PCAPNG_TYPE, QueryBody};
-use crate::audit::Answered;
-use crate::json::Sent;
+use crate::lifecycle::audit::Answered;
+use crate::report::status;
 use crate::server::App;
-use crate::status;
+use crate::server::access::Asker;
+use crate::server::json::Sent;
 
 /// Answers that are made at a time; each may hold a thread and some MiB.
 pub(crate) const ANSWERS_MAX: usize = 32;

@@ -36,8 +36,8 @@ use wirevault_storage::Store;
 
 use crate::DaemonError;
 use crate::api::TierStatus;
-use crate::audit::Audit;
 use crate::duty::Duty;
+use crate::lifecycle::audit::Audit;
 use crate::lifecycle::planned;
 use crate::server::App;
 

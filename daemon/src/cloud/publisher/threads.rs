@@ -15,7 +15,7 @@ use wirevault_telemetry::metrics::MetricsPage;
 use wirevault_telemetry::publish::Sampler;
 
 use super::{Doubt, Publishing};
-use crate::metrics;
+use crate::report::metrics;
 use crate::server::App;
 
 /// How often a page is taken.

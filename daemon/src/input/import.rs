@@ -19,13 +19,13 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::DaemonError;
 use crate::api::RecoveryStatus;
-use crate::audit::Audit;
-pub use crate::chain::FileReport;
-use crate::chain::{ChainSource, Reports, lock};
+pub use crate::input::chain::FileReport;
+use crate::input::chain::{ChainSource, Reports, lock};
+use crate::input::sources;
+use crate::lifecycle::audit::Audit;
+use crate::lifecycle::tier;
 use crate::lifecycle::{self, Holds};
 use crate::serve::recovery_status;
-use crate::sources;
-use crate::tier;
 
 /// How often the progress is told.
 const LOOK: Duration = Duration::from_millis(100);

@@ -8,11 +8,11 @@ use axum::response::Response;
 use axum::routing::post;
 use wirevault_lifecycle::audit::Who;
 
-use crate::access::Asker;
-use crate::answers::STOPPED;
 use crate::api::{self, ReplaceBody, Replaced};
-use crate::json::{Sent, done};
 use crate::server::App;
+use crate::server::access::Asker;
+use crate::server::answers::STOPPED;
+use crate::server::json::{Sent, done};
 
 /// The questions of this module.
 pub(crate) fn routes() -> axum::Router<App> {

@@ -14,17 +14,19 @@ use wirevault_index::{Catalog, KeySource, StoreReader, open_store};
 use wirevault_lifecycle::audit::{self, Event};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
-use crate::access::Access;
-use crate::anchors::Occasion;
-use crate::audit::{Audit, text_hash};
-use crate::cards::CardWatch;
-use crate::doors::{Call, Doors};
+use crate::DaemonError;
+use crate::cloud::publisher::{Publisher, Sending};
+use crate::input::cards::CardWatch;
 use crate::lifecycle::Holds;
-use crate::publisher::{Publisher, Sending};
+use crate::lifecycle::anchors::Occasion;
+use crate::lifecycle::audit::{Audit, text_hash};
+use crate::lifecycle::snapshots;
+use crate::lifecycle::tier;
 use crate::serve::{Services, first_volume, open_audit, publishing};
+use crate::server::access::Access;
+use crate::server::doors::{Call, Doors};
 use crate::server::{App, Facts};
-use crate::shared::Shared;
-use crate::{DaemonError, snapshots, tier};
+use crate::volumes::shared::Shared;
 
 /// How often it looks whether the other one is still there.
 const LOOK: Duration = Duration::from_millis(250);

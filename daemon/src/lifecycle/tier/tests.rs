@@ -14,8 +14,8 @@ use wirevault_storage::Store;
 
 use super::{Tier, TierOptions};
 use crate::DaemonError;
-use crate::audit::Audit;
 use crate::lifecycle::Holds;
+use crate::lifecycle::audit::Audit;
 use crate::lifecycle::month_tests::{Month, Open, PACKETS, Times};
 
 const SEGMENTS: u64 = 3;

@@ -14,7 +14,7 @@ use wirevault_storage::Store;
 
 use super::Tier;
 use crate::DaemonError;
-use crate::audit::Audit;
+use crate::lifecycle::audit::Audit;
 
 /// Bytes that are read, sent and compared at a time.
 const PIECE_BYTES: u64 = 4 << 20;

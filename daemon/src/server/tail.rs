@@ -24,11 +24,11 @@ use wirevault_packet::bpf::Program;
 use wirevault_pipeline::{Missed, TailChunk};
 use wirevault_query::filter;
 
-use crate::access::Asker;
-use crate::answers::{self, Failure, Pipe, STOPPED};
 use crate::api::PCAPNG_TYPE;
-use crate::audit::Answered;
+use crate::lifecycle::audit::Answered;
 use crate::server::App;
+use crate::server::access::Asker;
+use crate::server::answers::{self, Failure, Pipe, STOPPED};
 
 /// How often a quiet view looks whether its reader is still there.
 const LOOK: Duration = Duration::from_millis(200);

@@ -15,12 +15,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use wirevault_config::Api;
 
 use crate::DaemonError;
-use crate::access::Access;
-use crate::connections::Door;
-use crate::scrape::{self, ScrapeDoor};
+use crate::server::access::Access;
+use crate::server::connections::Door;
+use crate::server::scrape::{self, ScrapeDoor};
+use crate::server::tls::{self, Certificates, TlsDoor};
 use crate::server::{self, App, Peer};
 use crate::supervisor::Supervisor;
-use crate::tls::{self, Certificates, TlsDoor};
 
 /// How long answers may take to notice that they are to end.
 pub(crate) const ANSWERS_END: Duration = Duration::from_secs(3);

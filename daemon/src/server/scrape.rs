@@ -2,7 +2,7 @@
 //! he is.
 //!
 //! What stands there are numbers: no address, no packet, no name of a file. Whoever comes from
-//! another machine comes over TLS (`crate::tls`).
+//! another machine comes over TLS (`crate::server::tls`).
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,11 +16,12 @@ use axum::routing::get;
 use axum::serve::{IncomingStream, Listener};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::access::Origin;
-use crate::answers;
-use crate::connections::{Connection, Holder, Places};
+use crate::DaemonError;
+use crate::server::access::Origin;
+use crate::server::answers;
+use crate::server::connections::{Connection, Holder, Places};
+use crate::server::tls;
 use crate::server::{App, Peer, answered, show_metrics};
-use crate::{DaemonError, tls};
 
 /// Where collectors look unless they are told otherwise.
 const PATH: &str = "/metrics";

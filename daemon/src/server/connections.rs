@@ -21,7 +21,7 @@ use tokio::net::unix::SocketAddr;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, Sleep};
 
-use crate::access::Origin;
+use crate::server::access::Origin;
 
 /// Connections at a time.
 pub(crate) const CONNECTIONS_MAX: usize = 256;

@@ -26,14 +26,15 @@ use wirevault_lifecycle::tier;
 use wirevault_media::{DirMedia, open_volume};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
-use crate::access::Asker;
+use crate::DaemonError;
 use crate::api::{self, SnapshotStatus};
-use crate::audit::Audit;
 use crate::duty::Duty;
-use crate::json::done;
+use crate::lifecycle::audit::Audit;
+use crate::report::status::VERSION;
 use crate::server::App;
-use crate::status::VERSION;
-use crate::{DaemonError, answers};
+use crate::server::access::Asker;
+use crate::server::answers;
+use crate::server::json::done;
 
 /// Takes checkpoints, one at a time.
 pub(crate) struct Checkpoints {

@@ -11,9 +11,9 @@ use wirevault_storage::condition::{
 };
 use wirevault_storage::{StoreStatus, Verdict, VolumeStatus};
 
-use crate::status::bad_places;
+use crate::report::status::bad_places;
 
-use crate::rungs::Rungs;
+use crate::report::rungs::Rungs;
 
 /// The conditions of a running recorder.
 #[derive(Debug, Default)]

@@ -21,7 +21,7 @@ use wirevault_query::filter;
 use wirevault_storage::Budget;
 
 use crate::DaemonError;
-use crate::chain::ChainSource;
+use crate::input::chain::ChainSource;
 
 /// What is known of each lane before its source is open, in the order of the configuration.
 pub(crate) fn wishes(config: &Config) -> Vec<LaneWish> {
@@ -321,7 +321,7 @@ pub(crate) fn hugepages(wanted: wirevault_config::Hugepages) -> Hugepages {
 mod tests {
     use super::*;
     use crate::Exit;
-    use crate::chain::tests::pcap;
+    use crate::input::chain::tests::pcap;
 
     fn config(text: &str) -> Config {
         wirevault_config::parse(text, "t").unwrap()

@@ -18,15 +18,15 @@ use wirevault_storage::{Budget, StoreStatus, Verdict};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::histogram::LatencySnapshot;
 
-use crate::answers::STOPPED;
 use crate::api::{
     BudgetStatus, BufferStatus, ErasedStatus, HoldsStatus, LaneStatus, LayoutStatus, LimitsStatus,
     LostStatus, MemoryStatus, PolicyStatus, PressureStatus, SegmentRow, State, StatusReport,
     ThreadStatus, VolumeStatus,
 };
-use crate::keys;
+use crate::cloud::keys;
+use crate::lifecycle::tier::Tier;
 use crate::server::App;
-use crate::tier::Tier;
+use crate::server::answers::STOPPED;
 
 /// Release of this program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

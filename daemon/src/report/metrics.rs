@@ -9,9 +9,9 @@ use wirevault_storage::condition::Condition;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::metrics::{Counter, Gauge, Histogram, MetricsPage};
 
-use crate::answers::STOPPED;
+use crate::report::status::VERSION;
 use crate::server::App;
-use crate::status::VERSION;
+use crate::server::answers::STOPPED;
 
 /// The page.
 ///

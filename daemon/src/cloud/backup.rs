@@ -22,10 +22,10 @@ use wirevault_lifecycle::holds::replace;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use crate::api::BackupStatus;
-use crate::audit::Audit;
 use crate::duty::Duty;
+use crate::lifecycle::audit::Audit;
+use crate::lifecycle::snapshots::Checkpoints;
 use crate::server::App;
-use crate::snapshots::Checkpoints;
 
 /// Name of the file that holds the job.
 const FILE: &str = "backup.json";

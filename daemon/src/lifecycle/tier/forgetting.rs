@@ -24,7 +24,7 @@ use wirevault_seal::ForgetLevel;
 use wirevault_storage::{Deletion, Store};
 
 use super::Tier;
-use crate::audit::Audit;
+use crate::lifecycle::audit::Audit;
 use crate::{DaemonError, lifecycle};
 
 impl Tier {

@@ -25,12 +25,12 @@ use wirevault_seal::{
 };
 use wirevault_telemetry::clock::SystemClock;
 
-use crate::access::Asker;
-use crate::answers;
 use crate::api::{self, KeyStatus, RotateBody};
 use crate::duty::Duty;
-use crate::json::{Sent, done};
 use crate::server::App;
+use crate::server::access::Asker;
+use crate::server::answers;
+use crate::server::json::{Sent, done};
 
 /// How often the thread looks.
 const PERIOD: Duration = Duration::from_secs(1);

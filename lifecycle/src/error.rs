@@ -30,10 +30,10 @@ pub enum AuditError {
     },
     /// A place where heads are kept does not take one, or does not give it back.
     #[error("heads of the audit log: {0}")]
-    Objects(#[from] ObjectError),
+    Objects(#[source] Box<ObjectError>),
     /// A service makes or checks no code.
     #[error("heads of the audit log: {0}")]
-    Service(#[from] ServiceFailure),
+    Service(#[source] Box<ServiceFailure>),
     /// The newest file does not end as a log does, so nothing can be chained to it.
     #[error("audit log {}: line {line} is none of ours: {why}; look at it with `wirevault audit \
              verify`, then move the folder away to begin a new log", path.display())]
@@ -45,4 +45,16 @@ pub enum AuditError {
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl From<ObjectError> for AuditError {
+    fn from(error: ObjectError) -> Self {
+        Self::Objects(Box::new(error))
+    }
+}
+
+impl From<ServiceFailure> for AuditError {
+    fn from(failure: ServiceFailure) -> Self {
+        Self::Service(Box::new(failure))
+    }
 }

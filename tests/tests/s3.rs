@@ -111,6 +111,9 @@ fn answers_from_a_bucket_are_those_of_tcpdump() {
     }
 }
 
+/// Bucket, environment and fault; words of the answer.
+type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Value, [&'a str; 2]);
+
 #[test]
 fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
     let Some(site) = Site::new(true, FEW) else { return };
@@ -124,7 +127,7 @@ fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
         json!([fault])
     };
     let denied = put(json!({ "code": "AccessDenied", "status": 403 }));
-    let cases: [(&str, &[(&str, &str)], Value, [&str; 2]); 6] = [
+    let cases: [Case<'_>; 6] = [
         (site.bucket, &nobody, json!([]), ["access is refused", "load signing credential"]),
         (site.bucket, &stranger, json!([]), ["access is refused", "SignatureDoesNotMatch"]),
         ("another-bucket", &[], json!([]), ["no such place", "NoSuchBucket"]),

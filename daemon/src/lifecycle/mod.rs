@@ -10,7 +10,7 @@
 //!
 //! Files: `rules` (what goes), `holds` (what stays; `hold_rows` shows it), `deleting` (doing it),
 //! [`tier`] (what goes elsewhere instead), `offline` (without a daemon), `routes` (the questions);
-//! `audit` (who asked for what) and `anchors` (its heads, kept elsewhere), [`snapshots`] (the state).
+//! `audit` (who asked for what), `anchors` (its heads, kept elsewhere), [`snapshots`] (the state).
 //! Here is the thread that keeps holds and follows rules.
 
 pub(crate) mod anchors;

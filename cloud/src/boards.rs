@@ -34,7 +34,8 @@ const GRAPHS: &[(&str, &[&str], &str)] = &[
     ("Limits of EC2", &["AllowanceExceeded", "DeviceThrottled"], "Sum"),
     ("Storage used, life used", &["StorageUsed", "DeviceLifeUsed"], "Maximum"),
     ("Questions", &["QueryDuration"], "p99"),
-    ("Audit log", &["AuditAnchorAge"], "Maximum"),
+    ("Kept elsewhere", &["CheckpointFailed", "TierFailed"], "Maximum"),
+    ("Behind elsewhere", &["AuditAnchorAge", "BackupOverdue"], "Maximum"),
     ("Sources and keys", &["Recording", "SourcesUp", "EpochKeysAhead"], "Minimum"),
     ("Publisher", &["PeriodsPublished", "PeriodsDropped"], "Sum"),
 ];

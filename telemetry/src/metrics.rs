@@ -133,6 +133,14 @@ names! {
             "Time since the last checkpoint of the state was taken.";
         BackupAgeSeconds = "backup_age_seconds",
             "Time since the newest backup of the state was ordered.";
+        SnapshotFailedState = "snapshot_failed_state",
+            "1 while the last checkpoint of the state could not be taken.";
+        BackupOverdueSeconds = "backup_overdue_seconds",
+            "Time by which the newest backup of the state is older than it should get.";
+        TierKeptSegments = "tier_kept_segments", "Segments that lie in the object tier.";
+        TierKeptBytes = "tier_kept_bytes", "Their bytes.";
+        TierFailedState = "tier_failed_state",
+            "1 while what should move to the object tier, or go from it, does not.";
         StorageQuotaBytes = "storage_quota_bytes", "Bytes that segments may use on a volume.";
         StorageLiveSegments = "storage_live_segments", "Segments on a volume.";
         StorageBadPlaces = "storage_bad_places",

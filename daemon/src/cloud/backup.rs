@@ -105,14 +105,23 @@ impl Backups {
     /// Why the recorder is degraded, if backups are the reason: the last order came to nothing, or
     /// the newest recovery point is older than it should get.
     pub(crate) fn reason(&self, now_ns: u64, started_ns: u64) -> Option<String> {
-        let known = self.known();
-        let since_ns = known.completed.map_or(started_ns, |job| job.ordered_ns);
-        let age = Duration::from_nanos(now_ns.saturating_sub(since_ns));
-        let late = self.options.every + self.options.every / 12 + POLL_MAX;
-        known.trouble.or_else(|| {
-            let hours = age.as_secs() / 3600;
-            (age > late).then(|| format!("the state was last backed up {hours} hours ago"))
+        self.known().trouble.or_else(|| {
+            let overdue = self.overdue(now_ns, started_ns);
+            let hours = self.age(now_ns, started_ns).as_secs() / 3600;
+            let why = || format!("the state was last backed up {hours} hours ago");
+            (!overdue.is_zero()).then(why)
         })
+    }
+
+    /// By how much the newest recovery point is older than it should get.
+    pub(crate) fn overdue(&self, now_ns: u64, started_ns: u64) -> Duration {
+        let late = self.options.every + self.options.every / 12 + POLL_MAX;
+        self.age(now_ns, started_ns).saturating_sub(late)
+    }
+
+    fn age(&self, now_ns: u64, started_ns: u64) -> Duration {
+        let since_ns = self.known().completed.map_or(started_ns, |job| job.ordered_ns);
+        Duration::from_nanos(now_ns.saturating_sub(since_ns))
     }
 
     fn known(&self) -> Known {

@@ -9,6 +9,7 @@ use wirevault_storage::condition::Condition;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 use wirevault_telemetry::metrics::{Counter, Gauge, Histogram, MetricsPage};
 
+use crate::api::{SnapshotStatus, TierStatus};
 use crate::report::status::VERSION;
 use crate::server::App;
 use crate::server::answers::STOPPED;
@@ -128,18 +129,7 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
         let failed = f64::from(u8::from(volume.failed.is_some() || volume.suspect.is_some()));
         page.gauge(Gauge::StorageDegradedState, &labels, failed);
     }
-    if let Some(snapshots) = &app.facts().snapshots
-        && let Some(taken) = snapshots.status().taken
-    {
-        let age_ns = now_ns.saturating_sub(taken.ns);
-        page.gauge(Gauge::SnapshotAgeSeconds, &[], age_ns as f64 / 1e9);
-    }
-    if let Some(backups) = &app.facts().backups
-        && let Some(taken) = backups.status().taken
-    {
-        let age_ns = now_ns.saturating_sub(taken.ns);
-        page.gauge(Gauge::BackupAgeSeconds, &[], age_ns as f64 / 1e9);
-    }
+    kept_elsewhere(app, &mut page, now_ns);
     for anchor in app.audit().anchors() {
         let labels = [("place", anchor.place.as_str())];
         page.gauge(Gauge::AuditAnchorAgeSeconds, &labels, anchor.age_ms as f64 / 1e3);
@@ -153,6 +143,29 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
         }
     }
     Ok(page)
+}
+
+/// The state and old segments, where they are kept elsewhere.
+fn kept_elsewhere(app: &App, page: &mut MetricsPage, now_ns: u64) {
+    let state = |is: bool| f64::from(u8::from(is));
+    let seconds = |since_ns: u64| now_ns.saturating_sub(since_ns) as f64 / 1e9;
+    if let Some(snapshots) = &app.facts().snapshots {
+        let SnapshotStatus { taken, trouble, .. } = snapshots.status();
+        page.gauge(Gauge::SnapshotFailedState, &[], state(trouble.is_some()));
+        taken.into_iter().for_each(|it| page.gauge(Gauge::SnapshotAgeSeconds, &[], seconds(it.ns)));
+    }
+    if let Some(backups) = &app.facts().backups {
+        let overdue = backups.overdue(now_ns, app.facts().started_ns);
+        page.gauge(Gauge::BackupOverdueSeconds, &[], overdue.as_secs_f64());
+        let taken = backups.status().taken;
+        taken.into_iter().for_each(|it| page.gauge(Gauge::BackupAgeSeconds, &[], seconds(it.ns)));
+    }
+    if let Some(tier) = app.tier() {
+        let TierStatus { segments, bytes, trouble, .. } = tier.status();
+        page.gauge(Gauge::TierKeptSegments, &[], segments as f64);
+        page.gauge(Gauge::TierKeptBytes, &[], bytes as f64);
+        page.gauge(Gauge::TierFailedState, &[], state(trouble.is_some()));
+    }
 }
 
 /// What the writer of a volume counted.

@@ -188,6 +188,24 @@ pub const PUBLISHED: &[Metric] = &[
         "Closed segments that a hold wants and that are not copied yet.",
     ),
     row(
+        "CheckpointFailed",
+        Unit::Count,
+        Of::Highest(Gauge::SnapshotFailedState),
+        "1 while no checkpoint of the state can be taken.",
+    ),
+    row(
+        "BackupOverdue",
+        Unit::Seconds,
+        Of::Highest(Gauge::BackupOverdueSeconds),
+        "Time by which the newest backup of the state is older than it should get.",
+    ),
+    row(
+        "TierFailed",
+        Unit::Count,
+        Of::Highest(Gauge::TierFailedState),
+        "1 while what should move to the object tier, or go from it, does not.",
+    ),
+    row(
         "AuditAnchorAge",
         Unit::Seconds,
         Of::Highest(Gauge::AuditAnchorAgeSeconds),

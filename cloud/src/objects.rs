@@ -158,6 +158,8 @@ fn fault(error: &opendal::Error) -> ObjectFault {
         #[cfg(feature = "aws")]
         _ if s3::has_no_credentials(error) => ObjectFault::Refused,
         (ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists, _) => ObjectFault::Exists,
+        #[cfg(feature = "aws")]
+        _ if s3::came_in_wrong(error) => ObjectFault::Failed,
         (ErrorKind::RateLimited, _) => ObjectFault::Unreachable,
         // It was temporary each time it was tried.
         _ if error.is_temporary() || error.is_persistent() => ObjectFault::Unreachable,

@@ -73,6 +73,12 @@ pub(super) fn has_no_credentials(error: &opendal::Error) -> bool {
     signer.is_some_and(|error| error.kind() == reqsign_core::ErrorKind::CredentialInvalid)
 }
 
+/// Whether bytes changed on the way, each time they were sent. OpenDAL keeps the service's code in
+/// its message only.
+pub(super) fn came_in_wrong(error: &opendal::Error) -> bool {
+    error.message().contains("BadDigest")
+}
+
 /// The SDK's way to credentials: environment, profile, web identity, container, instance.
 #[derive(Debug)]
 struct Chain {

@@ -1,12 +1,14 @@
 //! Capture files one after the other, as one source.
 //!
 //! A file that cannot be opened or read on ends with a gap and a line in its report; the next one
-//! follows.
+//! follows. A file waits, so whoever has to keep up with it may allow it so many bytes at a time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -50,6 +52,12 @@ pub struct FileReport {
 /// Reports of the files so far, for those who watch.
 pub(crate) type Reports = Arc<Mutex<Vec<FileReport>>>;
 
+/// Captured bytes that may still be handed out; whoever has it may allow more.
+pub(crate) type Allowance = Arc<AtomicU64>;
+
+/// How often a source without an allowance looks whether it got one.
+const LOOK: Duration = Duration::from_millis(5);
+
 /// Files one after the other.
 pub(crate) struct ChainSource {
     waiting: VecDeque<PathBuf>,
@@ -63,6 +71,7 @@ pub(crate) struct ChainSource {
     last_ns: u64,
     kind_of: SourceReport,
     reports: Reports,
+    allowance: Allowance,
     over: bool,
 }
 
@@ -105,6 +114,7 @@ impl ChainSource {
             last_ns: 0,
             kind_of,
             reports: Reports::default(),
+            allowance: Arc::new(AtomicU64::new(u64::MAX)),
             over: false,
         };
         if let Some((path, source)) = first {
@@ -116,6 +126,11 @@ impl ChainSource {
     /// What became of the files so far.
     pub(crate) fn reports(&self) -> Reports {
         Arc::clone(&self.reports)
+    }
+
+    /// What it may hand out: everything, until somebody says otherwise.
+    pub(crate) fn allowance(&self) -> Allowance {
+        Arc::clone(&self.allowance)
     }
 
     fn begin(&mut self, path: PathBuf, source: ReplaySource) {
@@ -228,9 +243,17 @@ impl Source for ChainSource {
         let Some(current) = &mut self.current else {
             return Ok(if self.over { Polled::End } else { self.next_file() });
         };
+        if self.allowance.load(Ordering::Relaxed) == 0 {
+            thread::sleep(wait.min(LOOK));
+            return Ok(Polled::Idle);
+        }
         let Current { source, places, bytes } = current;
+        let before = *bytes;
         let mut sink = Renumber { sink, places, bytes, last_ns: &mut self.last_ns };
-        match source.poll(&mut sink, wait) {
+        let polled = source.poll(&mut sink, wait);
+        let taken = current.bytes - before;
+        self.allowance.update(Ordering::Relaxed, Ordering::Relaxed, |it| it.saturating_sub(taken));
+        match polled {
             Ok(Polled::End) => {
                 self.end_file(None);
                 Ok(self.next_file())

@@ -29,6 +29,9 @@ use crate::serve::recovery_status;
 
 /// How often the progress is told.
 const LOOK: Duration = Duration::from_millis(100);
+/// Segments that an import may be ahead of holds: the quota has room for 16 of a lane, and spares
+/// what waits for them so long as it is no more than half.
+const AHEAD_SEGMENTS: u64 = 2;
 /// Bytes of packet buffer that keep a disk busy.
 const ARENA_BYTES: usize = 64 << 20;
 
@@ -152,7 +155,7 @@ pub fn run(
     let files = options.files.len();
     let speed = if options.realtime { Speed::RealTime } else { Speed::Full };
     let source = ChainSource::open(options.files, speed, None)?;
-    let reports = source.reports();
+    let (reports, allowance) = (source.reports(), source.allowance());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let (mut store, recovery) = Store::open_dir(&options.store, &options.key, Arc::clone(&clock))?;
     store.set_reserve(RESERVE_PERCENT);
@@ -170,6 +173,13 @@ pub fn run(
         // From here on the quota takes last what no hold has had its copies of.
         holds.keep(&store, audit, &|| options.cancel.load(Ordering::Relaxed));
     }
+    // A file is read faster than holds look at segments, and it can wait for them.
+    let segment_bytes = store.status().volumes.first().map_or(0, |volume| volume.segment_bytes);
+    let ahead_bytes = match holds.is_empty() {
+        true => u64::MAX,
+        false => AHEAD_SEGMENTS * segment_bytes,
+    };
+    allowance.store(ahead_bytes, Ordering::Relaxed);
     let arena =
         ArenaOptions { bytes: options.arena_bytes, hugepages: Hugepages::Auto, numa_node: None };
     let pool = Pool::new(Arena::new(arena)?);
@@ -196,8 +206,8 @@ pub fn run(
             cancelled = true;
             pipeline.stop();
         }
-        // A file is read faster than a wire: the quota may come to a segment soon.
         keep(&|| pipeline.is_finished());
+        allowance.store(ahead_bytes, Ordering::Relaxed);
         std::thread::sleep(LOOK);
     }
     let shared = pipeline.lanes().first().map(|lane| Arc::clone(&lane.shared));

@@ -108,7 +108,10 @@ impl Publishing {
         let periods_max = KEPT.as_secs() / period.as_secs().max(1);
         let spool = Spool::open(folder, usize::try_from(periods_max).unwrap_or(usize::MAX))?;
         let turn = turn_of(appliance, period);
-        Ok(Self { sink, period, turn, spool, known: Mutex::default() })
+        let publishing = Self { sink, period, turn, spool, known: Mutex::default() };
+        // What the run before could not send is told from the beginning, not from the first turn on.
+        publishing.count();
+        Ok(publishing)
     }
 
     /// How it stands, as the API tells it.
@@ -163,6 +166,11 @@ impl Publishing {
         if let Err(error) = sent {
             self.trouble(format!("the spool of metrics: {error}"));
         }
+        self.count();
+    }
+
+    /// Looks how much there is to be sent.
+    fn count(&self) {
         if let Ok(spooled) = self.spool.list() {
             let mut known = self.known();
             known.waiting = spooled.waiting.len() as u64;

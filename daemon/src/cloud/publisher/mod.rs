@@ -109,7 +109,7 @@ impl Publishing {
         let spool = Spool::open(folder, usize::try_from(periods_max).unwrap_or(usize::MAX))?;
         let turn = turn_of(appliance, period);
         let publishing = Self { sink, period, turn, spool, known: Mutex::default() };
-        // What the run before could not send is told from the beginning, not from the first turn on.
+        // What the run before could not send is told from the beginning, not from the first turn.
         publishing.count();
         Ok(publishing)
     }

@@ -9,9 +9,9 @@ use wirevault_query::{FlowRow, Summary};
 use wirevault_telemetry::exposition::Exposition;
 
 use crate::api::{
-    self, ApplyBody, DeleteBody, Deletions, Endpoint, ErrorBody, HoldBody, HoldsReport,
-    JSON_LINES_TYPE, JSON_TYPE, KeyStatus, PCAPNG_TYPE, QueryBody, ReleaseBody, ReplaceBody,
-    Replaced, RotateBody, SegmentRow, SnapshotStatus, StatusReport,
+    self, ApplyBody, DeleteBody, Deletions, DrainBody, Drained, Endpoint, ErrorBody, HoldBody,
+    HoldsReport, JSON_LINES_TYPE, JSON_TYPE, KeyStatus, PCAPNG_TYPE, QueryBody, ReleaseBody,
+    ReplaceBody, Replaced, RotateBody, SegmentRow, SnapshotStatus, StatusReport,
 };
 
 /// Answers with the document.
@@ -56,6 +56,7 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
         api::PLAN | api::APPLY | api::DELETE => {
             (JSON_TYPE, json!(types.subschema_for::<Deletions>()))
         }
+        api::DRAIN => (JSON_TYPE, json!(types.subschema_for::<Drained>())),
         api::REPLACE => (JSON_TYPE, json!(types.subschema_for::<Replaced>())),
         api::HOLDS | api::HOLD_ADD | api::HOLD_RELEASE => {
             (JSON_TYPE, json!(types.subschema_for::<HoldsReport>()))
@@ -84,6 +85,7 @@ fn operation(endpoint: &Endpoint, types: &mut SchemaGenerator) -> Value {
     if endpoint.method == "POST" && endpoint.path != api::SNAPSHOT {
         let schema = match endpoint.path {
             api::APPLY => types.subschema_for::<ApplyBody>(),
+            api::DRAIN => types.subschema_for::<DrainBody>(),
             api::ROTATE => types.subschema_for::<RotateBody>(),
             api::DELETE => types.subschema_for::<DeleteBody>(),
             api::REPLACE => types.subschema_for::<ReplaceBody>(),
@@ -110,4 +112,22 @@ fn flow_line(types: &mut SchemaGenerator) -> Value {
         "type": "object", "required": ["summary"], "properties": {"summary": summary},
     });
     json!({"anyOf": [flow, last]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_questions_are_described_as_questions() {
+        let document = document();
+        for Endpoint { method, path, .. } in api::ENDPOINTS {
+            let operation = &document["paths"][path][method.to_lowercase()];
+            let body = &operation["requestBody"]["content"][JSON_TYPE]["schema"]["$ref"];
+            let asks = body == "#/components/schemas/QueryBody";
+            assert_eq!(asks, [api::QUERY, api::FLOWS].contains(path), "{method} {path}");
+            let packets = !operation["responses"]["200"]["content"][PCAPNG_TYPE].is_null();
+            assert_eq!(packets, [api::QUERY, api::TAIL].contains(path), "{method} {path}");
+        }
+    }
 }

@@ -14,7 +14,8 @@ use wirevault_format::Cause;
 use wirevault_testkit::net::{Namespace, Sender, now_ns, udp, without_capabilities};
 
 use crate::wire::{
-    EXPERIMENTAL, HERE, THERE, WAIT, assert_books, frame, mixed_frames, outage, take, until,
+    EXPERIMENTAL, HERE, THERE, WAIT, assert_books, frame, mixed_frames, outage, take,
+    take_refusing, until,
 };
 
 const INBOUND_UNICAST: u32 = 1 | 1 << 2;
@@ -73,21 +74,7 @@ fn a_refused_packet_comes_again_and_none_is_skipped() {
     for number in 0..50 {
         sender.send(&frame(HERE, EXPERIMENTAL, number, 80));
     }
-    let (mut got, mut calls) = (Vec::new(), 0);
-    let begin = Instant::now();
-    while got.len() < 50 && begin.elapsed() < Duration::from_secs(5) {
-        let mut sink = |packet: &Packet<'_>| {
-            calls += 1;
-            if calls % 3 == 0 {
-                return ControlFlow::Break(());
-            }
-            got.push(u32::from_be_bytes(*packet.data[14..].first_chunk().expect("number")));
-            ControlFlow::Continue(())
-        };
-        source.poll(&mut sink, WAIT).expect("poll");
-        assert_books(&mut source);
-    }
-    assert_eq!(got, (0..50).collect::<Vec<_>>());
+    assert_eq!(take_refusing(&mut source, 50), (0..50).collect::<Vec<_>>());
 }
 
 #[test]

@@ -14,7 +14,8 @@ use wirevault_format::Cause;
 use wirevault_testkit::net::{Namespace, Sender, now_ns, udp, without_capabilities};
 
 use crate::wire::{
-    EXPERIMENTAL, HERE, THERE, WAIT, assert_books, frame, mixed_frames, outage, take, until,
+    EXPERIMENTAL, HERE, THERE, WAIT, assert_books, frame, mixed_frames, outage, take,
+    take_refusing, until,
 };
 
 const HOOKS: [XdpHook; 2] = [XdpHook::Native, XdpHook::Generic];
@@ -220,21 +221,7 @@ fn a_refused_packet_comes_again_and_none_is_skipped() {
     let mut source = XdpSource::open(&options("va", XdpHook::Best)).expect("open");
     let sent: Vec<_> = (0..200).map(|number| frame(HERE, EXPERIMENTAL, number, 80)).collect();
     send_all(&mut Sender::on("vb"), &sent);
-    let (mut got, mut calls) = (Vec::new(), 0);
-    let begin = Instant::now();
-    while got.len() < 200 && begin.elapsed() < Duration::from_secs(10) {
-        let mut sink = |packet: &Packet<'_>| {
-            calls += 1;
-            if calls % 3 == 0 {
-                return ControlFlow::Break(());
-            }
-            got.push(u32::from_be_bytes(*packet.data[14..].first_chunk().expect("number")));
-            ControlFlow::Continue(())
-        };
-        source.poll(&mut sink, WAIT).expect("poll");
-        assert_books(&mut source);
-    }
-    assert_eq!(got, (0..200).collect::<Vec<_>>());
+    assert_eq!(take_refusing(&mut source, 200), (0..200).collect::<Vec<_>>());
 }
 
 #[test]

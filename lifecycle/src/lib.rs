@@ -13,6 +13,7 @@
 pub mod audit;
 pub mod certificate;
 pub mod error;
+mod hex;
 pub mod holds;
 pub mod retention;
 pub mod snapshot;

@@ -29,8 +29,8 @@ use wirevault_format::table::{ENTRY_BYTES, Entry, SegmentEntry};
 use wirevault_format::{LifeId, StoreId};
 use wirevault_media::place_of;
 
-use crate::AuditError;
 use crate::holds::replace;
+use crate::{AuditError, hex};
 
 /// Name of the list within the folder of the audit log.
 pub const FILE: &str = "tier.log";
@@ -243,7 +243,7 @@ impl TierList {
 
 impl Row {
     fn line(&self) -> Line {
-        let entry = self.entry.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        let entry = hex::encode(&self.entry.encode());
         let Self { volume, place, crc, flows, store, .. } = *self;
         let (store, flows) = (store.map(|store| store.to_string()), flows != Flows::None);
         Line::Kept { entry, volume, place, crc, store, flows }
@@ -315,14 +315,8 @@ fn decode_life(hex: &str) -> Result<LifeId, String> {
     hex.parse().map_err(|error: ParseIdError| error.to_string())
 }
 
-fn decode_entry(hex: &str) -> Option<SegmentEntry> {
-    let mut bytes = [0; ENTRY_BYTES];
-    if hex.len() != 2 * ENTRY_BYTES || !hex.is_ascii() {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
-    }
+fn decode_entry(text: &str) -> Option<SegmentEntry> {
+    let bytes: [u8; ENTRY_BYTES] = hex::decode(text)?.try_into().ok()?;
     SegmentEntry::decode(&bytes).ok()
 }
 

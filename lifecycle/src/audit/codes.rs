@@ -26,7 +26,7 @@ use super::anchor::Mark;
 use super::entry::{Event, Who};
 use super::log::AuditLog;
 use super::verify;
-use crate::AuditError;
+use crate::{AuditError, hex};
 
 /// The message of a head.
 pub fn message(mark: &Mark) -> String {
@@ -44,7 +44,7 @@ pub fn keep(
     (service, key): (&dyn MacService, &str),
 ) -> Result<(u64, String), AuditError> {
     let made = service.make_mac(key, message(mark).as_bytes())?;
-    let mac = made.code.iter().map(|byte| format!("{byte:02x}")).collect();
+    let mac = hex::encode(&made.code);
     let Mark { entry: last, time_ns: made_ns, .. } = *mark;
     let event = Event::Anchored { last, hash: mark.hash.clone(), made_ns, key: made.key, mac };
     log.append_hashed(Who::Recorder, event)
@@ -83,7 +83,7 @@ pub fn check(
     })?;
     let mut codes = Codes::default();
     for (number, mark, key, mac) in found {
-        let (message, code) = (message(&mark), bytes(&mac).unwrap_or_default());
+        let (message, code) = (message(&mark), hex::decode(&mac).unwrap_or_default());
         let mut is_good = false;
         for key in keys {
             is_good = is_good || service.is_mac(key, message.as_bytes(), &code)?;
@@ -96,14 +96,6 @@ pub fn check(
     codes.count = codes.good.len() as u64;
     codes.last = codes.good.last().map(|mark| (mark.entry, mark.time_ns));
     Ok(codes)
-}
-
-/// The bytes of an even number of hex digits.
-fn bytes(hex: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<_>> = hex.chars().map(|digit| digit.to_digit(16)).collect();
-    let digits = digits.filter(|digits| digits.len().is_multiple_of(2))?;
-    // Two hex digits are a byte.
-    Some(digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect())
 }
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use wirevault_seal::chain::Chain;
 
-use crate::AuditError;
 use crate::audit::entry::Entry;
+use crate::{AuditError, hex};
 
 /// What stands before the first line of the first file.
 pub(super) const BEGINNING: &str =
@@ -44,15 +44,9 @@ pub(super) fn files(folder: &Path) -> Result<Vec<u32>, AuditError> {
 
 /// The hash of a line, of the hash before it and its entry.
 pub(super) fn hash(before: &str, entry: &str) -> String {
-    use std::fmt::Write;
-
     let mut chain = Chain::new();
     [before, " ", entry].iter().for_each(|part| chain.add(part.as_bytes()));
-    chain.finish().iter().fold(String::with_capacity(HASH_DIGITS), |mut hex, byte| {
-        // Writing into a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex::encode(&chain.finish())
 }
 
 /// One line, taken apart.

@@ -39,7 +39,7 @@ use std::io;
 use serde::{Deserialize, Serialize};
 use wirevault_seal::chain::Chain;
 
-use crate::AuditError;
+use crate::{AuditError, hex};
 
 pub use read::{Checkpoint, list, newest};
 pub use restore::{LostCatalog, Restored, lost, restore, restore_config, state};
@@ -188,7 +188,7 @@ fn parse_name(name: &str) -> Option<(&str, u64)> {
 fn hash(bytes: &[u8]) -> String {
     let mut chain = Chain::new();
     chain.add(bytes);
-    chain.finish().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&chain.finish())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use wirevault_query::summary::Instant;
+use wirevault_telemetry::clock::SECOND_NS;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 /// The lists of a configuration; none if it names no file.
@@ -96,7 +97,7 @@ impl List {
         let next = list.next_update().ok_or("a list does not say until when it is good")?;
         let next_s = u64::try_from(next.timestamp()).unwrap_or(0);
         let issuer = (list.issuer().as_raw().to_vec(), list.issuer().to_string());
-        let next_update_ns = next_s.saturating_mul(1_000_000_000);
+        let next_update_ns = next_s.saturating_mul(SECOND_NS);
         Ok(Self { path: path.to_owned(), issuer, next_update_ns, der })
     }
 }

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -25,8 +24,6 @@ use crate::server::{App, Peer, answered, show_metrics};
 
 /// Where collectors look unless they are told otherwise.
 const PATH: &str = "/metrics";
-/// Pause after the system has no descriptor for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens. Nobody is answered yet.
 ///
@@ -69,14 +66,7 @@ impl Listener for ScrapeDoor {
 
     async fn accept(&mut self) -> (Self::Io, SocketAddr) {
         loop {
-            let (stream, address) = match self.listener.accept().await {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!("a connection could not be taken: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
+            let (stream, address) = Listener::accept(&mut self.listener).await;
             let Ok(place) = self.places.take(Holder::Address(address.ip())) else { continue };
             return (Connection::new(stream, Origin::User(None), place), address);
         }

@@ -39,8 +39,6 @@ use crate::server::{App, Peer};
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Connections whose handshake is done and that HTTP has not taken yet.
 const READY_MAX: usize = 16;
-/// Pause after the system has no descriptor for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What is listened on before anything else is started.
 pub(crate) struct Bound {
@@ -253,21 +251,14 @@ impl Connected<IncomingStream<'_, TlsDoor>> for Peer {
 }
 
 async fn accept(
-    listener: TcpListener,
+    mut listener: TcpListener,
     certificates: Arc<Certificates>,
     sender: Sender<(TlsConnection, SocketAddr)>,
     app: App,
 ) {
     let places = Places::of_addresses();
     loop {
-        let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!("a connection could not be taken: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+        let (stream, address) = Listener::accept(&mut listener).await;
         // Whoever has no place learns it by the end of his connection: nothing is said before TLS.
         let Ok(place) = places.take(Holder::Address(address.ip())) else { continue };
         let (acceptor, sender, app) = (certificates.acceptor(), sender.clone(), app.clone());

@@ -156,6 +156,12 @@ impl BestQueue {
     }
 }
 
+/// Whether a file lies on another device than the one at hand, or on what has come back in its
+/// place.
+fn is_of_another(error: &NvmeError) -> bool {
+    matches!(error, NvmeError::WrongFile { .. } | NvmeError::Broken { .. })
+}
+
 impl Queue for BestQueue {
     fn name(&self) -> &'static str {
         self.inner.name()
@@ -183,7 +189,7 @@ impl Queue for BestQueue {
             && self.attached == 0
             && self.inner.in_flight() == 0
             && let Some(extent) = file.extent()
-            && self.follow(&extent.device, matches!(error, NvmeError::WrongFile { .. }))
+            && self.follow(&extent.device, is_of_another(error))
         {
             slot = self.inner.attach(file);
         }

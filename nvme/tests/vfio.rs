@@ -22,6 +22,7 @@ use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{BlockMedia, Media, OpenMode, Shape};
 use wirevault_nvme::admin::Admin;
+use wirevault_nvme::device::Roots;
 use wirevault_nvme::health::Health;
 use wirevault_nvme::spec::Status;
 use wirevault_nvme::spec::command::Command;
@@ -312,6 +313,50 @@ fn a_dead_device_gives_every_chunk_back() {
     }
 }
 
+/// Not by its queues' doing, and before any command is late.
+#[test]
+fn a_device_that_somebody_else_resets_goes_on() {
+    let bench = bench(ModelOptions::default());
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    bench.bus.trouble(Trouble::Deaf(1));
+    bench.write(&mut queue, slot, 0);
+    queue.poll(Duration::ZERO, &mut Vec::new()).unwrap();
+    bench.bus.trouble(Trouble::Reset);
+    let ends = finish(&mut queue);
+    assert_eq!(failed(&ends), 1);
+    assert_eq!((bench.bus.aborts(), bench.controller.resets()), (0, 1));
+    let next = bench.attach(&mut queue, "b");
+    bench.write(&mut queue, next, 1);
+    assert_eq!(failed(&finish(&mut queue)), 0);
+    bench.disk.read_at(&mut vec![0; LBA_BYTES], 0).unwrap();
+    drop((ends, queue));
+    bench.check();
+}
+
+/// The kernel wants it back while it works, or has nothing to do.
+#[test]
+fn a_device_that_is_let_go_of_gives_every_chunk_back() {
+    for writes in [0, 3] {
+        let bench = bench(ModelOptions::default());
+        let mut queue = bench.queue();
+        let slot = bench.attach(&mut queue, "a");
+        bench.bus.trouble(Trouble::Deaf(u32::MAX));
+        (0..writes).for_each(|n| bench.write(&mut queue, slot, n));
+        queue.poll(Duration::ZERO, &mut Vec::new()).unwrap();
+        assert!(!bench.controller.is_left());
+        bench.controller.let_go();
+        assert!(bench.controller.is_left());
+        let ends = finish(&mut queue);
+        assert_eq!((ends.len() as u64, failed(&ends) as u64), (writes, writes));
+        assert!(bench.disk.read_at(&mut vec![0; LBA_BYTES], 0).is_err());
+        assert!(Health::read(bench.controller.as_ref(), 1).is_err());
+        bench.controller.let_go();
+        drop((ends, queue));
+        bench.check();
+    }
+}
+
 #[test]
 fn chunks_that_a_runaway_device_may_read_are_never_used_again() {
     let bench = bench(ModelOptions::default());
@@ -371,6 +416,20 @@ fn files_of_other_disks_and_places_beyond_the_end_are_refused() {
     drop(queue);
     bench.check();
     other.check();
+}
+
+#[test]
+fn commands_have_the_time_that_the_kernel_was_told_to_leave_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let roots = Roots { sys: dir.path().to_owned(), ..Roots::default() };
+    let told = || ControllerOptions::as_patient_as_the_kernel(&roots).command_timeout.as_secs();
+    assert_eq!(told(), 30);
+    let set = dir.path().join("module/nvme_core/parameters");
+    std::fs::create_dir_all(&set).unwrap();
+    for (text, seconds) in [("4294967295\n", 4_294_967_295), ("0\n", 30), ("?\n", 30)] {
+        std::fs::write(set.join("io_timeout"), text).unwrap();
+        assert_eq!(told(), seconds, "{text}");
+    }
 }
 
 #[test]

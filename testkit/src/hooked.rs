@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use wirevault_media::block::BlockDevice;
@@ -153,7 +153,7 @@ impl<H: DiskHook> BlockDevice for Hooked<dyn BlockDevice, H> {
         self.disk.describe()
     }
 
-    fn path(&self) -> Option<&Path> {
+    fn path(&self) -> Option<PathBuf> {
         self.disk.path()
     }
 

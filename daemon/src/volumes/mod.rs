@@ -5,6 +5,7 @@ pub mod devices;
 pub(crate) mod health;
 pub(crate) mod mending;
 pub(crate) mod replace;
+pub(crate) mod returning;
 pub(crate) mod shared;
 pub(crate) mod standby;
 pub(crate) mod vfio;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  start: what a crash left ─► kernel      volume's path ─► device ─► taken ─► Controller
+//!  pulled, or dead: let go of ─► kernel    back at its path ─► taken again
 //!  end: last queue and file gone ─► controller shut down ─► kernel
 //! ```
 //! What cannot be had goes on with the kernel's driver: recording comes first, and the status says
@@ -13,6 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use wirevault_buffer::Arena;
+use wirevault_media::block::BlockDevice;
+use wirevault_media::block::device::HostDevice;
 use wirevault_media::notes::NOTES;
 use wirevault_media::{BlockMedia, Media, MediaError, open_volume};
 use wirevault_nvme::device::{self, Roots};
@@ -23,6 +26,7 @@ use wirevault_storage::StoreStatus;
 
 use crate::volumes::devices::NO_CONTROLLER;
 use crate::volumes::health::Below;
+use crate::volumes::returning::{Driven, Returning};
 
 /// How long the kernel, and whoever makes links to its devices, may take to have one again.
 const RETURN_MAX: Duration = Duration::from_secs(10);
@@ -56,6 +60,13 @@ struct Own {
     device: Device,
     taken: Taken,
     controller: Weak<Controller<VfioBus>>,
+}
+
+impl Own {
+    /// Whether the device is closed, so that the kernel may have it.
+    fn is_left(&self) -> bool {
+        self.controller.upgrade().is_none_or(|controller| controller.is_left())
+    }
 }
 
 /// Why a device was not taken.
@@ -102,14 +113,14 @@ impl OwnDevices {
     /// # Errors
     /// As [`open_volume`]; somebody writes the volume.
     pub(crate) fn open(&self, path: &Path) -> Result<Arc<dyn Media>, MediaError> {
-        self.shared.state().open(path, false)
+        self.shared.open_volume(path, false)
     }
 
     /// Leaves a volume to the kernel, if it was wanted from here.
     pub(crate) fn leave(&self, path: &Path, why: &str) {
         let mut state = self.shared.state();
         if state.is_wanted(path) {
-            state.refused.push((path.display().to_string(), why.to_owned()));
+            state.refuse(path, why.to_owned());
         }
     }
 
@@ -122,13 +133,12 @@ impl OwnDevices {
     pub(crate) fn queues(&self, store: &StoreStatus) -> QueueMaker {
         let state = self.shared.state();
         let own = |name: &str| state.own.iter().find(|own| own.name == name);
-        let refused = |name: &str| state.refused.iter().find(|(refused, _)| refused == name);
         let volumes: Vec<_> = store
             .volumes
             .iter()
-            .map(|it| match (own(&it.path), refused(&it.path)) {
+            .map(|it| match (own(&it.path), state.why_refused(&it.path)) {
                 (Some(own), _) => Driver::Own(Weak::clone(&own.controller)),
-                (None, Some((_, why))) => Driver::Instead(why.clone()),
+                (None, Some(why)) => Driver::Instead(why),
                 (None, None) => Driver::Kernel,
             })
             .collect();
@@ -163,7 +173,46 @@ impl Successors {
         if state.is_wanted(Path::new(was)) && !state.is_wanted(path) {
             state.wanted.push(path.to_owned());
         }
-        state.open(path, true)
+        drop(state);
+        self.open_volume(path, true)
+    }
+
+    /// `fresh`: it is to become a volume, so nothing may stand on it.
+    fn open_volume(&self, path: &Path, fresh: bool) -> Result<Arc<dyn Media>, MediaError> {
+        let mut state = self.state();
+        if !state.is_wanted(path) || !path.exists() {
+            return open_volume(path);
+        }
+        let driven = match state.take(path, fresh) {
+            Ok(driven) => driven,
+            Err(NotTaken::Volume(error)) => return Err(error),
+            Err(NotTaken::Refused(why)) => {
+                state.refuse(path, why);
+                return open_volume(path);
+            }
+        };
+        drop(state);
+        let device = Returning::new(path, driven, self.clone());
+        Ok(Arc::new(BlockMedia::over(Arc::new(device))?))
+    }
+
+    /// The device of a volume that was let go of, once it is there again: taken, or else with the
+    /// kernel.
+    ///
+    /// # Errors
+    /// It is not there; somebody else has it.
+    pub(crate) fn take_again(&self, path: &Path) -> Result<Driven, MediaError> {
+        let mut state = self.state();
+        state.give_back_left(path);
+        let kernel = HostDevice::find(path)?;
+        match state.take(path, false) {
+            Ok(driven) => Ok(driven),
+            Err(NotTaken::Volume(error)) => Err(error),
+            Err(NotTaken::Refused(why)) => {
+                state.refuse(path, why);
+                Ok(Driven { device: Arc::new(kernel), controller: Weak::new() })
+            }
+        }
     }
 
     /// Whom to ask for the health of the device of a volume at this path.
@@ -188,14 +237,17 @@ impl Successors {
 
     /// A queue for files on this device.
     fn queue(&self, arena: &Arena, node: &Path) -> Result<Box<dyn Queue>, NvmeError> {
-        let controller = {
+        let options = QueueOptions::default();
+        let (controller, refused) = {
             let state = self.state();
-            let own = state.own.iter().filter_map(|own| own.controller.upgrade());
-            own.into_iter().find(|controller| controller.path() == node)
+            let mut own = state.own.iter().filter_map(|own| own.controller.upgrade());
+            let is_it = |it: &Arc<Controller<VfioBus>>| it.is_alive() && it.path() == node;
+            (own.find(is_it), state.why_refused(&node.display().to_string()))
         };
-        match controller {
-            Some(controller) => self.open_vfio(arena, &controller),
-            None => open_best(&QueueOptions::default(), arena),
+        match (controller, refused) {
+            (Some(controller), _) => self.open_vfio(arena, &controller),
+            (None, Some(why)) => open_instead(&options, arena, &why),
+            (None, None) => open_best(&options, arena),
         }
     }
 
@@ -210,27 +262,28 @@ impl State {
         self.wanted.iter().any(|wanted| is_same(wanted, path))
     }
 
-    /// `fresh`: it is to become a volume, so nothing may stand on it.
-    fn open(&mut self, path: &Path, fresh: bool) -> Result<Arc<dyn Media>, MediaError> {
-        if !self.is_wanted(path) {
-            return open_volume(path);
-        }
-        match self.take(path, fresh) {
-            Ok(media) => Ok(media),
-            Err(NotTaken::Volume(error)) => Err(error),
-            Err(NotTaken::Refused(why)) => {
-                let volume = path.display().to_string();
-                tracing::warn!(volume, why, "the kernel goes on driving the device");
-                self.refused.push((volume, why));
-                open_volume(path)
-            }
+    fn refuse(&mut self, path: &Path, why: String) {
+        let volume = path.display().to_string();
+        tracing::warn!(volume, why, "the kernel goes on driving the device");
+        self.refused.retain(|(refused, _)| *refused != volume);
+        self.refused.push((volume, why));
+    }
+
+    fn why_refused(&self, name: &str) -> Option<String> {
+        let refused = self.refused.iter().find(|(refused, _)| refused == name);
+        refused.map(|(_, why)| why.clone())
+    }
+
+    /// Hands back what is left of the devices that had this path: their places on the bus, and with
+    /// them one that did not answer any more, which the kernel's driver may bring to its senses.
+    fn give_back_left(&mut self, path: &Path) {
+        let name = path.display().to_string();
+        while let Some(at) = self.own.iter().position(|own| own.name == name && own.is_left()) {
+            give_back(&self.binder, self.own.swap_remove(at).taken);
         }
     }
 
-    fn take(&mut self, path: &Path, fresh: bool) -> Result<Arc<dyn Media>, NotTaken> {
-        if !path.exists() {
-            return Ok(open_volume(path)?);
-        }
+    fn take(&mut self, path: &Path, fresh: bool) -> Result<Driven, NotTaken> {
         let device = device::of_path(&Roots::default(), path)?;
         let kernel = BlockMedia::open(path)?;
         let is_as_expected = match fresh {
@@ -251,13 +304,13 @@ impl State {
             .collect();
         let taken = self.binder.take(address, &names)?;
         match start(&self.binder, &taken, &device, path) {
-            Ok((controller, media)) => {
+            Ok(driven) => {
                 let name = path.display().to_string();
                 let (serial, place) = (&device.serial, address.to_string());
                 tracing::info!(volume = name, serial, place, "drives the device itself");
-                let controller = Arc::downgrade(&controller);
+                let controller = Weak::clone(&driven.controller);
                 self.own.push(Own { name, device, taken, controller });
-                Ok(media)
+                Ok(driven)
             }
             Err(error) => {
                 give_back(&self.binder, taken);
@@ -276,42 +329,40 @@ enum Driver {
     Kernel,
 }
 
-type Started = (Arc<Controller<VfioBus>>, Arc<dyn Media>);
-
-fn start(
-    binder: &Binder,
-    taken: &Taken,
-    device: &Device,
-    path: &Path,
-) -> Result<Started, NotTaken> {
+fn start(binder: &Binder, taken: &Taken, device: &Device, path: &Path) -> Result<Driven, NotTaken> {
     let bus = VfioBus::open(binder, taken.address())?;
     let namespace = device.nvme.as_ref().map(|nvme| nvme.id);
-    let options = ControllerOptions { namespace, ..ControllerOptions::default() };
+    let patient = ControllerOptions::as_patient_as_the_kernel(&Roots::default());
+    let options = ControllerOptions { namespace, ..patient };
     let controller = Controller::start(bus, options, None)?;
-    let volume = VfioVolume::open(&controller, &path.display().to_string())?;
-    let media = BlockMedia::over(Arc::new(volume));
-    let media = media.map_err(|error| NotTaken::Refused(error.to_string()))?;
-    Ok((controller, Arc::new(media)))
+    let name = path.display().to_string();
+    let volume = Arc::new(VfioVolume::open(&controller, &name)?);
+    // What cannot be read by us the kernel may still read.
+    BlockMedia::over(Arc::clone(&volume) as Arc<dyn BlockDevice>)
+        .map_err(|error| NotTaken::Refused(error.to_string()))?;
+    let told = move || tracing::warn!(volume = name, "the kernel has its device back: it goes");
+    controller.heed_removal(told).map_err(|error| NotTaken::Refused(error.to_string()))?;
+    Ok(Driven { device: volume, controller: Arc::downgrade(&controller) })
 }
 
 impl Drop for OwnDevices {
     fn drop(&mut self) {
         let State { binder, own, .. } = &mut *self.shared.state();
         for own in own.drain(..) {
-            let Own { name, taken, controller, .. } = own;
             let since = Instant::now();
-            while controller.strong_count() > 0 && since.elapsed() < LET_GO_MAX {
+            while !own.is_left() && since.elapsed() < LET_GO_MAX {
                 thread::sleep(LOOK);
             }
             // The kernel would wait for the last user, and we with it.
-            if controller.strong_count() > 0 {
+            if !own.is_left() {
+                let name = own.name;
                 tracing::error!(
                     "an answer still reads {name}: its device is not handed back; the next start \
                      does that, or `wirevault volume release`"
                 );
                 continue;
             }
-            give_back(binder, taken);
+            give_back(binder, own.taken);
         }
     }
 }

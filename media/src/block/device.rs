@@ -129,8 +129,8 @@ impl BlockDevice for HostDevice {
         self.path.display().to_string()
     }
 
-    fn path(&self) -> Option<&Path> {
-        Some(&self.path)
+    fn path(&self) -> Option<PathBuf> {
+        Some(self.path.clone())
     }
 
     fn number(&self) -> io::Result<u64> {

@@ -61,7 +61,7 @@ pub trait BlockDevice: Send + Sync {
     fn describe(&self) -> String;
 
     /// Its node.
-    fn path(&self) -> Option<&Path>;
+    fn path(&self) -> Option<PathBuf>;
 
     /// A number that no other device has.
     fn number(&self) -> io::Result<u64>;
@@ -260,7 +260,7 @@ impl Media for BlockMedia {
             self.state().discarded.remove(&place);
         }
         let device = self.device.open(writable)?;
-        let path = self.device.path().map(Path::to_owned);
+        let path = self.device.path();
         Ok(Arc::new(BlockFile { name: name.to_owned(), device, path, start, bytes, writable }))
     }
 

@@ -1,7 +1,7 @@
 //! A simulated device: one file of a simulated disk, with all its faults.
 
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::BlockDevice;
@@ -44,7 +44,7 @@ impl BlockDevice for SimDevice {
         "simulated device".to_owned()
     }
 
-    fn path(&self) -> Option<&Path> {
+    fn path(&self) -> Option<PathBuf> {
         None
     }
 

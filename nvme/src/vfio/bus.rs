@@ -33,8 +33,8 @@ pub trait Bus: Send + Sync {
     /// [`Arena::regions`]. Errors: the system's.
     fn map_arena(&self, arena: &Arena) -> io::Result<Vec<u64>>;
 
-    /// Takes all memory away from the device, whatever state it is in. Afterwards it reaches none.
-    /// Errors: it may still reach some.
+    /// Takes all memory away from the device, whatever state it is in, and lets go of it. Then it
+    /// reaches none, and answers as one that is gone. Errors: it may still reach some.
     fn sever(&self) -> io::Result<()>;
 
     /// Time since some start.

@@ -3,8 +3,10 @@
 //! # Reset
 //! A reset ends every queue at once. Each start has a number, the *epoch*; a queue that sees
 //! another epoch than its own knows that all its commands are gone, and opens itself again. A
-//! controller that will not stop has all memory taken away from it and is dead for good.
+//! controller that will not stop has all memory taken away from it and is dead for good, and so
+//! is one that the kernel wants back.
 
+use std::fs;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -22,6 +24,7 @@ use super::registers::{
     CSTS_SHST_DONE, CSTS_SHST_MASK, Capabilities, GONE, PAGE_BYTES,
 };
 use super::ring::Ring;
+use crate::device::Roots;
 use crate::error::NvmeError;
 use crate::spec::command::{self as spec, admin};
 use crate::spec::identify::IDENTIFY_BYTES;
@@ -32,6 +35,8 @@ use crate::spec::{IdentifyController, IdentifyNamespace};
 const ADMIN_ENTRIES: u16 = 32;
 /// I/O queue pairs asked for: a writer and the blocking calls need one each.
 const PAIRS_WANTED: u16 = 64;
+/// An admin command that takes longer has somebody look whether the device is still there.
+const ADMIN_LOOK_NS: u64 = 1_000_000;
 /// The epoch of a dead controller.
 const DEAD: u32 = 0;
 
@@ -56,6 +61,21 @@ impl Default for ControllerOptions {
             command_timeout: Duration::from_secs(30),
             admin_timeout: Duration::from_secs(15),
         }
+    }
+}
+
+impl ControllerOptions {
+    /// With the time that the kernel's own driver leaves a command (`nvme_core.io_timeout`), which
+    /// is raised where volumes are on a network.
+    pub fn as_patient_as_the_kernel(roots: &Roots) -> Self {
+        let set = roots.sys.join("module/nvme_core/parameters/io_timeout");
+        let set = fs::read_to_string(set).ok().and_then(|text| text.trim().parse::<u32>().ok());
+        let own = Self::default();
+        let command_timeout = match set.filter(|seconds| *seconds > 0) {
+            Some(seconds) => Duration::from_secs(seconds.into()),
+            None => own.command_timeout,
+        };
+        Self { command_timeout, ..own }
     }
 }
 
@@ -181,6 +201,21 @@ impl<B: Bus> Controller<B> {
         self.epoch() != DEAD
     }
 
+    /// Whether this process has nothing to do with the device any more: it is dead, and closed.
+    pub fn is_left(&self) -> bool {
+        !self.is_alive() && !self.is_runaway()
+    }
+
+    /// Lets go of the device, for good: what is in flight has failed, and queues say that it is
+    /// gone. What its cache holds is left to it.
+    pub fn let_go(&self) {
+        let _admin = self.lock();
+        if !self.is_left() {
+            let _ = self.disable();
+            self.die();
+        }
+    }
+
     /// How often the controller was reset because commands did not end.
     pub fn resets(&self) -> u32 {
         self.epoch().saturating_sub(1)
@@ -207,9 +242,11 @@ impl<B: Bus> Controller<B> {
         self.runaway.load(Ordering::Acquire)
     }
 
-    /// Whether the status register says that the device needs a reset, or is gone.
+    /// Whether the status register says that the device needs a reset, was reset by somebody else,
+    /// or is gone.
     pub(super) fn has_failed(&self) -> bool {
-        self.bus.read32(CSTS) & CSTS_CFS != 0
+        let status = self.bus.read32(CSTS);
+        status & CSTS_CFS != 0 || status & CSTS_RDY == 0
     }
 
     /// Takes a free queue number, and memory of `bytes` for it.
@@ -295,14 +332,16 @@ impl<B: Bus> Controller<B> {
         if epoch == DEAD {
             return;
         }
-        let next = match self.restart(admin) {
-            Ok(()) => epoch.wrapping_add(1).max(DEAD + 1),
-            Err(_) => {
-                self.runaway.store(self.bus.sever().is_err(), Ordering::Release);
-                DEAD
-            }
-        };
-        self.epoch.store(next, Ordering::Release);
+        match self.restart(admin) {
+            Ok(()) => self.epoch.store(epoch.wrapping_add(1).max(DEAD + 1), Ordering::Release),
+            Err(_) => self.die(),
+        }
+    }
+
+    /// For whoever holds the admin queue.
+    fn die(&self) {
+        self.runaway.store(self.bus.sever().is_err(), Ordering::Release);
+        self.epoch.store(DEAD, Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, Admin> {
@@ -399,6 +438,9 @@ impl<B: Bus> Controller<B> {
             if waited > self.options.admin_timeout.as_nanos() as u64 {
                 let text = format!("no answer to an admin command in {} ms", waited / 1_000_000);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
+            if waited > ADMIN_LOOK_NS && self.has_failed() {
+                return Err(gone());
             }
             self.bus.relax(waited);
         }
@@ -553,5 +595,5 @@ fn check_capabilities(capabilities: Capabilities) -> io::Result<()> {
 }
 
 fn gone() -> io::Error {
-    io::Error::new(io::ErrorKind::NotConnected, "the device is gone")
+    io::Error::new(io::ErrorKind::NotConnected, "the device is gone, or was reset")
 }

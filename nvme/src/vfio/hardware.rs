@@ -11,10 +11,11 @@ use wirevault_buffer::Arena;
 
 use super::bind::{Binder, PciAddress};
 use super::bus::Bus;
+use super::controller::Controller;
 use super::iova::IovaSpace;
 use super::memory::DmaMemory;
 use super::registers::GONE;
-use super::sys::Vfio;
+use super::sys::{Event, Vfio};
 use crate::error::NvmeError;
 
 /// Waits up to this long keep the core: the fastest devices answer in 10 us, and a sleep takes 50
@@ -30,6 +31,8 @@ const NAP_MAX_NS: u64 = 500_000;
 pub struct VfioBus {
     address: PciAddress,
     vfio: Vfio,
+    /// The kernel wants the device back, or there is no bus any more.
+    wanted: Event,
     space: Mutex<IovaSpace>,
     start: Instant,
 }
@@ -46,7 +49,10 @@ impl VfioBus {
             .map_err(|(action, source)| failed(action, source))?;
         let info = vfio.iommu_info().map_err(|source| failed("ask what the IOMMU can", source))?;
         let space = Mutex::new(IovaSpace::from_info(&info));
-        Ok(Self { address, vfio, space, start: Instant::now() })
+        let wanted = Event::new().map_err(|source| failed("make an event", source))?;
+        vfio.signal_request(&wanted)
+            .map_err(|source| failed("ask to be told when the kernel wants it back", source))?;
+        Ok(Self { address, vfio, wanted, space, start: Instant::now() })
     }
 
     fn place(&self, bytes: usize) -> io::Result<u64> {
@@ -54,6 +60,33 @@ impl VfioBus {
         space.take(bytes as u64).ok_or_else(|| {
             io::Error::other(format!("the IOMMU has no {bytes} bytes of addresses left"))
         })
+    }
+}
+
+impl Drop for VfioBus {
+    /// Ends the thread that waits for the kernel's wish.
+    fn drop(&mut self) {
+        let _ = self.wanted.signal();
+    }
+}
+
+impl Controller<VfioBus> {
+    /// Lets go of the device as soon as the kernel wants it back: it is being pulled out, or
+    /// somebody removes it. The kernel waits for that, for ever, and nothing else of its bus is
+    /// seen to meanwhile. `told` is called afterwards.
+    ///
+    /// Errors: there is no thread for it.
+    pub fn heed_removal(self: &Arc<Self>, told: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let (wanted, controller) = (self.bus.wanted.clone(), Arc::downgrade(self));
+        let wait = move || {
+            if wanted.wait().is_ok()
+                && let Some(controller) = controller.upgrade()
+            {
+                controller.let_go();
+                told();
+            }
+        };
+        thread::Builder::new().name("vfio-removal".to_owned()).spawn(wait).map(drop)
     }
 }
 
@@ -89,7 +122,7 @@ impl Bus for VfioBus {
     fn sever(&self) -> io::Result<()> {
         // The reset only quietens the device; taking the memory away is what counts.
         let _ = self.vfio.reset();
-        self.vfio.unmap_all()
+        self.vfio.give_up()
     }
 
     fn now_ns(&self) -> u64 {

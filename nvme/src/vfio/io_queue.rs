@@ -13,8 +13,11 @@ use super::registers::PAGE_BYTES;
 use super::ring::Ring;
 use crate::spec::command::io as io_command;
 
-/// How often a queue with commands in flight looks whether they are overdue and the device well.
+/// How often at least a queue with commands in flight looks whether they are overdue and the device
+/// well.
 const WATCHES_PER_TIMEOUT: u64 = 8;
+/// Between two looks at most: whatever commands may take, a device that was reset is seen soon.
+const WATCH_NS_MAX: u64 = 1_000_000_000;
 
 /// Reads, writes and flushes of one namespace, each with a `T` that comes back once.
 pub(super) struct IoQueue<B: Bus, T> {
@@ -191,7 +194,8 @@ impl<B: Bus, T> IoQueue<B, T> {
     }
 
     fn watch_ns(&self) -> u64 {
-        (self.controller.options.command_timeout.as_nanos() as u64 / WATCHES_PER_TIMEOUT).max(1)
+        let timeout_ns = self.controller.options.command_timeout.as_nanos() as u64;
+        (timeout_ns / WATCHES_PER_TIMEOUT).clamp(1, WATCH_NS_MAX)
     }
 
     fn watch(&mut self) {
@@ -230,7 +234,7 @@ impl<B: Bus, T> IoQueue<B, T> {
         }
         while let Some(user) = self.give_up() {
             let text = if self.controller.is_alive() {
-                "the device was reset, because commands did not end"
+                "the device was reset"
             } else {
                 "the device is gone, or does not answer any more"
             };

@@ -87,6 +87,17 @@ pub enum Trouble {
     Echo,
     /// Flushes succeed and do nothing.
     FlushLies,
+    /// Somebody else resets it, now: it is not enabled, and has no queues.
+    Reset,
+}
+
+/// Is told of what is done to the disk, in the order in which it is done.
+pub trait Journal: Send {
+    /// A command that writes or flushes was fetched. What is given comes back at its end.
+    fn begun(&mut self) -> usize;
+
+    /// It ended well: offset and bytes that were written, or a flush.
+    fn ended(&mut self, begun: usize, write: Option<(u64, &[u8])>);
 }
 
 /// The model as a [`Bus`]. Clones are the same device, so that tests can keep hold of it.
@@ -99,6 +110,8 @@ struct State {
     device: Device,
     memory: HostMemory,
     now_ns: u64,
+    /// The driver has let go of it.
+    left: bool,
 }
 
 /// The driver's memory as the device reaches it.
@@ -128,8 +141,21 @@ impl ModelBus {
         let process = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
         let memory =
             HostMemory { process, mapped: Vec::new(), next: IOVA_STEP, sever_fails: false };
-        let state = State { device: Device::new(options), memory, now_ns: 0 };
+        let state = State { device: Device::new(options), memory, now_ns: 0, left: false };
         Ok(Self { shared: Arc::new(Mutex::new(state)) })
+    }
+
+    /// Puts bytes on the disk, durably, as if they had been there before.
+    pub fn put(&self, offset: usize, bytes: &[u8]) {
+        let device = &mut self.state().device;
+        for disk in [&mut device.disk, &mut device.durable] {
+            disk[offset..offset + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+
+    /// Has a journal told of what is done from now on.
+    pub fn tell(&self, journal: Box<dyn Journal>) {
+        self.state().device.journal = Some(journal);
     }
 
     /// Lets something go wrong from now on.
@@ -223,14 +249,14 @@ impl Bus for ModelBus {
     fn read32(&self, at: usize) -> u32 {
         let mut state = self.state();
         state.step(TICK_NS);
-        if state.device.is_gone() { GONE } else { state.device.read32(at) }
+        if state.left || state.device.is_gone() { GONE } else { state.device.read32(at) }
     }
 
     fn write32(&self, at: usize, value: u32) {
         let mut state = self.state();
         let now_ns = state.now_ns;
-        let State { device, memory, .. } = &mut *state;
-        if !device.is_gone() {
+        let State { device, memory, left, .. } = &mut *state;
+        if !*left && !device.is_gone() {
             device.write32(at, value, now_ns, memory);
         }
     }
@@ -253,6 +279,7 @@ impl Bus for ModelBus {
             return Err(io::Error::other("the memory stays mapped"));
         }
         state.memory.mapped.clear();
+        state.left = true;
         Ok(())
     }
 

@@ -6,18 +6,18 @@
 //!   nothing but atomic loads and stores ever touches, and arenas, which are mapped for reading
 //!   only. So no value in any register lets it change memory that Rust believes constant.
 //! - [`Vfio`] keeps what it mapped until the last descriptor that holds the IOMMU's table is
-//!   closed.
+//!   closed, or all of it was taken away from the device.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use libc::{c_int, c_ulong};
+use libc::{c_int, c_ulong, c_void};
 use wirevault_buffer::Arena;
 
 use super::memory::DmaMemory;
@@ -100,6 +100,25 @@ unsafe impl Argument for DmaMap {
 const MAP_READ: u32 = 1;
 const MAP_WRITE: u32 = 2;
 
+/// `struct vfio_irq_set` with one descriptor behind it
+#[repr(C)]
+struct IrqSet {
+    argsz: u32,
+    flags: u32,
+    index: u32,
+    start: u32,
+    count: u32,
+    fd: c_int,
+}
+// SAFETY: the structure of VFIO_DEVICE_SET_IRQS, which the kernel reads; integers only.
+unsafe impl Argument for IrqSet {
+    const REQUEST: c_ulong = request(10);
+}
+/// `VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER`
+const IRQ_TO_EVENT: u32 = 1 << 2 | 1 << 5;
+/// `VFIO_PCI_REQ_IRQ_INDEX`: no interrupt of the device, but the kernel's wish to have it back.
+const REQUEST_INDEX: u32 = 4;
+
 /// `struct vfio_iommu_type1_dma_unmap`
 #[repr(C)]
 struct DmaUnmap {
@@ -119,8 +138,8 @@ unsafe impl Argument for DmaUnmap {
 /// group, the container with the table, and only then the memory.
 pub(super) struct Vfio {
     bar: Bar,
-    device: File,
-    _group: File,
+    /// The device and its group, until they are given up.
+    held: Mutex<Option<(File, File)>>,
     container: File,
     kept: Mutex<Vec<Kept>>,
 }
@@ -167,7 +186,8 @@ impl Vfio {
         allow_memory_and_dma(&device, config.offset).map_err(at("enable the PCI function"))?;
         let bar0 = region(&device, 0).map_err(at("find the registers"))?;
         let bar = Bar::map(&device, &bar0).map_err(at("map the registers"))?;
-        Ok(Self { bar, device, _group: group, container, kept: Mutex::new(Vec::new()) })
+        let (held, kept) = (Mutex::new(Some((device, group))), Mutex::new(Vec::new()));
+        Ok(Self { bar, held, container, kept })
     }
 
     pub(super) fn bar(&self) -> &Bar {
@@ -226,7 +246,66 @@ impl Vfio {
 
     /// Resets the function, whatever state it is in. Errors: it cannot be reset, or would not.
     pub(super) fn reset(&self) -> io::Result<()> {
-        plain(&self.device, DEVICE_RESET, 0).map(drop)
+        self.with_device(|device| plain(device, DEVICE_RESET, 0).map(drop))
+    }
+
+    /// Has an event signalled, again and again, as long as the kernel waits for the device to be
+    /// given up. Errors: the kernel's.
+    pub(super) fn signal_request(&self, event: &Event) -> io::Result<()> {
+        let (argsz, flags, index) = (size::<IrqSet>(), IRQ_TO_EVENT, REQUEST_INDEX);
+        let fd = event.0.as_raw_fd();
+        let mut set = IrqSet { argsz, flags, index, start: 0, count: 1, fd };
+        self.with_device(|device| call(device, &mut set))
+    }
+
+    /// Takes all memory away from the device and closes it: from then on its registers read as
+    /// those of one that was pulled out, and the kernel may do with it what it likes.
+    ///
+    /// Errors: it may still reach memory; then it stays open.
+    pub(super) fn give_up(&self) -> io::Result<()> {
+        self.unmap_all()?;
+        // As long as its registers are mapped the device stays open.
+        self.bar.forsake()?;
+        drop(self.held().take());
+        Ok(())
+    }
+
+    fn with_device(&self, ask: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
+        match &*self.held() {
+            Some((device, _)) => ask(device),
+            None => Err(io::Error::from(io::ErrorKind::NotConnected)),
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<(File, File)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A counter of the kernel's (eventfd) that one thread waits for. Clones are the same one.
+#[derive(Clone)]
+pub(super) struct Event(Arc<File>);
+
+impl Event {
+    /// Errors: the process has no descriptor left.
+    pub(super) fn new() -> io::Result<Self> {
+        // SAFETY: eventfd takes two numbers and makes a descriptor.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel made this descriptor for us just now; nobody else has it.
+        Ok(Self(Arc::new(unsafe { File::from_raw_fd(fd) })))
+    }
+
+    /// Wakes whoever waits. Errors: none, unless it is signalled 2^64 times.
+    pub(super) fn signal(&self) -> io::Result<()> {
+        (&*self.0).write_all(&1_u64.to_ne_bytes())
+    }
+
+    /// Waits until somebody signals. Errors: the system's.
+    pub(super) fn wait(&self) -> io::Result<()> {
+        (&*self.0).read_exact(&mut [0; 8])
     }
 }
 
@@ -319,6 +398,26 @@ impl Bar {
         publish();
         // SAFETY: as in `read32`; see the module's header for why no value does harm.
         unsafe { register.as_ptr().write_volatile(value.to_le()) };
+    }
+
+    /// Puts memory of ones into the place of the registers, which is what those of a device read as
+    /// that is gone. Errors: no memory; nothing has changed.
+    fn forsake(&self) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let ones = mmap(self.bytes, flags, -1, 0)?;
+        // SAFETY: `ones` is this long and was mapped just now; nobody else knows it.
+        unsafe { ones.write_bytes(u8::MAX, self.bytes) };
+        let (from, to) = (ones.as_ptr().cast(), self.start.as_ptr().cast::<c_void>());
+        let options = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both ranges are ours and this long. The kernel puts one into the other's place as
+        // one step, so accesses of a register, which are single ones, meet either.
+        let moved = unsafe { libc::mremap(from, self.bytes, self.bytes, options, to) };
+        if moved == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            unmap(ones, self.bytes);
+            return Err(error);
+        }
+        Ok(())
     }
 
     fn register(&self, at: usize) -> Option<NonNull<u32>> {

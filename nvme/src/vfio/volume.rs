@@ -68,8 +68,8 @@ impl<B: Bus + 'static> BlockDevice for VfioVolume<B> {
         self.name.clone()
     }
 
-    fn path(&self) -> Option<&Path> {
-        Some(&self.path)
+    fn path(&self) -> Option<PathBuf> {
+        Some(self.path.clone())
     }
 
     fn number(&self) -> io::Result<u64> {

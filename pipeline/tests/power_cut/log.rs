@@ -1,19 +1,33 @@
 //! A device in memory that keeps a log of what it was told, in the order in which it was done: the
 //! bytes of every write, and every flush with what it promised. See the kernel's dm-log-writes.
+//!
+//! Files of it are written to by threads. Queues of NVMe commands have a log of their commands:
+//! [`LoggedRing`] of those that pass through the kernel, and a model's journal of our own driver's.
 
+use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
+use wirevault_buffer::ChunkBuf;
 use wirevault_media::block::BlockDevice;
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{Lock, MediaError, MediaFile, SimMedia};
+use wirevault_nvme::passthrough::sim::SimCommands;
+use wirevault_nvme::passthrough::{CommandRing, Tag};
+use wirevault_nvme::spec::command::{self, Command};
+use wirevault_nvme::vfio::model::Journal;
 use wirevault_telemetry::books::LaneBooks;
 
 /// Bytes that are written whole or not at all.
 const SECTOR_BYTES: usize = 512;
+
+/// Where and what is written; a flush writes nothing.
+type Write = Option<(u64, Arc<[u8]>)>;
 
 /// One line of the log. It stands where the operation ended.
 #[derive(Clone)]
@@ -22,8 +36,7 @@ pub(crate) struct Entry {
     begun: usize,
     /// Packets that were acknowledged while all lines before this one were there.
     acknowledged: u64,
-    /// Where and what was written; a flush wrote nothing.
-    write: Option<(u64, Arc<[u8]>)>,
+    write: Write,
 }
 
 /// What was done to a device from a certain state on.
@@ -104,6 +117,8 @@ pub(crate) struct LoggedDevice {
     /// Where places begin and how long they are: flushes of chunks in them are left out, as if the
     /// code had none.
     unflushed: Option<(u64, u64)>,
+    /// Where NVMe commands for it go.
+    node: Option<PathBuf>,
 }
 
 struct State {
@@ -119,7 +134,13 @@ impl LoggedDevice {
             books: Arc::default(),
             locks: SimMedia::new(),
             unflushed: None,
+            node: None,
         }
+    }
+
+    /// The same with a node for NVMe commands.
+    pub(crate) fn at(self, node: &Path) -> Self {
+        Self { node: Some(node.to_owned()), ..self }
     }
 
     /// The same without flushes of what is written behind the header of a place.
@@ -131,6 +152,10 @@ impl LoggedDevice {
     pub(crate) fn log(&self) -> Log {
         let acknowledged = self.acknowledged();
         Log { acknowledged, ..self.state().log.clone() }
+    }
+
+    fn lines(&self) -> usize {
+        self.state().log.len()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -145,7 +170,7 @@ impl LoggedDevice {
         })
     }
 
-    fn enter(&self, begun: usize, write: Option<(u64, Arc<[u8]>)>) {
+    fn enter(&self, begun: usize, write: Write) {
         let mut state = self.state();
         // Under the lock: the line is not there yet, so nothing that it promises is counted.
         let acknowledged = self.acknowledged();
@@ -173,8 +198,8 @@ impl BlockDevice for LoggedDevice {
         "logged device".to_owned()
     }
 
-    fn path(&self) -> Option<&Path> {
-        None
+    fn path(&self) -> Option<PathBuf> {
+        self.node.clone()
     }
 
     fn number(&self) -> io::Result<u64> {
@@ -201,7 +226,7 @@ impl MediaFile for LoggedFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        let begun = self.device.state().log.len();
+        let begun = self.device.lines();
         let is_chunk = |(from, bytes)| offset >= from && !(offset - from).is_multiple_of(bytes);
         self.unflushed.store(self.device.unflushed.is_some_and(is_chunk), Ordering::Relaxed);
         self.device.enter(begun, Some((offset, data.into())));
@@ -209,7 +234,7 @@ impl MediaFile for LoggedFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        let begun = self.device.state().log.len();
+        let begun = self.device.lines();
         if !self.unflushed.load(Ordering::Relaxed) {
             self.device.enter(begun, None);
         }
@@ -234,5 +259,70 @@ impl MediaFile for LoggedFile {
 
     fn direct_path(&self) -> Option<PathBuf> {
         None
+    }
+}
+
+impl Journal for LoggedDevice {
+    fn begun(&mut self) -> usize {
+        self.lines()
+    }
+
+    fn ended(&mut self, begun: usize, write: Option<(u64, &[u8])>) {
+        self.enter(begun, write.map(|(at, bytes)| (at, bytes.into())));
+    }
+}
+
+/// NVMe commands for a logged device. They end late and in any order, and are in its log as soon as
+/// the queue sees that: a flush that was submitted before that does not cover them.
+pub(crate) struct LoggedRing {
+    inner: SimCommands,
+    device: LoggedDevice,
+    /// What operations hold, as it was when they began.
+    held: HashMap<usize, Arc<[u8]>>,
+    /// Lines of the log when a command began, and what it writes where.
+    under_way: HashMap<(u32, u32), (usize, Write)>,
+    lba_bytes: u64,
+}
+
+impl LoggedRing {
+    pub(crate) fn new(inner: SimCommands, device: LoggedDevice, lba_bytes: u32) -> Self {
+        let (held, under_way) = (HashMap::new(), HashMap::new());
+        Self { inner, device, held, under_way, lba_bytes: lba_bytes.into() }
+    }
+}
+
+impl CommandRing for LoggedRing {
+    fn hold(&mut self, index: usize, buf: ChunkBuf) {
+        self.held.insert(index, Arc::from(&buf[..]));
+        self.inner.hold(index, buf);
+    }
+
+    fn release(&mut self, index: usize) -> Option<ChunkBuf> {
+        self.inner.release(index)
+    }
+
+    fn push(&mut self, tag: Tag, command: Command, data: Option<Range<usize>>) -> bool {
+        let block = u64::from(command.dwords[1]) << 32 | u64::from(command.dwords[0]);
+        assert_eq!(command.opcode == command::io::WRITE, data.is_some());
+        let held = |range| Arc::from(&self.held[&(tag.index as usize)][range]);
+        let write = data.clone().map(|range| (block * self.lba_bytes, held(range)));
+        self.under_way.insert((tag.index, tag.piece), (self.device.lines(), write));
+        self.inner.push(tag, command, data)
+    }
+
+    fn enter(&mut self, wait: Duration) -> io::Result<()> {
+        self.inner.enter(wait)
+    }
+
+    fn next(&mut self) -> Option<(Tag, i32)> {
+        let (tag, result) = self.inner.next()?;
+        assert_eq!(result, 0, "no command fails here");
+        let (begun, write) = self.under_way.remove(&(tag.index, tag.piece)).expect("a command");
+        self.device.enter(begun, write);
+        Some((tag, result))
+    }
+
+    fn leads_to_device(&self, node: &Path) -> io::Result<bool> {
+        self.inner.leads_to_device(node)
     }
 }

@@ -45,17 +45,18 @@ impl Kind {
         }
     }
 
-    /// The kernel gives up on a silent device later than any test ends: its reset would have QEMU
-    /// wait for what it holds back itself.
+    /// The kernel, and so our own driver, gives up on a silent device later than any test ends: its
+    /// reset would have QEMU wait for what it holds back itself.
     ///
     /// Its clock ticks all the time: QEMU arms a periodic timer again by itself. With one-shot
     /// timers a processor of a busy machine lost its interrupt once, and slept for good.
     fn command_line(self) -> String {
         let own = match self {
-            Self::Plain => "nvme.poll_queues=1 nvme_core.io_timeout=600",
+            Self::Plain => "nvme.poll_queues=1",
             Self::Iommu => "intel_iommu=on iommu=on",
         };
-        format!("console=ttyS0 panic=-1 quiet nohz=off highres=off {own}")
+        let common = "console=ttyS0 panic=-1 quiet nohz=off highres=off nvme_core.io_timeout=600";
+        format!("{common} {own}")
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Disk {
     pub serial: String,
     /// Name of the controller in the guest, as `nvme0`.
     pub controller: String,
+    /// Where the controller is on the guest's PCI bus.
+    pub place: String,
     /// Block device in the guest.
     pub block: String,
     /// Character device of the namespace in the guest.
@@ -121,7 +123,16 @@ impl Vm {
     }
 
     fn plug(&mut self, options: &NvmeOptions, image: PathBuf) -> Disk {
-        let (serial, port) = (options.serial.clone(), self.take_port());
+        let (serial, port) = (options.serial.clone(), self.put_in(options));
+        let (controller, block) = self.find(&serial);
+        let place = format!("basename $(readlink -f /sys/class/nvme/{controller}/device)");
+        let (place, generic) = (self.ok(&place).trim().to_owned(), generic(&block));
+        Disk { serial, controller, place, block, generic, image, port }
+    }
+
+    /// Gives the port that it is in.
+    fn put_in(&mut self, options: &NvmeOptions) -> usize {
+        let (serial, port) = (&options.serial, self.take_port());
         let mut device = json!({"driver": "nvme", "id": serial, "serial": serial,
             "bus": format!("port{port}"), "drive": serial, "share-rw": true,
             "logical_block_size": options.block_bytes,
@@ -130,9 +141,7 @@ impl Vm {
             device[name] = value.clone();
         }
         self.qmp.run("device_add", device);
-        let (controller, block) = self.find(&serial);
-        let generic = generic(&block);
-        Disk { serial, controller, block, generic, image, port }
+        port
     }
 
     /// Controller and block device of this serial number, once they are there. The block device
@@ -226,7 +235,8 @@ impl Vm {
         Disk { controller, block, generic, ..disk.clone() }
     }
 
-    /// Pulls the device out, without a warning to whoever uses it.
+    /// Pulls the device out: the kernel takes its driver away from it first, which drivers in the
+    /// kernel have no say in, and others are asked for.
     pub fn unplug(&mut self, disk: &Disk) {
         let id = &disk.serial;
         self.qmp.run("device_del", json!({"id": id}));
@@ -240,6 +250,13 @@ impl Vm {
     pub fn replug(&mut self, disk: &Disk) -> Disk {
         let options = NvmeOptions::new(&disk.serial, 0);
         self.plug(&options, disk.image.clone())
+    }
+
+    /// The same into the port that was left last, where somebody may take it before the kernel
+    /// shows it.
+    pub fn put_back(&mut self, disk: &Disk) {
+        let port = self.put_in(&NvmeOptions::new(&disk.serial, 0));
+        assert_eq!(port, disk.port, "the port that {} was in", disk.serial);
     }
 }
 

@@ -8,13 +8,13 @@ use wirevault_tests::vm::{Disk, Fault, Kind, NvmeOptions, Vm};
 
 use crate::recorder::*;
 
-/// Packets of a load: ten seconds.
-const PACKETS: u64 = 20_000;
+/// Packets of a load: ten seconds, or twenty of our own driver's.
+pub(crate) const PACKETS: u64 = 20_000;
 /// Packets before it, of a run of their own.
-const FIRST: u64 = 1000;
+pub(crate) const FIRST: u64 = 1000;
 /// What has to become durable for a device to be seen to be done without. Less than what the
 /// buffer holds would show nothing: 6 MB, of which the buffer keeps 4.
-const BEYOND: u64 = 6000;
+pub(crate) const BEYOND: u64 = 6000;
 const BUFFER: &str = "4MiB";
 
 /// A recorder on two devices, with a buffer that a silent device could use up alone, that has
@@ -26,7 +26,7 @@ fn ready(serials: &[&str]) -> (Vm, Vec<Disk>) {
 }
 
 /// Starts the recorder of a machine that has a store; it stores the first packets.
-fn begin(vm: &mut Vm) {
+pub(crate) fn begin(vm: &mut Vm) {
     vm.ok(&format!("sed -i 's/size: 64MiB/size: {BUFFER}/' /tmp/wirevault.yaml"));
     start(vm);
     send(vm, RUN + 1, FIRST, RATE);
@@ -35,7 +35,12 @@ fn begin(vm: &mut Vm) {
 
 /// Begins to send a load; gives the sender's process id.
 fn load(vm: &mut Vm) -> u32 {
-    let sender = format!("lab-guest send vb {RUN} {PACKETS} {RATE} {PACKET_BYTES}");
+    load_of(vm, (RUN, PACKETS), RATE)
+}
+
+/// The same of any run and length, of so many packets a second.
+pub(crate) fn load_of(vm: &mut Vm, (run, packets): (u16, u64), rate: u64) -> u32 {
+    let sender = format!("lab-guest send vb {run} {packets} {rate} {PACKET_BYTES}");
     vm.spawn(&sender, "/tmp/sender")
 }
 
@@ -47,7 +52,7 @@ fn loaded(serials: &[&str]) -> (Vm, Vec<Disk>, u32) {
     (vm, disks, sender)
 }
 
-fn stored(vm: &mut Vm) -> u64 {
+pub(crate) fn stored(vm: &mut Vm) -> u64 {
     status(vm)["lanes"][0]["stored"].as_u64().unwrap_or(0)
 }
 
@@ -61,11 +66,11 @@ fn newest_segment(vm: &mut Vm) -> Value {
 }
 
 /// Number of the volume, and so of the device, that the newest segment is on.
-fn busy(vm: &mut Vm) -> usize {
+pub(crate) fn busy(vm: &mut Vm) -> usize {
     newest_segment(vm)["volume"].as_u64().expect("its volume") as usize
 }
 
-fn wait_for_state(vm: &mut Vm, volume: usize, state: &str) {
+pub(crate) fn wait_for_state(vm: &mut Vm, volume: usize, state: &str) {
     wait_for(&format!("volume {volume} to be {state}"), patience(), || {
         let report = status(vm);
         let told = report["volumes"][volume]["state"].as_str()?;
@@ -73,7 +78,7 @@ fn wait_for_state(vm: &mut Vm, volume: usize, state: &str) {
     });
 }
 
-fn wait_until_in_use(vm: &mut Vm, volume: usize) {
+pub(crate) fn wait_until_in_use(vm: &mut Vm, volume: usize) {
     wait_for(&format!("volume {volume} to be in use"), patience(), || {
         let report = status(vm);
         let state = report["volumes"][volume]["state"].as_str()?;
@@ -82,14 +87,14 @@ fn wait_until_in_use(vm: &mut Vm, volume: usize) {
 }
 
 /// Waits until the load is sent and an answer holds all of it, and says so.
-fn all_is_found(vm: &mut Vm, sender: u32) {
+pub(crate) fn all_is_found(vm: &mut Vm, sender: u32) {
     vm.wait_for("the sender", &format!("! [ -d /proc/{sender} ]"));
     wait_until_durable(vm, FIRST + PACKETS);
     let found = numbers(vm, "--socket /tmp/socket", RUN);
     assert_eq!(found, (vec![(0, PACKETS - 1)], 0), "{}", vm.ok("cat /tmp/said"));
 }
 
-fn is_complete(vm: &mut Vm) -> bool {
+pub(crate) fn is_complete(vm: &mut Vm) -> bool {
     let question = "wirevault query --socket /tmp/socket 'udp port 20001' --summary - 2>&1";
     match vm.run(question).code {
         0 => true,

@@ -1,15 +1,20 @@
 //! The recorder on devices that it drives itself: taken at the start, taken again after a kill,
 //! handed back at the end; and left to the kernel where there is no way to take them.
 
-use wirevault_tests::vm::{Fault, Kind, NvmeOptions, Vm};
+use wirevault_testkit::net::wait_for;
+use wirevault_tests::vm::{Disk, Fault, Kind, NvmeOptions, Vm};
 
+use crate::faults::*;
 use crate::recorder::{
-    DEVICE_BYTES, RUN, by_id, numbers, send, site_on, start, status, wait_for_health,
+    DEVICE_BYTES, RUN, by_id, numbers, patience, send, site_on, start, status, wait_for_health,
     wait_until_durable,
 };
 
 /// Packets a second: beside the sender and the recorder, the emulated IOMMU takes its time.
 const RATE: u64 = 1000;
+/// Run of a second load, and its packets.
+const AGAIN: u16 = RUN + 2;
+const MORE: u64 = 4000;
 
 /// Adds the line to the configuration.
 fn configure(vm: &mut Vm, line: &str) {
@@ -140,6 +145,124 @@ fn a_device_past_the_kernel_is_replaced_by_one_past_the_kernel() {
     let serial = "read -r s </sys/block/${b##*/}/device/serial && [ $s = NEW ]";
     vm.wait_for("the kernel's device", &format!("b=$(readlink -f {new}) && [ -b $b ] && {serial}"));
     assert_eq!(numbers(&mut vm, &format!("--store {new}"), RUN + 1), (vec![(0, 999)], 0));
+    vm.finish();
+}
+
+/// A recorder on two devices, both past the kernel, under a load.
+fn both_loaded(serials: [&str; 2]) -> (Vm, Vec<Disk>, u32) {
+    let (mut vm, disks) = site_on(Kind::Iommu, &serials);
+    keep_links(&mut vm);
+    configure(&mut vm, &format!("vfio: [{}]", serials.map(by_id).join(", ")));
+    begin(&mut vm);
+    let sender = load_of(&mut vm, (RUN, PACKETS), RATE);
+    wait_until_durable(&mut vm, 2 * FIRST);
+    (vm, disks, sender)
+}
+
+/// Waits until recording has gone on elsewhere for longer than by the buffer alone.
+fn wait_until_done_without(vm: &mut Vm) {
+    let before = stored(vm);
+    wait_until_durable(vm, before + BEYOND);
+    assert_eq!(status(vm)["state"], "degraded");
+}
+
+/// Waits until a volume is in use again, with all that it held.
+fn wait_until_whole_again(vm: &mut Vm, volume: usize) {
+    wait_for("a complete answer", patience(), || is_complete(vm).then_some(()));
+    wait_until_in_use(vm, volume);
+}
+
+/// Ends the recorder; what is there of the devices is the kernel's again, and nothing is noted.
+fn end(vm: &mut Vm, left: &[&Disk]) {
+    vm.ok("kill $(pidof wirevaultd)");
+    vm.wait_for("the end of the recorder", "! pidof wirevaultd");
+    for disk in left {
+        let driver = format!("/sys/bus/pci/devices/{}/driver", disk.place);
+        vm.wait_for("the kernel's driver", &format!("readlink {driver} | grep '/nvme$'"));
+    }
+    assert_eq!(vm.ok("ls /run/wirevault-vfio"), "");
+}
+
+/// Pulled out while we drive it: whoever pulls does not have to wait for us, recording goes on with
+/// the other, and once it is back it is taken again. Then a controller is reset by somebody else.
+/// What is gone at the end is not handed back, and hinders nobody.
+#[test]
+fn a_device_past_the_kernel_that_was_pulled_or_reset_is_used_again() {
+    let (mut vm, disks, sender) = both_loaded(["PULLED-A", "PULLED-B"]);
+    let pulled = busy(&mut vm);
+    vm.unplug(&disks[pulled]);
+    wait_until_done_without(&mut vm);
+    assert!(!is_complete(&mut vm), "the first packets went with their device");
+    vm.put_back(&disks[pulled]);
+    wait_until_whole_again(&mut vm, pulled);
+    all_is_found(&mut vm, sender);
+
+    let sender = load_of(&mut vm, (AGAIN, MORE), RATE);
+    let reset = busy(&mut vm);
+    let failed = |vm: &mut Vm| status(vm)["volumes"][reset]["failed_chunks"].as_u64();
+    let before = failed(&mut vm);
+    vm.ok(&format!("echo 1 >/sys/bus/pci/devices/{}/reset", disks[reset].place));
+    wait_for("the reset to be noticed", patience(), || (failed(&mut vm) > before).then_some(()));
+    vm.wait_for("the sender", &format!("! [ -d /proc/{sender} ]"));
+    wait_until_durable(&mut vm, FIRST + PACKETS + MORE);
+    assert_eq!(numbers(&mut vm, "--socket /tmp/socket", AGAIN), (vec![(0, MORE - 1)], 0));
+    wait_until_whole_again(&mut vm, reset);
+    let report = status(&mut vm);
+    let driven = [0, 1].map(|volume| report["volumes"][volume]["backend"].clone());
+    assert_eq!(driven, ["vfio", "vfio"], "{report}");
+    vm.unplug(&disks[pulled]);
+    end(&mut vm, &[&disks[1 - pulled]]);
+    vm.finish();
+}
+
+/// Poison: what cannot be read is missing, and answers say so. Then pulled out; it comes back and
+/// is not to be had: the kernel's driver goes on with it, beside a device that it always had.
+#[test]
+fn a_device_past_the_kernel_that_cannot_be_taken_again_is_the_kernels() {
+    const OURS: usize = 0;
+    const KERNELS: usize = 1;
+    let (mut vm, disks) = site_on(Kind::Iommu, &["OURS", "KERNELS"]);
+    keep_links(&mut vm);
+    configure(&mut vm, &format!("vfio: {}", by_id("OURS")));
+    begin(&mut vm);
+    assert_eq!(busy(&mut vm), OURS, "the first of two that are equal");
+    let sender = load_of(&mut vm, (RUN, PACKETS), RATE);
+    // An answer that has nothing to find is whole.
+    wait_until_durable(&mut vm, 2 * FIRST);
+    vm.fail(&disks[OURS], Fault::Reads);
+    assert!(!is_complete(&mut vm), "what cannot be read is missing");
+    vm.heal(&disks[OURS]);
+    assert!(is_complete(&mut vm));
+    vm.unplug(&disks[OURS]);
+    wait_until_done_without(&mut vm);
+    assert!(!is_complete(&mut vm), "what was there went with it");
+    vm.ok("rmmod vfio_pci");
+    vm.put_back(&disks[OURS]);
+    wait_until_whole_again(&mut vm, OURS);
+    all_is_found(&mut vm, sender);
+    vm.fail(&disks[KERNELS], Fault::Writes);
+    send(&mut vm, AGAIN, FIRST, RATE);
+    wait_until_durable(&mut vm, 2 * FIRST + PACKETS);
+    assert_eq!(busy(&mut vm), OURS);
+    let volume = status(&mut vm)["volumes"][OURS].clone();
+    assert_eq!(volume["backend"], "passthrough", "{volume}");
+    let why_not = volume["why_not"].to_string();
+    assert!(why_not.contains("the driver vfio-pci is not loaded"), "{volume}");
+    assert_eq!(numbers(&mut vm, "--socket /tmp/socket", AGAIN), (vec![(0, FIRST - 1)], 0));
+    vm.heal(&disks[KERNELS]);
+    end(&mut vm, &[&disks[OURS], &disks[KERNELS]]);
+    vm.finish();
+}
+
+/// A device that neither ends nor fails what it was given: no lane waits for it.
+#[test]
+fn a_silent_device_past_the_kernel_keeps_nobody_waiting() {
+    let (mut vm, disks, _sender) = both_loaded(["SILENT-A", "SILENT-B"]);
+    let silent = busy(&mut vm);
+    vm.slow(&disks[silent], 1);
+    let before = stored(&mut vm);
+    wait_until_durable(&mut vm, before + BEYOND);
+    wait_for_state(&mut vm, silent, "stalled");
     vm.finish();
 }
 

@@ -10,7 +10,7 @@ use super::super::registers::{
     ACQ, AQA, ASQ, CAP, CC, CC_EN, CC_RUN, CC_SHN_MASK, CSTS, CSTS_CFS, CSTS_RDY, CSTS_SHST_DONE,
     DOORBELLS, PAGE_BYTES,
 };
-use super::{HostMemory, ModelOptions, Trouble};
+use super::{HostMemory, Journal, ModelOptions, Trouble};
 use crate::spec::Status;
 use crate::spec::command::{admin, io as io_command};
 use crate::spec::identify::IDENTIFY_BYTES;
@@ -38,6 +38,7 @@ pub(super) struct Device {
     stuck: u32,
     deaf: bool,
     troubles: Vec<Trouble>,
+    pub(super) journal: Option<Box<dyn Journal>>,
 }
 
 /// A queue pair as the device knows it.
@@ -61,6 +62,8 @@ struct Running {
     /// `None`: it does not end by itself.
     due_ns: Option<u64>,
     deaf: bool,
+    /// The journal's.
+    begun: usize,
 }
 
 impl Device {
@@ -82,6 +85,7 @@ impl Device {
             stuck: 0,
             deaf: false,
             troubles: Vec::new(),
+            journal: None,
             options,
         }
     }
@@ -90,6 +94,10 @@ impl Device {
         match trouble {
             Trouble::Stuck(count) => (self.stuck, self.deaf) = (count, false),
             Trouble::Deaf(count) => (self.stuck, self.deaf) = (count, true),
+            Trouble::Reset => {
+                self.registers[CC / 4] = 0;
+                self.stop();
+            }
             other => self.troubles.push(other),
         }
     }
@@ -258,14 +266,15 @@ impl Device {
         } else if self.has(Trouble::AdminStuck) {
             due_ns = None;
         }
-        self.running.push(Running { queue, id, command, due_ns, deaf });
+        let begun = self.journal.as_mut().filter(|_| queue > 0).map_or(0, |it| it.begun());
+        self.running.push(Running { queue, id, command, due_ns, deaf, begun });
     }
 
     fn end(&mut self, command: &Running, memory: &HostMemory) {
         let (status, result) = if command.queue == 0 {
             self.administer(&command.command, memory)
         } else {
-            (self.carry_out(&command.command, memory), 0)
+            (self.carry_out(command, memory), 0)
         };
         self.post(command.queue, command.id, status, result, memory);
         if self.has(Trouble::Echo) && self.has_room(command.queue) {
@@ -386,7 +395,8 @@ impl Device {
         if memory.write(at, &data) { Status::OK } else { Status(4) }
     }
 
-    fn carry_out(&mut self, c: &[u32; COMMAND_DWORDS], memory: &HostMemory) -> Status {
+    fn carry_out(&mut self, running: &Running, memory: &HostMemory) -> Status {
+        let c = &running.command;
         let opcode = c[0] as u8;
         if c[1] != 1 {
             self.violate(format!("namespace {}", c[1]));
@@ -398,11 +408,12 @@ impl Device {
                     self.durable[range.clone()].copy_from_slice(&self.disk[range]);
                 }
             }
+            self.note(running.begun, None);
             return Status::OK;
         }
         let block = u64::from(self.options.block_bytes);
         if opcode == io_command::DATASET_MANAGEMENT {
-            return self.deallocate(c, block, memory);
+            return self.deallocate(running, block, memory);
         }
         let first = (u64::from(c[11]) << 32 | u64::from(c[10])) * block;
         let bytes = (u64::from(c[12] & 0xffff) + 1) * block;
@@ -440,6 +451,7 @@ impl Device {
             }
         }
         if opcode == io_command::WRITE {
+            self.note(running.begun, Some(place.clone()));
             if self.options.volatile_cache {
                 self.cached.push(place);
             } else {
@@ -450,7 +462,8 @@ impl Device {
     }
 
     /// One range; what it covers reads as zeros, at once and for good.
-    fn deallocate(&mut self, c: &[u32; COMMAND_DWORDS], block: u64, memory: &HostMemory) -> Status {
+    fn deallocate(&mut self, running: &Running, block: u64, memory: &HostMemory) -> Status {
+        let c = &running.command;
         let mut range = [0; RANGE_BYTES];
         let page = u64::from(c[7]) << 32 | u64::from(c[6]);
         if c[10] & 0xff != 0 || c[11] & 4 == 0 || !memory.read(page, &mut range) {
@@ -466,7 +479,14 @@ impl Device {
         for bytes in [&mut self.disk, &mut self.durable] {
             bytes[from as usize..until as usize].fill(0);
         }
+        self.note(running.begun, Some(from as usize..until as usize));
         Status::OK
+    }
+
+    fn note(&mut self, begun: usize, written: Option<Range<usize>>) {
+        if let Some(journal) = &mut self.journal {
+            journal.ended(begun, written.map(|range| (range.start as u64, &self.disk[range])));
+        }
     }
 }
 

@@ -103,7 +103,7 @@ fn save(log: &Path, certificate: &Certificate) -> Result<(), AuditError> {
 /// check of the log found on the way.
 ///
 /// # Errors
-/// As [`audit::verify()`]; a file cannot be written.
+/// As [`audit::Source::verify`]; a file cannot be written.
 pub fn make_again(log: &Path) -> Result<(u64, Report), AuditError> {
     let (mut saved, mut count) = (Ok(()), 0);
     let report = audit::verify::read_hashed(log, None, &mut |entry, hash| {
@@ -147,7 +147,7 @@ pub fn read(path: &Path) -> Result<Certificate, AuditError> {
 /// Why a certificate is not what the log says; nothing if it is.
 ///
 /// # Errors
-/// As [`audit::verify()`].
+/// As [`audit::Source::verify`].
 pub fn verify(log: &Path, certificate: &Certificate) -> Result<Option<String>, AuditError> {
     let mut entry = None;
     let report = audit::read(log, Some(&certificate.hash), &mut |found| {

@@ -19,7 +19,7 @@ Example: wirevault audit verify --store /var/lib/wirevault --head $(journalctl -
         #[arg(long, value_name = "DIR", required_unless_present = "file")]
         store: Option<PathBuf>,
         /// A log that `export --json` wrote, in the place of a store's.
-        #[arg(long, value_name = "FILE", conflicts_with_all = ["store", "anchor"])]
+        #[arg(long, value_name = "FILE", conflicts_with = "store")]
         file: Option<PathBuf>,
         /// Hash of a line that must be in the log: 64 hex digits.
         #[arg(long, value_name = "HASH")]

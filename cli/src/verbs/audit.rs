@@ -7,7 +7,7 @@ use wirevault_config::Anchor;
 use wirevault_index::{KeySource, open_store};
 use wirevault_lifecycle::audit::anchor::{self, Difference};
 use wirevault_lifecycle::audit::codes::{self, Codes};
-use wirevault_lifecycle::audit::{self, Entry, Event, FaultKind, Report};
+use wirevault_lifecycle::audit::{self, Entry, Event, FaultKind, Report, Source};
 use wirevault_query::summary::Instant;
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -23,21 +23,12 @@ const HASH_DIGITS: usize = 64;
 pub(crate) fn audit(verb: &AuditVerb) -> Result<Outcome, CliError> {
     match verb {
         AuditVerb::Verify { store, file, head, anchor, json } => {
-            let log = match (file, store) {
-                (Some(file), _) => Log::Exported(file),
-                (None, store) => Log::Store(store.as_deref().unwrap_or(Path::new(""))),
-            };
-            verify(&log, head.as_deref(), anchor, *json)
+            let store = store.as_deref().unwrap_or(Path::new(""));
+            verify((store, file.as_deref()), head.as_deref(), anchor, *json)
         }
         AuditVerb::Export { store, write, json } => export(store, write, *json),
         AuditVerb::Show { store, json } => show(store, *json),
     }
-}
-
-/// What is checked.
-enum Log<'a> {
-    Store(&'a Path),
-    Exported(&'a Path),
 }
 
 /// The whole log, as it stands or as JSON lines with a proof.
@@ -49,7 +40,7 @@ fn export(store: &Path, file: &Path, json: bool) -> Result<Outcome, CliError> {
             let id = open_store(store, &KeySource::Recorded)?.store.to_string();
             (audit::export(&log, &id, SystemClock.unix_ns(), &mut lines)?, lines)
         }
-        false => (audit::verify(&log, None)?, audit::bytes(&log)?),
+        false => (Source::Folder(&log).verify(None)?, audit::bytes(&log)?),
     };
     match file == Path::new("-") {
         true => put(&String::from_utf8_lossy(&bytes))?,
@@ -59,8 +50,9 @@ fn export(store: &Path, file: &Path, json: bool) -> Result<Outcome, CliError> {
     Ok(if report.faults.is_empty() { Outcome::Found } else { Outcome::Incomplete })
 }
 
+/// Checks the log of a store, or an exported one.
 fn verify(
-    log: &Log<'_>,
+    (store, file): (&Path, Option<&Path>),
     head: Option<&str>,
     anchors: &[String],
     json: bool,
@@ -72,16 +64,16 @@ fn verify(
         return Err(CliError::Usage(what));
     }
     let head = head.map(str::to_ascii_lowercase);
-    let report;
-    let verdict = match log {
-        Log::Exported(file) => {
-            report = audit::verify_export(file, head.as_deref())?;
-            Verdict::of(&report)
-        }
-        Log::Store(store) => {
-            let log = folder(store)?;
-            report = audit::verify(&log, head.as_deref())?;
-            Verdict::of(&report).compared(store, &log, anchors)?
+    let folder = if file.is_none() { folder(store)? } else { PathBuf::new() };
+    let log = file.map_or(Source::Folder(&folder), Source::Export);
+    let report = log.verify(head.as_deref())?;
+    let verdict = match (anchors, file, &report.store) {
+        // An export without a proof is broken, whosever it is.
+        ([], ..) | (_, Some(_), None) => Verdict::of(&report),
+        (_, Some(_), Some(id)) => Verdict::of(&report).compared(log, id, anchors)?,
+        (_, None, _) => {
+            let id = open_store(store, &KeySource::Recorded)?.store.to_string();
+            Verdict::of(&report).compared(log, &id, anchors)?
         }
     };
     match json {
@@ -107,12 +99,8 @@ impl<'a> Verdict<'a> {
         Self { report, difference: None, codes: None }
     }
 
-    /// With the heads of these places.
-    fn compared(self, store: &Path, log: &Path, anchors: &[String]) -> Result<Self, CliError> {
-        if anchors.is_empty() {
-            return Ok(self);
-        }
-        let id = open_store(store, &KeySource::Recorded)?.store.to_string();
+    /// With the heads of the store that these places keep.
+    fn compared(self, log: Source<'_>, id: &str, anchors: &[String]) -> Result<Self, CliError> {
         let (mut marks, mut keys) = (Vec::new(), Vec::new());
         for place in anchors {
             let kept = match Anchor::from(place.as_str()) {
@@ -120,10 +108,10 @@ impl<'a> Verdict<'a> {
                     keys.push(key);
                     continue;
                 }
-                Anchor::File(file) => anchor::marks(&file, &id)?,
+                Anchor::File(file) => anchor::marks(&file, id)?,
                 Anchor::Objects(url) => {
                     let objects = wirevault_cloud::objects(&url).map_err(CliError::Start)?;
-                    anchor::object_marks(&*objects, &id)?
+                    anchor::object_marks(&*objects, id)?
                 }
             };
             if kept.is_empty() {
@@ -137,7 +125,7 @@ impl<'a> Verdict<'a> {
                 let service = wirevault_cloud::mac_service(None).map_err(CliError::Start)?;
                 let why = "this build knows no service for keys: build it with the feature `aws`";
                 let service = service.ok_or_else(|| CliError::Usage(why.to_owned()))?;
-                Some(codes::check(log, &id, (&*service, &keys))?)
+                Some(codes::check(log, id, (&*service, &keys))?)
             }
         };
         marks.extend(codes.iter().flat_map(|codes| codes.good.iter().cloned()));

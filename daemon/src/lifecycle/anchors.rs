@@ -205,6 +205,7 @@ pub(crate) fn keeping(app: &App) -> Option<Duty> {
 
 #[cfg(test)]
 mod tests {
+    use wirevault_lifecycle::audit::Source;
     use wirevault_seal::service::Refusal;
     use wirevault_seal::sim::SimService;
     use wirevault_telemetry::clock::ManualClock;
@@ -251,7 +252,8 @@ mod tests {
         anchors.keep(&log, Occasion::End);
         assert_eq!(shown(), [(Some(3), 0, None), (Some(3), 0, None)]);
         let keys = ["arn:1".to_owned()];
-        let codes = codes::check(log.folder(), &anchors.store, (&*service, &keys)).unwrap();
+        let written = Source::Folder(log.folder());
+        let codes = codes::check(written, &anchors.store, (&*service, &keys)).unwrap();
         assert_eq!((codes.count, codes.wrong.len()), (2, 0));
     }
 }

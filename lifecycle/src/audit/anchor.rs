@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use wirevault_media::{ObjectFault, Objects};
 
 use crate::AuditError;
-use crate::audit::{Entry, verify};
+use crate::audit::{Entry, Source};
 
 /// Bytes of a head's object at most: two ids and two numbers are a fifth of that.
 const MARK_BYTES_MAX: u64 = 1024;
@@ -190,12 +190,12 @@ pub enum Difference {
 /// Compares a log with the heads that were kept of it; nothing is wrong if it gives nothing.
 ///
 /// # Errors
-/// As [`verify::read`].
-pub fn compare(folder: &Path, marks: &[Mark]) -> Result<Option<Difference>, AuditError> {
+/// As [`Source::verify`].
+pub fn compare(log: Source<'_>, marks: &[Mark]) -> Result<Option<Difference>, AuditError> {
     let mut marks: Vec<&Mark> = marks.iter().collect();
     marks.sort_by_key(|mark| mark.entry);
     let (mut at, mut after, mut changed, mut next) = (0, None, None, 0);
-    verify::read_hashed(folder, None, &mut |entry: Entry, hash: &str| {
+    log.read_hashed(None, &mut |entry: Entry, hash: &str| {
         next = entry.number + 1;
         while let Some(mark) = marks.get(at).filter(|mark| mark.entry <= entry.number) {
             let same = mark.entry == entry.number && mark.hash == hash;
@@ -279,13 +279,17 @@ mod tests {
     #[test]
     fn an_end_that_was_cut_off_is_found_and_located() {
         let (dir, marks) = anchored();
-        assert_eq!(compare(dir.path(), &marks).unwrap(), None);
+        assert_eq!(compare(Source::Folder(dir.path()), &marks).unwrap(), None);
         keep_lines(&dir, 5);
-        assert_eq!(compare(dir.path(), &marks).unwrap(), None, "no head was kept of the last");
+        assert_eq!(
+            compare(Source::Folder(dir.path()), &marks).unwrap(),
+            None,
+            "no head was kept of the last"
+        );
         for count in (0..5).rev() {
             keep_lines(&dir, count);
             let expected = Difference::CutOff { from: count as u64, until: 4 };
-            assert_eq!(compare(dir.path(), &marks).unwrap(), Some(expected));
+            assert_eq!(compare(Source::Folder(dir.path()), &marks).unwrap(), Some(expected));
         }
     }
 
@@ -299,10 +303,13 @@ mod tests {
                 let (request, why) = (number.to_string(), String::new());
                 log.append(Who::Unknown, Event::Denied { request, why, others: 0 }).unwrap();
             }
-            assert!(verify::verify(dir.path(), None).unwrap().faults.is_empty(), "it chains well");
+            assert!(
+                Source::Folder(dir.path()).verify(None).unwrap().faults.is_empty(),
+                "it chains well"
+            );
             let until = if kept == 3 { 4 } else { 1 };
             let expected = Difference::Rewritten { after, until };
-            assert_eq!(compare(dir.path(), &marks).unwrap(), Some(expected));
+            assert_eq!(compare(Source::Folder(dir.path()), &marks).unwrap(), Some(expected));
         }
     }
 }

@@ -17,15 +17,13 @@
 //! out, or make new ones. He can cut the log off behind any code; how old the last one is, is told.
 //! A copy of the log, or a backup, carries its codes with it.
 
-use std::path::Path;
-
 use serde::Serialize;
 use wirevault_seal::MacService;
 
 use super::anchor::Mark;
 use super::entry::{Event, Who};
 use super::log::AuditLog;
-use super::verify;
+use super::verify::Source;
 use crate::{AuditError, hex};
 
 /// The message of a head.
@@ -68,14 +66,14 @@ pub struct Codes {
 /// stand in the log are not believed: whoever made a log anew could name a key of his own there.
 ///
 /// # Errors
-/// `Service`; as [`verify::read`].
+/// `Service`; as [`Source::verify`].
 pub fn check(
-    folder: &Path,
+    log: Source<'_>,
     store: &str,
     (service, keys): (&dyn MacService, &[String]),
 ) -> Result<Codes, AuditError> {
     let mut found = Vec::new();
-    verify::read(folder, None, &mut |entry| {
+    log.read_hashed(None, &mut |entry, _| {
         if let Event::Anchored { last, hash, made_ns, key, mac } = entry.event {
             let mark = Mark { store: store.to_owned(), entry: last, hash, time_ns: made_ns };
             found.push((entry.number, mark, key, mac));
@@ -101,6 +99,7 @@ pub fn check(
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
     use std::sync::Arc;
 
     use wirevault_seal::service::Refusal;
@@ -108,6 +107,7 @@ mod tests {
     use wirevault_telemetry::clock::ManualClock;
 
     use super::*;
+    use crate::audit;
     use crate::audit::anchor::{Difference, compare};
 
     const STORE: &str = "07070707070707070707070707070707";
@@ -138,10 +138,17 @@ mod tests {
         text.lines().map(|line| line[65..].to_owned()).collect()
     }
 
+    /// The same is said of the log and of what is exported of it.
     fn checked(folder: &Path, service: &SimService) -> (Codes, Option<Difference>) {
-        let codes = check(folder, STORE, (service, &KEYS.map(str::to_owned))).unwrap();
-        let difference = compare(folder, &codes.good).unwrap();
-        (codes, difference)
+        let export = folder.join("export");
+        audit::export(folder, STORE, 7, &mut fs::File::create(&export).unwrap()).unwrap();
+        let [log, exported] = [Source::Folder(folder), Source::Export(&export)].map(|log| {
+            let codes = check(log, STORE, (service, &KEYS.map(str::to_owned))).unwrap();
+            let difference = compare(log, &codes.good).unwrap();
+            (codes, difference)
+        });
+        assert_eq!(log, exported);
+        log
     }
 
     #[test]
@@ -156,7 +163,10 @@ mod tests {
         let mut kept = entries(&dir);
         kept[2] = kept[2].replace("\"b\"", "\"x\"");
         write_chained(dir.path(), &kept);
-        assert!(verify::verify(dir.path(), None).unwrap().faults.is_empty(), "it chains well");
+        assert!(
+            Source::Folder(dir.path()).verify(None).unwrap().faults.is_empty(),
+            "it chains well"
+        );
         let (codes, difference) = checked(dir.path(), &service);
         assert_eq!((codes.count, codes.wrong.len()), (3, 0));
         assert_eq!(difference, Some(Difference::Rewritten { after: Some(0), until: 2 }));
@@ -170,7 +180,8 @@ mod tests {
         let wrong = [1, 3, 5].map(|entry| (entry, KEYS[1].to_owned()));
         assert_eq!((codes.count, &codes.wrong[..]), (0, &wrong[..]));
         // ... or with those of another store.
-        let other = check(dir.path(), "other", (&service, &[KEYS[1].to_owned()])).unwrap();
+        let other =
+            check(Source::Folder(dir.path()), "other", (&service, &[KEYS[1].to_owned()])).unwrap();
         assert_eq!((other.count, other.wrong.len()), (0, 3));
     }
 
@@ -179,7 +190,8 @@ mod tests {
         let service = SimService::default();
         let dir = coded(&service, [KEYS[0], KEYS[1], KEYS[1]]);
         service.set_away(Some(Refusal::Unreachable));
-        let failed = check(dir.path(), STORE, (&service, &[KEYS[0].to_owned()])).unwrap_err();
+        let log = Source::Folder(dir.path());
+        let failed = check(log, STORE, (&service, &[KEYS[0].to_owned()])).unwrap_err();
         assert!(failed.to_string().contains("check network"), "{failed}");
         let log = AuditLog::open(dir.path(), Arc::new(ManualClock::new(1))).unwrap();
         let mark = Mark { store: STORE.into(), entry: 5, hash: log.head(), time_ns: 5 };

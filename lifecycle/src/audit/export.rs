@@ -18,8 +18,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::AuditError;
+use crate::audit::entry::Entry;
 use crate::audit::folder;
-use crate::audit::verify::{self, Check, Fault, FaultKind, Report};
+use crate::audit::verify::{self, Check, Fault, FaultKind, Report, Source};
 
 const BEFORE_HASH: &str = "{\"hash\":\"";
 const BEFORE_ENTRY: &str = "\",\"entry\":";
@@ -47,14 +48,14 @@ struct ProofLine {
 /// Writes a log out. Lines that are none are left out, and the report has them.
 ///
 /// # Errors
-/// As [`verify::verify`]; what `out` says, as the system's.
+/// As [`Source::verify`]; what `out` says, as the system's.
 pub fn export(
     folder: &Path,
     store: &str,
     time_ns: u64,
     out: &mut dyn Write,
 ) -> Result<Report, AuditError> {
-    let report = verify::verify(folder, None)?;
+    let report = Source::Folder(folder).verify(None)?;
     let failed = |source| AuditError::Io { path: folder.to_owned(), what: "export", source };
     let bytes = verify::bytes(folder)?;
     for text in bytes.split(|byte| *byte == b'\n').filter(|text| !text.is_empty()) {
@@ -72,14 +73,17 @@ pub fn export(
     Ok(report)
 }
 
-/// Checks a log that was exported, as [`verify::verify`] checks one where it is.
+/// Checks a log that was exported, as [`verify::read_hashed`] checks one where it is.
 ///
 /// # Errors
 /// The system's.
-pub fn verify_export(file: &Path, anchor: Option<&str>) -> Result<Report, AuditError> {
+pub(super) fn read_hashed(
+    file: &Path,
+    anchor: Option<&str>,
+    sink: &mut dyn FnMut(Entry, &str),
+) -> Result<Report, AuditError> {
     let bytes = verify::file_bytes(file)?;
-    let mut sink = |_, _: &str| ();
-    let mut check = Check::new(1, anchor, &mut sink);
+    let mut check = Check::new(1, anchor, sink);
     let (mut proof, mut faults, mut lines) = (None, Vec::new(), 0);
     let fault = |line, kind| Fault { file: file.to_owned(), line, kind };
     for text in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -94,6 +98,7 @@ pub fn verify_export(file: &Path, anchor: Option<&str>) -> Result<Report, AuditE
         }
     }
     let report = check.report;
+    let store = proof.as_ref().map(|proof| proof.store.clone());
     let unproved = match proof {
         None => Some("it is not there".to_owned()),
         Some(proof) if (proof.entries, &proof.head) != (report.entries, &report.head) => {
@@ -105,7 +110,7 @@ pub fn verify_export(file: &Path, anchor: Option<&str>) -> Result<Report, AuditE
         }
     };
     faults.extend(unproved.map(|why| fault(lines, FaultKind::Unproved(why))));
-    Ok(Report { faults, ..report })
+    Ok(Report { faults, store, ..report })
 }
 
 /// The line as the log has it; as it stands if it is none of an export.

@@ -172,7 +172,7 @@ mod tests {
     use wirevault_telemetry::clock::ManualClock;
 
     use super::*;
-    use crate::audit::verify::{Fault, FaultKind, Report, read, verify};
+    use crate::audit::verify::{Fault, FaultKind, Report, Source, read};
 
     fn open(folder: &Path, file_bytes_max: u64) -> AuditLog {
         let clock = Arc::new(ManualClock::new(1_700_000_000_000_000_000));
@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn check(folder: &tempfile::TempDir) -> Report {
-        verify(folder.path(), None).expect("a log")
+        Source::Folder(folder.path()).verify(None).expect("a log")
     }
 
     fn lines(folder: &tempfile::TempDir) -> Vec<String> {
@@ -295,7 +295,8 @@ mod tests {
         let folder = log(6);
         let head = check(&folder).head;
         open(folder.path(), 1000).append(Who::Recorder, event(6)).expect("it appends");
-        let anchored = |head: &str| verify(folder.path(), Some(head)).expect("a log").anchored;
+        let anchored =
+            |head: &str| Source::Folder(folder.path()).verify(Some(head)).expect("a log").anchored;
         assert_eq!(anchored(&head), Some(true));
         let lines: Vec<_> = lines(&folder).iter().take(5).map(|line| format!("{line}\n")).collect();
         rewrite(&folder, &lines);
@@ -306,7 +307,8 @@ mod tests {
     #[test]
     fn a_log_that_is_not_there_is_an_error() {
         let folder = tempfile::tempdir().expect("a folder");
-        let error = verify(&folder.path().join("audit"), None).expect_err("none").to_string();
+        let absent = folder.path().join("audit");
+        let error = Source::Folder(&absent).verify(None).expect_err("none").to_string();
         assert!(error.contains("holds no audit log"), "{error}");
     }
 

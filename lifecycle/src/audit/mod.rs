@@ -47,9 +47,9 @@ pub mod verify;
 
 pub use anchor::{Anchor, FileAnchor, Mark, ObjectAnchor};
 pub use entry::{Entry, Event, Outcome, Who};
-pub use export::{export, verify_export};
+pub use export::export;
 pub use log::AuditLog;
-pub use verify::{Fault, FaultKind, Report, bytes, read, verify};
+pub use verify::{Fault, FaultKind, Report, Source, bytes, read};
 
 /// Name of the log's folder within the first volume of a store.
 pub const FOLDER: &str = "audit";

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use wirevault_telemetry::clock::ManualClock;
 
 use super::anchor::{Difference, FileAnchor, compare, marks};
-use super::export::{export, verify_export};
-use super::verify::{FaultKind, verify};
+use super::export::export;
+use super::verify::{FaultKind, Source};
 use super::{Anchor, AuditLog, Event, Mark, Who};
 
 const STORE: &str = "0101";
@@ -38,8 +38,9 @@ struct Told {
 }
 
 fn told(folder: &Path, kept: &Path) -> Told {
-    let report = verify(folder, None).unwrap();
-    let difference = compare(folder, &marks(kept, STORE).unwrap()).unwrap();
+    let log = Source::Folder(folder);
+    let report = log.verify(None).unwrap();
+    let difference = compare(log, &marks(kept, STORE).unwrap()).unwrap();
     Told {
         fault: report.faults.first().map(|fault| (fault.line, name(&fault.kind))),
         kept: difference.map(|difference| match difference {
@@ -130,7 +131,7 @@ fn an_export_is_checked_without_the_log() {
     let file = dir.path().join("export");
     let check = |lines: &[String]| {
         fs::write(&file, lines.concat()).unwrap();
-        verify_export(&file, None).unwrap()
+        Source::Export(&file).verify(None).unwrap()
     };
     let text = String::from_utf8(exported).unwrap();
     let lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
@@ -141,7 +142,9 @@ fn an_export_is_checked_without_the_log() {
     let whole = check(&lines);
     assert_eq!((&whole.head, whole.entries), (&report.head, ENTRIES as u64));
     assert_eq!(whole.faults, []);
-    assert!(verify_export(&file, Some(&report.head)).unwrap().anchored == Some(true));
+    assert_eq!(whole.store.as_deref(), Some(STORE));
+    let kept = Source::Export(&file).verify(Some(&report.head)).unwrap();
+    assert_eq!(kept.anchored, Some(true));
 
     let first = |lines: &[String]| {
         let report = check(lines);

@@ -7,7 +7,17 @@ use serde::Serialize;
 
 use crate::AuditError;
 use crate::audit::entry::Entry;
+use crate::audit::export;
 use crate::audit::folder::{self, BEGINNING};
+
+/// A log that is read.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// Where it is written: its folder.
+    Folder(&'a Path),
+    /// The file that [`export()`](super::export()) made of it.
+    Export(&'a Path),
+}
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -20,6 +30,9 @@ pub struct Report {
     pub head: String,
     /// Whether the hash asked for is that of a line; nothing if none was asked for.
     pub anchored: Option<bool>,
+    /// Id of the store that the proof of an export names, hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
     /// What is wrong, in the order of the lines. Empty: the log is whole.
     pub faults: Vec<Fault>,
 }
@@ -61,11 +74,26 @@ pub enum FaultKind {
     Unproved(String),
 }
 
-/// Checks a whole log. `anchor` is a hash that was kept elsewhere: a line must have it.
-///
-/// Errors: [`AuditError::None`], or the system's.
-pub fn verify(folder: &Path, anchor: Option<&str>) -> Result<Report, AuditError> {
-    read(folder, anchor, &mut |_| ())
+impl Source<'_> {
+    /// Checks all of it. `anchor` is a hash that was kept elsewhere: a line must have it.
+    ///
+    /// # Errors
+    /// [`AuditError::None`] for a folder without a log, or the system's.
+    pub fn verify(self, anchor: Option<&str>) -> Result<Report, AuditError> {
+        self.read_hashed(anchor, &mut |_, _| ())
+    }
+
+    /// As [`Source::verify`], and gives out every entry on the way, with the hash of its line.
+    pub(super) fn read_hashed(
+        self,
+        anchor: Option<&str>,
+        sink: &mut dyn FnMut(Entry, &str),
+    ) -> Result<Report, AuditError> {
+        match self {
+            Self::Folder(folder) => read_hashed(folder, anchor, sink),
+            Self::Export(file) => export::read_hashed(file, anchor, sink),
+        }
+    }
 }
 
 /// The whole log as it stands, one file behind the other.
@@ -83,9 +111,9 @@ pub(super) fn file_bytes(path: &Path) -> Result<Vec<u8>, AuditError> {
     fs::read(path).map_err(|source| AuditError::Io { path: path.into(), what: "read", source })
 }
 
-/// As [`verify`], and gives out every entry on the way.
+/// As [`Source::verify`], and gives out every entry on the way.
 ///
-/// Errors: as [`verify`].
+/// Errors: as [`Source::verify`].
 pub fn read(
     folder: &Path,
     anchor: Option<&str>,
@@ -96,7 +124,7 @@ pub fn read(
 
 /// As [`read`], and gives out the hash of every line as well.
 ///
-/// Errors: as [`verify`].
+/// Errors: as [`Source::verify`].
 pub fn read_hashed(
     folder: &Path,
     anchor: Option<&str>,
@@ -134,7 +162,7 @@ impl<'a> Check<'a> {
         sink: &'a mut dyn FnMut(Entry, &str),
     ) -> Self {
         let (head, anchored) = (BEGINNING.to_owned(), anchor.map(|_| false));
-        let report = Report { entries: 0, files, head, anchored, faults: Vec::new() };
+        let report = Report { entries: 0, files, head, anchored, store: None, faults: Vec::new() };
         Self { report, anchor, next: 0, sink }
     }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::error::CredentialsError;
 use tokio::runtime::Runtime;
 
 /// For opening a connection. AWS is a few milliseconds away, or nobody answers.
@@ -35,11 +36,28 @@ pub(crate) async fn config(region: Option<&str>, attempts: u32) -> SdkConfig {
     loader.load().await
 }
 
-/// What an error came from, outermost first.
+/// Where credentials are looked for, and the way out. Source: AWS SDK for Rust Developer Guide,
+/// "Credential provider chain".
+const NO_CREDENTIALS: &str = "no credentials: they are looked for in the environment \
+                              (AWS_ACCESS_KEY_ID), a profile (AWS_PROFILE, ~/.aws), a web \
+                              identity, and the role of the container or the instance; give this \
+                              machine one of them";
+
+/// Nothing can be signed.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing can be signed")]
+pub(crate) struct Unsigned(#[source] pub(crate) CredentialsError);
+
+/// What an error came from, outermost first. Where credentials are missing it says which were
+/// looked for: the SDK tells of the last place only.
 pub(crate) fn causes(error: &dyn Error) -> String {
     let (mut texts, mut next) = (Vec::new(), error.source());
     while let Some(cause) = next {
-        texts.push(cause.to_string());
+        if cause.is::<CredentialsError>() {
+            texts.push(NO_CREDENTIALS.to_owned());
+        }
+        // The SDK puts each place on a line of its own.
+        texts.push(cause.to_string().replace("\n  ", " "));
         next = cause.source();
     }
     texts.join(": ")
@@ -60,6 +78,14 @@ pub(crate) fn region_of(arn: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn missing_credentials_are_told_with_the_places_and_the_way_out() {
+        let told = causes(&Unsigned(CredentialsError::not_loaded("one:\n  two")));
+        assert!(told.contains("AWS_ACCESS_KEY_ID") && told.contains("give this machine"), "{told}");
+        assert!(told.ends_with("one: two"), "{told}");
+        assert_eq!(causes(&std::io::Error::other("x")), "");
+    }
 
     #[test]
     fn an_arn_says_the_region() {

@@ -33,11 +33,12 @@ pub enum Exit {
     Usage = 2,
     /// The store cannot be used: absent, damaged, incomplete, or of a newer release.
     Store = 3,
-    /// The key is missing or is another store's.
+    /// The key is missing, taken away, or another store's.
     Key = 4,
     /// Another process writes the store or answers on the socket.
     Busy = 5,
-    /// The machine does not give what is needed: a privilege, an interface, memory.
+    /// The machine does not give what is needed: a privilege, an interface, memory, the way to the
+    /// service of the key. It may at the next attempt.
     Machine = 6,
     /// Another machine took the shared volume over.
     Fenced = 7,
@@ -47,8 +48,8 @@ impl Exit {
     /// The codes and their meanings, for `--help`.
     pub const HELP: &str = "Exit codes: 0 ended well; 1 failed while running; 2 wrong arguments or \
         configuration; 3 the store cannot be used; 4 its key cannot; 5 another process has the \
-        store or the socket; 6 the machine lacks a privilege, an interface or memory; 7 another \
-        machine took the shared volume over.";
+        store or the socket; 6 the machine lacks a privilege, an interface, memory, or an \
+        answer about the key; 7 another machine took the shared volume over.";
 }
 
 impl From<Exit> for ExitCode {
@@ -211,7 +212,7 @@ impl DaemonError {
             | Self::Held { .. }
             | Self::Window(_)
             | Self::NoFiles => Exit::Usage,
-            Self::Seal(_) => Exit::Key,
+            Self::Seal(error) => key_exit(error.passes()),
             Self::Store(error) => store_exit(error),
             Self::Read(error) => read_exit(error),
             Self::Capture(CaptureError::File { .. } | CaptureError::Unsupported { .. }) => {
@@ -249,14 +250,20 @@ fn store_exit(error: &StorageError) -> Exit {
     match error {
         _ if error.is_locked() => Exit::Busy,
         StorageError::Index(error) => read_exit(error),
-        StorageError::Key { .. } => Exit::Key,
+        StorageError::Key { .. } => key_exit(error.passes()),
         _ => Exit::Store,
     }
 }
 
-fn read_exit(error: &IndexError) -> Exit {
+/// A service of keys that is silent when the machine boots must not keep systemd from trying again.
+fn key_exit(passes: bool) -> Exit {
+    if passes { Exit::Machine } else { Exit::Key }
+}
+
+/// What it is when the store, or its key ring, cannot be read.
+pub(crate) fn read_exit(error: &IndexError) -> Exit {
     match error {
-        IndexError::Key { .. } | IndexError::NoKey { .. } => Exit::Key,
+        IndexError::Key { .. } | IndexError::NoKey { .. } => key_exit(error.passes()),
         IndexError::Forbidden { .. } => Exit::Machine,
         _ => Exit::Store,
     }

@@ -20,6 +20,7 @@ use wirevault_index::error::chain;
 use wirevault_index::{IndexError, KeySource, open_store};
 use wirevault_query::filter;
 
+use crate::error::read_exit;
 use crate::server::access::Access;
 use crate::volumes::devices;
 use crate::{DaemonError, Exit};
@@ -276,7 +277,7 @@ fn store(config: &Config, key: &KeySource) -> Vec<Finding> {
     }
     for volume in &reader.volumes {
         if let Some(Err(error)) = &volume.ring {
-            findings.push(Finding::fault(Exit::Key, "key", chain(error)));
+            findings.push(Finding::fault(read_exit(error), "key", chain(error)));
         }
         let path = volume.media.describe();
         if access(Path::new(&path), AccessFlags::W_OK).is_err() {

@@ -172,6 +172,9 @@ fn record(
     store.shared_catalog().change(|catalog| catalog.lost = Arc::clone(&lost));
     let snapshots = Checkpoints::of(config, store.id(), store.shared_catalog()).map(Arc::new);
     let tier = open_tier(config, &store, &services.key, &audit)?;
+    let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
+    // Before the first packet: a lane's first segment may take a place already.
+    holds.begin(&store);
     let what = "making a client of the backup service";
     let service = wirevault_cloud::backup_service();
     let service = service.map_err(|source| DaemonError::System { what, source })?;
@@ -218,7 +221,6 @@ fn record(
     log_queues(&pipeline);
     log_layout(pipeline.layout());
     let mending = Mending::start(pipeline.catalog());
-    let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
     let rules = Rules::new(&config.retention);
     let shared = leased.map(|leased| Arc::clone(&leased.shared));
     let publishing = match &sending {

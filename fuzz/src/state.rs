@@ -102,7 +102,7 @@ pub(crate) fn beside_log(bytes: &[u8]) {
         }
         _ => {
             put("export", text);
-            let report = audit::export::verify_export(&path("export"), None);
+            let report = audit::Source::Export(&path("export")).verify(None);
             let lines = text.split_inclusive(|byte| *byte == b'\n').count() as u64;
             assert!(report.expect("it reads").entries <= lines);
         }

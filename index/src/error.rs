@@ -158,6 +158,11 @@ impl IndexError {
         }
     }
 
+    /// The key's service may do at the next attempt.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Key { source, .. } if source.passes())
+    }
+
     /// The file is not there.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::MissingSegment { .. })

@@ -2,7 +2,9 @@
 //!
 //! A copy is the segment as it lay on its volume, under a name made of its store and its life. Its
 //! key is an object of its own: a [`KeyRing`] of one entry, wrapped like those of volumes, whose
-//! "volume" is the life. Without that object the copy is bytes that nobody can read.
+//! "volume" is the life. Without that object the copy is bytes that nobody can read. It has two
+//! names in turn: when the store goes over to another key, its key is put under the other name
+//! before the one under the first goes. Whoever reads takes the first that opens.
 
 use std::io;
 use std::sync::atomic::AtomicU64;
@@ -12,7 +14,7 @@ use wirevault_format::footer::FOOTER_BYTES;
 use wirevault_format::table::SegmentEntry;
 use wirevault_format::{LifeId, StoreId, VolumeId};
 use wirevault_media::{MediaFile, ObjectError, ObjectFile, Objects};
-use wirevault_seal::{KeyProvider, KeyRing, SealError, SegmentKeys};
+use wirevault_seal::{KeyProvider, KeyRing, SealError, SegmentKeys, ring};
 
 use crate::IndexError;
 
@@ -24,9 +26,10 @@ pub fn segment_object(store: StoreId, life: LifeId) -> String {
     format!("segments/{store}/{life}.pcapng")
 }
 
-/// Name of the object with its key.
-pub fn key_object(store: StoreId, life: LifeId) -> String {
-    format!("keys/{store}/{life}.key")
+/// Name of the object with its key: the first one, or the second.
+pub fn key_object(store: StoreId, life: LifeId, second: bool) -> String {
+    let number = if second { ".2" } else { "" };
+    format!("keys/{store}/{life}{number}.key")
 }
 
 /// Bytes of a closed segment up to the end of its footer: those that a copy has. A place on a
@@ -50,6 +53,11 @@ pub fn encode_key(
     let mut ring = KeyRing::new(store, VolumeId(keys.life().0));
     ring.insert(keys.clone())?;
     ring.encode(provider)
+}
+
+/// The id of the key that a key object hangs from, if it says.
+pub fn hangs_from(object: &[u8], provider: &dyn KeyProvider) -> Option<String> {
+    provider.id_of(ring::wrapped_root(object)?)
 }
 
 /// A segment that has a copy in the tier.
@@ -100,11 +108,6 @@ impl TierCopy {
         segment_object(self.store, self.life)
     }
 
-    /// Name of the object with its key.
-    pub fn key_object(&self) -> String {
-        key_object(self.store, self.life)
-    }
-
     /// The copy as a file, and the count of what is read of it.
     pub(crate) fn file(&self) -> (Arc<dyn MediaFile>, Arc<AtomicU64>) {
         let objects = Arc::clone(&self.objects);
@@ -121,20 +124,49 @@ impl TierCopy {
         }
         let no_key = |why: String| IndexError::NoKey { segment: segment.to_owned(), why };
         let provider = key.as_ref().map_err(|why| no_key(why.clone()))?;
-        let name = self.key_object();
+        let [first, second] = [false, true].map(|second| key_object(self.store, self.life, second));
+        let mut shut = None;
+        for name in [&first, &second] {
+            let Some(object) = self.key_bytes(name, segment)? else { continue };
+            match self.opened(name, &object, &**provider, segment) {
+                Ok(keys) => return Ok(Some(self.keys.get_or_init(|| keys).clone())),
+                Err(error) => drop(shut.get_or_insert(error)),
+            }
+        }
+        let none = || no_key(format!("{} has no {first}", self.objects.describe()));
+        Err(shut.unwrap_or_else(none))
+    }
+
+    /// A key object as it lies there; nothing if there is none of this name.
+    ///
+    /// # Errors
+    /// `Io`: what the tier says.
+    pub fn key_bytes(&self, name: &str, segment: &str) -> Result<Option<Vec<u8>>, IndexError> {
         let unread = |error: ObjectError| {
             let what = format!("the key of segment {segment}");
             IndexError::Io { what, source: io::Error::from(error) }
         };
-        let Some(bytes) = self.objects.bytes(&name).map_err(unread)? else {
-            return Err(no_key(format!("{} has no {name}", self.objects.describe())));
-        };
-        let found = self.objects.read(&name, 0..bytes.min(KEY_BYTES_MAX)).map_err(unread)?;
+        let Some(bytes) = self.objects.bytes(name).map_err(unread)? else { return Ok(None) };
+        self.objects.read(name, 0..bytes.min(KEY_BYTES_MAX)).map(Some).map_err(unread)
+    }
+
+    /// The key in a key object.
+    ///
+    /// # Errors
+    /// `Key` if it does not open; `NoKey` if it is another segment's.
+    pub fn opened(
+        &self,
+        name: &str,
+        object: &[u8],
+        provider: &dyn KeyProvider,
+        segment: &str,
+    ) -> Result<SegmentKeys, IndexError> {
         let failed = |source| IndexError::Key { volume: self.objects.describe(), source };
-        let ring = KeyRing::decode(&found, &**provider).map_err(failed)?;
+        let ring = KeyRing::decode(object, provider).map_err(failed)?;
         let own = (ring.store(), ring.volume()) == (self.store, VolumeId(self.life.0));
-        let keys = ring.get(self.life).filter(|_| own).cloned();
-        let keys = keys.ok_or_else(|| no_key(format!("{name} is of another segment")))?;
-        Ok(Some(self.keys.get_or_init(|| keys).clone()))
+        ring.get(self.life).filter(|_| own).cloned().ok_or_else(|| IndexError::NoKey {
+            segment: segment.to_owned(),
+            why: format!("{name} is of another segment"),
+        })
     }
 }

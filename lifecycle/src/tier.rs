@@ -12,6 +12,7 @@
 //! | `tier` | everything lies at this place from here on; the first line |
 //! | `kept` | segment and key lie there, read back; with `flows` their Parquet file may, too |
 //! | `flows` | it does, read back |
+//! | `key` | its key lies in the object that is named, read back |
 //! | `forgetting` | they are to go, and nobody reads them any more |
 //! | `gone` | they are not there |
 //!
@@ -49,10 +50,28 @@ pub struct Row {
     /// The store that put it there, if that is not the one whose list this is: its volumes are
     /// gone, and this one took its place.
     pub store: Option<StoreId>,
+    /// Where its key lies.
+    pub key: RowKey,
     /// Whether its flows lie beside it.
     pub flows: Flows,
     /// It is to go.
     pub forgetting: bool,
+}
+
+/// Where the key of a segment lies, which has two objects in turn.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RowKey {
+    /// It is the second of them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub second: bool,
+    /// Id of the key that it hangs from; nothing as long as nobody has looked, and of a plain
+    /// segment.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hangs_from: Option<String>,
+    /// The other one may lie there as well.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub other: bool,
 }
 
 /// Whether the flows of a segment lie beside it as Parquet.
@@ -92,6 +111,16 @@ pub enum Line {
         /// Its flows come there, too.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         flows: bool,
+        /// Where its key lies.
+        #[serde(default, skip_serializing_if = "RowKey::is_unknown")]
+        key: RowKey,
+    },
+    /// The key of a segment lies there.
+    Key {
+        /// Its life id, hex.
+        life: String,
+        /// Where.
+        key: RowKey,
     },
     /// The flows of a segment lie there.
     Flows {
@@ -207,6 +236,14 @@ impl TierList {
         self.write(Line::Flows { life: life.to_string() })
     }
 
+    /// The key of a segment lies there. Durable on return.
+    ///
+    /// # Errors
+    /// The system's: nothing that was listed before may go then.
+    pub fn key(&mut self, life: LifeId, key: RowKey) -> Result<(), AuditError> {
+        self.write(Line::Key { life: life.to_string(), key })
+    }
+
     /// A segment is to go. Durable on return. One that is not listed is none of ours.
     ///
     /// # Errors
@@ -246,7 +283,13 @@ impl Row {
         let entry = hex::encode(&self.entry.encode());
         let Self { volume, place, crc, flows, store, .. } = *self;
         let (store, flows) = (store.map(|store| store.to_string()), flows != Flows::None);
-        Line::Kept { entry, volume, place, crc, store, flows }
+        Line::Kept { entry, volume, place, crc, store, flows, key: self.key.clone() }
+    }
+}
+
+impl RowKey {
+    fn is_unknown(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -254,17 +297,22 @@ impl Content {
     fn take(&mut self, line: Line) -> Result<(), String> {
         match line {
             Line::Tier { url } => self.url = Some(url),
-            Line::Kept { entry, volume, place, crc, store, flows } => {
+            Line::Kept { entry, volume, place, crc, store, flows, key } => {
                 let entry = decode_entry(&entry).ok_or("its entry does not read")?;
                 let store = store.map(|hex| hex.parse()).transpose();
                 let store = store.map_err(|error: ParseIdError| error.to_string())?;
                 let flows = if flows { Flows::Due } else { Flows::None };
-                let row = Row { entry, volume, place, crc, store, flows, forgetting: false };
+                let row = Row { entry, volume, place, crc, store, key, flows, forgetting: false };
                 self.rows.insert(row.entry.life, row);
             }
             Line::Flows { life } => {
                 if let Some(row) = self.rows.get_mut(&decode_life(&life)?) {
                     row.flows = Flows::There;
+                }
+            }
+            Line::Key { life, key } => {
+                if let Some(row) = self.rows.get_mut(&decode_life(&life)?) {
+                    row.key = key;
                 }
             }
             Line::Forgetting { life } => {
@@ -340,6 +388,7 @@ mod tests {
             place: 4,
             crc: 9,
             store: None,
+            key: RowKey::default(),
             flows: Flows::None,
             forgetting: false,
         }
@@ -356,6 +405,8 @@ mod tests {
         list.add(Row { flows: Flows::Due, ..row(4) }).unwrap();
         list.add(Row { flows: Flows::Due, ..row(5) }).unwrap();
         list.flows(life(5)).unwrap();
+        let key = RowKey { second: true, hangs_from: Some("sim:2".to_owned()), other: true };
+        list.key(life(5), key.clone()).unwrap();
         list.forgetting(life(1)).unwrap();
         list.forgetting(life(2)).unwrap();
         list.gone(life(2)).unwrap();
@@ -363,7 +414,7 @@ mod tests {
         assert_eq!(said.rows.keys().copied().collect::<Vec<_>>(), [1, 3, 4, 5].map(life));
         let flows: Vec<_> = said.rows.values().map(|row| row.flows).collect();
         assert_eq!(flows, [Flows::None, Flows::None, Flows::Due, Flows::There]);
-        assert!(said.rows[&life(1)].forgetting);
+        assert!(said.rows[&life(1)].forgetting && said.rows[&life(5)].key == key);
         assert_eq!(said.rows[&life(3)], row(3));
         assert_eq!(read(dir.path()).unwrap(), said);
         let again = TierList::open(dir.path(), "file:///t").unwrap();

@@ -155,6 +155,8 @@ struct State {
     /// Name of the key that new epoch keys hang from.
     key: String,
     current: Option<Current>,
+    /// One ring was written when the epoch before was over: the others still hang from that.
+    owed: bool,
     ahead: VecDeque<Arc<Epoch>>,
     /// Opened or used, the newest last.
     known: VecDeque<Arc<Epoch>>,
@@ -195,6 +197,7 @@ impl EpochKeys {
         let state = State {
             key: key.to_owned(),
             current: None,
+            owed: false,
             ahead: VecDeque::new(),
             known: VecDeque::new(),
             trouble: None,
@@ -247,10 +250,12 @@ impl EpochKeys {
     /// until its ring is written again.
     ///
     /// # Errors
-    /// `Service` if none waits and none can be made.
+    /// `Service` if none waits and none can be made, or if nothing may be written with one.
     pub fn turn(&self) -> Result<(), SealError> {
-        let epoch = self.next()?;
-        self.begin(epoch, Some(self.clock.monotonic_ns()));
+        let stopped = self.check(&self.state()).is_err();
+        // No ring could hang from one that waits, unless the service answers again.
+        let epoch = if stopped { self.fetch()? } else { self.next()? };
+        self.begin(epoch, Some(self.clock.monotonic_ns()), false);
         Ok(())
     }
 
@@ -280,18 +285,20 @@ impl EpochKeys {
             state.key = name;
             state.ahead.clear();
         }
-        self.begin(epoch, Some(self.clock.monotonic_ns()));
+        self.begin(epoch, Some(self.clock.monotonic_ns()), false);
         Ok(())
     }
 
-    /// Whether another epoch key should take over: rings are to be written again.
+    /// Whether another epoch key should take over: rings are to be written again. While nothing may
+    /// be written, it waits.
     pub fn is_due(&self) -> bool {
         let state = self.state();
         let sealed = state.current.as_ref().is_some_and(|it| it.epoch.is_one_way());
         match self.seals(&state) {
             true => !sealed,
+            false if self.check(&state).is_err() || state.ahead.is_empty() => false,
             // What is sealed one way is so no longer than it must be.
-            false => !state.ahead.is_empty() && (sealed || self.overdue(&state)),
+            false => sealed || state.owed || self.overdue(&state),
         }
     }
 
@@ -402,14 +409,14 @@ impl EpochKeys {
     /// The epoch key that wraps now.
     fn current(&self) -> Result<Arc<Epoch>, SealError> {
         let now_ns = self.clock.monotonic_ns();
-        let spent = {
+        let (spent, owed) = {
             let state = self.state();
             self.check(&state)?;
             match &state.current {
                 Some(it) if !self.overdue(&state) || state.ahead.is_empty() => {
                     return Ok(Arc::clone(&it.epoch));
                 }
-                _ => state.known.back().cloned(),
+                current => (state.known.back().cloned(), current.is_some()),
             }
         };
         let (epoch, began_ns) = match self.next() {
@@ -417,14 +424,15 @@ impl EpochKeys {
             // One that an earlier process used: the service opened it a moment ago.
             Err(failure) => (spent.ok_or(failure)?, None),
         };
-        self.begin(Arc::clone(&epoch), began_ns);
+        self.begin(Arc::clone(&epoch), began_ns, owed);
         self.check(&self.state()).map(|()| epoch)
     }
 
-    fn begin(&self, epoch: Arc<Epoch>, began_ns: Option<u64>) {
+    fn begin(&self, epoch: Arc<Epoch>, began_ns: Option<u64>, owed: bool) {
         let began_unix_ns = self.clock.unix_ns();
         let mut state = self.state();
         state.remember(&epoch);
+        state.owed = owed;
         state.current = Some(Current { epoch, began_ns, began_unix_ns });
     }
 
@@ -510,6 +518,15 @@ impl EpochKeys {
         Ok(epoch)
     }
 
+    /// The id of a key of this name.
+    fn id_named(&self, key: &str) -> String {
+        if one_way::parts(key).is_some() {
+            return key.to_owned();
+        }
+        let last = key.rsplit(['/', ':']).next().unwrap_or_default();
+        format!("{}:{last}", self.service.kind())
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -550,12 +567,11 @@ impl fmt::Debug for EpochKeys {
 
 impl KeyProvider for EpochKeys {
     fn id(&self) -> String {
-        let key = self.key();
-        if one_way::parts(&key).is_some() {
-            return key;
-        }
-        let last = key.rsplit(['/', ':']).next().unwrap_or_default();
-        format!("{}:{last}", self.service.kind())
+        self.id_named(&self.key())
+    }
+
+    fn id_of(&self, wrapped: &[u8]) -> Option<String> {
+        Some(self.id_named(Wrapped::read(wrapped).ok()?.key))
     }
 
     fn wrap(&self, plaintext: &[u8], aad: &[u8]) -> Result<Vec<u8>, SealError> {

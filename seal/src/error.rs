@@ -64,7 +64,8 @@ pub enum SealError {
     },
     /// There is no place for key files.
     #[error(
-        "neither XDG_CONFIG_HOME nor HOME names a directory for key files; name one with `key_file`"
+        "neither XDG_CONFIG_HOME nor HOME names a directory for key files; name a key file with \
+         --key, or with `key_file` in the configuration"
     )]
     KeyHome,
     /// The key at hand is not the one that wrapped this ring.
@@ -204,6 +205,11 @@ impl SealError {
     /// Whether stored bytes are damaged or out of place, the key at hand being right.
     pub fn is_damage(&self) -> bool {
         matches!(self, Self::Damaged { .. } | Self::Chunk { .. } | Self::Record { .. })
+    }
+
+    /// Whether it may be over at the next attempt, without anybody's doing.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::Service(failure) if failure.refusal.passes())
     }
 
     /// Whether another key would help.

@@ -34,6 +34,12 @@ pub trait KeyProvider: Send + Sync {
     /// Names kind and key for people, `file:0123456789abcdef` for example. Not secret.
     fn id(&self) -> String;
 
+    /// The [id](KeyProvider::id) of the key that something it wrapped hangs from: it may have gone
+    /// over to another since. Nothing if these bytes do not say.
+    fn id_of(&self, _wrapped: &[u8]) -> Option<String> {
+        Some(self.id())
+    }
+
     /// Encrypts `plaintext` so that only [`KeyProvider::unwrap`] of the same key with the same
     /// `aad` gives it back.
     ///

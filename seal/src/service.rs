@@ -174,6 +174,12 @@ impl Refusal {
         matches!(self, Self::Disabled | Self::PendingDeletion | Self::Denied | Self::NotFound)
     }
 
+    /// Whether it may be over at the next attempt, without anybody's doing: rights of an instance
+    /// come and are renewed by themselves.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Throttled | Self::Failing | Self::Credentials)
+    }
+
     fn way_out(self) -> &'static str {
         match self {
             Self::Unreachable => "check network, region, endpoint and credentials",

@@ -174,6 +174,15 @@ impl StorageError {
         }
     }
 
+    /// The key's service may do at the next attempt.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::Index(error) => error.passes(),
+            Self::Key { source, .. } => source.passes(),
+            _ => false,
+        }
+    }
+
     /// Another writer holds the store.
     pub fn is_locked(&self) -> bool {
         matches!(self, Self::Media(error) if error.is_locked())

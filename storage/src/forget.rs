@@ -64,8 +64,8 @@ impl Store {
     /// provider reaches. The caller writes down what was done and then calls [`Store::settle`].
     ///
     /// # Errors
-    /// `Misuse` if a life is none of a closed segment; nothing was done then. `Device`, `Failed`,
-    /// `Key`: what was begun is finished by the next start.
+    /// `Misuse` if a life is none of a closed segment, [`Store::may_write_rings`]; nothing was done
+    /// then. `Device`, `Failed`, `Key`: what was begun is finished by the next start.
     pub fn forget(&self, lives: &[LifeId]) -> Result<Vec<Deletion>, StorageError> {
         let mut of_volumes = vec![Vec::new(); self.volumes.len()];
         for life in lives {
@@ -96,6 +96,9 @@ impl Store {
         &self,
         mut of_volumes: Vec<Vec<(u32, LifeId)>>,
     ) -> Result<Vec<Deletion>, StorageError> {
+        if of_volumes.iter().any(|places| !places.is_empty()) {
+            self.may_write_rings()?;
+        }
         let mut deletions = Vec::new();
         for (number, places) in of_volumes.iter_mut().enumerate() {
             places.sort_unstable();

@@ -4,6 +4,14 @@ use crate::volume::VolumeWriter;
 use crate::{StorageError, Store};
 
 impl Store {
+    /// Whether key rings may be written: nothing can be deleted for good as long as they may not.
+    ///
+    /// # Errors
+    /// `Key`: why not, when the key was taken away and the configuration says to stop then.
+    pub fn may_write_rings(&self) -> Result<(), StorageError> {
+        self.volumes.iter().try_for_each(|volume| volume.look().may_begin())
+    }
+
     /// Writes every key ring again, under what the provider wraps with now.
     ///
     /// # Errors

@@ -95,7 +95,8 @@ impl Site {
         assert!(output.status.success(), "{output:?}");
     }
 
-    fn program(&self, name: &str) -> Command {
+    /// One of the project's programs, in the site's environment.
+    pub fn program(&self, name: &str) -> Command {
         let mut command = Command::new(program(name));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command

@@ -8,7 +8,7 @@ use crate::double::Double;
 /// Name of the vault that is there.
 pub const VAULT: &str = "recorders";
 /// The role that AWS Backup may take on.
-pub const ROLE: &str = "arn:aws:iam::123456789012:role/backup";
+pub const ROLE: &str = "arn:aws:iam::123456789012:role/wirevault-backup";
 /// The volume that the state is on.
 pub const VOLUME: &str = "arn:aws:ec2:eu-central-1:123456789012:volume/vol-0123456789abcdef0";
 
@@ -39,6 +39,11 @@ impl Vault {
     pub fn jobs(&self) -> Vec<Value> {
         let jobs = self.double.tell("GET /_fake/jobs", &Value::Null);
         serde_json::from_value(jobs).expect("jobs")
+    }
+
+    /// Its address.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.double.port)
     }
 
     /// What programs need in their environment to find it.

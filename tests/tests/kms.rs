@@ -16,9 +16,10 @@ use wirevault_tests::recorder::{Recorder, Site, lane_count, program, read_pcapng
 /// Each call of a silent service takes 6 s, and many people may share this machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 const PACKETS: u64 = 100;
-/// Epochs of a second, so that the service is asked all the time.
-const OPTIONS: &str = "    ring: 8MiB\nbuffer:\n  size: 8MiB\n\
+/// Epochs of a second in the place of an hour, so that the service is asked all the time.
+const OPTIONS: &str = "    ring: 8MiB\nbuffer:\n  size: 8MiB\nsegment_age: 10s\n\
                        kms:\n  epoch_age: 1s\n  epochs_ahead: 2\n";
+const EPOCH_NS: u64 = 1_000_000_000;
 /// More calls than a test makes.
 const ALWAYS: u32 = 1_000_000;
 
@@ -212,7 +213,13 @@ fn a_silent_service_and_a_revoked_key_stop_the_next_start_only() {
     assert!(status["reasons"].to_string().contains("no answer in time"), "{status}");
     // The thread that writes this down waits for the silent service meanwhile.
     wait_for("the entry", PATIENCE, || told(&site, "exhausted").then_some(()));
-    live.send(0);
+    wait_for("half a day without the service, in which segments begin", PATIENCE, || {
+        live.send(0);
+        let now = live.recorder.status();
+        let since_ns = now["key"]["epoch_since"]["ns"].as_u64()?;
+        let epochs = now["now"]["ns"].as_u64()?.checked_sub(since_ns)? / EPOCH_NS;
+        (epochs >= 12 && now["segments"].as_u64() > status["segments"].as_u64()).then_some(())
+    });
     aws.set_faults(&json!([]));
     live.wait_for("ready");
 
@@ -222,14 +229,21 @@ fn a_silent_service_and_a_revoked_key_stop_the_next_start_only() {
     let metrics = live.recorder.get("/v1/metrics").expect("metrics");
     assert!(metrics.contains("key_condition_state{condition=\"revoked\"} 1"), "{metrics}");
     live.send(0);
-    assert_eq!(live.found(), 3 * PACKETS, "this process goes on writing and reading");
+    let sent = live.sent;
+    assert_eq!(live.found(), sent, "this process goes on writing and reading");
     assert!(live.recorder.terminate().success());
 
     let start = site.refuse(&site.config("va", OPTIONS));
     refused(&start, 4, &[&key, "DisabledException", "enable the key"]);
     aws.change_key("EnableKey", &key);
-    let live = Live::start(&site, 3 * PACKETS);
-    assert_eq!(live.found(), 3 * PACKETS);
+    // With the code of a revoked key systemd would not try again.
+    let failing =
+        json!({"op": "*", "code": "KMSInternalException", "status": 500, "count": ALWAYS});
+    aws.set_faults(&json!([failing]));
+    refused(&site.refuse(&site.config("va", OPTIONS)), 6, &[&key, "KMSInternalException"]);
+    aws.set_faults(&json!([]));
+    let live = Live::start(&site, sent);
+    assert_eq!(live.found(), sent);
 
     assert!(told(&site, "ready") && told(&site, "revoked"));
 }
@@ -304,11 +318,26 @@ fn codes_of_the_audit_log_outlive_an_outage_and_tell_a_changed_one() {
     anchored("the end of the outage", |anchor| anchor["trouble"].is_null());
     assert!(recorder.terminate().success());
 
-    let verify = |key: &str| {
-        let place = format!("kms:{key}");
-        let output = site.offline_of("audit", "verify", &["--anchor", &place]);
+    let export = site.file("audit.json");
+    let path = export.display().to_string();
+    let exported = site.offline_of("audit", "export", &["--json", "-w", &path]);
+    assert_eq!(exported.status.code(), Some(0), "{exported:?}");
+    let answer = |output: Output| {
         let said = [&output.stdout[..], &output.stderr].concat();
         (output.status.code(), String::from_utf8(said).expect("text"))
+    };
+    let verify_log = |key: &str| {
+        answer(site.offline_of("audit", "verify", &["--anchor", &format!("kms:{key}")]))
+    };
+    let verify_export = |key: &str| {
+        let mut command = site.program("wirevault");
+        command.args(["audit", "verify", "--file", &path, "--anchor", &format!("kms:{key}")]);
+        answer(command.output().expect("wirevault"))
+    };
+    let verify = |key: &str| {
+        let of_log = verify_log(key);
+        assert_eq!(verify_export(key), of_log, "the same is said of both");
+        of_log
     };
     let (code, said) = verify(&codes);
     assert!(code == Some(0) && said.contains("good codes, the last of entry"), "{said}");
@@ -318,12 +347,15 @@ fn codes_of_the_audit_log_outlive_an_outage_and_tell_a_changed_one() {
     assert!(code == Some(3) && said.contains("no entry has a code of these keys"), "{said}");
 
     // Another digit in the last code.
-    let file = site.store().join("audit/audit-00000001.log");
-    let log = fs::read_to_string(&file).expect("the log");
-    let (_, line) = log.rsplit_once("\"event\":\"anchored\"").expect("a code");
-    let (_, mac) = line.split_once("\"mac\":\"").expect("the code itself");
-    let other = if mac.starts_with('0') { "1" } else { "0" };
-    fs::write(&file, log.replace(&mac[..64], &format!("{other}{}", &mac[1..64]))).expect("written");
-    let (code, said) = verify(&codes);
-    assert!(code == Some(3) && said.contains("the code of entry"), "{said}");
+    for file in [&site.store().join("audit/audit-00000001.log"), &export] {
+        let log = fs::read_to_string(file).expect("the log");
+        let (_, line) = log.rsplit_once("\"event\":\"anchored\"").expect("a code");
+        let (_, mac) = line.split_once("\"mac\":\"").expect("the code itself");
+        let other = if mac.starts_with('0') { "1" } else { "0" };
+        let changed = log.replace(&mac[..64], &format!("{other}{}", &mac[1..64]));
+        fs::write(file, changed).expect("written");
+    }
+    for (code, said) in [verify_log(&codes), verify_export(&codes)] {
+        assert!(code == Some(3) && said.contains("the code of entry"), "{said}");
+    }
 }

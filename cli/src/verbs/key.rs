@@ -46,6 +46,10 @@ fn text(status: &KeyStatus) -> String {
     if let Some(key) = &status.one_way {
         text += &format!("sealed     one way, with {key}\n");
     }
+    if status.behind_in_tier > 0 {
+        let segments = count_text(status.behind_in_tier, "segment");
+        text += &format!("tier       {segments} still may need the former key: keep it\n");
+    }
     if let Some(trouble) = &status.trouble {
         text += &format!("trouble    {trouble}\n");
     }
@@ -66,7 +70,8 @@ mod tests {
         };
         assert_eq!(text(&well), "key        arn:1\ncondition  ready, 3 epoch keys ahead\n");
         let trouble = Some("key arn:1 is away".to_owned());
-        let ill = text(&KeyStatus { stopped: true, trouble, ..well });
+        let ill = text(&KeyStatus { stopped: true, trouble, behind_in_tier: 2, ..well });
+        assert!(ill.contains("tier       2 segments still may need"), "{ill}");
         assert!(ill.contains("segments   none is begun") && ill.ends_with("arn:1 is away\n"));
     }
 }

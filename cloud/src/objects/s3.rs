@@ -90,7 +90,7 @@ impl ProvideCredential for Chain {
 
     async fn provide_credential(&self, _: &Context) -> reqsign_core::Result<Option<Credential>> {
         let found = self.chain.provide_credentials().await.map_err(|error| {
-            let why = format!("no credentials: {error}: {}", client::causes(&error));
+            let why = client::causes(&client::Unsigned(error));
             reqsign_core::Error::credential_invalid(why)
         })?;
         let expires_in = found.expiry().and_then(|expiry| {

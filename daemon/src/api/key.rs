@@ -22,6 +22,10 @@ pub struct KeyStatus {
     /// able to read what it seals.
     #[serde(default)]
     pub one_way: Option<String>,
+    /// Segments in the tier whose keys hang, or may hang, from a former key: it is needed until
+    /// there are none.
+    #[serde(default)]
+    pub behind_in_tier: u64,
     /// What the service said last, if it was no answer.
     pub trouble: Option<String>,
 }

@@ -27,6 +27,7 @@ use wirevault_telemetry::clock::SystemClock;
 
 use crate::api::{self, KeyStatus, RotateBody};
 use crate::duty::Duty;
+use crate::lifecycle::tier::Tier;
 use crate::server::App;
 use crate::server::access::Asker;
 use crate::server::answers;
@@ -66,18 +67,19 @@ pub fn source(
     })
 }
 
-/// How it stands with the key, as the API tells it.
-pub(crate) fn status(keys: &EpochKeys) -> KeyStatus {
-    let status = keys.status();
-    KeyStatus {
+/// How it stands with the key, as the API tells it; nothing if no service keeps it.
+pub(crate) fn status(app: &App) -> Option<KeyStatus> {
+    let status = app.facts().keys.as_ref()?.status();
+    Some(KeyStatus {
         key: status.key,
         condition: status.condition.name().to_owned(),
         epochs_ahead: status.ahead as u64,
         epoch_since: status.epoch.map(|(_, since_ns)| since_ns.into()),
         stopped: status.stopped,
         one_way: status.one_way,
+        behind_in_tier: app.tier().map_or(0, Tier::behind),
         trouble: status.trouble.map(|failure| failure.to_string()),
-    }
+    })
 }
 
 /// Why the recorder is degraded, if its key is the reason.
@@ -139,10 +141,7 @@ pub(crate) fn routes() -> Router<App> {
 }
 
 async fn show(State(app): State<App>) -> Response {
-    match &app.facts().keys {
-        Some(keys) => Json(status(keys)).into_response(),
-        None => no_service(),
-    }
+    status(&app).map_or_else(no_service, |status| Json(status).into_response())
 }
 
 async fn rotate(
@@ -151,7 +150,7 @@ async fn rotate(
     Sent(body): Sent<RotateBody>,
 ) -> Response {
     let Some(keys) = app.facts().keys.clone() else { return no_service() };
-    done(move || turn(&app, &keys, &asker.who, body.to.as_deref()).map(|()| status(&keys))).await
+    done(move || turn(&app, &keys, &asker.who, body.to.as_deref()).map(|()| status(&app))).await
 }
 
 fn no_service() -> Response {

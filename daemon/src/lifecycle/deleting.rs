@@ -77,6 +77,8 @@ fn delete(
         if there.is_empty() {
             continue;
         }
+        // What cannot be done is not announced.
+        store.may_write_rings()?;
         for (step, _) in &there {
             audit.will_delete(who, step)?;
         }

@@ -4,7 +4,8 @@
 //!  closed segments in a hold's window ─► chunks that may match ─► copy ─► entry `held`
 //! ```
 //! A hold stands until it is released, also for what is still to come: a segment is looked at when
-//! it closes. Until it has been, the quota [takes it last](Store::spare). If the copy finds no room
+//! it closes. Until it has been, the quota [takes it last](Store::spare), from before the first
+//! segment opens. If the copy finds no room
 //! it is spared further on, with no more than half of a volume's segments. If the quota takes one
 //! all the same, the audit log and the status say so.
 //!
@@ -42,6 +43,9 @@ use crate::lifecycle::tier::Tier;
 pub(super) const PERIOD: Duration = Duration::from_secs(5);
 /// Time after which a segment that could not be held is tried again.
 const RETRY: Duration = Duration::from_secs(60);
+/// Segments that are looked at before a start records: at the quota, about as many as its lanes
+/// take the places of before there is time for more. Each takes reading its index.
+const LOOKED_AT_FIRST: usize = 16;
 
 /// The holds of a store.
 pub struct Holds {
@@ -84,6 +88,12 @@ impl Holds {
     pub(crate) fn with_tier(self, tier: Option<Arc<Tier>>) -> Self {
         self.lock().tier = tier;
         self
+    }
+
+    /// From now on the quota takes last what no hold has had its copy of. Nothing is copied yet, so
+    /// that recording need not wait for it.
+    pub(crate) fn begin(&self, store: &Store) {
+        self.lock().begin(store);
     }
 
     /// There is none, not even one that was released and whose copies are still there.
@@ -214,6 +224,20 @@ impl Holds {
 }
 
 impl Keeping {
+    /// See [`Holds::begin`]. The oldest segments go first if all are wanted, and an earlier start
+    /// will have seen to most of them: what is known of these makes no false alarm.
+    fn begin(&mut self, store: &Store) {
+        let catalog = store.catalog(0);
+        for segment in closed(&catalog).take(LOOKED_AT_FIRST) {
+            let holds = self.list.holds().iter().filter(|hold| is_wanted(hold, segment));
+            let held = holds.filter(|hold| missing(hold, segment, &catalog) == Ok(Vec::new()));
+            for number in held.map(|hold| hold.number).collect::<Vec<_>>() {
+                self.settled.entry(number).or_default().insert(segment.entry.life);
+            }
+        }
+        self.spare_waiting(store);
+    }
+
     /// See [`Holds::keep`].
     pub(super) fn keep(&mut self, store: &Store, audit: &Audit, stop: &dyn Fn() -> bool) {
         self.spare_waiting(store);

@@ -15,6 +15,7 @@ use wirevault_format::pcapng::{EpbParts, put_epb};
 use wirevault_format::{Interface, LinkType, RunId, StoreId};
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::{self, Event, Who};
+use wirevault_lifecycle::holds::{Hold, HoldList};
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{Fault, Media, SimMedia, Trigger};
 use wirevault_query::export::{PacketOut, Sink};
@@ -48,7 +49,8 @@ const HELD_DAYS: [u64; 2] = [4, 24];
 pub(crate) struct Month {
     pub(crate) media: SimMedia,
     pub(crate) folder: tempfile::TempDir,
-    key: Arc<dyn KeyProvider>,
+    /// What opens it the next time.
+    pub(crate) key: Arc<dyn KeyProvider>,
     pub(crate) clock: Arc<ManualClock>,
     /// Times of the packets that the hold wants, of segments that were closed.
     wanted: BTreeSet<u64>,
@@ -69,8 +71,11 @@ pub(crate) struct Open {
 impl Month {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let key: Arc<dyn KeyProvider> =
-            Arc::new(FileProvider::create(&folder.path().join("key")).unwrap());
+        let key = FileProvider::create(&folder.path().join("key")).unwrap();
+        Self::sealed_by(Arc::new(key), folder)
+    }
+
+    pub(crate) fn sealed_by(key: Arc<dyn KeyProvider>, folder: tempfile::TempDir) -> Self {
         let media = SimMedia::new();
         let clock = Arc::new(ManualClock::new(START_NS));
         let quota_bytes = (8 << 20) + u64::from(PLACES) * SEGMENT_BYTES;
@@ -99,6 +104,7 @@ impl Month {
         store.set_witness(Box::new(move |entry, waited| witness.deleting(entry, waited)));
         settle(&store, &audit, &recovery.deletions)?;
         let holds = Holds::open(audit.folder())?;
+        holds.begin(&store);
         Ok(Open { store, audit, holds })
     }
 
@@ -302,4 +308,50 @@ fn a_month_alone() {
     for reason in ["quota", "rule old", "hold case released"] {
         assert!(log.contains(reason), "nothing went for {reason}");
     }
+}
+
+/// The crash came between the entry of the hold and its copy. The next start spared nothing until
+/// its first look at the holds, and its first segment took the place of the only one that was held.
+#[test]
+fn the_first_segment_of_a_start_took_what_a_hold_waited_for() {
+    let mut month = Month::new();
+    let (times_ns, folder) = {
+        let Open { store, audit, .. } = month.open().unwrap();
+        let run = store.begin_run(false, 1).unwrap();
+        for number in 0..u64::from(PLACES) {
+            month.record(&store, run, number * PACKETS).unwrap();
+            month.clock.advance(HOUR);
+        }
+        store.end_run().unwrap();
+        let times_ns = store.catalog(0).segments.iter().next().unwrap().entry.times_ns.unwrap();
+        (times_ns, audit.folder().to_owned())
+    };
+    let mut list = HoldList::load(&folder).unwrap();
+    let hold = Hold {
+        number: list.next_number(0),
+        name: "case".to_owned(),
+        filter: HELD.to_owned(),
+        since_ns: Some(times_ns.0),
+        until_ns: Some(times_ns.1 + 1),
+        reason: None,
+        by: Who::Recorder,
+        added_ns: times_ns.1,
+        released: false,
+    };
+    list.add(hold).unwrap();
+
+    let Open { store, audit, holds } = month.open().unwrap();
+    let run = store.begin_run(false, 1).unwrap();
+    let oldest = || {
+        let catalog = store.catalog(0);
+        let recorded = catalog.segments.iter().filter(|it| it.entry.hold == 0);
+        recorded.map(|it| it.entry.ordinal).min().unwrap()
+    };
+    month.record(&store, run, 0).unwrap();
+    assert_eq!((oldest(), store.unheld()), (1, 0), "another one goes before it");
+    holds.keep(&store, &audit, &|| false);
+    assert_eq!(store.holds()[&1].segments, 1, "there is a copy");
+    month.record(&store, run, PACKETS).unwrap();
+    // Its copy took the place of the third.
+    assert_eq!((oldest(), store.unheld()), (4, 0), "now it goes in its turn");
 }

@@ -121,7 +121,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
             used_bytes: pipeline.store().holds_bytes(),
             waiting_segments: waiting.segments,
         }),
-        key: app.facts().keys.as_deref().map(keys::status),
+        key: keys::status(app),
         snapshots,
         backup: app.facts().backups.as_ref().map(|backups| backups.status()),
         instance: app.facts().instance.as_ref().map(|instance| instance.status()),

@@ -10,7 +10,7 @@ use wirevault_lifecycle::audit::{self, AuditLog, Event, Who};
 use wirevault_lifecycle::certificate::{self, Erased, Erasure};
 use wirevault_lifecycle::holds::{self, Hold, HoldList};
 use wirevault_lifecycle::snapshot::{CATALOG, Content, Snapshots, StateFile};
-use wirevault_lifecycle::tier::{self, Flows, Row, TierList};
+use wirevault_lifecycle::tier::{self, Flows, Row, RowKey, TierList};
 use wirevault_media::{Media, OpenMode, SimMedia};
 use wirevault_telemetry::clock::ManualClock;
 
@@ -110,7 +110,9 @@ pub(super) fn beside_log() -> Vec<Vec<u8>> {
     let file = |name: &str| std::fs::read(path.join(name)).expect("it was written");
     let mut list = TierList::open(path, "file:///t").expect("a list");
     let (entry, flows) = (segment(), Flows::Due);
-    let row = Row { entry, volume: 1, place: 4, crc: 9, store: None, flows, forgetting: false };
+    let key = RowKey { second: true, hangs_from: Some("kms:1".to_owned()), other: false };
+    let (volume, place, crc, store) = (1, 4, 9, None);
+    let row = Row { entry, volume, place, crc, store, key, flows, forgetting: false };
     let life = row.entry.life;
     list.add(row).and_then(|()| list.forgetting(life)).expect("two lines");
     let lines = file(tier::FILE);

@@ -201,7 +201,7 @@ mod tests {
 
     use super::super::{Snapshots, newest};
     use super::*;
-    use crate::audit::{AuditLog, Event, Who, verify};
+    use crate::audit::{AuditLog, Event, Source, Who};
     use crate::certificate::{Erasure, certify, list, read};
 
     const STORE: &str = "5f0c";
@@ -231,8 +231,8 @@ mod tests {
         let log = to.path().join("audit");
         let restored = restore(&media, &manifest, &log, STORE).unwrap();
         assert_eq!((restored.entries, restored.certificates, restored.lost), (2, 1, false));
-        assert_eq!(restored.head, verify(from.path(), None).unwrap().head);
-        assert_eq!(verify(&log, None).unwrap().faults, vec![]);
+        assert_eq!(restored.head, Source::Folder(from.path()).verify(None).unwrap().head);
+        assert_eq!(Source::Folder(&log).verify(None).unwrap().faults, vec![]);
         assert_eq!(fs::read(log.join(holds::FILE)).unwrap(), b"{}");
         let read_all = |log: &Path| -> Vec<_> {
             list(log).unwrap().iter().map(|path| read(path).unwrap()).collect()

@@ -168,6 +168,35 @@ fn a_revocation_is_noticed_within_minutes_and_honoured_if_told_to() {
     assert!(refused.contains("`kms.when_revoked: stop`"), "{refused}");
 }
 
+/// The epoch began although no ring could be written with it, so the rings hung from the one before
+/// for another epoch after the key was back.
+#[test]
+fn a_turn_that_was_due_while_the_key_was_revoked_waited_for_the_next_epoch() {
+    let mut rig = Rig::stopping();
+    rig.run(HOUR);
+    rig.service.set_refused("key/1", Some(Refusal::Disabled));
+    rig.run(3 * HOUR);
+    let before = rig.keys.status();
+    assert!(before.stopped && !rig.keys.is_due());
+    assert!(rig.keys.turn().is_err(), "nor by hand");
+    assert_eq!(rig.keys.status().epoch, before.epoch);
+    rig.service.set_refused("key/1", None);
+    rig.clock.advance(2 * MINUTE);
+    rig.keys.tend();
+    assert!(rig.keys.is_due(), "at once, not an epoch later");
+    // The first of several rings brings the new epoch by itself; the others are still to follow.
+    rig.write().unwrap();
+    assert!(rig.keys.is_due());
+    rig.keys.turn().unwrap();
+    assert!(!rig.keys.is_due() && rig.keys.status().epoch != before.epoch);
+
+    rig.service.set_refused("key/1", Some(Refusal::Disabled));
+    rig.run(HOUR);
+    rig.service.set_refused("key/1", None);
+    rig.keys.turn().expect("whoever asks knows better than the last answer");
+    rig.write().unwrap();
+}
+
 /// Whoever looked once a second saw an exhausted key become a revoked one, and the audit log had no
 /// word of the answer between.
 #[test]

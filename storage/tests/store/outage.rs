@@ -151,15 +151,28 @@ fn a_key_taken_away_stops_what_is_told_to_stop_and_begins_again_by_itself() {
     tend(&recorder, &keys);
     record(&mut recorder).unwrap();
     scene.service.set_refused(KEY, Some(Refusal::Disabled));
-    scene.clock.advance(HALF_HOUR);
-    tend(&recorder, &keys);
-    let refused = record(&mut recorder).unwrap_err().to_string();
-    assert!(refused.contains("when_revoked") && refused.contains("enable the key"), "{refused}");
+    let stopped = |error: StorageError| {
+        let told = error.to_string();
+        assert!(told.contains("when_revoked") && told.contains("enable the key"), "{told}");
+    };
+    let life = recorder.store.catalog(0).segments.iter().next().unwrap().entry.life;
+    for _ in 0..DAY {
+        scene.clock.advance(HALF_HOUR);
+        tend(&recorder, &keys);
+        stopped(record(&mut recorder).unwrap_err());
+        // A deletion that was begun could only be finished by the next start.
+        stopped(recorder.store.forget(&[life]).unwrap_err());
+    }
+    nothing_is_lost(&recorder.store, &recorder.ledger);
     scene.service.set_refused(KEY, None);
     scene.clock.advance(HALF_HOUR);
-    // The thread looks each second: it has heard of that before the next epoch is due.
-    keys.tend();
+    let spent = keys.status().epoch;
     tend(&recorder, &keys);
+    // An epoch was due all the time.
+    tend(&recorder, &keys);
+    assert_ne!(keys.status().epoch, spent);
     record(&mut recorder).unwrap();
     nothing_is_lost(&recorder.store, &recorder.ledger);
+    let deletion = recorder.store.forget(&[life]).unwrap().remove(0);
+    recorder.store.settle(&deletion).unwrap();
 }

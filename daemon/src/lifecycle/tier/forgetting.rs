@@ -5,7 +5,7 @@
 //! | 1 | list: the segment is to go | the next start goes on with step 2 |
 //! | 2 | answers do not know it any more; superblock: how late its packets are | the same |
 //! | 3 | what lies on its volume is forgotten, by the steps of `storage::forget` | the same |
-//! | 4 | its key goes; it is looked for, and not there | bytes that nobody can read |
+//! | 4 | its key goes, under both names; it is looked for, and not there | bytes that nobody can read |
 //! | 5 | its flows go, if they lie there or may; they are looked for, and not there | the same |
 //! | 6 | its bytes go; they are looked for, and not there | the same |
 //! | 7 | certificate | a certificate twice |
@@ -15,7 +15,7 @@
 //! stays readable for whoever may read old versions.
 
 use wirevault_format::LifeId;
-use wirevault_index::tier::{content_bytes, key_object, segment_object};
+use wirevault_index::tier::{content_bytes, segment_object};
 use wirevault_lifecycle::audit::Who;
 use wirevault_lifecycle::certificate::{Certificate, Erased, Erasure};
 use wirevault_lifecycle::tier::Row;
@@ -97,7 +97,7 @@ impl Tier {
         }
         let erase = |row: &Row| {
             let of = row.store.unwrap_or(store.id());
-            self.erase(&key_object(of, row.entry.life))?;
+            self.erase_keys(of, row.entry.life)?;
             let flows = self.erase_flows(of, row)?;
             self.erase(&segment_object(of, row.entry.life))?;
             Ok(erased(row, flows))

@@ -8,11 +8,13 @@
 //! Each arrow is durable before the next. A crash leaves a segment in both places, or objects that
 //! no list names, which the next attempt finds and takes for what they are if they are the same.
 //!
-//! Files: `moving` (there), `flows` (Parquet beside it), `forgetting` (gone), `offline` (for
-//! readers without a recorder). Here is what they share, and the thread that follows the rules.
+//! Files: `moving` (there), `keys` (another key), `flows` (Parquet beside it), `forgetting` (gone),
+//! `offline` (for readers without a recorder). Here is what they share, and the thread that follows
+//! the rules.
 
 mod flows;
 mod forgetting;
+mod keys;
 mod moving;
 mod offline;
 #[cfg(test)]
@@ -59,6 +61,8 @@ pub(crate) struct Tier {
     moving: Mutex<()>,
     /// Flows are put or deleted, of one segment at a time.
     flows: Mutex<()>,
+    /// Keys are put or deleted, of one segment at a time.
+    rekeying: Mutex<()>,
     /// What wraps the keys of the own store (`None`), and of those whose place it took; nothing in
     /// a plain one.
     keys: BTreeMap<Option<StoreId>, TierKey>,
@@ -70,6 +74,7 @@ pub(crate) struct Tier {
 struct Trouble {
     moving: Option<String>,
     flows: Option<String>,
+    keys: Option<String>,
     forgetting: Option<String>,
 }
 
@@ -106,9 +111,9 @@ impl Tier {
         let former = former.filter_map(|it| Some((Some(it), store.key_provider_of(it, key)?)));
         let keys = own.into_iter().chain(former).collect();
         let list = Mutex::new(list);
-        let (moving, flows, trouble) = Default::default();
+        let (moving, flows, rekeying, trouble) = Default::default();
         let shown = Mutex::new(TierStatus { url: options.url.clone(), ..TierStatus::default() });
-        let tier = Self { objects, options, list, shown, moving, flows, keys, trouble };
+        let tier = Self { objects, options, list, shown, moving, flows, rekeying, keys, trouble };
         tier.show(&tier.list());
         let rows: Vec<Row> = tier.list().content().rows.values().cloned().collect();
         let kept = rows.iter().filter(|row| !row.forgetting);
@@ -222,8 +227,8 @@ impl Tier {
     /// Why something did not move or go.
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let Trouble { moving, flows, forgetting } = &*trouble;
-        moving.as_ref().or(flows.as_ref()).or(forgetting.as_ref()).cloned()
+        let Trouble { moving, flows, keys, forgetting } = &*trouble;
+        moving.as_ref().or(flows.as_ref()).or(keys.as_ref()).or(forgetting.as_ref()).cloned()
     }
 
     fn list(&self) -> MutexGuard<'_, TierList> {
@@ -288,6 +293,7 @@ pub(crate) fn moving(app: &App) -> Option<Duty> {
             let stopping = || app.is_stopping();
             // What fails is told by the status, and tried again.
             let _ = tier.resume(store, audit);
+            let _ = tier.follow_key(store, &stopping);
             let steps = planned(&app, &app.rules());
             let _ = tier.follow(store, audit, &Who::Recorder, &steps, &stopping);
         }

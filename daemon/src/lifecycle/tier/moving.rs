@@ -4,11 +4,11 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use wirevault_index::tier::{content_bytes, encode_key, key_object, segment_object};
+use wirevault_index::tier::{content_bytes, encode_key, hangs_from, key_object, segment_object};
 use wirevault_index::volume::segment_file_name;
 use wirevault_index::{IndexError, Segment};
 use wirevault_lifecycle::audit::{Event, Who};
-use wirevault_lifecycle::tier::Row;
+use wirevault_lifecycle::tier::{Row, RowKey};
 use wirevault_media::{MediaFile, ObjectError, ObjectFault, ObjectFile, OpenMode};
 use wirevault_storage::Store;
 
@@ -82,20 +82,32 @@ impl Tier {
             }
             return Err(error);
         }
+        let mut key = RowKey::default();
         if let (Some(keys), Some(Ok(provider))) = (segment.keys()?, self.keys.get(&None)) {
             let sealed = encode_key(store.id(), &keys, &**provider);
             let sealed = sealed
                 .map_err(|source| IndexError::Key { volume: self.objects.describe(), source })?;
-            let mut pieces = Some(sealed);
-            match self.objects.put(&key_object(store.id(), entry.life), &mut || Ok(pieces.take())) {
-                Err(error) if error.fault != ObjectFault::Exists => return Err(error.into()),
-                _ => {}
+            let wrapped_by = hangs_from(&sealed, &**provider);
+            let (name, mut pieces) = (key_object(store.id(), entry.life, false), Some(sealed));
+            match self.objects.put(&name, &mut || Ok(pieces.take())) {
+                Ok(()) => key.hangs_from = wrapped_by,
+                // Of an attempt that was cut off, perhaps under a former key; that is seen later.
+                Err(error) if error.fault == ObjectFault::Exists => {}
+                Err(error) => return Err(error.into()),
             }
         }
         let (volume, place, crc) = (segment.volume, segment.place, here.crc);
         let flows = self.flows_wanted(entry);
-        let row =
-            Row { entry: entry.clone(), volume, place, crc, store: None, flows, forgetting: false };
+        let row = Row {
+            entry: entry.clone(),
+            volume,
+            place,
+            crc,
+            store: None,
+            key,
+            flows,
+            forgetting: false,
+        };
         let tiered = self.tiered(store, &row);
         // As a reader will: with the key that lies there, from header to index.
         Segment::tiered(&tiered).open()?;
@@ -104,7 +116,7 @@ impl Tier {
         if store.catalog(0).segments.get(entry).is_none() {
             // It was deleted meanwhile, and so has what lies in the tier to be.
             drop(list);
-            self.objects.delete(&key_object(store.id(), entry.life))?;
+            self.objects.delete(&key_object(store.id(), entry.life, false))?;
             return Ok(self.objects.delete(&name)?);
         }
         audit.write(

@@ -4,13 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use wirevault_format::LifeId;
+use wirevault_format::{LifeId, StoreId};
 use wirevault_index::{Catalog, KeySource, Segment, Whereabouts};
 use wirevault_lifecycle::audit::{self, Event, Who};
 use wirevault_lifecycle::certificate::Certificate;
 use wirevault_media::{ObjectFault, SimObjects};
 use wirevault_query::{Request, Summary, run};
+use wirevault_seal::service::Refusal;
+use wirevault_seal::sim::SimService;
+use wirevault_seal::{EpochKeys, EpochOptions, KeyProvider, ServiceKeys};
 use wirevault_storage::Store;
+use wirevault_telemetry::clock::ManualClock;
 
 use super::{Tier, TierOptions};
 use crate::DaemonError;
@@ -36,7 +40,10 @@ struct Opened {
 
 impl Site {
     fn new(keep_local: bool) -> Self {
-        let mut month = Month::new();
+        Self::of(Month::new(), keep_local)
+    }
+
+    fn of(mut month: Month, keep_local: bool) -> Self {
         let open = month.open().unwrap();
         let run = open.store.begin_run(false, 1).unwrap();
         for number in 0..SEGMENTS {
@@ -340,4 +347,88 @@ fn stopping_leaves_a_segment_where_it_lies() {
         opened.tier.take(opened.store(), opened.audit(), &Who::Recorder, &segment, "t", &|| true);
     assert!(stopped.unwrap_err().chain().contains("the recorder stops"));
     assert_eq!((opened.places()[0], site.objects.names().len()), (Whereabouts::Local, 0));
+}
+
+/// The keys of the store as a process that starts knows them.
+fn keys(service: &Arc<SimService>, key: &str) -> Arc<EpochKeys> {
+    let clock = Arc::new(ManualClock::new(1));
+    let keys = ServiceKeys::new(service.clone(), EpochOptions::default(), clock);
+    keys.of(StoreId([7; 16]), key)
+}
+
+/// What lay in the tier needed the former key for ever.
+#[test]
+fn keys_in_the_tier_follow_to_another_key_wherever_they_are_cut_off() {
+    for call in 0.. {
+        let service = Arc::new(SimService::default());
+        let first = keys(&service, "former");
+        let month = Month::sealed_by(first.clone(), tempfile::tempdir().unwrap());
+        let mut site = Site::of(month, false);
+        let opened = site.open();
+        (0..2).for_each(|at| opened.take(at).unwrap());
+        let lives = [0, 1].map(|at| opened.segment(at).entry.life);
+        let (store, go_on) = (opened.store(), || false);
+        opened.tier.follow_key(store, &go_on).unwrap();
+        assert_eq!(opened.tier.behind(), 0, "they are where they belong");
+        first.move_to("next").unwrap();
+        store.record_key(&first.id(), &first.key()).unwrap();
+        assert_eq!(opened.tier.behind(), 2);
+        site.objects.go_away_at(Some(call));
+        let whole = opened.tier.follow_key(store, &go_on).is_ok();
+        site.objects.go_away_at(None);
+        assert!(opened.ask().0 == ALL && opened.ask().1.complete, "call {call}");
+        assert_eq!(opened.tier.trouble().is_none(), whole);
+        if call % 3 == 0 {
+            // Nothing of it is left, how far it may have come.
+            opened.forget(&lives).unwrap();
+            assert_eq!(site.objects.names(), [""; 0], "call {call}");
+            continue;
+        }
+        drop(opened);
+
+        site.month.key = keys(&service, "next");
+        let opened = site.open();
+        assert!(opened.ask().0 == ALL && opened.ask().1.complete, "call {call}, after a start");
+        opened.tier.follow_key(opened.store(), &go_on).unwrap();
+        assert_eq!((opened.tier.behind(), opened.tier.trouble()), (0, None), "call {call}");
+        assert_eq!(site.objects.names().len(), 4, "call {call}: {:?}", site.objects.names());
+        drop(opened);
+
+        service.set_refused("former", Some(Refusal::PendingDeletion));
+        site.month.key = keys(&service, "next");
+        let opened = site.open();
+        assert!(opened.ask().0 == ALL && opened.ask().1.complete, "call {call}, without it");
+        if whole {
+            assert!(call > 10, "{call} calls are too few to have been cut off in each");
+            return;
+        }
+    }
+}
+
+/// A move back, before all had followed to the other key: names are used again.
+#[test]
+fn keys_in_the_tier_follow_back() {
+    let service = Arc::new(SimService::default());
+    let own = keys(&service, "one");
+    let site = Site::of(Month::sealed_by(own.clone(), tempfile::tempdir().unwrap()), false);
+    let opened = site.open();
+    (0..2).for_each(|at| opened.take(at).unwrap());
+    let before = site.objects.names();
+    for key in ["two", "one", "three"] {
+        own.move_to(key).unwrap();
+        opened.store().record_key(&own.id(), &own.key()).unwrap();
+        // One each time.
+        let done = std::cell::Cell::new(0);
+        let stop = || done.replace(done.get() + 1) > 0;
+        opened.tier.follow_key(opened.store(), &stop).unwrap();
+        assert!(opened.ask().0 == ALL && opened.ask().1.complete, "{key}");
+    }
+    assert_eq!(opened.tier.behind(), 1);
+    opened.tier.follow_key(opened.store(), &|| false).unwrap();
+    assert_eq!((opened.tier.behind(), site.objects.names().len()), (0, before.len()));
+    ["one", "two"].iter().for_each(|key| service.set_refused(key, Some(Refusal::Disabled)));
+    drop(opened);
+    let mut site = site;
+    site.month.key = keys(&service, "three");
+    assert!(site.open().ask().1.complete);
 }

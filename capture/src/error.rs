@@ -216,7 +216,7 @@ pub enum CaptureError {
         what: String,
     },
     /// Device: a capture file cannot be opened or read.
-    #[error("{path}: {step} failed after {at} bytes")]
+    #[error("{path}: {step} failed{}", after(*at))]
     File {
         /// Path of the file, or the name of the stream.
         path: String,
@@ -256,6 +256,11 @@ pub enum CaptureError {
         /// What is wrong and where, after decompression.
         source: PcapngError,
     },
+}
+
+/// How far a file was read, if at all.
+fn after(bytes: u64) -> String {
+    if bytes == 0 { String::new() } else { format!(" after {bytes} bytes") }
 }
 
 impl CaptureError {

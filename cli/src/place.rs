@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use wirevault_daemon::lifecycle::snapshots::lost_stores;
 use wirevault_daemon::lifecycle::tier;
+use wirevault_index::error::chain;
 use wirevault_index::{KeySource, StoreReader, open_store};
 use wirevault_lifecycle::audit::folder_of;
 use wirevault_query::Request;
@@ -45,6 +46,11 @@ pub(crate) fn ask(place: &Place, cancel: &Cancel) -> Result<Asked, CliError> {
 pub(crate) fn open(dir: &Path, key: Option<&Path>) -> Result<StoreReader, CliError> {
     let key = key_source(key)?;
     let mut store = open_store(dir, &key)?;
+    let shut = store.volumes.iter().find_map(|volume| volume.ring.as_ref()?.as_ref().err());
+    if let Some(why) = shut {
+        // What is not sealed can still be told; and a store without a segment has nothing to miss.
+        tell(&format!("nothing sealed can be read: {}", chain(why)));
+    }
     tier::attach(&mut store, dir, &key)?;
     let (lost, troubles) = lost_stores(&folder_of(dir, &store.store.to_string()));
     store.lost = lost;

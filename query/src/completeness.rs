@@ -71,6 +71,8 @@ pub(crate) struct Facts {
     pub(crate) evicted_live_ns: u64,
     pub(crate) evicted_import_ns: u64,
     pub(crate) durable_until_ns: Option<u64>,
+    /// When the question was asked.
+    pub(crate) now_ns: u64,
 }
 
 /// A span of time.
@@ -99,7 +101,7 @@ pub(crate) fn judge(facts: &Facts, window: &Window, summary: &mut Summary) {
         (Some(a), Some(b)) => Some((a.0.min(b.0), a.1.max(b.1))),
         (one, other) => one.or(other),
     };
-    let asked = effective(window, edges);
+    let asked = effective(window, edges, facts.now_ns);
     let mut missing = Vec::new();
     outside(facts, window, asked, live, import, &mut missing);
     between_runs(facts, live, &mut missing);
@@ -150,13 +152,17 @@ pub(crate) fn judge(facts: &Facts, window: &Window, summary: &mut Summary) {
 }
 
 /// The window with its omitted bounds filled in; never empty, so that a bound beyond the coverage
-/// is noticed.
-fn effective(window: &Window, edges: Option<Span>) -> Span {
+/// is noticed. What begins behind the coverage and names no end ends now.
+fn effective(window: &Window, edges: Option<Span>, now_ns: u64) -> Span {
     let (first, last) = edges.unwrap_or((0, 0));
     let since = window.since_ns.unwrap_or_else(|| {
         window.until_ns.map_or(first, |until| first.min(until.saturating_sub(1)))
     });
-    let until = window.until_ns.unwrap_or(last.max(since.saturating_add(1)));
+    let until = window.until_ns.unwrap_or_else(|| match since < last {
+        true => last,
+        false if window.since_ns.is_some() => now_ns.max(since.saturating_add(1)),
+        false => since.saturating_add(1),
+    });
     match window.cut_ns {
         Some(cut) => (since, until.min(cut.saturating_add(1).max(since))),
         None => (since, until),

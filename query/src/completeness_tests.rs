@@ -325,6 +325,18 @@ fn an_empty_store_covers_nothing() {
     assert_eq!(verdict(&Facts::default(), None, Some(2)), "nothing not_recording 0-2");
 }
 
+/// Since yesterday, and the gap was one of a nanosecond.
+#[test]
+fn what_begins_behind_all_that_is_covered_reaches_to_now() {
+    let empty = Facts { now_ns: 900 * S, ..Facts::default() };
+    assert_eq!(verdict(&empty, Some(1), None), "nothing not_recording 1-900");
+    assert_eq!(verdict(&empty, None, None), "nothing");
+    let facts = Facts { now_ns: 900 * S, ..two_runs() };
+    assert_eq!(verdict(&facts, Some(500), None), "nothing not_recording 500-900");
+    assert_eq!(verdict(&facts, Some(300), None), "300..400");
+    assert_eq!(verdict(&facts, Some(901), None), "nothing not_recording 901-901.000000001");
+}
+
 #[test]
 fn a_cut_answer_speaks_of_what_came_before_the_cut() {
     let window = Window { cut_ns: Some(150 * S - 1), ..Window::default() };

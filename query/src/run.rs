@@ -444,6 +444,7 @@ pub(crate) fn conclude<'a, S: Source>(
         evicted_live_ns: store.evicted_live_ns,
         evicted_import_ns: store.evicted_import_ns,
         durable_until_ns: store.durable_until_ns,
+        now_ns: store.now_ns,
     };
     lost::add(store.lost, &mut facts);
     judge(&facts, window, &mut summary);

@@ -209,6 +209,7 @@ impl Header {
             0x1c00_01ac | 0xac01_001c | 0x1c00_01ab | 0xab01_001c => {
                 return refuse("an IXIA capture; convert it with `editcap -F pcapng`");
             }
+            _ if bytes.is_empty() => return refuse("it is empty, which no capture file is"),
             _ => {
                 let first = &bytes[..bytes.len().min(4)];
                 return Err(Fault::Unsupported(format!(
@@ -385,7 +386,7 @@ mod tests {
         refused(&encode(0xa1b2_cd34, false, 4, 1, &[]), "editcap");
         refused(&encode(0xa1b2_c3d4, false, 5, 1, &[]), "version 2.5");
         refused(b"GIF89a", "begins with [47, 49, 46, 38]");
-        refused(b"", "begins with []");
+        refused(b"", "it is empty");
         let mut bytes = encode(0xa1b2_c3d4, false, 4, 1, &[]);
         bytes.extend([0, 0, u32::MAX, u32::MAX].map(u32::to_le_bytes).concat());
         refused(&bytes, "impossible");

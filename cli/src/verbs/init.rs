@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use wirevault_format::StoreId;
+use wirevault_index::error::chain;
 use wirevault_index::{KeySource, open_store};
 use wirevault_media::{BlockMedia, DirMedia, Media};
 use wirevault_seal::{FileProvider, KeyProvider, OneWayKey, SealError, default_key_path, random};
@@ -148,7 +149,8 @@ fn key_file(
     let (provider, new) = match path.exists() {
         true => (FileProvider::open(&path)?, "was there already"),
         false => {
-            let provider = FileProvider::create(&path)?;
+            let made_anew = FileProvider::create(&path);
+            let provider = made_anew.map_err(|error| not_made(error, named.is_some()))?;
             made.key = Some(path.clone());
             (provider, "new")
         }
@@ -160,6 +162,16 @@ fn key_file(
         warning: "Back the key up now, away from this machine and away from the store: without it \
                   nothing in the store can ever be read.",
     })
+}
+
+/// Why there is no key file. Whoever did not name it may do so.
+fn not_made(error: SealError, named: bool) -> CliError {
+    match error {
+        SealError::KeyIo { .. } if !named => {
+            CliError::Usage(format!("{}; name another place with --key", chain(&error)))
+        }
+        error => error.into(),
+    }
 }
 
 fn tell_store(first: &Path, store: StoreId) -> Result<(), CliError> {
@@ -216,6 +228,20 @@ impl Drop for Made {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_home_without_a_place_for_the_key_is_told_with_the_way_out() {
+        let io = || SealError::KeyIo {
+            path: "/nowhere".into(),
+            doing: "make this directory",
+            source: std::io::ErrorKind::PermissionDenied.into(),
+        };
+        let told = not_made(io(), false).to_string();
+        assert!(told.contains("/nowhere") && told.contains("permission denied"), "{told}");
+        assert!(told.ends_with("with --key"), "{told}");
+        assert!(!not_made(io(), true).to_string().contains("--key"));
+        assert!(CliError::from(SealError::KeyHome).to_string().contains("--key"));
+    }
 
     #[test]
     fn what_is_kept_stays_and_the_rest_goes() {

@@ -10,10 +10,10 @@ use serde_json::json;
 use wirevault_daemon::api::{self, ReplaceBody, Replaced};
 use wirevault_daemon::volumes::devices::{self, Device, Erase, Eraser, Use};
 use wirevault_format::StoreId;
-use wirevault_index::{KeySource, Volume};
+use wirevault_index::{IndexError, KeySource, Volume};
 use wirevault_media::block::Sampled;
 use wirevault_media::{BlockMedia, Media, MediaError, open_volume};
-use wirevault_storage::{Adoption, adopt, replace};
+use wirevault_storage::{Adoption, Space, adopt, plan, replace};
 use wirevault_telemetry::clock::SystemClock;
 
 use crate::args::{EraseHow, Place, VolumeVerb};
@@ -157,13 +157,28 @@ fn format(path: &Path, force: bool) -> Result<Outcome, CliError> {
         content => return Err(told(&content.sentence())),
     }
     erase(path, None)?;
-    put(&format!("{} is empty: `wirevault init {0}` takes it\n", path.display()))?;
+    let bytes = BlockMedia::open(path)?.total_bytes().map_err(CliError::file(path))?;
+    let path = path.display();
+    put(&match plan(None, 1, &[Space { bytes, device: true, shared: false }]) {
+        Ok(_) => format!("{path} is empty: `wirevault init {path}` takes it\n"),
+        Err(why) => format!("{path} is empty, but too small to be a store alone: {why}\n"),
+    })?;
     Ok(Outcome::Found)
 }
 
 /// Has a store find one of its volumes under its new path.
 fn take_in(volume: &Path, store: &Path, yes: bool) -> Result<Outcome, CliError> {
     let path = recorded(volume)?;
+    if let Some(what) = no_volume(Path::new(&path)) {
+        return Err(refused(
+            volume,
+            &format!(
+                "{what}, so there is nothing to adopt. `wirevault volume replace` gives it to a \
+                 store for a volume that is gone, once it is empty (`wirevault volume format` \
+                 makes a device so)"
+            ),
+        ));
+    }
     let Adoption { store, number, was, missing } = adopt(store, &path, yes)?;
     put(&format!("volume {number} of store {store}: {was} -> {path}\n"))?;
     for (path, why) in missing {
@@ -173,6 +188,18 @@ fn take_in(volume: &Path, store: &Path, yes: bool) -> Result<Outcome, CliError> 
         tell("nothing was recorded; --yes records the new path");
     }
     Ok(Outcome::Found)
+}
+
+/// What stands at a path, if that is no volume.
+fn no_volume(path: &Path) -> Option<String> {
+    if !path.is_dir() {
+        let content = Content::of(path);
+        let is_none = matches!(content, Content::Nothing | Content::Foreign(_));
+        return is_none.then(|| content.sentence());
+    }
+    let read = Volume::read(open_volume(path).ok()?, &KeySource::Recorded);
+    let is_none = matches!(read, Err(IndexError::NotAStore { .. }));
+    is_none.then(|| "it is a directory without a volume".to_owned())
 }
 
 /// Gives a store a new volume for one that is gone.

@@ -140,10 +140,18 @@ fn import_keeps_what_came_before_a_cut_and_says_so() {
 fn import_refuses_files_and_stores_that_are_none() {
     let lab = Lab::new(true);
     fs::write(lab.path("text.pcap"), "no capture at all").unwrap();
-    for name in ["text.pcap", "absent.pcap"] {
+    fs::write(lab.path("empty.pcap"), "").unwrap();
+    fs::create_dir(lab.path("folder.pcap")).unwrap();
+    for (name, why) in [
+        ("text.pcap", "not a pcap or pcapng file"),
+        ("absent.pcap", "No such file"),
+        ("empty.pcap", "it is empty"),
+        ("folder.pcap", "Is a directory"),
+    ] {
         let said = lab.ask("import", &[&lab.text(name)]);
         assert_eq!(said.code, Some(2), "{said:?}");
-        assert!(said.err.contains(name), "{}", said.err);
+        assert!(said.err.contains(name) && said.err.contains(why), "{}", said.err);
+        assert!(!said.err.contains("after 0 bytes"), "{}", said.err);
     }
     assert_eq!(lab.ask("import", &[]).code, Some(2), "no file was named");
     fs::write(lab.path("a.pcap"), pcap(1, 5)).unwrap();
@@ -343,7 +351,12 @@ fn a_key_that_is_missing_or_another_is_named() {
         assert_eq!((said.code, said.out.as_str()), (Some(3), "0\n"), "{said:?}");
         let summary = json(&fs::read_to_string(&name).unwrap());
         assert_eq!(summary["gaps"][0]["cause"], "wrong_key", "{summary}");
+        assert!(said.err.contains("nothing sealed can be read"), "{said:?}");
     }
+    // Nothing is missing from an empty store, but whoever asks would not be told later either.
+    fs::remove_file(other.path("key")).unwrap();
+    let said = other.ask("query", &["--count"]);
+    assert!(said.code == Some(1) && said.err.contains("does not exist"), "{said:?}");
     let said = lab.ask("query", &["--count", "--key", &lab.text("away")]);
     assert_eq!((said.code, said.out.as_str()), (Some(0), "100\n"), "{said:?}");
     let said = run(["inspect", "volume", lab.store()]);

@@ -112,7 +112,11 @@ fn what_is_no_device_is_left_alone_with_the_reason() {
     let store = at("store");
     assert_eq!(run(["init", &store, "--plaintext", "--quota", "512MiB"]).code, Some(0));
     let id = "0".repeat(32);
-    let cases: [(&[&str], &str); 10] = [
+    let foreign = at("foreign");
+    let file = File::create(&foreign).unwrap();
+    file.set_len(300 << 20).unwrap();
+    file.write_all_at(b"XFSB", 0).unwrap();
+    let cases: [(&[&str], &str); 12] = [
         (&["format", &missing], "No such file"),
         (&["format", &folder, "--force"], "it is a directory"),
         (&["format", "/dev/null"], "`wirevault volume list` shows disks"),
@@ -120,7 +124,9 @@ fn what_is_no_device_is_left_alone_with_the_reason() {
         (&["retire", &folder, "--store", &id], "it is a directory"),
         (&["retire", &blank, "--store", &id], "it is empty; no volume of store 0000"),
         (&["adopt", &missing, "--store", &store], "No such file"),
-        (&["adopt", &blank, "--store", &store], "not a Wirevault store"),
+        (&["adopt", &blank, "--store", &store], "it is empty, so there is nothing to adopt"),
+        (&["adopt", &foreign, "--store", &store], "it holds an XFS file system, so there is"),
+        (&["adopt", &folder, "--store", &store], "it is a directory without a volume, so"),
         (&["replace", "0", &missing, "--store", &store, "--yes"], "No such file"),
         (&["replace", "7", &blank, "--store", &store, "--yes"], "has no volume 7"),
     ];
@@ -128,7 +134,14 @@ fn what_is_no_device_is_left_alone_with_the_reason() {
         let refused = run([&["volume"][..], arguments].concat());
         assert_eq!(refused.code, Some(2), "{refused:?}");
         assert!(refused.err.contains(why), "{why}: {refused:?}");
+        assert!(!refused.err.contains("wirevault init /"), "it makes no volume of a store");
     }
+    let small = at("small");
+    File::create(&small).unwrap().set_len(64 << 20).unwrap();
+    let formatted = run(["volume", "format", &small]);
+    assert_eq!(formatted.code, Some(0), "{formatted:?}");
+    assert!(formatted.out.contains("268435456 bytes are needed"), "{formatted:?}");
+    assert_eq!(run(["init", &small, "--plaintext"]).code, Some(2), "as it was told");
     assert_eq!(run(["verify", "--store", &store]).code, Some(0));
     assert_eq!(run(["init", &blank, "--plaintext"]).code, Some(0), "it is as empty as before");
 }

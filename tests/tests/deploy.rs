@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use wirevault_telemetry::publish::PUBLISHED;
+use wirevault_tests::captures::{Packet, write_pcap};
 use wirevault_tests::readers::{interpreter, missing};
 use wirevault_tests::recorder::{Site, program};
 
@@ -87,6 +88,77 @@ fn an_instance_starts_with_sound_scripts_and_a_configuration_that_is_taken() {
     let mut validate = Command::new(program("wirevaultd"));
     let checked = validate.arg("validate").arg(&file).output().expect("wirevaultd");
     assert!(checked.status.success(), "{}", said(&checked));
+}
+
+/// An instance that is stopped has empty disks when it starts again: here they are files, a folder
+/// in place of `/var/lib` is the state volume, and a recording of a file is what was lost.
+const STOPPED_AND_STARTED: &str = r#"
+mkdir -p var/wirevault disks
+mount --bind var /var/lib
+start() {
+    truncate -s 4G disks/nvme-Amazon_EC2_NVMe_Instance_Storage_AWS1
+    bash prepare
+}
+start
+wirevaultd --config wirevault.yaml &
+until wirevault status --socket socket --json 2>/dev/null | grep -q '"stored": *100\b'; do
+    kill -0 $!
+    sleep 0.1
+done
+kill $!
+wait $!
+rm disks/*
+start
+start
+store=$(sed -n 's/^store: //p' wirevault.yaml)
+wirevault segments --store "$store"
+wirevault audit show --store "$store"
+wirevault query --store "$store" --count || echo "exit code $?"
+"#;
+
+#[test]
+fn an_instance_that_was_stopped_says_what_its_disks_held() {
+    let Some(output) = check("user-data", &template()) else { return };
+    let script = String::from_utf8(output.stdout).expect("a script");
+    let folder = tempfile::tempdir().expect("folder");
+    let write = |name: &str, text: &str| {
+        fs::write(folder.path().join(name), text).expect("a file");
+    };
+    let here = folder.path().display();
+    let mut prepare = here_document(&script, "PREPARE").to_owned();
+    for (there, here) in [
+        ("/dev/disk/by-id", format!("{here}/disks")),
+        ("/etc/wirevault/", format!("{here}/")),
+        ("runuser -u wirevault -- ", String::new()),
+        ("--kms-key ", format!("--key {here}/key #")),
+    ] {
+        assert!(prepare.contains(there), "{there}");
+        prepare = prepare.replace(there, &here);
+    }
+    write("prepare", &prepare);
+    let config = here_document(&script, "CONFIG");
+    assert!(config.contains("  folder: /var/lib/wirevault/checkpoints\n"), "{config}");
+    let packets: Vec<_> = (0..100).map(packet).collect();
+    write_pcap(&folder.path().join("capture.pcap"), &packets);
+    let replay = format!("store: /dev/null\nreplay:\n  file: {here}/capture.pcap\n");
+    let more = "snapshots:\n  folder: /var/lib/wirevault/checkpoints\n";
+    write("wirevault.yaml", &format!("{replay}api:\n  socket: {here}/socket\n{more}"));
+
+    let programs = program("wirevaultd").parent().expect("a folder").display().to_string();
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
+    let mut run = Command::new("unshare");
+    run.args(["--mount", "bash", "-euo", "pipefail", "-c", STOPPED_AND_STARTED]);
+    let output = run.current_dir(&folder).env("PATH", path).output().expect("unshare");
+    let said = said(&output);
+    assert!(output.status.success(), "{said}");
+    for words in ["lost: instance store", "restored", "exit code 3"] {
+        assert!(said.contains(words), "`{words}` in {said}");
+    }
+}
+
+fn packet(number: u64) -> Packet {
+    let data = vec![number as u8; 60];
+    Packet { ts_ns: 1_700_000_000_000_000_000 + number, orig_len: data.len() as u32, data }
 }
 
 #[test]

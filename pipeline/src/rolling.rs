@@ -49,10 +49,13 @@ impl Sealer {
     /// elsewhere, so that no device ever holds the chunks that other devices' lanes need.
     fn is_crowded(&self, volume: usize) -> bool {
         let held = |writer: &ToWriter| writer.shared.held_chunks.load(Ordering::Relaxed);
-        let has_room = |writer: &ToWriter| {
-            held(writer) < self.fair_chunks / 2 && !writer.shared.stalled.load(Ordering::Relaxed)
+        let has_room = |(volume, writer): (usize, &ToWriter)| {
+            held(writer) < self.fair_chunks / 2
+                && !writer.shared.stalled.load(Ordering::Relaxed)
+                && !self.store.doubts(volume)
         };
-        held(&self.writers[volume]) > self.fair_chunks && self.writers.iter().any(has_room)
+        let mut writers = self.writers.iter().enumerate();
+        held(&self.writers[volume]) > self.fair_chunks && writers.any(has_room)
     }
 
     /// Asks for the next segment when the current one is half full.

@@ -28,6 +28,7 @@ use wirevault_format::{Cause, Gap, Interface, LinkType, RunId};
 use wirevault_index::ChunkDelta;
 use wirevault_index::flow_table::{FlowOptions, FlowTable};
 use wirevault_seal::{DataSealer, SealError};
+use wirevault_storage::Store;
 
 use crate::ack::{LaneAcks, Span};
 use crate::closer::ToCloser;
@@ -56,6 +57,7 @@ const REST_MAX: Duration = Duration::from_millis(2);
 pub(crate) struct Sealer {
     pub run: RunId,
     pub lane: u16,
+    pub store: Arc<Store>,
     pub jobs: Jobs,
     /// By volume.
     pub writers: Vec<ToWriter>,

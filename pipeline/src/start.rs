@@ -173,6 +173,7 @@ impl Pipeline {
             let sealer = Sealer {
                 run,
                 lane: number as u16,
+                store: Arc::clone(&store),
                 jobs: jobs.clone(),
                 writers: writers.clone(),
                 fair_chunks,

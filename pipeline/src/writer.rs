@@ -95,11 +95,11 @@ impl WriterShared {
     /// What the choice of a volume wants to know, while so many segments are being opened there; a
     /// writer that holds more than its fair number of chunks is avoided.
     pub(crate) fn load(&self, opening: u32, fair_chunks: usize) -> Load {
-        let crowded = self.held_chunks.load(Ordering::Relaxed) > fair_chunks;
         Load {
             opening,
             queue: Duration::from_nanos(self.queue_ns.load(Ordering::Relaxed)),
-            avoid: crowded || self.stalled.load(Ordering::Relaxed),
+            crowded: self.held_chunks.load(Ordering::Relaxed) > fair_chunks,
+            stalled: self.stalled.load(Ordering::Relaxed),
         }
     }
 }

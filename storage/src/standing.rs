@@ -154,10 +154,10 @@ impl SharedVolume {
         let status = &standing.status;
         let verdict = status.verdict();
         let worn = standing.wear.exhausted || verdict == Verdict::Worn;
-        let doubted = standing.suspicion.as_ref().is_some_and(|it| now < it.trial_at);
         Candidate {
             failed: status.failed.is_some() || verdict == Verdict::Spent,
-            doubted: doubted || standing.hangs() || load.avoid || worn,
+            doubted: standing.is_doubted(now) || load.stalled,
+            strained: load.crowded || worn,
             open_segments: status.open_segments + load.opening,
             queue: load.queue,
             used_percent: standing.wear.used_percent,
@@ -165,6 +165,13 @@ impl SharedVolume {
             free_segments: standing.left_bytes / status.segment_bytes,
             oldest: standing.oldest,
         }
+    }
+
+    /// Whether others are asked first, however much they have to do: it failed, now or lately, or
+    /// its device hangs.
+    pub(crate) fn is_doubted(&self) -> bool {
+        let standing = self.standing();
+        standing.status.failed.is_some() || standing.is_doubted(Instant::now())
     }
 
     /// A write or flush of a segment failed, of which the next one has this ordinal.
@@ -212,6 +219,10 @@ impl SharedVolume {
 }
 
 impl Standing {
+    fn is_doubted(&self, now: Instant) -> bool {
+        self.hangs() || self.suspicion.as_ref().is_some_and(|it| now < it.trial_at)
+    }
+
     fn hangs(&self) -> bool {
         self.busy_since.is_some_and(|since| since.elapsed() > WORK_MAX)
     }

@@ -288,6 +288,12 @@ impl Store {
         }
     }
 
+    /// Whether segments open elsewhere first, however much other volumes have to do: this one
+    /// failed, now or lately, or its device hangs. Waits for no device.
+    pub fn doubts(&self, volume: usize) -> bool {
+        self.volumes.get(volume).is_none_or(SharedVolume::is_doubted)
+    }
+
     /// Takes a volume back into use that failed, if its device works again: segments open there as
     /// before, and those that could not be closed there can be now.
     ///

@@ -77,7 +77,7 @@ fn one_bad_place_costs_no_packet_on_the_only_volume() {
 #[test]
 fn a_device_that_hangs_is_left_and_costs_no_packet() {
     for (seed, topology) in (0..4).flat_map(both) {
-        let rig = rig(2, topology);
+        let rig = Rig { stall: Duration::from_millis(500), ..rig(2, topology) };
         let hanging = Plan::new(Refusal::Hang, seed, 0);
         let recorded = record(&rig, &[well(), hanging], seed);
         check_whole(&rig, &recorded, "hanging");
@@ -92,7 +92,7 @@ fn a_device_that_hangs_is_left_and_costs_no_packet() {
 #[test]
 fn a_device_that_hangs_starves_nobody() {
     for topology in TOPOLOGIES {
-        let rig = Rig { stall: Duration::from_secs(600), ..rig(2, topology) };
+        let rig = rig(2, topology);
         // The buffer holds a tenth of what is to be stored before the device answers.
         let most = u64::from(LANES * PACKETS) * 3 / 4;
         let hanging = Plan::new(Refusal::HangUntil(most), 3, 0);
@@ -100,6 +100,20 @@ fn a_device_that_hangs_starves_nobody() {
         let recorded = record_from(&rig, &[well(), hanging], 1, live);
         check_whole(&rig, &recorded, "hanging");
         assert_eq!(recorded.volume_errors, [None, None], "nothing was given up");
+    }
+}
+
+/// The lanes left a device that had more chunks than its share for one that had just failed, again
+/// and again, until a replay gave up: what fails at once is never busy.
+#[test]
+fn a_slow_device_was_left_for_one_that_fails() {
+    for topology in TOPOLOGIES {
+        let rig = rig(2, topology);
+        let slow = Plan::new(Refusal::Slow(Duration::from_millis(30)), 0, 0);
+        let broken = broken(Refusal::Write(libc::ENOSPC), 0);
+        let recorded = record(&rig, &[slow, Arc::clone(&broken)], 1);
+        check_whole(&rig, &recorded, "slow");
+        assert!(broken.has_struck(), "the other was not used");
     }
 }
 

@@ -45,6 +45,8 @@ pub(crate) enum Refusal {
     Hang,
     /// Nothing ends, tables and headers included, until so many packets are stored elsewhere.
     HangUntil(u64),
+    /// Nothing is refused, and what ended is told at such intervals only.
+    Slow(Duration),
 }
 
 /// Every (life, chunk number) that was submitted, with what identified it: one pair must never be
@@ -61,6 +63,7 @@ struct FailingQueue {
     disk: SimMedia,
     submitted: u64,
     hanging_since: Option<Instant>,
+    told_at: Instant,
 }
 
 pub(crate) struct Plan {
@@ -108,11 +111,14 @@ impl Plan {
     /// Whether the device hangs at the moment, after this many operations were submitted to it.
     fn hangs(&self, submitted: u64) -> bool {
         let until_then = match self.refusal {
-            Refusal::Hang => !self.was_suspect.load(Ordering::Relaxed),
             Refusal::HangUntil(stored) => self.stored.load(Ordering::Relaxed) < stored,
-            _ => false,
+            _ => self.hangs_unseen(),
         };
         until_then && submitted > self.after
+    }
+
+    fn hangs_unseen(&self) -> bool {
+        self.refusal == Refusal::Hang && !self.was_suspect.load(Ordering::Relaxed)
     }
 
     fn strikes(&self) -> bool {
@@ -161,6 +167,13 @@ impl Layer for FailingQueue {
             return Ok(());
         }
         self.hanging_since = None;
+        if let Refusal::Slow(interval) = self.plan.refusal {
+            if self.told_at.elapsed() < interval {
+                std::thread::sleep(wait.min(Duration::from_millis(1)));
+                return Ok(());
+            }
+            self.told_at = Instant::now();
+        }
         let from = out.len();
         self.inner.poll(wait, out)?;
         for completion in &mut out[from..] {
@@ -320,7 +333,8 @@ pub(crate) fn rig(volumes: usize, topology: Topology) -> Rig {
         named.map(|(n, disk)| (Arc::new(disk.clone()) as _, format!("/sim{n}"))).collect();
     create(&media, random::store_id().expect("an id"), &options).expect("a store");
     let (key, sealed) = (KeySource::Provider(provider), Sealed::default());
-    let stall = Duration::from_millis(20);
+    // No device that works is taken for one that hangs, however busy the machine is.
+    let stall = Duration::from_secs(600);
     Rig { topology, stall, disks, key, clock, sealed, _dir: dir }
 }
 
@@ -385,6 +399,7 @@ pub(crate) fn record_from(
                 disk: disks[volume].clone(),
                 submitted: 0,
                 hanging_since: None,
+                told_at: Instant::now(),
             }))
         }),
         ..PipelineOptions::default()
@@ -429,7 +444,8 @@ pub(crate) fn record_from(
             rig.disks.iter().for_each(SimMedia::cut_power);
             pipeline.stop();
         }
-        if pipeline.is_finished() {
+        // A device that hangs until it is seen suspect may outlast the sources.
+        if pipeline.is_finished() && !plans.iter().any(|plan| plan.hangs_unseen()) {
             break;
         }
         assert!(begin.elapsed() < TIME_MAX, "it does not end");

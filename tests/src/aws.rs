@@ -12,10 +12,12 @@ use wirevault_testkit::net::now_ns;
 use crate::readers::{self, missing};
 
 /// What the programs sign with; the emulator knows no other.
-const ACCESS_KEY: &str = "AKIDRECORDER";
+pub(crate) const ACCESS_KEY: &str = "AKIDRECORDER";
+pub(crate) const SECRET_KEY: &str = "secret";
 /// The region that the programs under test find in their environment.
 pub const REGION: &str = "eu-central-1";
-const BUCKET: &str = "recorder-tier";
+/// Name of the bucket that a double has.
+pub const BUCKET: &str = "recorder-tier";
 
 /// The emulator. Dropping it ends it.
 pub struct Aws {
@@ -186,7 +188,7 @@ pub(crate) fn environment_of(port: u16) -> [(&'static str, String); 5] {
         ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}")),
         ("AWS_REGION", REGION.to_owned()),
         ("AWS_ACCESS_KEY_ID", ACCESS_KEY.to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", SECRET_KEY.to_owned()),
         ("AWS_EC2_METADATA_DISABLED", "true".to_owned()),
     ]
 }

@@ -14,6 +14,7 @@ pub mod oracle;
 pub mod prometheus;
 pub mod readers;
 pub mod recorder;
+pub mod s3s;
 pub mod slow;
 pub mod stepper;
 pub mod store;

@@ -1,5 +1,6 @@
-//! The object tier in a bucket: answers, and all that a bucket refuses. The double is moto behind a
-//! check of signatures and checksums; see `tests/aws/buckets.py` for what nobody checks.
+//! The object tier in a bucket: answers, and all that a bucket refuses. There are two doubles that
+//! share no code: moto behind a check of signatures and checksums, which has faults and knows calls
+//! (see `tests/aws/buckets.py` for what nobody checks), and `s3s-fs`, whose objects are files.
 
 use std::fs;
 use std::net::Ipv4Addr;
@@ -8,11 +9,12 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use wirevault_index::tier::segment_object;
 use wirevault_index::{KeySource, open_store};
-use wirevault_tests::aws::Aws;
+use wirevault_tests::aws::{Aws, BUCKET};
 use wirevault_tests::captures::{Packet, parse_pcap};
 use wirevault_tests::frames::{Fragment, ethernet, ipv4, udp};
 use wirevault_tests::oracle::{compare, tcpdump};
 use wirevault_tests::recorder::program;
+use wirevault_tests::s3s::S3s;
 use wirevault_tests::store::{TestStore, code, succeed, text, words};
 
 const START_NS: u64 = 1_700_000_000_000_000_000;
@@ -31,25 +33,46 @@ fn packets(count: u64) -> Vec<Packet> {
     (0..count).map(packet).collect()
 }
 
-/// A store, and a bucket for what is in it.
-struct Site {
+/// A store, and a service with a bucket for what is in it.
+struct Site<S> {
     store: TestStore,
-    aws: Aws,
-    bucket: &'static str,
+    service: S,
+    environment: [(&'static str, String); 5],
 }
 
-impl Site {
+impl Site<Aws> {
     /// Nothing where the emulator is not installed.
-    fn new(sealed: bool, count: u64) -> Option<Self> {
-        let aws = Aws::start()?;
-        let bucket = aws.create_bucket();
-        Some(Self { store: TestStore::holding(sealed, &packets(count)), aws, bucket })
+    fn with_moto(sealed: bool, count: u64) -> Option<Self> {
+        let service = Aws::start()?;
+        service.create_bucket();
+        let (store, environment) = (stored(sealed, count), service.environment());
+        Some(Self { store, service, environment })
     }
 
+    /// Names of all objects.
+    fn objects(&self, change: &Value) -> Vec<String> {
+        self.service.objects(change).into_keys().collect()
+    }
+}
+
+impl Site<S3s> {
+    /// Nothing where the server is not installed.
+    fn with_files(sealed: bool, count: u64) -> Option<Self> {
+        let service = S3s::start()?;
+        let (store, environment) = (stored(sealed, count), service.environment());
+        Some(Self { store, service, environment })
+    }
+}
+
+fn stored(sealed: bool, count: u64) -> TestStore {
+    TestStore::holding(sealed, &packets(count))
+}
+
+impl<S> Site<S> {
     /// `wirevault` with this store, and with these variables beside those of the service.
     fn run(&self, verb: &[&str], args: &[&str], environment: &[(&str, &str)]) -> Output {
         let mut command = Command::new(program("wirevault"));
-        command.envs(self.aws.environment()).envs(environment.iter().copied());
+        command.envs(self.environment.clone()).envs(environment.iter().copied());
         command.args(verb).arg("--store").arg(self.store.dir()).args(args);
         command.output().expect("wirevault")
     }
@@ -66,11 +89,6 @@ impl Site {
         self.run(&["lifecycle", "apply"], &["--config", &text(&config)], environment)
     }
 
-    /// Names of all objects.
-    fn objects(&self, change: &Value) -> Vec<String> {
-        self.aws.objects(change).into_keys().collect()
-    }
-
     /// Where its one segment is.
     fn place(&self) -> String {
         let listed = self.run(&["segments"], &["--json"], &[]);
@@ -85,6 +103,17 @@ impl Site {
         format!("site-1/{}", segment_object(store.store, life))
     }
 
+    /// Moves everything to its bucket and compares what is found there.
+    fn answers_from_its_bucket(&self) {
+        succeed(&self.apply(BUCKET, &[]));
+        assert_eq!((self.place().as_str(), self.store.segment_files().len()), ("tiered", 0));
+        for filter in ["", "udp port 53", "host 10.0.0.3", "arp or port 443"] {
+            let wanted = tcpdump(&self.store.path("original.pcap"), filter).expect("tcpdump");
+            compare(&wanted, &self.found(filter)).unwrap_or_else(|what| panic!("{filter}: {what}"));
+        }
+        succeed(&self.run(&["verify"], &[], &[]));
+    }
+
     fn found(&self, filter: &str) -> Vec<Packet> {
         let output = self.run(&["query"], &["--format", "pcap", "-w", "-", filter], &[]);
         succeed(&output);
@@ -95,19 +124,45 @@ impl Site {
 #[test]
 fn answers_from_a_bucket_are_those_of_tcpdump() {
     for sealed in [true, false] {
-        let Some(site) = Site::new(sealed, MANY) else { return };
-        succeed(&site.apply(site.bucket, &[]));
-        assert_eq!((site.place().as_str(), site.store.segment_files().len()), ("tiered", 0));
-        let calls = site.aws.calls();
+        let Some(site) = Site::with_moto(sealed, MANY) else { return };
+        site.answers_from_its_bucket();
+        let calls = site.service.calls();
         assert_eq!(calls.iter().filter(|call| *call == "UploadPart").count(), 2, "{calls:?}");
-        for filter in ["", "udp port 53", "host 10.0.0.3", "arp or port 443"] {
-            let wanted = tcpdump(&site.store.path("original.pcap"), filter).expect("tcpdump");
-            compare(&wanted, &site.found(filter)).unwrap_or_else(|what| panic!("{filter}: {what}"));
-        }
-        succeed(&site.run(&["verify"], &[], &[]));
         assert_eq!(site.objects(&json!({})).len(), if sealed { 2 } else { 1 });
         succeed(&site.run(&["delete"], &["--segment", "1", "--yes"], &[]));
         assert_eq!(site.objects(&json!({})), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn objects_are_sealed_files_and_altered_ones_are_told() {
+    for sealed in [true, false] {
+        let Some(site) = Site::with_files(sealed, MANY) else { return };
+        let segment = fs::read(&site.store.segment_files()[0]).expect("a segment");
+        let name = site.object();
+        site.answers_from_its_bucket();
+        let objects = site.service.objects();
+        assert_eq!(objects.len(), if sealed { 2 } else { 1 }, "{objects:?}");
+        let object = &objects[&name];
+        let mut bytes = fs::read(object).expect("an object");
+        assert!(segment.starts_with(&bytes), "the copy is the same bytes");
+        let payload = [7; 1_300];
+        let readable = bytes.windows(payload.len()).any(|window| window == payload);
+        assert_eq!(readable, !sealed);
+
+        let stranger = [("AWS_SECRET_ACCESS_KEY", "another")];
+        let said = site.run(&["query"], &["--count"], &stranger);
+        let told = words(&said).contains("tier_unreachable");
+        assert!(code(&said) == 3 && told, "{}", words(&said));
+
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(object, &bytes).expect("an altered object");
+        let said = site.run(&["query"], &["--count"], &[]);
+        assert!(code(&said) == 3 && words(&said).contains("damaged"), "{}", words(&said));
+        assert_ne!(code(&site.run(&["verify"], &[], &[])), 0);
+        succeed(&site.run(&["delete"], &["--segment", "1", "--yes"], &[]));
+        assert!(site.service.objects().is_empty());
     }
 }
 
@@ -116,7 +171,7 @@ type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Value, [&'a str; 2]);
 
 #[test]
 fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
-    let Some(site) = Site::new(true, FEW) else { return };
+    let Some(site) = Site::with_moto(true, FEW) else { return };
     let (nobody, stranger) = (
         [("AWS_ACCESS_KEY_ID", ""), ("AWS_SECRET_ACCESS_KEY", ""), ("HOME", "/nonexistent")],
         [("AWS_SECRET_ACCESS_KEY", "another")],
@@ -128,15 +183,15 @@ fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
     };
     let denied = put(json!({ "code": "AccessDenied", "status": 403 }));
     let cases: [Case<'_>; 6] = [
-        (site.bucket, &nobody, json!([]), ["access is refused", "load signing credential"]),
-        (site.bucket, &stranger, json!([]), ["access is refused", "SignatureDoesNotMatch"]),
+        (BUCKET, &nobody, json!([]), ["access is refused", "load signing credential"]),
+        (BUCKET, &stranger, json!([]), ["access is refused", "SignatureDoesNotMatch"]),
         ("another-bucket", &[], json!([]), ["no such place", "NoSuchBucket"]),
-        (site.bucket, &[], denied, ["access is refused", "AccessDenied"]),
-        (site.bucket, &[], put(json!({ "cut": true })), ["nobody answers in time", "request"]),
-        (site.bucket, &[], put(json!({ "flip": true })), ["it failed", "BadDigest"]),
+        (BUCKET, &[], denied, ["access is refused", "AccessDenied"]),
+        (BUCKET, &[], put(json!({ "cut": true })), ["nobody answers in time", "request"]),
+        (BUCKET, &[], put(json!({ "flip": true })), ["it failed", "BadDigest"]),
     ];
     for (bucket, environment, fault, wanted) in cases {
-        site.aws.set_faults(&fault);
+        site.service.set_faults(&fault);
         let said = site.apply(bucket, environment);
         let told = wanted.iter().all(|what| words(&said).contains(what));
         assert!(code(&said) == 2 && told, "{fault}, {wanted:?}: {}", words(&said));
@@ -144,14 +199,14 @@ fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
         assert_eq!(site.objects(&json!({})), Vec::<String>::new());
     }
     // What breaks off and what is busy for a moment is tried again.
-    site.aws.set_faults(&json!([
+    site.service.set_faults(&json!([
         { "op": "PutObject", "code": "SlowDown", "status": 503 },
         { "op": "GetObject", "cut": true },
     ]));
-    succeed(&site.apply(site.bucket, &[]));
+    succeed(&site.apply(BUCKET, &[]));
     assert_eq!(site.place(), "tiered");
 
-    site.aws.set_faults(&json!([{ "op": "*", "count": 9, "delay_s": 0.1 }]));
+    site.service.set_faults(&json!([{ "op": "*", "count": 9, "delay_s": 0.1 }]));
     assert_eq!(site.found("").len() as u64, FEW);
     let said = site.run(&["query"], &["--count"], &stranger);
     assert_eq!(code(&said), 3, "{}", words(&said));
@@ -159,15 +214,15 @@ fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
 
 #[test]
 fn what_has_the_name_of_an_object_is_not_overwritten() {
-    let Some(site) = Site::new(true, FEW) else { return };
+    let Some(site) = Site::with_moto(true, FEW) else { return };
     let name = site.object();
     site.objects(&json!({ "put": { &name: "of somebody else" } }));
-    let said = site.apply(site.bucket, &[]);
+    let said = site.apply(BUCKET, &[]);
     let told = words(&said).contains("is not the segment that it is named after");
     assert!(code(&said) == 2 && told, "{}", words(&said));
-    let sizes = site.aws.objects(&json!({}));
+    let sizes = site.service.objects(&json!({}));
     assert_eq!((site.place().as_str(), sizes[&name]), ("local", 16));
     site.objects(&json!({ "delete": [name] }));
-    succeed(&site.apply(site.bucket, &[]));
+    succeed(&site.apply(BUCKET, &[]));
     assert_eq!(site.place(), "tiered");
 }

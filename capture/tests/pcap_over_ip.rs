@@ -13,7 +13,7 @@ use wirevault_format::pcapng::{EpbParts, put_epb, put_idb, put_shb};
 use wirevault_format::{Cause, Interface, LinkType};
 
 const WAIT: Duration = Duration::from_millis(5);
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Time in ns and bytes.
 type Row = (u64, Vec<u8>);

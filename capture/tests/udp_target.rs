@@ -12,7 +12,7 @@ use wirevault_format::{Cause, LinkType};
 use wirevault_packet::OuterText;
 
 /// Loose: machines are shared.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn target(listen: &str, tunnel: TargetTunnel, buffer_bytes: usize) -> UdpTargetOptions {
     let listen = listen.parse().expect("an address");

@@ -16,6 +16,9 @@ use caps::{CapSet, Capability};
 use nix::sched::{CloneFlags, setns};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
+/// Longest wait for what the kernel or another program does; machines are shared.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A namespace that the calling thread, and every program it starts, is in until it is dropped.
 pub struct Namespace {
     name: String,
@@ -93,7 +96,35 @@ impl Namespace {
         for (name, address) in [(a, "02:00:00:00:00:01"), (b, "02:00:00:00:00:02")] {
             self.ip(&["link", "set", name, "address", address, "up"]);
         }
+        self.wait_for_carrier(&[a, b]);
     }
+
+    /// Waits until these interfaces send. One whose peer has just come up throws away what is to be
+    /// sent until a work queue of the kernel has been at it, however late that is.
+    ///
+    /// # Panics
+    /// If that does not come.
+    pub fn wait_for_carrier(&self, interfaces: &[&str]) {
+        for interface in interfaces {
+            wait_for("a carrier", PATIENCE, || {
+                let link = self.ip(&["link", "show", interface]);
+                String::from_utf8_lossy(&link).contains("state UP").then_some(())
+            });
+        }
+    }
+}
+
+/// Packets that an interface of the thread's namespace has received: a veth pair's own queue is
+/// behind them.
+///
+/// # Panics
+/// If there is no such interface.
+pub fn received(interface: &str) -> u64 {
+    let table = fs::read_to_string("/proc/thread-self/net/dev").expect("interfaces");
+    let mut rows = table.lines().filter_map(|row| row.trim_start().split_once(':'));
+    let (_, counts) = rows.find(|(name, _)| *name == interface).expect("an interface");
+    // Its bytes, then its packets.
+    counts.split_whitespace().nth(1).and_then(|count| count.parse().ok()).expect("a count")
 }
 
 impl Drop for Namespace {
@@ -120,7 +151,7 @@ impl Sender {
     pub fn send(&mut self, frame: &[u8]) {
         let begin = Instant::now();
         while let Err(error) = self.socket.sendpacket(frame) {
-            assert!(begin.elapsed() < Duration::from_secs(5), "sending: {error}");
+            assert!(begin.elapsed() < PATIENCE, "sending: {error}");
             std::thread::sleep(Duration::from_micros(50));
         }
     }

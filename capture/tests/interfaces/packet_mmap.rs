@@ -14,8 +14,8 @@ use wirevault_format::Cause;
 use wirevault_testkit::net::{Namespace, Sender, now_ns, udp, without_capabilities};
 
 use crate::wire::{
-    EXPERIMENTAL, HERE, THERE, WAIT, assert_books, frame, mixed_frames, outage, take,
-    take_refusing, until,
+    EXPERIMENTAL, HERE, PATIENCE, THERE, WAIT, assert_books, frame, mixed_frames, outage,
+    received_by, take, take_all, take_refusing, until, until_received,
 };
 
 const INBOUND_UNICAST: u32 = 1 | 1 << 2;
@@ -87,7 +87,7 @@ fn loopback_packets_come_once() {
         for number in 0..20 {
             sender.send(&frame([0; 6], EXPERIMENTAL, number, 90));
         }
-        let got: Vec<_> = sources.iter_mut().flat_map(|source| take(source, 40)).collect();
+        let got = take_all(&mut sources, 20).concat();
         assert_eq!(got.len(), 20, "{lanes} lanes");
         assert!(got.iter().all(|packet| packet.flags & 3 == 1), "inbound");
     }
@@ -104,8 +104,8 @@ fn lanes_share_an_interface_without_loss_or_doubling() {
     }
     let mut numbers: HashMap<Vec<u8>, u32> = HashMap::new();
     let mut lanes_of_port: HashMap<[u8; 2], usize> = HashMap::new();
-    for (lane, source) in sources.iter_mut().enumerate() {
-        let got = take(source, 4000);
+    let got = take_all(&mut sources, 4000);
+    for ((lane, source), got) in sources.iter_mut().enumerate().zip(got) {
         assert!(!got.is_empty(), "lane {lane} saw nothing");
         for packet in got {
             let port = [packet.bytes[34], packet.bytes[35]];
@@ -139,13 +139,11 @@ fn what_a_full_ring_drops_is_counted_and_told() {
         }
     }
     let mut handed = 0;
-    let mut last = Instant::now();
-    while last.elapsed() < Duration::from_millis(400) {
+    let begin = Instant::now();
+    while handed + told < 500 {
+        assert!(begin.elapsed() < PATIENCE, "{handed} handed out, {told} told as lost");
         match source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT).expect("poll") {
-            Polled::Packets(count) => {
-                handed += count;
-                last = Instant::now();
-            }
+            Polled::Packets(count) => handed += count,
             Polled::Gap(gap) => {
                 assert_eq!(gap.cause, Cause::RingOverflow);
                 assert!(gap.from_ns >= before_ns - 1_000_000_000);
@@ -174,17 +172,17 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
     ];
     for (step, (break_it, mend)) in outages.into_iter().enumerate() {
         // Packets that came before the outage are still given out after it.
+        let had = received_by(&mut sources);
         Sender::on("vb").send(&frame(HERE, EXPERIMENTAL, 1, 90));
+        until_received(&mut sources, had, 1);
         let down_ns = now_ns();
         ns.ip(break_it);
-        let mut before = 0;
-        for source in &mut sources {
-            before += take(source, 1).len();
-            until(source, is_down);
-        }
+        let before: usize = take_all(&mut sources, 1).iter().map(Vec::len).sum();
         assert_eq!(before, 1, "step {step}");
+        sources.iter_mut().for_each(|source| until(source, is_down));
         std::thread::sleep(Duration::from_millis(150));
         mend();
+        ns.wait_for_carrier(&["va", "vb"]);
         let up_ns = now_ns();
         for source in &mut sources {
             let (from_ns, until_ns) = outage(source);
@@ -192,12 +190,11 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
             assert!(until_ns + 50_000_000 >= up_ns - 100_000_000, "step {step}: ends too early");
             assert_eq!(source.state(), SourceState::Running);
         }
-        std::thread::sleep(Duration::from_millis(50));
         let mut sender = Sender::on("vb");
         for number in 0..64u32 {
             sender.send(&udp(HERE, THERE, number as u16, number));
         }
-        let counts: Vec<_> = sources.iter_mut().map(|source| take(source, 64).len()).collect();
+        let counts: Vec<_> = take_all(&mut sources, 64).iter().map(Vec::len).collect();
         assert_eq!(counts.iter().sum::<usize>(), 64, "step {step}: {counts:?}");
         assert!(counts.iter().all(|count| *count > 0), "step {step}: {counts:?}");
         sources.iter_mut().for_each(assert_books);
@@ -214,7 +211,7 @@ fn an_interface_that_is_down_at_first_is_attached_when_it_comes_up() {
     assert!(matches!(source.state(), SourceState::InterfaceDown { .. }));
     ns.ip(&["link", "set", "va", "up"]);
     outage(&mut source);
-    std::thread::sleep(Duration::from_millis(50));
+    ns.wait_for_carrier(&["va", "vb"]);
     Sender::on("vb").send(&frame(HERE, EXPERIMENTAL, 3, 64));
     assert_eq!(take(&mut source, 1).len(), 1);
 }

@@ -5,13 +5,12 @@ use std::time::{Duration, Instant};
 
 use wirevault_capture::{Packet, Polled, Source, SourceState, VlanTag};
 use wirevault_format::Cause;
+use wirevault_testkit::net::wait_for;
 
 /// A poll waits for so long at most.
 pub(crate) const WAIT: Duration = Duration::from_millis(20);
-/// So long after the last packet no more are expected.
-const QUIET: Duration = Duration::from_millis(600);
-/// A state that is waited for comes by then.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// What is waited for comes by then; machines are shared.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The interface's address that is recorded, and the one across.
 pub(crate) const HERE: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -72,29 +71,49 @@ pub(crate) fn mixed_frames(count: u32) -> Vec<Vec<u8>> {
     (0..count).map(make).collect()
 }
 
-/// Polls until `count` packets came or nothing came for a while.
+/// Polls until `count` packets came, and once more: what came beside them is given, too.
 pub(crate) fn take(source: &mut impl Source, count: usize) -> Vec<Seen> {
-    let mut got = Vec::new();
-    let mut last = Instant::now();
-    while last.elapsed() < QUIET && got.len() < count {
-        let before = got.len();
-        let mut sink = |packet: &Packet<'_>| {
-            got.push(Seen::of(packet));
-            ControlFlow::Continue(())
-        };
-        source.poll(&mut sink, WAIT).expect("poll");
-        if got.len() > before {
-            last = Instant::now();
+    take_all(std::slice::from_mut(source), count).remove(0)
+}
+
+/// The same of lanes that share the packets.
+pub(crate) fn take_all(sources: &mut [impl Source], count: usize) -> Vec<Vec<Seen>> {
+    let mut got = vec![Vec::new(); sources.len()];
+    let begin = Instant::now();
+    let mut had_all = false;
+    while !had_all {
+        let came = got.iter().map(Vec::len).sum::<usize>();
+        assert!(begin.elapsed() < PATIENCE, "{came} of {count} packets came");
+        had_all = came >= count;
+        for (source, got) in sources.iter_mut().zip(&mut got) {
+            let mut sink = |packet: &Packet<'_>| {
+                got.push(Seen::of(packet));
+                ControlFlow::Continue(())
+            };
+            source.poll(&mut sink, WAIT).expect("poll");
         }
     }
     got
+}
+
+/// Waits until packets that were sent are in the lanes' rings, so many more than `before`.
+pub(crate) fn until_received(sources: &mut [impl Source], before: u64, count: u64) {
+    wait_for("they are received", PATIENCE, || {
+        (received_by(sources) >= before + count).then_some(())
+    });
+}
+
+/// Packets that came to the lanes so far.
+pub(crate) fn received_by(sources: &mut [impl Source]) -> u64 {
+    sources.iter_mut().map(|source| source.counters().received).sum()
 }
 
 /// Polls until `count` packets came, with a sink that refuses every third; gives their numbers.
 pub(crate) fn take_refusing(source: &mut impl Source, count: usize) -> Vec<u32> {
     let (mut got, mut calls) = (Vec::new(), 0);
     let begin = Instant::now();
-    while got.len() < count && begin.elapsed() < PATIENCE {
+    while got.len() < count {
+        assert!(begin.elapsed() < PATIENCE, "{} of {count} packets came", got.len());
         let mut sink = |packet: &Packet<'_>| {
             calls += 1;
             if calls % 3 == 0 {

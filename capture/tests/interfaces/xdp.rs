@@ -11,24 +11,26 @@ use wirevault_capture::{
     open_xdp_lanes,
 };
 use wirevault_format::Cause;
-use wirevault_testkit::net::{Namespace, Sender, now_ns, udp, without_capabilities};
+use wirevault_testkit::net::{
+    Namespace, Sender, now_ns, received, udp, wait_for, without_capabilities,
+};
 
 use crate::wire::{
-    EXPERIMENTAL, HERE, THERE, WAIT, assert_books, frame, mixed_frames, outage, take,
-    take_refusing, until,
+    EXPERIMENTAL, HERE, PATIENCE, THERE, WAIT, assert_books, frame, mixed_frames, outage,
+    received_by, take, take_all, take_refusing, until, until_received,
 };
 
 const HOOKS: [XdpHook; 2] = [XdpHook::Native, XdpHook::Generic];
-/// Frames sent without a pause. The veth pair's own queue of 256 holds some of these bursts if the
-/// kernel's thread that empties it is late.
+/// Frames sent before the kernel's thread that empties the veth pair's own queue of 256 is waited
+/// for.
 const BURST: usize = 32;
-const PAUSE: Duration = Duration::from_millis(5);
 
-/// Sends in bursts that the veth pair can hold.
+/// Sends to `va` in bursts that the veth pair can hold.
 fn send_all(sender: &mut Sender, frames: &[Vec<u8>]) {
     for burst in frames.chunks(BURST) {
+        let all = received("va") + burst.len() as u64;
         burst.iter().for_each(|frame| sender.send(frame));
-        std::thread::sleep(PAUSE);
+        wait_for("the pair is empty", PATIENCE, || (received("va") >= all).then_some(()));
     }
 }
 
@@ -244,14 +246,12 @@ fn what_finds_no_frame_is_counted_and_told() {
             }
             assert_books(&mut source);
         }
-        let mut last = Instant::now();
-        while last.elapsed() < Duration::from_millis(400) {
+        let begin = Instant::now();
+        while handed + told < 500 {
+            assert!(begin.elapsed() < PATIENCE, "{handed} handed out, {told} told as lost");
             match source.poll(&mut |_: &Packet<'_>| ControlFlow::Continue(()), WAIT).expect("poll")
             {
-                Polled::Packets(count) => {
-                    handed += count;
-                    last = Instant::now();
-                }
+                Polled::Packets(count) => handed += count,
                 Polled::Gap(gap) => {
                     assert_eq!(gap.cause, Cause::RingOverflow);
                     assert!(gap.from_ns >= before_ns - 1_000_000_000);
@@ -281,6 +281,7 @@ fn add_queues(ns: &Namespace, queues: u32) {
     for (name, address) in [("va", "02:00:00:00:00:01"), ("vb", "02:00:00:00:00:02")] {
         ns.ip(&["link", "set", name, "address", address, "up"]);
     }
+    ns.wait_for_carrier(&["va", "vb"]);
 }
 
 #[test]
@@ -296,8 +297,8 @@ fn queues_are_shared_out_over_lanes() {
         send_all(&mut Sender::on("vb"), &sent);
         let mut numbers: HashMap<Vec<u8>, u32> = HashMap::new();
         let mut counts = Vec::new();
-        for source in &mut sources {
-            let got = take(source, 3000);
+        let got = take_all(&mut sources, 3000);
+        for (source, got) in sources.iter_mut().zip(got) {
             counts.push(got.len());
             for packet in got {
                 *numbers.entry(packet.bytes[42..46].to_vec()).or_insert(0) += 1;
@@ -327,12 +328,14 @@ fn other_traffic_is_left_alone() {
         ns.ip(&["addr", "add", "10.99.0.2/24", "dev", "va"]);
         peer.ip(&["addr", "add", "10.99.0.1/24", "dev", "vb"]);
         peer.ip(&["link", "set", "vb", "up"]);
+        ns.wait_for_carrier(&["va"]);
+        peer.wait_for_carrier(&["vb"]);
         let mirrored = XdpOptions { udp_ports: vec![4789, 6081], ..options("va", hook) };
         let mut source = XdpSource::open(&mirrored).expect("open");
         // What the machine's own stack gets: a socket of its own.
         let here = std::net::UdpSocket::bind("10.99.0.2:0").expect("bind");
         let port = here.local_addr().expect("address").port();
-        here.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
+        here.set_read_timeout(Some(PATIENCE)).expect("timeout");
         peer.join();
         let there = std::net::UdpSocket::bind("10.99.0.1:0").expect("bind");
         ns.join();
@@ -407,8 +410,9 @@ fn the_filter_sees_through_tags_and_ipv6_but_not_fragments() {
         sender.send(bad);
         sender.send(good);
     }
-    let got: Vec<_> = take(&mut source, 8).into_iter().map(|packet| packet.bytes).collect();
     let expected: Vec<_> = wanted.iter().cycle().take(unwanted.len()).cloned().collect();
+    let got = take(&mut source, expected.len()).into_iter().map(|packet| packet.bytes);
+    let got: Vec<_> = got.collect();
     assert_eq!(got, expected);
 }
 
@@ -424,18 +428,17 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
     ];
     for (step, (break_it, mend)) in outages.into_iter().enumerate() {
         // Packets that came before the outage are still given out after it.
+        let had = received_by(&mut sources);
         Sender::on("vb").send(&frame(HERE, EXPERIMENTAL, 1, 90));
-        std::thread::sleep(Duration::from_millis(20));
+        until_received(&mut sources, had, 1);
         let down_ns = now_ns();
         ns.ip(break_it);
-        let mut before = 0;
-        for source in &mut sources {
-            before += take(source, 1).len();
-            until(source, is_down);
-        }
+        let before: usize = take_all(&mut sources, 1).iter().map(Vec::len).sum();
         assert_eq!(before, 1, "step {step}");
+        sources.iter_mut().for_each(|source| until(source, is_down));
         std::thread::sleep(Duration::from_millis(150));
         mend();
+        ns.wait_for_carrier(&["va", "vb"]);
         let up_ns = now_ns();
         for source in &mut sources {
             let (from_ns, until_ns) = outage(source);
@@ -443,10 +446,9 @@ fn an_interface_that_goes_down_or_away_leaves_a_gap_and_is_taken_up_again() {
             assert!(until_ns + 50_000_000 >= up_ns - 100_000_000, "step {step}: ends too early");
             assert_eq!(source.state(), SourceState::Running);
         }
-        std::thread::sleep(Duration::from_millis(50));
         let sent: Vec<_> = (0..256).map(|it| udp(HERE, THERE, it as u16, it)).collect();
         send_all(&mut Sender::on("vb"), &sent);
-        let counts: Vec<_> = sources.iter_mut().map(|source| take(source, 256).len()).collect();
+        let counts: Vec<_> = take_all(&mut sources, 256).iter().map(Vec::len).collect();
         assert_eq!(counts.iter().sum::<usize>(), 256, "step {step}: {counts:?}");
         assert!(counts.iter().all(|count| *count > 0), "step {step}: {counts:?}");
         sources.iter_mut().for_each(assert_books);

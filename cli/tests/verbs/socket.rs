@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::common::{Lab, Said, pcap_with_step, run, tcpdump, wirevault};
@@ -14,7 +17,9 @@ use wirevault_daemon::reload::ConfigFile;
 use wirevault_index::KeySource;
 
 /// Longest that anything here may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Between two packets.
+const STEP: Duration = Duration::from_millis(2);
 
 fn ask(socket: &str, verb: &str, arguments: &[&str]) -> Said {
     run([verb, "--socket", socket].iter().chain(arguments))
@@ -25,13 +30,51 @@ fn interrupt(child: &Child) {
     assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
 }
 
-/// A daemon that replays packets for some seconds and goes on answering.
-fn daemon(lab: &Lab, packets: u64, step_ns: u64) -> String {
-    fs::write(lab.path("live.pcap"), pcap_with_step(1, packets, step_ns)).unwrap();
-    let (socket, file) = (lab.text("s.sock"), lab.text("live.pcap"));
+/// A capture that comes to a daemon packet by packet, for as long as the test wants more.
+struct Feed {
+    enough: Arc<AtomicBool>,
+    sending: JoinHandle<(TcpStream, u64, Vec<u8>)>,
+}
+
+impl Feed {
+    /// Begins when the daemon connects to the listener.
+    fn begin(listener: TcpListener) -> Self {
+        const PACKETS_MAX: u64 = 100_000;
+        let enough = Arc::new(AtomicBool::new(false));
+        let is_enough = Arc::clone(&enough);
+        let sending = thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            let mut file = pcap_with_step(1, PACKETS_MAX, STEP.as_nanos() as u64);
+            let (mut sent, mut bytes) = (0, 24);
+            socket.write_all(&file[..bytes]).unwrap();
+            while !is_enough.load(Ordering::Relaxed) {
+                let length = u32::from_le_bytes(*file[bytes + 8..].first_chunk().unwrap());
+                let record = 16 + length as usize;
+                socket.write_all(&file[bytes..bytes + record]).unwrap();
+                (sent, bytes) = (sent + 1, bytes + record);
+                thread::sleep(STEP);
+            }
+            file.truncate(bytes);
+            (socket, sent, file)
+        });
+        Self { enough, sending }
+    }
+
+    /// No more: the connection, how many packets went over it, and the capture that they make.
+    fn end(self) -> (TcpStream, u64, Vec<u8>) {
+        self.enough.store(true, Ordering::Relaxed);
+        self.sending.join().unwrap()
+    }
+}
+
+/// A daemon to which packets come, and that goes on answering when no more do.
+fn daemon(lab: &Lab) -> (String, Feed) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (socket, from) = (lab.text("s.sock"), listener.local_addr().unwrap());
+    let feed = Feed::begin(listener);
     let text = format!(
         // Other tests of this process start programs.
-        "store: {}\nsandbox: off\nreplay:\n  file: {file}\n  speed: realtime\napi:\n  \
+        "store: {}\nsandbox: off\npcap_over_ip:\n  - connect: {from}\napi:\n  \
          socket: {socket}\nbuffer:\n  size: 16MiB\n",
         lab.store()
     );
@@ -49,15 +92,14 @@ fn daemon(lab: &Lab, packets: u64, step_ns: u64) -> String {
         assert!(started.elapsed() < PATIENCE, "the daemon does not answer");
         thread::sleep(Duration::from_millis(20));
     }
-    socket
+    (socket, feed)
 }
 
 /// Everything that one daemon is asked, in one test: it lives as long as the process.
 #[test]
 fn the_daemon_answers_every_verb() {
     let lab = Lab::new(false);
-    let (packets, step_ns) = (2000, 2_000_000);
-    let socket = daemon(&lab, packets, step_ns);
+    let (socket, feed) = daemon(&lab);
 
     // While packets come.
     let mut tail = wirevault()
@@ -89,6 +131,8 @@ fn the_daemon_answers_every_verb() {
     assert!(said.code == Some(2) && said.err.contains("syntax error"), "{said:?}");
 
     // When all have come.
+    let (_connected, packets, capture) = feed.end();
+    fs::write(lab.path("live.pcap"), capture).unwrap();
     let started = Instant::now();
     while ask(&socket, "query", &["--count"]).out != format!("{packets}\n") {
         assert!(started.elapsed() < PATIENCE, "{:?}", ask(&socket, "status", &["--json"]));

@@ -17,7 +17,7 @@ use crate::checks::*;
 use crate::support::*;
 
 /// For what must happen at once.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A recorder with one lane on a disk with these sizes.
 fn recorder(media: &SimMedia, segments: u64, places: u32, lanes: u16) -> Recorder {

@@ -11,7 +11,7 @@ use aws_sdk_backup::types::{BackupJobState, Lifecycle};
 use tokio::runtime::Runtime;
 
 use crate::backup::{BackupFailure, BackupService, JobState, Order};
-use crate::client;
+use crate::{NO_CREDENTIALS, client};
 
 /// Tags of the recovery point: what a restore looks for.
 const TAG_STORE: &str = "wirevault-store";
@@ -57,8 +57,10 @@ impl AwsBackup {
             return Err(BackupFailure { doing, region, code, message: None });
         };
         answer.map_err(|error| {
+            let unsigned = client::unsigned(&error);
             let (code, message) = match (error.code(), &error) {
                 (Some(code), _) => (code, error.message().map(ToOwned::to_owned)),
+                (None, _) if unsigned.is_some() => (NO_CREDENTIALS, unsigned),
                 (None, SdkError::TimeoutError(_)) => ("no answer in time", None),
                 (None, SdkError::DispatchFailure(_)) => {
                     ("it was not reached", Some(client::causes(&error)))

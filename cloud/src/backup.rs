@@ -6,6 +6,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::NO_CREDENTIALS;
+
 /// What to back up, and where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Order {
@@ -67,6 +69,7 @@ impl BackupFailure {
                 "it is tried again"
             }
             "UnrecognizedClientException" | "ExpiredTokenException" => "renew the credentials",
+            NO_CREDENTIALS => "give this machine some",
             "it was not reached" | "no answer in time" => {
                 "check network, endpoint and security groups; it is tried again"
             }

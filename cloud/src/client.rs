@@ -11,6 +11,8 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::provider::error::CredentialsError;
 use tokio::runtime::Runtime;
 
+use crate::NO_CREDENTIALS;
+
 /// For opening a connection. AWS is a few milliseconds away, or nobody answers.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// For one attempt. Without it a silent endpoint would be waited for without end: the SDK sets a
@@ -36,31 +38,46 @@ pub(crate) async fn config(region: Option<&str>, attempts: u32) -> SdkConfig {
     loader.load().await
 }
 
-/// Where credentials are looked for, and the way out. Source: AWS SDK for Rust Developer Guide,
-/// "Credential provider chain".
-const NO_CREDENTIALS: &str = "no credentials: they are looked for in the environment \
-                              (AWS_ACCESS_KEY_ID), a profile (AWS_PROFILE, ~/.aws), a web \
-                              identity, and the role of the container or the instance; give this \
-                              machine one of them";
+/// Where credentials are looked for. Source: AWS SDK for Rust Developer Guide, "Credential provider
+/// chain".
+pub(crate) const LOOKED_FOR: &str = "they are looked for in the environment (AWS_ACCESS_KEY_ID), a profile \
+                          (AWS_PROFILE, ~/.aws), a web identity, and the role of the container or \
+                          the instance";
 
 /// Nothing can be signed.
 #[derive(Debug, thiserror::Error)]
 #[error("nothing can be signed")]
 pub(crate) struct Unsigned(#[source] pub(crate) CredentialsError);
 
-/// What an error came from, outermost first. Where credentials are missing it says which were
-/// looked for: the SDK tells of the last place only.
-pub(crate) fn causes(error: &dyn Error) -> String {
-    let (mut texts, mut next) = (Vec::new(), error.source());
+/// Where credentials were looked for and what was found there, if it is for want of them that
+/// nothing was sent: the SDK says that the service was not reached, and tells of the last place
+/// only.
+pub(crate) fn unsigned(error: &dyn Error) -> Option<String> {
+    let mut next = error.source();
     while let Some(cause) = next {
         if cause.is::<CredentialsError>() {
-            texts.push(NO_CREDENTIALS.to_owned());
+            return Some(format!("{LOOKED_FOR}: {}", told(cause)));
         }
-        // The SDK puts each place on a line of its own.
-        texts.push(cause.to_string().replace("\n  ", " "));
         next = cause.source();
     }
-    texts.join(": ")
+    None
+}
+
+/// What an error came from, outermost first; where there are no credentials, only that, and the way
+/// out.
+pub(crate) fn causes(error: &dyn Error) -> String {
+    match unsigned(error) {
+        Some(looked_for) => format!("{NO_CREDENTIALS}; give this machine some: {looked_for}"),
+        None => error.source().map(told).unwrap_or_default(),
+    }
+}
+
+/// An error and what it came from.
+fn told(error: &dyn Error) -> String {
+    // The SDK puts each place on a line of its own.
+    let text = error.to_string().replace("\n  ", " ");
+    let source = error.source().map(|source| format!(": {}", told(source)));
+    text + &source.unwrap_or_default()
 }
 
 /// Waits on a thread of its own: whoever asks may be within another runtime, where waiting is
@@ -82,8 +99,8 @@ mod tests {
     #[test]
     fn missing_credentials_are_told_with_the_places_and_the_way_out() {
         let told = causes(&Unsigned(CredentialsError::not_loaded("one:\n  two")));
-        assert!(told.contains("AWS_ACCESS_KEY_ID") && told.contains("give this machine"), "{told}");
-        assert!(told.ends_with("one: two"), "{told}");
+        assert!(told.starts_with("no credentials; give this machine some"), "{told}");
+        assert!(told.contains("AWS_ACCESS_KEY_ID") && told.ends_with("one: two"), "{told}");
         assert_eq!(causes(&std::io::Error::other("x")), "");
     }
 

@@ -136,6 +136,9 @@ impl CloudWatch {
                 };
                 (format!("{code}: {message}"), fate)
             }
+            (None, _) if client::unsigned(error).is_some() => {
+                (client::causes(error), Fate::NotTaken)
+            }
             (None, SdkError::ConstructionFailure(_)) => (client::causes(error), Fate::NotTaken),
             (None, SdkError::TimeoutError(_)) => ("no answer in time".to_owned(), Fate::Unknown),
             (None, _) => {

@@ -30,7 +30,7 @@ use wirevault_seal::service::{
 use wirevault_seal::{KEY_BYTES, one_way};
 use zeroize::Zeroizing;
 
-use crate::client;
+use crate::{NO_CREDENTIALS, client};
 
 /// Throttling and failures of the service are tried again by the SDK, with pauses of its own.
 const ATTEMPTS: u32 = 3;
@@ -221,6 +221,10 @@ where
             ServiceFailure { doing, key, endpoint, code, message, refusal }
         }
         None => {
+            if let Some(message) = client::unsigned(error) {
+                let (code, refusal) = (NO_CREDENTIALS.to_owned(), Refusal::NoCredentials);
+                return ServiceFailure { doing, key, endpoint, code, message, refusal };
+            }
             let code = match error {
                 SdkError::TimeoutError(_) => "no answer in time",
                 SdkError::ResponseError(_) | SdkError::ServiceError(_) => "no answer of KMS",

@@ -41,6 +41,9 @@ use boards::Boards;
 use instance::Metadata;
 pub use objects::objects;
 
+/// What stands in place of a service's code where nothing was sent, for want of a signature.
+const NO_CREDENTIALS: &str = "no credentials";
+
 /// The service for keys that this build has; nothing if it has none. `endpoint` replaces the
 /// region's own address.
 ///

@@ -156,7 +156,7 @@ fn fault(error: &opendal::Error) -> ObjectFault {
         (ErrorKind::ConfigInvalid, _) => ObjectFault::NoPlace,
         (ErrorKind::PermissionDenied, _) => ObjectFault::Refused,
         #[cfg(feature = "aws")]
-        _ if s3::has_no_credentials(error) => ObjectFault::Refused,
+        _ if s3::has_no_credentials(error) => ObjectFault::NoCredentials,
         (ErrorKind::ConditionNotMatch | ErrorKind::AlreadyExists, _) => ObjectFault::Exists,
         #[cfg(feature = "aws")]
         _ if s3::came_in_wrong(error) => ObjectFault::Failed,
@@ -169,6 +169,11 @@ fn fault(error: &opendal::Error) -> ObjectFault {
 
 /// What a person needs of an error: no list of headers.
 fn why(error: &opendal::Error) -> String {
+    #[cfg(feature = "aws")]
+    if s3::has_no_credentials(error) {
+        // Which place was found how the signer keeps to itself.
+        return crate::client::LOOKED_FOR.to_owned();
+    }
     let (mut said, mut next) = (error.message().to_owned(), error.source());
     while let Some(cause) = next {
         said += &format!(": {cause}");

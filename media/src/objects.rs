@@ -76,6 +76,8 @@ pub enum ObjectFault {
     NoPlace,
     /// The service does not let us.
     Refused,
+    /// There is nothing to sign with, so nothing was sent.
+    NoCredentials,
     /// There is no room.
     Full,
     /// Nobody answers in time.
@@ -93,6 +95,7 @@ impl fmt::Display for ObjectFault {
             Self::Missing => "there is no such object",
             Self::NoPlace => "there is no such place",
             Self::Refused => "access is refused; look at credentials, policy and mode",
+            Self::NoCredentials => "there are no credentials; give this machine some",
             Self::Full => "there is no room",
             Self::Unreachable => "nobody answers in time",
             Self::Source => "what was to be put cannot be read",
@@ -105,7 +108,7 @@ impl From<ObjectError> for io::Error {
     fn from(error: ObjectError) -> Self {
         let kind = match error.fault {
             ObjectFault::Missing => io::ErrorKind::NotFound,
-            ObjectFault::Refused => io::ErrorKind::PermissionDenied,
+            ObjectFault::Refused | ObjectFault::NoCredentials => io::ErrorKind::PermissionDenied,
             ObjectFault::Unreachable => io::ErrorKind::TimedOut,
             _ => io::ErrorKind::Other,
         };

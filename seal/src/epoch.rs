@@ -485,7 +485,7 @@ impl EpochKeys {
                 return self.opened_one_way(wrapped);
             }
             // A start reads two rings of each volume; one that must fail is not to wait for each.
-            let silent = state.trouble.as_ref().filter(|it| it.refusal == Refusal::Unreachable);
+            let silent = state.trouble.as_ref().filter(|it| it.refusal.is_no_answer());
             if let Some(failure) = silent
                 && self.clock.monotonic_ns() < state.retry_ns
             {

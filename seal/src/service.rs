@@ -138,6 +138,8 @@ pub enum Refusal {
     Denied,
     /// The credentials are not, or no longer, good.
     Credentials,
+    /// There are no credentials to ask with.
+    NoCredentials,
     /// There is no such key.
     NotFound,
     /// What is to be opened was changed, or was wrapped with another context.
@@ -161,6 +163,7 @@ impl Refusal {
             Self::PendingDeletion => "pending_deletion",
             Self::Denied => "denied",
             Self::Credentials => "credentials",
+            Self::NoCredentials => "no_credentials",
             Self::NotFound => "not_found",
             Self::WrongContext => "wrong_context",
             Self::WrongKey => "wrong_key",
@@ -177,18 +180,25 @@ impl Refusal {
     /// Whether it may be over at the next attempt, without anybody's doing: rights of an instance
     /// come and are renewed by themselves.
     pub fn passes(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Throttled | Self::Failing | Self::Credentials)
+        let of_credentials = matches!(self, Self::Credentials | Self::NoCredentials);
+        of_credentials || matches!(self, Self::Unreachable | Self::Throttled | Self::Failing)
+    }
+
+    /// Whether nobody was heard: the next question would be waited for as long.
+    pub fn is_no_answer(self) -> bool {
+        matches!(self, Self::Unreachable | Self::NoCredentials)
     }
 
     fn way_out(self) -> &'static str {
         match self {
-            Self::Unreachable => "check network, region, endpoint and credentials",
+            Self::Unreachable => "check network, region and endpoint",
             Self::Throttled => "it is tried again; raise the account's quota if this stays",
             Self::Failing => "it is tried again",
             Self::Disabled => "enable the key",
             Self::PendingDeletion => "cancel the deletion, then enable the key",
             Self::Denied => "check the credentials, their account, and the key's policy",
             Self::Credentials => "renew the credentials",
+            Self::NoCredentials => "give this machine some",
             Self::NotFound => "check the key's name, region and account",
             Self::WrongContext => {
                 "the ring is damaged, or another store's was copied here: restore the volume"
@@ -231,6 +241,7 @@ mod tests {
             (Refusal::PendingDeletion, true),
             (Refusal::Denied, true),
             (Refusal::Credentials, false),
+            (Refusal::NoCredentials, false),
             (Refusal::NotFound, true),
             (Refusal::WrongContext, false),
             (Refusal::WrongKey, false),

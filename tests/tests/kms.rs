@@ -20,6 +20,8 @@ const PACKETS: u64 = 100;
 const OPTIONS: &str = "    ring: 8MiB\nbuffer:\n  size: 8MiB\nsegment_age: 10s\n\
                        kms:\n  epoch_age: 1s\n  epochs_ahead: 2\n";
 const EPOCH_NS: u64 = 1_000_000_000;
+/// A port that nobody listens on.
+const NOBODY: &str = "http://127.0.0.1:9";
 /// More calls than a test makes.
 const ALWAYS: u32 = 1_000_000;
 
@@ -77,6 +79,20 @@ fn a_store_hangs_from_its_key_from_init_to_query() {
     stranger.push(("AWS_ACCESS_KEY_ID", "AKIDSTRANGER".to_owned()));
     site.set_environment(stranger);
     refused(&import(&site), 2, &["UnrecognizedClientException", "renew the credentials"]);
+    // It was said that KMS was not reached.
+    let mut nobody = aws.environment().to_vec();
+    nobody.retain(|(name, _)| !name.ends_with("_KEY") && *name != "AWS_ACCESS_KEY_ID");
+    nobody.extend([("HOME", "/nonexistent"), ("AWS_PROFILE", "")].map(|it| (it.0, it.1.into())));
+    site.set_environment(nobody);
+    let told = import(&site);
+    refused(&told, 2, &[&key, "cannot open an epoch key: no credentials (they are looked for in"]);
+    refused(&told, 2, &["AWS_ACCESS_KEY_ID", "; give this machine some"]);
+    let mut elsewhere = aws.environment().to_vec();
+    elsewhere.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
+    elsewhere.push(("AWS_ENDPOINT_URL", NOBODY.to_owned()));
+    elsewhere.push(("AWS_ENDPOINT_URL_KMS", aws.endpoint()));
+    site.set_environment(elsewhere);
+    assert_eq!(found(&site), PACKETS, "the address for KMS comes before that for all services");
     site.set_environment(aws.environment().into());
     drop(aws);
     refused(&import(&site), 2, &[&key, "KMS was not reached", "check network"]);

@@ -183,7 +183,7 @@ fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
     };
     let denied = put(json!({ "code": "AccessDenied", "status": 403 }));
     let cases: [Case<'_>; 6] = [
-        (BUCKET, &nobody, json!([]), ["access is refused", "load signing credential"]),
+        (BUCKET, &nobody, json!([]), ["there are no credentials", "AWS_ACCESS_KEY_ID"]),
         (BUCKET, &stranger, json!([]), ["access is refused", "SignatureDoesNotMatch"]),
         ("another-bucket", &[], json!([]), ["no such place", "NoSuchBucket"]),
         (BUCKET, &[], denied, ["access is refused", "AccessDenied"]),

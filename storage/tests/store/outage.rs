@@ -92,11 +92,12 @@ fn nothing_is_lost(store: &Store, ledger: &Ledger) {
 }
 
 /// What the refusal comes to within the first hour, and after the keys ahead are used up.
-const REASONS: [(Refusal, KeyCondition, KeyCondition); 10] = [
+const REASONS: [(Refusal, KeyCondition, KeyCondition); 11] = [
     (Refusal::Unreachable, KeyCondition::Waiting, KeyCondition::Exhausted),
     (Refusal::Throttled, KeyCondition::Waiting, KeyCondition::Exhausted),
     (Refusal::Failing, KeyCondition::Waiting, KeyCondition::Exhausted),
     (Refusal::Credentials, KeyCondition::Waiting, KeyCondition::Exhausted),
+    (Refusal::NoCredentials, KeyCondition::Waiting, KeyCondition::Exhausted),
     (Refusal::WrongContext, KeyCondition::Waiting, KeyCondition::Exhausted),
     (Refusal::WrongKey, KeyCondition::Waiting, KeyCondition::Exhausted),
     (Refusal::Disabled, KeyCondition::Revoked, KeyCondition::Revoked),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use wirevault_config::Config;
 use wirevault_index::{KeySource, open_store};
 use wirevault_seal::KeyService;
-use wirevault_seal::service::{Context, ServiceFailure};
+use wirevault_seal::service::{Context, Refusal, ServiceFailure};
 
 use super::root::Root;
 use super::{Finding, Verdict};
@@ -38,7 +38,12 @@ pub(super) fn key(
     let (KeySource::Service(services), Some(service)) = (source, service) else { return None };
     // That it does not open is told by the probe.
     let store = open_store(config.stores.first()?, source).ok()?.store;
-    let key = services.known(store)?.key();
+    let keys = services.known(store)?;
+    let key = keys.key();
+    if let Some(silent) = keys.status().trouble.filter(|it| it.refusal.is_no_answer()) {
+        // It would be waited for once more.
+        return Some(told(&key, Err(silent), 0));
+    }
     let context = Context { store, epoch: NO_EPOCH };
     let since = Instant::now();
     let tried = service
@@ -51,9 +56,18 @@ fn told(key: &str, tried: Result<(), ServiceFailure>, millis: u128) -> Finding {
     match tried {
         Ok(()) => Finding::ok("key", format!("{key} draws and opens keys, in {millis} ms")),
         Err(failure) => {
-            let advice = "allow `kms:GenerateDataKey` and `kms:Decrypt` with this key to the \
-                          recorder's role, with contexts whose `app` is `wirevault` \
-                          (deploy/appliance.yaml has the policy)";
+            let advice = match failure.refusal {
+                Refusal::NoCredentials => {
+                    "give the instance a role that may use the key (deploy/appliance.yaml has \
+                     one), or the recorder's unit credentials in its environment or a profile"
+                }
+                Refusal::Unreachable => "check network, endpoint and security groups",
+                _ => {
+                    "allow `kms:GenerateDataKey` and `kms:Decrypt` with this key to the \
+                     recorder's role, with contexts whose `app` is `wirevault` \
+                     (deploy/appliance.yaml has the policy)"
+                }
+            };
             let finding = Finding::warn("key", failure.to_string(), advice);
             Finding { verdict: Verdict::Fail, ..finding }
         }
@@ -63,8 +77,6 @@ fn told(key: &str, tried: Result<(), ServiceFailure>, millis: u128) -> Finding {
 #[cfg(test)]
 mod tests {
     use std::fs;
-
-    use wirevault_seal::service::Refusal;
 
     use super::*;
 
@@ -87,15 +99,17 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_to_allow() {
-        let failure = ServiceFailure {
+        let failure = |refusal| ServiceFailure {
             doing: "make an epoch key",
             key: "arn:1".to_owned(),
             endpoint: "eu-central-1".to_owned(),
             code: "AccessDeniedException".to_owned(),
             message: String::new(),
-            refusal: Refusal::Denied,
+            refusal,
         };
-        let finding = told("arn:1", Err(failure), 3);
+        let finding = told("arn:1", Err(failure(Refusal::NoCredentials)), 3);
+        assert!(finding.advice.contains("a role"), "{finding:?}");
+        let finding = told("arn:1", Err(failure(Refusal::Denied)), 3);
         assert_eq!(finding.verdict, Verdict::Fail);
         assert!(finding.seen.contains("AccessDenied") && finding.advice.contains("kms:Gen"));
         assert_eq!(told("arn:1", Ok(()), 3).verdict, Verdict::Ok);

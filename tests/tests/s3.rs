@@ -79,9 +79,14 @@ impl<S> Site<S> {
 
     /// Moves what the rules name, which is everything, to a tier in this bucket.
     fn apply(&self, bucket: &str, environment: &[(&str, &str)]) -> Output {
+        self.apply_to(&format!("s3://{bucket}/site-1"), environment)
+    }
+
+    /// The same, to a tier at this address.
+    fn apply_to(&self, url: &str, environment: &[(&str, &str)]) -> Output {
         let config = self.store.path("tier.yaml");
         let yaml = format!(
-            "store: {}\nreplay:\n  file: /x\ntier:\n  url: s3://{bucket}/site-1\n  \
+            "store: {}\nreplay:\n  file: /x\ntier:\n  url: {url}\n  \
              keep_local: false\nretention:\n  - name: cold\n    action: tier\n",
             text(&self.store.dir())
         );
@@ -210,6 +215,33 @@ fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
     assert_eq!(site.found("").len() as u64, FEW);
     let said = site.run(&["query"], &["--count"], &stranger);
     assert_eq!(code(&said), 3, "{}", words(&said));
+}
+
+/// `AWS_ENDPOINT_URL_S3` was not heeded, and Amazon asked for a bucket of another service.
+#[test]
+fn a_bucket_is_looked_for_where_the_environment_says() {
+    const NOBODY: &str = "http://127.0.0.1:9";
+    let Some(site) = Site::new(false, FEW) else { return };
+    let here = site.aws.endpoint();
+    let (url, of_s3) = (format!("s3://{}/site-1", site.bucket), "AWS_ENDPOINT_URL_S3");
+    let of_all = ("AWS_ENDPOINT_URL", NOBODY);
+    let elsewhere = format!("{url}?endpoint={NOBODY}");
+    for (url, environment) in [(&url, (of_s3, NOBODY)), (&elsewhere, (of_s3, here.as_str()))] {
+        let said = site.apply_to(url, &[environment]);
+        assert!(words(&said).contains("nobody answers in time"), "{}", words(&said));
+        assert_eq!(site.place(), "local");
+    }
+    let ours = format!("{url}?endpoint={here}");
+    succeed(&site.apply_to(&ours, &[of_all, (of_s3, NOBODY)]));
+    assert_eq!(site.place(), "tiered");
+
+    let Some(site) = Site::new(false, FEW) else { return };
+    let here = site.aws.endpoint();
+    let environment = [of_all, (of_s3, here.as_str())];
+    succeed(&site.apply(site.bucket, &environment));
+    let said = site.run(&["query"], &["--count"], &environment);
+    assert!(code(&said) == 0, "{}", words(&said));
+    assert_eq!(site.objects(&json!({})).len(), 1);
 }
 
 #[test]

@@ -11,7 +11,9 @@
 use std::error::Error;
 use std::time::{Duration, UNIX_EPOCH};
 
+use aws_config::SdkConfig;
 use aws_sdk_kms::config::{ProvideCredentials, SharedCredentialsProvider};
+use aws_types::service_config::ServiceConfigKey;
 use opendal::{HttpTransporter, Operator, services};
 use opendal_http_transport_reqwest::ReqwestTransport;
 use reqsign_aws_v4::Credential;
@@ -26,6 +28,9 @@ use crate::client;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Times that instance metadata and the like are asked for credentials.
 const ATTEMPTS: u32 = 3;
+/// Variable and line of a profile that name another address.
+const ENDPOINT: &str = "AWS_ENDPOINT_URL";
+const ENDPOINT_PROFILE: &str = "endpoint_url";
 /// What the service computes of each piece, and compares.
 const CHECKSUM: &str = "crc32c";
 
@@ -47,7 +52,7 @@ pub(super) async fn operator(bucket: &Bucket) -> Result<Operator, Unopened> {
         .credential_provider_chain(
             chain.into_iter().fold(ProvideCredentialChain::new(), ProvideCredentialChain::push),
         );
-    match bucket.endpoint.as_deref().or(config.endpoint_url()) {
+    match bucket.endpoint.clone().or_else(|| endpoint(&config)) {
         Some(endpoint) => service = service.endpoint(endpoint.trim_end_matches('/')),
         // The certificate of the service covers names of one label.
         None if !bucket.name.contains('.') => service = service.enable_virtual_host_style(),
@@ -65,6 +70,16 @@ pub(super) async fn operator(bucket: &Bucket) -> Result<Operator, Unopened> {
     let transport = HttpTransporter::new(ReqwestTransport::new(http));
     let context = operator.context().with_http_transport(transport);
     Ok(operator.with_context(context))
+}
+
+/// Address of the service that environment or profile name in place of the region's own, for S3 or
+/// else for all services, as the SDK's own clients take it. Source: AWS SDKs and Tools Reference
+/// Guide, "Service-specific endpoints".
+fn endpoint(config: &SdkConfig) -> Option<String> {
+    let key = ServiceConfigKey::builder().service_id("S3").env(ENDPOINT).profile(ENDPOINT_PROFILE);
+    let of_s3 = config.service_config().zip(key.build().ok());
+    let of_s3 = of_s3.and_then(|(known, key)| known.load_config(key));
+    of_s3.or_else(|| config.endpoint_url().map(ToOwned::to_owned))
 }
 
 /// Whether nothing was sent, because it could not be signed.

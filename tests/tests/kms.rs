@@ -2,8 +2,9 @@
 //! refuses what AWS refuses.
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use wirevault_index::{KeySource, open_store};
@@ -299,6 +300,46 @@ fn a_store_moves_to_another_key_and_needs_the_former_one_no_more() {
     assert!(shown.contains(&next) && shown.contains("condition  ready"), "{shown}");
     assert!(live.recorder.terminate().success());
     assert_eq!(found(&site), 2 * PACKETS);
+}
+
+/// The doctor asked one after the other, and the bucket alone took 50 s.
+#[test]
+fn a_doctor_waited_a_minute_for_services_that_are_silent() {
+    let Some(aws) = Aws::start() else { return };
+    let mut site = Site::with_kms_key(&aws, &aws.create_key());
+    // Its backlog accepts.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = format!("http://{}", silent.local_addr().expect("a port"));
+    let mut environment = aws.environment().to_vec();
+    let ours = ["AWS_ENDPOINT_URL", "AWS_EC2_METADATA_DISABLED"];
+    environment.retain(|(name, _)| !ours.contains(name));
+    environment.push(("AWS_ENDPOINT_URL", address.clone()));
+    environment.push(("AWS_EC2_METADATA_DISABLED", "false".to_owned()));
+    environment.push(("AWS_EC2_METADATA_SERVICE_ENDPOINT", address));
+    site.set_environment(environment);
+    let file = site.file("doctor.yaml");
+    let arn = |what: &str| format!("arn:aws:{what}:eu-central-1:123456789012");
+    let more = format!(
+        "tier:\n  url: s3://bucket/site\ncloudwatch:\n  publish: true\nbackup:\n  vault: v\n  \
+         role: {}:role/b\n  resource: {}:volume/vol-1\nsnapshots:\n  folder: {}\n",
+        arn("iam").replace("eu-central-1", ""),
+        arn("ec2"),
+        site.file("state").display()
+    );
+    fs::write(&file, site.config("lo", &more)).expect("a configuration");
+    let since = Instant::now();
+    let said = site.program("wirevault").args(["doctor", "--json", "--config"]).arg(&file).output();
+    let (said, took) = (said.expect("wirevault"), since.elapsed());
+    let report: Value = serde_json::from_slice(&said.stdout).expect("JSON");
+    let findings = report["findings"].as_array().expect("findings");
+    for about in ["key", "metrics", "backup", "tier", "instance"] {
+        let mut of = findings.iter().filter(|it| it["about"] == about);
+        let told = of.any(|it| it["verdict"] != "ok" && !it["advice"].is_null());
+        // A busy machine may be too late to hear that the key's service is.
+        let late = about == "key" && findings.iter().any(|it| it["about"] == "store");
+        assert!(told || late, "{about}: {report}");
+    }
+    assert!(took < Duration::from_secs(40), "{took:?}");
 }
 
 /// The codes are made with a key of their own. It costs about as much as its emulator's start.

@@ -7,8 +7,10 @@
 //! ```
 //! A check reads what the kernel shows as files, so tests give it a folder of their own. What is
 //! not there is told as unknown; nothing is changed, and no question fails the others. Services
-//! that the configuration names are asked for what the recorder will ask (`services`, `aws`).
+//! that the configuration names are asked for what the recorder will ask (`services`, `aws`), side
+//! by side and for some seconds (`asking`).
 
+mod asking;
 mod aws;
 mod disks;
 mod machine;
@@ -16,6 +18,7 @@ mod network;
 mod root;
 mod services;
 
+use std::iter;
 use std::path::Path;
 
 use serde::Serialize;
@@ -26,6 +29,7 @@ use wirevault_daemon::input::cards;
 use wirevault_daemon::probe::{self, Level};
 use wirevault_daemon::sandbox::{self, Landlock};
 
+use self::asking::{Check, PATIENCE, side_by_side};
 use self::root::Root;
 use crate::args::DoctorArgs;
 use crate::error::CliError;
@@ -128,13 +132,13 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
     let mut findings = Vec::new();
     let wanted = match args.config.as_deref().map(wirevault_config::load) {
         None => {
-            findings.extend(services::instance());
+            let instance = services::instance().into_iter().collect();
+            findings.extend(side_by_side(instance, PATIENCE));
             Wanted::nothing()
         }
         Some(Ok(config)) => {
-            findings.extend(probed(&config));
-            findings.extend(disks::room(&config.stores));
-            findings.extend(services::check(&config));
+            let checks = iter::once(of_store(&config)).chain(services::checks(&config));
+            findings.extend(side_by_side(checks.collect(), PATIENCE));
             Wanted::of(&config)
         }
         Some(Err(error)) => {
@@ -157,6 +161,20 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Result<Outcome, CliError> {
         false => put(&text(&findings, Paint::stdout()))?,
     }
     Ok(if worst == Verdict::Fail { Outcome::Nothing } else { Outcome::Found })
+}
+
+/// What `wirevaultd validate` would say, and whether the store has room where it is. A disk may
+/// hang, and the service of the store's key be silent.
+fn of_store(config: &Config) -> Check {
+    let seen = format!("neither volumes nor key are open within {} s", PATIENCE.as_secs());
+    let advice = "look whether the disks answer, and the service that keeps the key";
+    let late = Finding { verdict: Verdict::Fail, ..Finding::warn("store", seen, advice) };
+    let config = config.clone();
+    Check::new(late, move || {
+        let mut findings = probed(&config);
+        findings.extend(disks::room(&config.stores));
+        findings
+    })
 }
 
 /// What `wirevaultd validate` would say.

@@ -16,6 +16,7 @@ use wirevault_telemetry::clock::{Clock, SECOND_NS, SystemClock};
 use wirevault_telemetry::publish::{MetricSink, Period, Series, Unit, Values};
 
 use super::Finding;
+use super::asking::{Check, PATIENCE};
 use crate::output::count_text;
 
 /// A metric whose sum is not changed by one more value of 0.
@@ -26,21 +27,41 @@ const UNKNOWN_JOB: &str = "ResourceNotFoundException";
 /// What the object of the tier says to whoever finds it.
 const CONTENT: &[u8] = b"wirevault doctor was here; this may go\n";
 
+const METRICS: &str = "metrics";
+const METRICS_ADVICE: &str = "allow `cloudwatch:PutMetricData` in this namespace and \
+                              `cloudwatch:GetMetricStatistics` to the recorder's role; it records \
+                              without, and alarms take its silence for losses";
+const BACKUP: &str = "backup";
+const BACKUP_ADVICE: &str = "allow `backup:StartBackupJob`, `backup:DescribeBackupJob` and \
+                             `iam:PassRole` to the recorder's role; it records without";
+const TIER: &str = "tier";
+const TIER_ADVICE: &str = "let the recorder put, read and delete objects there; until then \
+                           segments stay on the volumes, and go when the quota is reached";
+const INSTANCE: &str = "instance";
+const INSTANCE_ADVICE: &str = "aws ec2 modify-instance-metadata-options --http-endpoint enabled \
+                               --http-tokens required --http-put-response-hop-limit 1 (2 in a \
+                               container): without it no notice comes, and no credentials of the \
+                               role";
+
 /// Every service that the configuration names. What a build has no client for the start refuses.
-pub(super) fn check(config: &Config) -> Vec<Finding> {
+pub(super) fn checks(config: &Config) -> Vec<Check> {
     let of_metrics = || {
         let options = publisher::options(&config.cloudwatch)?;
         let who = format!("{} in namespace {}", options.appliance, options.namespace);
-        Some(metrics(&*wirevault_cloud::metric_sink(options).ok()??, &who))
+        let sink = wirevault_cloud::metric_sink(options).ok()??;
+        let late = late(METRICS, "CloudWatch", METRICS_ADVICE);
+        Some(Check::new(late, move || vec![metrics(&*sink, &who)]))
     };
     let of_backup = || {
-        let backup = config.backup.as_ref()?;
+        let resource = config.backup.as_ref()?.resource.clone();
         let service = wirevault_cloud::backup_service().ok()??;
-        Some(backups(&*service, &backup.resource))
+        let late = late(BACKUP, "AWS Backup", BACKUP_ADVICE);
+        Some(Check::new(late, move || vec![backups(&*service, &resource)]))
     };
     let of_tier = || {
         let objects = wirevault_cloud::objects(&config.tier.as_ref()?.url).ok()?;
-        Some(tier(&*objects))
+        let late = late(TIER, &objects.describe(), TIER_ADVICE);
+        Some(Check::new(late, move || vec![tier(&*objects)]))
     };
     let of_instance = || match config.cloud.imds {
         Imds::Off => None,
@@ -50,12 +71,20 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
 }
 
 /// What the cloud tells this machine of itself; nothing where there is none.
-pub(super) fn instance() -> Option<Finding> {
-    Some(told(&*wirevault_cloud::metadata().ok()??))
+pub(super) fn instance() -> Option<Check> {
+    let metadata = wirevault_cloud::metadata().ok()??;
+    let late = late(INSTANCE, "instance metadata", INSTANCE_ADVICE);
+    Some(Check::new(late, move || vec![told(&*metadata)]))
+}
+
+/// What is said of a service whose check has not come to an end.
+fn late(about: &str, who: &str, advice: &str) -> Finding {
+    let seen = format!("{who}: no answer within {} s", PATIENCE.as_secs());
+    let advice = format!("check network, endpoint and security groups; {advice}");
+    Finding::warn(about, seen, advice)
 }
 
 fn metrics(sink: &dyn MetricSink, who: &str) -> Finding {
-    let about = "metrics";
     let now_s = SystemClock.unix_ns() / SECOND_NS;
     let nothing = Series {
         name: NEUTRAL.to_owned(),
@@ -68,34 +97,25 @@ fn metrics(sink: &dyn MetricSink, who: &str) -> Finding {
     match sink.put(&period).and_then(|()| sink.has(now_s)) {
         Ok(_) => {
             let millis = since.elapsed().as_millis();
-            Finding::ok(about, format!("CloudWatch takes them of {who}, in {millis} ms"))
+            Finding::ok(METRICS, format!("CloudWatch takes them of {who}, in {millis} ms"))
         }
-        Err(failure) => {
-            let advice = "allow `cloudwatch:PutMetricData` in this namespace and \
-                          `cloudwatch:GetMetricStatistics` to the recorder's role; it records \
-                          without, and alarms take its silence for losses";
-            Finding::warn(about, failure.why, advice)
-        }
+        Err(failure) => Finding::warn(METRICS, failure.why, METRICS_ADVICE),
     }
 }
 
 fn backups(service: &dyn BackupService, resource: &str) -> Finding {
-    let about = "backup";
     match service.describe(resource, NO_JOB) {
         Err(failure) if failure.code != UNKNOWN_JOB => {
-            let advice = "allow `backup:StartBackupJob`, `backup:DescribeBackupJob` and \
-                          `iam:PassRole` to the recorder's role; it records without";
-            Finding::warn(about, failure.to_string(), advice)
+            Finding::warn(BACKUP, failure.to_string(), BACKUP_ADVICE)
         }
         _ => {
             let seen = "AWS Backup tells how jobs stand; whether it takes an order shows the first";
-            Finding::ok(about, seen)
+            Finding::ok(BACKUP, seen)
         }
     }
 }
 
 fn tier(objects: &dyn Objects) -> Finding {
-    let about = "tier";
     let name = format!("wirevault-doctor-{:x}", SystemClock.unix_ns());
     let since = Instant::now();
     match there_and_back(objects, &name) {
@@ -103,13 +123,9 @@ fn tier(objects: &dyn Objects) -> Finding {
             let (place, millis) = (objects.describe(), since.elapsed().as_millis());
             let seen = format!("{place}: an object was put, read and deleted, in {millis} ms");
             let advice = "it gives back something else than was put: use another place";
-            Finding::judged(about, seen, !whole, advice)
+            Finding::judged(TIER, seen, !whole, advice)
         }
-        Err(error) => {
-            let advice = "let the recorder put, read and delete objects there; until then segments \
-                          stay on the volumes, and go when the quota is reached";
-            Finding::warn(about, error.to_string(), advice)
-        }
+        Err(error) => Finding::warn(TIER, error.to_string(), TIER_ADVICE),
     }
 }
 
@@ -124,7 +140,6 @@ fn there_and_back(objects: &dyn Objects, name: &str) -> Result<bool, ObjectError
 }
 
 fn told(metadata: &dyn Metadata) -> Finding {
-    let about = "instance";
     match metadata.instance() {
         Ok(it) => {
             let open = metadata.answers_without_token() == Some(true);
@@ -135,14 +150,9 @@ fn told(metadata: &dyn Metadata) -> Finding {
                 format!("{id}, {kind} in {zone}, {tags}; its metadata service {asks} for a token");
             let advice = "aws ec2 modify-instance-metadata-options --http-tokens required: without \
                           it whoever can have a program fetch a URL gets the role's credentials";
-            Finding::judged(about, seen, open, advice)
+            Finding::judged(INSTANCE, seen, open, advice)
         }
-        Err(why) => {
-            let advice = "aws ec2 modify-instance-metadata-options --http-endpoint enabled \
-                          --http-tokens required --http-put-response-hop-limit 1 (2 in a \
-                          container): without it no notice comes, and no credentials of the role";
-            Finding::warn(about, why, advice)
-        }
+        Err(why) => Finding::warn(INSTANCE, why, INSTANCE_ADVICE),
     }
 }
 

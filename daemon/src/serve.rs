@@ -164,8 +164,6 @@ fn record(
         config: Some(text_hash(&config.text)),
         key: store.key_id(),
     });
-    let witness = Arc::clone(&audit);
-    store.set_witness(Box::new(move |entry, waited| witness.deleting(entry, waited)));
     lifecycle::settle(&store, &audit, &deletions)?;
     let (lost, troubles) = snapshots::lost_stores(audit.folder());
     notes.extend(troubles);
@@ -174,6 +172,7 @@ fn record(
     let tier = open_tier(config, &store, &services.key, &audit)?;
     let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
     // Before the first packet: a lane's first segment may take a place already.
+    store.set_witness(holds.witness(&store, &audit));
     holds.begin(&store);
     let what = "making a client of the backup service";
     let service = wirevault_cloud::backup_service();

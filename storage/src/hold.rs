@@ -34,6 +34,7 @@ use crate::StorageError;
 use crate::allocate::Opening;
 use crate::choose::Load;
 use crate::finish::{ClosingFacts, Finished, finish_segment};
+use crate::ledger::Wanted;
 use crate::plan::index_reserve_bytes;
 use crate::reindex::{self, BODY_CRC_AT, Chunks};
 use crate::standing::SharedVolume;
@@ -142,18 +143,18 @@ impl Store {
     }
 
     /// Spares closed segments of which holds want copies: the quota takes them last, so long as
-    /// they are no more than half of a volume's. `waits` tells of those of the catalog; what closes
+    /// they are no more than half of a volume's. `wanted` tells of those of the catalog; what closes
     /// later waits if `holding`, until this is called again. Waits for no device.
-    pub fn spare(&self, holding: bool, catalog: &Catalog, waits: impl Fn(&Segment) -> bool) {
+    pub fn spare(&self, holding: bool, catalog: &Catalog, wanted: impl Fn(&Segment) -> Wanted) {
         let recorded = catalog.segments.iter().filter(|segment| segment.entry.hold == 0);
-        let known: HashMap<u64, bool> =
-            recorded.map(|segment| (segment.entry.ordinal, waits(segment))).collect();
+        let known: HashMap<u64, Wanted> =
+            recorded.map(|segment| (segment.entry.ordinal, wanted(segment))).collect();
         for volume in &self.volumes {
             volume.spare(holding, |ordinal| known.get(&ordinal).copied());
         }
     }
 
-    /// Segments that were given up since the start although holds waited for them.
+    /// Segments that were given up since the start although holds wanted something of them.
     pub fn unheld(&self) -> u64 {
         self.volumes.iter().map(|volume| volume.unheld()).sum()
     }

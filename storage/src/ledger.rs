@@ -40,6 +40,17 @@ pub(crate) struct Ledger {
     holding: bool,
 }
 
+/// What holds still want of a closed segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing, or they have a copy of it.
+    Nothing,
+    /// It is of their time; nobody has looked at it yet.
+    Unseen,
+    /// Packets that are in it.
+    Packets,
+}
+
 /// What the copies for one hold take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct HoldShare {
@@ -137,22 +148,25 @@ impl Ledger {
         self.waiting.range((ordinal, 0)..=(ordinal, u32::MAX)).next().is_some()
     }
 
-    /// Says of which closed segments holds want copies, by their ordinals; of those that nothing is
-    /// said of nobody knows yet. What closes from now on waits if `holding`.
+    /// Says what holds want of closed segments, by their ordinals; of those that nothing is said of
+    /// nobody knows yet. What closes from now on waits if `holding`.
     ///
-    /// What is known to wait may wait for long: no more than half of what may go is spared for it,
-    /// the youngest, so that a hold without room does not cost the recorder its place.
-    pub(crate) fn spare(&mut self, holding: bool, waits: impl Fn(u64) -> Option<bool>) {
+    /// What waits may wait for long: no more than half of what may go is spared for it, so that a
+    /// hold without room does not cost the recorder its place. Those come first of which it is known
+    /// that they are wanted, and of either kind the youngest.
+    pub(crate) fn spare(&mut self, holding: bool, wanted: impl Fn(u64) -> Option<Wanted>) {
         self.holding = holding;
         let mut left = self.closed.len() / 2;
-        for held in self.closed.iter().rev() {
-            match waits(held.0) {
-                Some(true) => {
+        let known = self.closed.iter().rev().filter_map(|held| Some((*held, wanted(held.0)?)));
+        let known: Vec<_> = known.collect();
+        for kind in [Wanted::Packets, Wanted::Unseen, Wanted::Nothing] {
+            for (held, _) in known.iter().filter(|(_, wanted)| *wanted == kind) {
+                if kind == Wanted::Nothing {
+                    self.waiting.remove(held);
+                } else {
                     self.waiting.insert(*held, left > 0);
                     left = left.saturating_sub(1);
                 }
-                Some(false) => drop(self.waiting.remove(held)),
-                None => {}
             }
         }
     }
@@ -335,7 +349,8 @@ mod tests {
         let mut ledger = Ledger::new(1000, &table);
         let oldest =
             |ledger: &Ledger| ledger.oldest().map(|(ordinal, _)| ordinal).collect::<Vec<_>>();
-        ledger.spare(true, |ordinal| Some(ordinal <= 2));
+        let packets = |yes| Some(if yes { Wanted::Packets } else { Wanted::Nothing });
+        ledger.spare(true, |ordinal| packets(ordinal <= 2));
         assert_eq!(oldest(&ledger), [3, 4, 5, 6, 1, 2]);
         let of_lanes = ledger.lanes_closed(&(0..1)).map(|(spared, ordinal, ..)| (spared, ordinal));
         let mut of_lanes: Vec<_> = of_lanes.collect();
@@ -345,13 +360,16 @@ mod tests {
         let open = entry(SegmentState::Open, 7, 0);
         ledger.change(6, &SegmentEntry::default(), &open);
         ledger.change(6, &open, &closed(7));
-        ledger.spare(true, |ordinal| (ordinal <= 6).then_some(ordinal <= 2));
+        ledger.spare(true, |ordinal| packets(ordinal <= 2).filter(|_| ordinal <= 6));
         assert!(ledger.is_waiting(7) && oldest(&ledger) == [3, 4, 5, 6, 1, 2, 7]);
-        ledger.spare(true, |ordinal| Some(ordinal != 4));
+        ledger.spare(true, |ordinal| packets(ordinal != 4));
         assert_eq!(oldest(&ledger), [1, 2, 3, 4, 5, 6, 7], "three of seven are spared");
+        let one = |ordinal| if ordinal == 1 { Wanted::Packets } else { Wanted::Unseen };
+        ledger.spare(true, |ordinal| Some(one(ordinal)));
+        assert_eq!(oldest(&ledger), [2, 3, 4, 5, 1, 6, 7], "what is known to be wanted is");
         ledger.change(0, &table[0], &SegmentEntry::default());
         assert!(!ledger.is_waiting(1));
-        ledger.spare(false, |_| Some(false));
+        ledger.spare(false, |_| packets(false));
         assert!(oldest(&ledger) == [2, 3, 4, 5, 6, 7] && !ledger.is_waiting(7));
     }
 

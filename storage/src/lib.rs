@@ -66,6 +66,7 @@ pub use error::StorageError;
 pub use finish::{ClosingFacts, Finished, finish_segment};
 pub use forget::{DeletedSegment, Deletion};
 pub use hold::{HOLD_PERCENT, HoldUse, Pinned};
+pub use ledger::Wanted;
 pub use open::VolumeOpener;
 pub use options::CreateOptions;
 pub use plan::{Plan, Space, VolumePlan, plan, volume_file_bytes};

@@ -16,7 +16,7 @@ use wirevault_format::table::SegmentEntry;
 
 use crate::bad::Verdict;
 use crate::choose::{Candidate, Load, Wear};
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Ledger, Wanted};
 use crate::store::Witness;
 use crate::view::VolumeStatus;
 use crate::volume::VolumeWriter;
@@ -35,7 +35,7 @@ pub(crate) struct SharedVolume {
     writer: Mutex<VolumeWriter>,
     /// Segments that the witness was told of and that are not gone yet.
     told: Mutex<HashSet<LifeId>>,
-    /// Segments that were given up while holds waited for them.
+    /// Segments that were given up while holds wanted something of them.
     unheld: AtomicU64,
     ledger: Arc<RwLock<Ledger>>,
     standing: Mutex<Standing>,
@@ -104,21 +104,20 @@ impl SharedVolume {
         let mut told = lock(&self.told);
         for entry in going.iter().filter(|entry| told.insert(entry.life)) {
             let waited = self.ledger().is_waiting(entry.ordinal);
-            self.unheld.fetch_add(u64::from(waited), Ordering::Relaxed);
-            witness(entry, waited);
+            self.unheld.fetch_add(u64::from(witness(entry, waited)), Ordering::Relaxed);
         }
     }
 
-    /// Segments that were given up while holds waited for them.
+    /// Segments that were given up while holds wanted something of them.
     pub(crate) fn unheld(&self) -> u64 {
         self.unheld.load(Ordering::Relaxed)
     }
 
     /// See [`Ledger::spare`].
-    pub(crate) fn spare(&self, holding: bool, waits: impl Fn(u64) -> Option<bool>) {
+    pub(crate) fn spare(&self, holding: bool, wanted: impl Fn(u64) -> Option<Wanted>) {
         // Whoever changed it left it whole.
         let mut ledger = self.ledger.write().unwrap_or_else(PoisonError::into_inner);
-        ledger.spare(holding, waits);
+        ledger.spare(holding, wanted);
     }
 
     /// They are gone.

@@ -65,11 +65,11 @@ pub(crate) struct Desk {
     pub(crate) key_trouble: Option<String>,
 }
 
-/// Is told of each segment that is given up, before anything of it goes, and whether holds still
-/// waited for it. May take as long as a
-/// device needs for a flush: nobody waits for it but who makes room, unless somebody else made room
-/// on the same volume at the same time. What it was told of is the next to go.
-pub type Witness = Box<dyn Fn(&SegmentEntry, bool) + Send + Sync>;
+/// Is told of each segment that is given up, before anything of it goes, and whether it waited for
+/// holds; says whether they lose something by it. May take as long as a device needs for a read and
+/// a flush: nobody waits for it but who makes room, unless somebody else made room on the same
+/// volume at the same time. What it was told of is the next to go.
+pub type Witness = Box<dyn Fn(&SegmentEntry, bool) -> bool + Send + Sync>;
 
 /// Which segment a lane wants.
 #[derive(Debug, Clone, Copy)]
@@ -128,7 +128,7 @@ impl Store {
             clock,
             shared,
             desk: Mutex::default(),
-            witness: Box::new(|_, _| ()),
+            witness: Box::new(|_, waited| waited),
             reserve_percent: 0,
             budgets: Vec::new(),
             hold_percent: HOLD_PERCENT,

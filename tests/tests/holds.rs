@@ -1,9 +1,15 @@
 //! A flow that is held, and a store that is filled three times over it.
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
+use wirevault_format::table::SegmentState;
+use wirevault_index::{KeySource, open_store};
+use wirevault_testkit::net::{Namespace, Sender, wait_for};
 use wirevault_tests::captures::{Packet, parse_pcap, write_pcap};
 use wirevault_tests::frames::{Fragment, ethernet, ipv4, tcp, udp};
+use wirevault_tests::recorder::{Site, lane_count};
 use wirevault_tests::store::{TestStore, code, succeed, text, wirevault, words};
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 3);
@@ -84,6 +90,70 @@ fn a_held_flow_is_exported_byte_for_byte_after_the_disk_was_filled_three_times()
 
     hold(&store, &["release", "case-7"]);
     assert_eq!(parse_pcap(&exported(&store, FLOW)), [], "released is gone");
+}
+
+/// The recorder was killed between the entry of a hold and its copies, with its store at the quota:
+/// the first segment of the next start wants the place of the only one that is held.
+#[test]
+fn what_a_killed_recorder_had_not_copied_outlives_the_first_segment_of_the_next() {
+    const PATIENCE: Duration = Duration::from_secs(120);
+    // As many as fill it and more, of a segment each.
+    const IMPORTS: u64 = 20;
+    const PACKETS: u64 = 250;
+    const STEP_NS: u64 = 1_000_000_000_000;
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    let site = Site::new("272MiB", 1);
+    for import in 0..IMPORTS {
+        let packets = (0..PACKETS).map(|number| {
+            let body = udp(5000, 7000 + import as u16, &[import as u8; NOISE_BYTES]);
+            let (from, to) = (Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 9, 9));
+            let data = ethernet(1, 2, 0x0800, &ipv4(from, to, 17, &[], Fragment::Whole, &body));
+            let ts_ns = START_NS + import * STEP_NS + number;
+            Packet { ts_ns, orig_len: data.len() as u32, data }
+        });
+        let file = site.file("noise.pcap");
+        write_pcap(&file, &packets.collect::<Vec<_>>());
+        succeed(&site.offline("import", &[&text(&file)]));
+    }
+    let options = "    ring: 8MiB\nbuffer:\n  size: 8MiB\n";
+    site.record("va", options).kill();
+    let oldest = {
+        let store = open_store(&site.store(), &KeySource::File(site.key())).expect("a store");
+        let catalog = store.catalog(0);
+        let closed = catalog.segments.iter().filter(|it| it.entry.state == SegmentState::Closed);
+        closed.min_by_key(|it| it.entry.ordinal).expect("segments").entry.clone()
+    };
+    assert!(oldest.ordinal > 1, "the store is at its quota");
+    let import = (oldest.times_ns.expect("packets").0 - START_NS) / STEP_NS;
+    let flow = format!("udp dst port {}", 7000 + import);
+    let found = || {
+        let said = site.offline("query", &["--format", "pcap", "-w", "-", &flow]);
+        parse_pcap(&said.stdout).len() as u64
+    };
+    assert_eq!(found(), PACKETS);
+    // The list as another recorder wrote it, which had nothing to copy.
+    let (another, list) = (Site::new("272MiB", 1), "audit/holds.json");
+    succeed(&another.offline_of("hold", "add", &["--name", "case-9", "--filter", &flow]));
+    fs::copy(another.store().join(list), site.store().join(list)).expect("a list");
+
+    let recorder = site.record("va", options);
+    let mut sender = Sender::on("vb");
+    wait_for("a segment of this start", PATIENCE, || {
+        sender.send(&other(1, &[1; 64]));
+        (lane_count(&recorder.status(), "received") > 0).then_some(())
+    });
+    wait_for("a copy", PATIENCE, || {
+        let log = site.offline_of("audit", "show", &["--json"]).stdout;
+        String::from_utf8_lossy(&log).contains("\"held\"").then_some(())
+    });
+    let reasons = recorder.status()["reasons"].to_string();
+    assert!(!reasons.contains("the quota took"), "{reasons}");
+    assert!(recorder.terminate().success());
+    let log = site.offline_of("audit", "show", &[]).stdout;
+    let log = String::from_utf8_lossy(&log);
+    assert!(!log.contains("before a hold had its copy"), "{log}");
+    assert_eq!(found(), PACKETS, "{log}");
 }
 
 /// Both come with one import: nobody has time to look at a segment before the quota wants it.

@@ -110,9 +110,9 @@ impl Audit {
         self.log.folder()
     }
 
-    /// A segment is about to be given up for the quota; a hold may still have waited for it.
-    pub(crate) fn deleting(&self, entry: &SegmentEntry, waited: bool) {
-        let reason = if waited { "quota, before a hold had its copy" } else { "quota" };
+    /// A segment is about to be given up for the quota; a hold may lose something by it.
+    pub(crate) fn deleting(&self, entry: &SegmentEntry, unheld: bool) {
+        let reason = if unheld { "quota, before a hold had its copy" } else { "quota" };
         self.note(Event::Deleted {
             segment: entry.ordinal,
             life: entry.life.to_string(),

@@ -5,9 +5,9 @@
 //! ```
 //! A hold stands until it is released, also for what is still to come: a segment is looked at when
 //! it closes. Until it has been, the quota [takes it last](Store::spare), from before the first
-//! segment opens. If the copy finds no room
-//! it is spared further on, with no more than half of a volume's segments. If the quota takes one
-//! all the same, the audit log and the status say so.
+//! segment opens. If the copy finds no room it is spared further on, with no more than half of a
+//! volume's segments. If the quota takes one all the same that has what a hold wants, the audit log
+//! and the status say so; one that nobody has looked at by then is looked at then.
 //!
 //! Nothing but the list and the copies is remembered: what a crash left undone is found undone, by
 //! comparing both. A segment that cannot be held (the budget is used up, a chunk does not read) is
@@ -29,7 +29,7 @@ use wirevault_lifecycle::holds::{Hold, HoldError, HoldList};
 use wirevault_lifecycle::retention::Step;
 use wirevault_query::QueryError;
 use wirevault_query::{filter, matching_chunks};
-use wirevault_storage::Store;
+use wirevault_storage::{Store, Wanted, Witness};
 
 use super::deleting::{BY_HAND, finish};
 use super::hold_rows::rows;
@@ -71,6 +71,10 @@ pub(super) struct Keeping {
     tier: Option<Arc<Tier>>,
     /// What could not be held, why, and when that was tried.
     failed: HashMap<(NonZeroU32, LifeId), (String, Instant)>,
+    /// Segments of which a hold was seen to want something before the start recorded.
+    seen: HashSet<LifeId>,
+    /// What is asked when the quota takes a segment, while a copy may be going on.
+    asked: Arc<Mutex<Vec<Hold>>>,
 }
 
 impl Holds {
@@ -79,8 +83,9 @@ impl Holds {
     /// # Errors
     /// `Audit`: the list does not read.
     pub fn open(folder: &Path) -> Result<Self, DaemonError> {
-        let (settled, tier, failed) = Default::default();
-        let keeping = Keeping { list: HoldList::load(folder)?, settled, tier, failed };
+        let (settled, tier, failed, seen, asked) = Default::default();
+        let list = HoldList::load(folder)?;
+        let keeping = Keeping { list, settled, tier, failed, seen, asked };
         Ok(Self { keeping: Mutex::new(keeping), shown: Mutex::default() })
     }
 
@@ -88,6 +93,26 @@ impl Holds {
     pub(crate) fn with_tier(self, tier: Option<Arc<Tier>>) -> Self {
         self.lock().tier = tier;
         self
+    }
+
+    /// Looks at what the quota takes if it waited for holds, and has the audit log say whether they
+    /// lose something by it. What does not read counts as lost.
+    pub(crate) fn witness(&self, store: &Store, audit: &Arc<Audit>) -> Witness {
+        let asked = Arc::clone(&self.lock().asked);
+        let (catalog, audit) = (store.shared_catalog(), Arc::clone(audit));
+        Box::new(move |entry, waited| {
+            let unheld = waited && {
+                let holds = asked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let catalog = catalog.take(0);
+                let segment = catalog.segments.iter().find(|it| it.entry.life == entry.life);
+                segment.is_none_or(|segment| {
+                    let mut holds = holds.iter().filter(|hold| is_wanted(hold, segment));
+                    holds.any(|hold| missing(hold, segment, &catalog) != Ok(Vec::new()))
+                })
+            };
+            audit.deleting(entry, unheld);
+            unheld
+        })
     }
 
     /// From now on the quota takes last what no hold has had its copy of. Nothing is copied yet, so
@@ -224,15 +249,18 @@ impl Holds {
 }
 
 impl Keeping {
-    /// See [`Holds::begin`]. The oldest segments go first if all are wanted, and an earlier start
-    /// will have seen to most of them: what is known of these makes no false alarm.
+    /// See [`Holds::begin`]. The oldest segments go first if all may be wanted, and an earlier start
+    /// will have seen to most of them: of these it is known which are.
     fn begin(&mut self, store: &Store) {
         let catalog = store.catalog(0);
         for segment in closed(&catalog).take(LOOKED_AT_FIRST) {
-            let holds = self.list.holds().iter().filter(|hold| is_wanted(hold, segment));
-            let held = holds.filter(|hold| missing(hold, segment, &catalog) == Ok(Vec::new()));
-            for number in held.map(|hold| hold.number).collect::<Vec<_>>() {
-                self.settled.entry(number).or_default().insert(segment.entry.life);
+            let life = segment.entry.life;
+            for hold in self.list.holds().iter().filter(|hold| is_wanted(hold, segment)) {
+                if missing(hold, segment, &catalog) == Ok(Vec::new()) {
+                    self.settled.entry(hold.number).or_default().insert(life);
+                } else {
+                    self.seen.insert(life);
+                }
             }
         }
         self.spare_waiting(store);
@@ -248,11 +276,24 @@ impl Keeping {
     /// Has the quota take last what is not held yet, and what closes until the next time.
     fn spare_waiting(&self, store: &Store) {
         let holds: Vec<&Hold> = self.list.holds().iter().filter(|it| !it.released).collect();
-        let waits = |segment: &Segment| {
-            let waits = |hold: &&Hold| is_wanted(hold, segment) && !self.is_settled(hold, segment);
-            segment.entry.state == SegmentState::Closed && holds.iter().any(waits)
+        *self.asked.lock().unwrap_or_else(PoisonError::into_inner) =
+            holds.iter().copied().cloned().collect();
+        let wanted = |segment: &Segment| {
+            let waits = |hold: &&&Hold| is_wanted(hold, segment) && !self.is_settled(hold, segment);
+            let life = segment.entry.life;
+            let is_known = |hold: &Hold| {
+                self.seen.contains(&life) || self.failed.contains_key(&(hold.number, life))
+            };
+            let mut waiting = holds.iter().filter(waits).peekable();
+            if segment.entry.state != SegmentState::Closed || waiting.peek().is_none() {
+                Wanted::Nothing
+            } else if waiting.any(|hold| is_known(hold)) {
+                Wanted::Packets
+            } else {
+                Wanted::Unseen
+            }
         };
-        store.spare(!holds.is_empty(), &store.catalog(0), waits);
+        store.spare(!holds.is_empty(), &store.catalog(0), wanted);
     }
 
     fn copy_waiting(&mut self, store: &Store, audit: &Audit, stop: &dyn Fn() -> bool) {
@@ -275,6 +316,7 @@ impl Keeping {
             let there: HashSet<LifeId> = closed(&catalog).map(|it| it.entry.life).collect();
             self.settled.entry(hold.number).or_default().retain(|life| there.contains(life));
             self.failed.retain(|(_, life), _| there.contains(life));
+            self.seen.retain(|life| there.contains(life));
         }
     }
 

@@ -302,6 +302,44 @@ fn a_store_moves_to_another_key_and_needs_the_former_one_no_more() {
     assert_eq!(found(&site), 2 * PACKETS);
 }
 
+/// What the former key wrapped in the tier is wrapped again, and then opens without it.
+#[test]
+fn keys_in_the_tier_follow_to_another_key_of_kms() {
+    let Some(_ns) = namespace() else { return };
+    let Some(aws) = Aws::start() else { return };
+    let (former, next) = (aws.create_key(), aws.create_key());
+    let site = Site::with_kms_key(&aws, &former);
+    assert_eq!(import(&site).status.code(), Some(0));
+    let tier = site.file("tier");
+    fs::create_dir(&tier).expect("a folder");
+    let rules = format!(
+        "{OPTIONS}tier:\n  url: file://{}\n  keep_local: false\nretention:\n  - name: cold\n    \
+         action: tier\n",
+        tier.display()
+    );
+    let live = Live { site: &site, recorder: site.record("va", &rules), sent: 0 };
+    let tiered = |what: &str, is: &dyn Fn(&Value) -> bool| {
+        wait_for(what, PATIENCE, || {
+            let status = live.recorder.status();
+            assert!(status["tier"]["trouble"].is_null(), "{status}");
+            (status["tier"]["segments"].as_u64() >= Some(1) && is(&status)).then_some(())
+        });
+    };
+    tiered("what was imported is in the tier", &|_| true);
+    let moved = live.key(&["rotate", "--to", &next]);
+    assert_eq!(moved.status.code(), Some(0), "{moved:?}");
+    tiered("all keys there follow", &|status| {
+        status["key"]["key"] == next.as_str() && status["key"]["behind_in_tier"] == 0
+    });
+    assert!(live.recorder.terminate().success());
+    aws.change_key("ScheduleKeyDeletion", &former);
+    let listed = site.offline("segments", &["--json"]);
+    let rows: Vec<Value> = serde_json::from_slice(&listed.stdout).expect("a list");
+    let moved = |row: &&Value| row["at"] == "tiered" && row["packets"] == PACKETS;
+    assert!(rows.iter().any(|row| moved(&row)), "{rows:?}");
+    assert_eq!(found(&site), PACKETS);
+}
+
 /// The doctor asked one after the other, and the bucket alone took 50 s.
 #[test]
 fn a_doctor_waited_a_minute_for_services_that_are_silent() {

@@ -40,9 +40,9 @@ pub(crate) async fn config(region: Option<&str>, attempts: u32) -> SdkConfig {
 
 /// Where credentials are looked for. Source: AWS SDK for Rust Developer Guide, "Credential provider
 /// chain".
-pub(crate) const LOOKED_FOR: &str = "they are looked for in the environment (AWS_ACCESS_KEY_ID), a profile \
-                          (AWS_PROFILE, ~/.aws), a web identity, and the role of the container or \
-                          the instance";
+pub(crate) const LOOKED_FOR: &str = "they are looked for in the environment (AWS_ACCESS_KEY_ID), \
+                                     a profile (AWS_PROFILE, ~/.aws), a web identity, and the \
+                                     role of the container or the instance";
 
 /// Nothing can be signed.
 #[derive(Debug, thiserror::Error)]

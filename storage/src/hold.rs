@@ -143,8 +143,8 @@ impl Store {
     }
 
     /// Spares closed segments of which holds want copies: the quota takes them last, so long as
-    /// they are no more than half of a volume's. `wanted` tells of those of the catalog; what closes
-    /// later waits if `holding`, until this is called again. Waits for no device.
+    /// they are no more than half of a volume's. `wanted` tells of those of the catalog; what
+    /// closes later waits if `holding`, until this is called again. Waits for no device.
     pub fn spare(&self, holding: bool, catalog: &Catalog, wanted: impl Fn(&Segment) -> Wanted) {
         let recorded = catalog.segments.iter().filter(|segment| segment.entry.hold == 0);
         let known: HashMap<u64, Wanted> =

@@ -152,8 +152,8 @@ impl Ledger {
     /// nobody knows yet. What closes from now on waits if `holding`.
     ///
     /// What waits may wait for long: no more than half of what may go is spared for it, so that a
-    /// hold without room does not cost the recorder its place. Those come first of which it is known
-    /// that they are wanted, and of either kind the youngest.
+    /// hold without room does not cost the recorder its place. Those come first of which it is
+    /// known that they are wanted, and of either kind the youngest.
     pub(crate) fn spare(&mut self, holding: bool, wanted: impl Fn(u64) -> Option<Wanted>) {
         self.holding = holding;
         let mut left = self.closed.len() / 2;

@@ -222,8 +222,8 @@ fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
 fn a_bucket_is_looked_for_where_the_environment_says() {
     const NOBODY: &str = "http://127.0.0.1:9";
     let Some(site) = Site::new(false, FEW) else { return };
-    let here = site.aws.endpoint();
-    let (url, of_s3) = (format!("s3://{}/site-1", site.bucket), "AWS_ENDPOINT_URL_S3");
+    let here = site.service.endpoint();
+    let (url, of_s3) = (format!("s3://{}/site-1", BUCKET), "AWS_ENDPOINT_URL_S3");
     let of_all = ("AWS_ENDPOINT_URL", NOBODY);
     let elsewhere = format!("{url}?endpoint={NOBODY}");
     for (url, environment) in [(&url, (of_s3, NOBODY)), (&elsewhere, (of_s3, here.as_str()))] {
@@ -236,9 +236,9 @@ fn a_bucket_is_looked_for_where_the_environment_says() {
     assert_eq!(site.place(), "tiered");
 
     let Some(site) = Site::new(false, FEW) else { return };
-    let here = site.aws.endpoint();
+    let here = site.service.endpoint();
     let environment = [of_all, (of_s3, here.as_str())];
-    succeed(&site.apply(site.bucket, &environment));
+    succeed(&site.apply(BUCKET, &environment));
     let said = site.run(&["query"], &["--count"], &environment);
     assert!(code(&said) == 0, "{}", words(&said));
     assert_eq!(site.objects(&json!({})).len(), 1);

@@ -249,8 +249,8 @@ impl Holds {
 }
 
 impl Keeping {
-    /// See [`Holds::begin`]. The oldest segments go first if all may be wanted, and an earlier start
-    /// will have seen to most of them: of these it is known which are.
+    /// See [`Holds::begin`]. The oldest segments go first if all may be wanted, and an earlier
+    /// start will have seen to most of them: of these it is known which are.
     fn begin(&mut self, store: &Store) {
         let catalog = store.catalog(0);
         for segment in closed(&catalog).take(LOOKED_AT_FIRST) {

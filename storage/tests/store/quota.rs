@@ -83,6 +83,7 @@ fn the_witness_sees_what_goes_before_it_goes() {
     recorder.store.set_witness(Box::new(move |entry, _| {
         let files = disk.list().unwrap().len();
         seen.lock().unwrap().push((entry.ordinal, files));
+        false
     }));
     let mut gone = Vec::new();
     for _ in 0..12 {
@@ -111,6 +112,7 @@ fn a_witness_keeps_nobody_from_the_volume() {
         let both = both.lock().unwrap();
         both.0.send(()).unwrap();
         told.lock().unwrap().push(both.1.recv_timeout(PATIENCE).is_ok());
+        false
     }));
     let (store, opened) = (&store, &AtomicBool::new(false));
     thread::scope(|scope| {

@@ -23,8 +23,7 @@ use wirevault_telemetry::clock::{Clock, SystemClock};
 const PACKETS: u32 = 3000;
 const STEP_US: u64 = 1000;
 
-/// Waits until the whole file is stored and its segments are closed: an index may show packets
-/// later than they are stored.
+/// Waits until the whole file is stored and its lane has ended.
 fn recorded(recorder: &Recorder, packets: u64) -> serde_json::Value {
     recorder.wait("all packets are stored", |status| {
         status["lanes"][0]["stored"] == packets && status["state"] == "ended"

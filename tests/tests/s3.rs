@@ -221,7 +221,7 @@ fn what_a_bucket_refuses_is_told_and_nothing_is_lost() {
 #[test]
 fn a_bucket_is_looked_for_where_the_environment_says() {
     const NOBODY: &str = "http://127.0.0.1:9";
-    let Some(site) = Site::new(false, FEW) else { return };
+    let Some(site) = Site::with_moto(false, FEW) else { return };
     let here = site.service.endpoint();
     let (url, of_s3) = (format!("s3://{}/site-1", BUCKET), "AWS_ENDPOINT_URL_S3");
     let of_all = ("AWS_ENDPOINT_URL", NOBODY);
@@ -235,7 +235,7 @@ fn a_bucket_is_looked_for_where_the_environment_says() {
     succeed(&site.apply_to(&ours, &[of_all, (of_s3, NOBODY)]));
     assert_eq!(site.place(), "tiered");
 
-    let Some(site) = Site::new(false, FEW) else { return };
+    let Some(site) = Site::with_moto(false, FEW) else { return };
     let here = site.service.endpoint();
     let environment = [of_all, (of_s3, here.as_str())];
     succeed(&site.apply(BUCKET, &environment));

@@ -11,7 +11,7 @@ use crate::age::Ages;
 use crate::device::{Roots, of_path};
 use crate::error::{NvmeError, Refused};
 use crate::options::{Backend, QueueOptions, QueueReport};
-use crate::passthrough::PassthroughQueue;
+use crate::passthrough::{PassthroughQueue, is_refusal};
 use crate::slot::Slot;
 use crate::thread::ThreadQueue;
 use crate::uring::UringQueue;
@@ -28,19 +28,28 @@ use crate::{Completion, Queue};
 pub fn open_best(options: &QueueOptions, arena: &Arena) -> Result<Box<dyn Queue>, NvmeError> {
     options.check()?;
     let mut why_not = None;
-    let inner: Box<dyn Queue> = match options.backend {
+    let inner = of_files(options, arena, &mut why_not)?;
+    let may_go_over = options.backend == Backend::Auto;
+    Ok(Box::new(BestQueue::new(inner, *options, arena, may_go_over, why_not)))
+}
+
+/// The back end for files and devices of any kind.
+fn of_files(
+    options: &QueueOptions,
+    arena: &Arena,
+    why_not: &mut Option<String>,
+) -> Result<Box<dyn Queue>, NvmeError> {
+    Ok(match options.backend {
         Backend::Uring => Box::new(UringQueue::new(options, Some(arena))?),
         Backend::Thread => {
-            why_not = Some("the thread queue was asked for by name".to_owned());
+            *why_not = Some("the thread queue was asked for by name".to_owned());
             Box::new(ThreadQueue::new(options)?)
         }
         Backend::Auto => match UringQueue::new(options, Some(arena)) {
             Ok(queue) => Box::new(queue),
-            Err(error) => Box::new(fall_back(options, &error, &mut why_not)?),
+            Err(error) => Box::new(fall_back(options, &error, why_not)?),
         },
-    };
-    let may_go_over = options.backend == Backend::Auto;
-    Ok(Box::new(BestQueue::new(inner, *options, arena, may_go_over, why_not)))
+    })
 }
 
 /// Opens the back end for a volume that our own driver should have had, and does not.
@@ -98,6 +107,8 @@ struct BestQueue {
     successor: Option<Successor>,
     /// Files that are attached.
     attached: usize,
+    /// The kernel's refusal of an NVMe command that it had let pass before.
+    refusal: Option<String>,
     why_not: Option<String>,
     ages: Ages,
 }
@@ -111,8 +122,17 @@ impl BestQueue {
         why_not: Option<String>,
     ) -> Self {
         let ages = Ages::new(inner.depth());
-        let (arena, successor, attached) = (arena.clone(), None, 0);
-        Self { inner, options, arena, may_go_over, successor, attached, why_not, ages }
+        Self {
+            inner,
+            options,
+            arena: arena.clone(),
+            may_go_over,
+            successor: None,
+            attached: 0,
+            refusal: None,
+            why_not,
+            ages,
+        }
     }
 
     /// Takes a queue of NVMe commands if that is possible.
@@ -120,13 +140,32 @@ impl BestQueue {
         let device = of_path(&Roots::default(), node);
         let commands = device
             .and_then(|device| PassthroughQueue::open(&self.options, Some(&self.arena), &device));
+        self.take(commands.map(|queue| Box::new(queue) as _));
+    }
+
+    /// Goes over to this queue, or keeps to the one at hand and says why.
+    fn take(&mut self, commands: Result<Box<dyn Queue>, NvmeError>) {
         match commands {
             Ok(queue) => {
-                self.inner = Box::new(queue);
+                self.inner = queue;
                 self.why_not = None;
             }
             Err(error) => self.why_not = Some(format!("no NVMe commands: {error}")),
         }
+    }
+
+    /// Gives NVMe commands up that the kernel refuses by now, once nothing hangs on them: files
+    /// whose writes were refused are let go of by then.
+    fn go_back(&mut self) -> Result<(), NvmeError> {
+        if self.attached > 0 || self.inner.in_flight() > 0 {
+            return Ok(());
+        }
+        let Some(refusal) = self.refusal.take() else { return Ok(()) };
+        let mut why_not = None;
+        self.inner = of_files(&self.options, &self.arena, &mut why_not)?;
+        let given_up = format!("no NVMe commands any more, the kernel refused one: {refusal}");
+        self.why_not = Some(why_not.map_or(given_up.clone(), |why| format!("{given_up}; {why}")));
+        Ok(())
     }
 
     /// Goes over to a device that has taken the place of the one at hand; `other`: it is known to
@@ -183,6 +222,7 @@ impl Queue for BestQueue {
         {
             self.go_over(&extent.device);
         }
+        self.go_back()?;
         let mut slot = self.inner.attach(file);
         // Commands go to the device that was there first. One that was away is another one.
         if let Err(error) = &slot
@@ -225,7 +265,15 @@ impl Queue for BestQueue {
     fn poll(&mut self, wait: Duration, out: &mut Vec<Completion>) -> Result<(), NvmeError> {
         let before = out.len();
         let polled = self.inner.poll(wait, out);
-        out[before..].iter().for_each(|end| self.ages.end(end.token()));
+        for end in &out[before..] {
+            self.ages.end(end.token());
+            if let Err(error) = end.result()
+                && is_refusal(error)
+                && self.inner.name() == crate::passthrough::NAME
+            {
+                self.refusal.get_or_insert_with(|| error.to_string());
+            }
+        }
         polled
     }
 
@@ -244,9 +292,11 @@ mod tests {
 
     use wirevault_buffer::{ArenaOptions, Hugepages, Pool};
     use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
-    use wirevault_media::{DirMedia, Media, OpenMode};
+    use wirevault_media::{BlockMedia, DirMedia, Media, OpenMode, Shape};
 
     use super::*;
+    use crate::passthrough::Target;
+    use crate::passthrough::sim::SimCommands;
 
     fn arena() -> Arena {
         let bytes = 4 * CHUNK_BYTES;
@@ -283,6 +333,76 @@ mod tests {
         assert_eq!(queue.name(), "thread");
         let report = queue.report();
         assert!(report.why_not[0].contains("no block device"), "{report:?}");
+    }
+
+    /// A volume on a file, and a queue of simulated commands to it that the kernel refuses from the
+    /// `nth` on.
+    fn refusing(folder: &Path, nth: u64) -> (BlockMedia, PassthroughQueue<SimCommands>) {
+        let node = folder.join("device");
+        File::create(&node).unwrap().set_len(80 << 20).unwrap();
+        let media = BlockMedia::open(&node).unwrap();
+        let (volume_bytes, place_bytes) = (1 << 20, 16 << 20);
+        let shape = Shape { volume_bytes, digests_bytes: 0, place_bytes, places: 4 };
+        media.lay_out(&shape).unwrap();
+        let target = Target {
+            namespace: 1,
+            lba_bytes: 4096,
+            bytes: 80 << 20,
+            transfer_bytes: CHUNK_BYTES,
+            must_flush: true,
+        };
+        let options = QueueOptions::default();
+        let mut commands = SimCommands::open(&node, &target, options.depth as usize, 3).unwrap();
+        (nth..nth + 8).for_each(|nth| commands.fail(nth, -libc::EACCES));
+        (media, PassthroughQueue::over(&options, commands, target).unwrap())
+    }
+
+    /// Opening the node succeeds for whoever may write to it; commands pass by other rules.
+    #[test]
+    fn a_node_whose_commands_are_refused_is_left_to_its_back_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let arena = arena();
+        let options = QueueOptions { backend: Backend::Thread, ..QueueOptions::default() };
+        // A Flush is refused, or a Write only, or neither.
+        for (nth, backend) in [(1, "thread"), (2, "thread"), (3, "passthrough")] {
+            let inner = Box::new(ThreadQueue::new(&options).unwrap());
+            let mut queue = BestQueue::new(inner, options, &arena, true, None);
+            let (_, mut commands) = refusing(dir.path(), nth);
+            let tried = commands.try_out();
+            queue.take(tried.map(|()| Box::new(commands) as _));
+            assert_eq!(queue.name(), backend);
+            let why_not = queue.report().why_not.concat();
+            assert_eq!(why_not.contains("CAP_SYS_ADMIN"), backend == "thread", "{why_not}");
+        }
+    }
+
+    #[test]
+    fn commands_that_are_refused_later_are_given_up_for_files_that_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let arena = arena();
+        let pool = Pool::new(arena.clone());
+        let (media, mut commands) = refusing(dir.path(), 3);
+        commands.try_out().unwrap();
+        let options = QueueOptions { backend: Backend::Thread, ..QueueOptions::default() };
+        let mut queue = BestQueue::new(Box::new(commands), options, &arena, false, None);
+        let write = |queue: &mut BestQueue, slot| {
+            queue.write(slot, 0, pool.take().unwrap(), LBA_BYTES, 1).unwrap();
+            let mut out = Vec::new();
+            while queue.in_flight() > 0 {
+                queue.poll(Duration::from_secs(1), &mut out).unwrap();
+            }
+            out[0].result().is_ok()
+        };
+        let files = ["000000.pcapng", "000001.pcapng"]
+            .map(|name| media.open(name, OpenMode::Create).unwrap());
+        let slot = queue.attach(&files[0]).unwrap();
+        assert!(!write(&mut queue, slot), "it is told, so that it is stored elsewhere");
+        queue.detach(slot).unwrap();
+        let slot = queue.attach(&files[1]).unwrap();
+        assert_eq!(queue.name(), "thread");
+        assert!(write(&mut queue, slot));
+        let why_not = queue.report().why_not.concat();
+        assert!(why_not.contains("refused one"), "{why_not}");
     }
 
     #[test]

@@ -18,6 +18,9 @@
 //! - **Repeating.** The block layer repeats commands that a reset or a busy device cut short;
 //!   passthrough leaves that to its caller. Writing the same bytes to the same place again is
 //!   harmless, so such pieces are submitted again, [`TRIES_MAX`] times.
+//! - **Permission.** Opening the node says nothing about commands: the kernel lets one pass when it
+//!   is sent, for `CAP_SYS_ADMIN`, and since Linux 6.2 for everybody if the device's log of supported
+//!   commands names it. So a queue sends a Flush and asks for a Write before it is used.
 //! - **Reads beside it.** These writes do not pass the kernel's page cache. Whoever reads the same
 //!   places through the block device must read past the cache too (`O_DIRECT`).
 
@@ -30,7 +33,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wirevault_buffer::{Arena, ChunkBuf};
 use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
@@ -53,6 +56,9 @@ const WHY: &str = "the volume is an NVMe namespace without a file system";
 /// Submissions of one operation's commands that may be cut short before it counts as failed. The
 /// kernel's own drivers repeat as often (`nvme_core.max_retries`).
 pub const TRIES_MAX: u32 = 5;
+
+/// Longest wait for an answer by which a queue learns whether its commands pass.
+const ANSWERS_WAIT: Duration = Duration::from_secs(10);
 
 /// A namespace as the queue needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +126,11 @@ pub trait CommandRing: Send {
     /// `false` if there is no room.
     fn push(&mut self, tag: Tag, command: Command, data: Option<Range<usize>>) -> bool;
 
+    /// Queues a command that has no memory which the kernel could use: one that the kernel lets
+    /// pass ends with EFAULT before it reaches the device, another one with EACCES. `false` if there
+    /// is no room.
+    fn ask(&mut self, tag: Tag, command: Command) -> bool;
+
     /// Hands commands over and waits up to `wait` for one to end.
     ///
     /// Errors: the ring is unusable, or used from a wrong thread (EEXIST).
@@ -140,6 +151,11 @@ pub struct Tag {
     /// Number of the command within it.
     pub piece: u32,
 }
+
+/// Of the commands by which a queue learns whether such pass.
+const TRIAL: Tag = Tag { index: 0, piece: 0 };
+const REFUSED: &str = "the kernel lets commands pass for CAP_SYS_ADMIN, or from Linux 6.2 on where \
+                       the device's log of supported commands names Write and Flush";
 
 /// Writes by NVMe commands to places of one namespace. Files are attached that tell their
 /// [extent](MediaFile::extent).
@@ -184,7 +200,7 @@ impl PassthroughQueue<UringCommands> {
     /// Opens the node that takes a device's commands.
     ///
     /// Errors: options beyond limits; the device has no such node or is of a wrong kind; the node
-    /// cannot be opened; the kernel cannot do it.
+    /// cannot be opened; the kernel cannot do it, or does not let us.
     pub fn open(
         options: &QueueOptions,
         arena: Option<&Arena>,
@@ -199,7 +215,9 @@ impl PassthroughQueue<UringCommands> {
         report.registered_buffers = ring.has_registered_buffers();
         report.registered_files = ring.has_registered_file();
         report.polled = ring.is_polled();
-        Ok(Self::build(options, ring, target, report))
+        let mut queue = Self::build(options, ring, target, report);
+        queue.try_out()?;
+        Ok(queue)
     }
 }
 
@@ -223,6 +241,48 @@ impl<R: CommandRing> PassthroughQueue<R> {
             durable_already: Vec::with_capacity(depth),
             report,
             broken: false,
+        }
+    }
+
+    /// Has the kernel say whether it lets Flush and Write pass: a Flush is sent, and a Write asked
+    /// for. Nothing is under way.
+    ///
+    /// Errors: it does not, or did not say so in time.
+    pub fn try_out(&mut self) -> Result<(), NvmeError> {
+        let Target { namespace, lba_bytes, bytes, .. } = self.target;
+        if self.ring.push(TRIAL, Command::flush(namespace), None) {
+            self.judge_trial()?;
+        }
+        let behind = bytes / u64::from(lba_bytes);
+        if self.ring.ask(TRIAL, Command::write(namespace, behind, 1, lba_bytes)) {
+            self.judge_trial()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the one command under way. What the device answers is its own affair: whoever asks
+    /// it is told the same.
+    fn judge_trial(&mut self) -> Result<(), NvmeError> {
+        let failed = |reason, source| NvmeError::Setup { backend: NAME, reason, source };
+        let deadline = Instant::now() + ANSWERS_WAIT;
+        let result = loop {
+            let lost = |source| failed("commands cannot be handed over", source);
+            self.ring.enter(Duration::from_millis(100)).map_err(lost)?;
+            match self.ring.next() {
+                Some((_, result)) => break result,
+                None if Instant::now() < deadline => {}
+                None => {
+                    let late = io::ErrorKind::TimedOut.into();
+                    return Err(failed("a Flush that was tried does not end", late));
+                }
+            }
+        };
+        match judge(result) {
+            Err(source) if is_refusal(&source) => Err(failed(REFUSED, source)),
+            Err(source) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                Err(failed("the kernel's driver takes no commands", source))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -321,6 +381,11 @@ impl<R: CommandRing> PassthroughQueue<R> {
             _ => out.push(Completion::Sync { token, result }),
         }
     }
+}
+
+/// Whether the kernel refuses a command for want of a right.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM))
 }
 
 /// Whether the command did not get its turn: reset, path lost for a moment, device busy.

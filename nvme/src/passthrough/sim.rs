@@ -38,6 +38,7 @@ struct Pending {
     tag: Tag,
     command: Command,
     data: Option<Range<usize>>,
+    asked: bool,
     number: u64,
 }
 
@@ -72,10 +73,28 @@ impl SimCommands {
         self.stuck = stuck;
     }
 
+    fn queue(
+        &mut self,
+        tag: Tag,
+        command: Command,
+        data: Option<Range<usize>>,
+        asked: bool,
+    ) -> bool {
+        if !self.held.begin(tag.index as usize) {
+            return false;
+        }
+        self.commands += 1;
+        self.pending.push(Pending { tag, command, data, asked, number: self.commands });
+        true
+    }
+
     fn carry_out(&self, pending: &Pending) -> i32 {
-        let Pending { tag, command, data, number } = pending;
+        let Pending { tag, command, data, asked, number } = pending;
         if let Some(result) = self.faults.get(number) {
             return *result;
+        }
+        if *asked {
+            return -libc::EFAULT;
         }
         let data = data.as_ref().and_then(|range| self.held.data(tag.index as usize, range));
         match (command.opcode, data) {
@@ -110,12 +129,11 @@ impl CommandRing for SimCommands {
     }
 
     fn push(&mut self, tag: Tag, command: Command, data: Option<Range<usize>>) -> bool {
-        if !self.held.begin(tag.index as usize) {
-            return false;
-        }
-        self.commands += 1;
-        self.pending.push(Pending { tag, command, data, number: self.commands });
-        true
+        self.queue(tag, command, data, false)
+    }
+
+    fn ask(&mut self, tag: Tag, command: Command) -> bool {
+        self.queue(tag, command, None, true)
     }
 
     fn enter(&mut self, wait: Duration) -> io::Result<()> {

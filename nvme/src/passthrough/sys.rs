@@ -29,6 +29,9 @@ use super::{CommandRing, NAME, Tag};
 const NVME_URING_CMD_IO: u32 = 0xc048_4e80;
 /// Room for a command in a submission of 128 bytes.
 const ROOM_BYTES: usize = 80;
+/// An address that no process has memory at: the kernel's own half. A command with data there ends
+/// with EFAULT, behind the question whether it may pass and before it is sent.
+const NOWHERE: u64 = u64::MAX << 20;
 /// Entries of a ring at most (`IORING_MAX_ENTRIES`).
 const ENTRIES_MAX: usize = 32_768;
 
@@ -114,14 +117,14 @@ impl UringCommands {
         self.polled
     }
 
-    fn entry(&self, tag: Tag, command: Command, data: Option<&Range<usize>>) -> squeue::Entry128 {
-        let address = data.and_then(|range| self.held.data(tag.index as usize, range));
-        let bytes = command.encode(address.map_or(0, |data| data.as_ptr() as u64));
+    fn entry(
+        &self,
+        tag: Tag,
+        command: [u8; COMMAND_BYTES],
+        region: Option<u16>,
+    ) -> squeue::Entry128 {
         let mut room = [0; ROOM_BYTES];
-        room[..COMMAND_BYTES].copy_from_slice(&bytes);
-        let buf = self.held.buf(tag.index as usize).filter(|_| address.is_some());
-        let arena = self.registered.as_ref().map(Arena::id);
-        let region = buf.filter(|buf| arena == Some(buf.arena_id())).map(ChunkBuf::region_index);
+        room[..COMMAND_BYTES].copy_from_slice(&command);
         let entry = if self.registered_file {
             opcode::UringCmd80::new(Fixed(0), NVME_URING_CMD_IO)
         } else {
@@ -129,6 +132,13 @@ impl UringCommands {
         };
         let number = u64::from(tag.index) << 32 | u64::from(tag.piece);
         entry.cmd(room).buf_index(region).build().user_data(number)
+    }
+
+    /// The registered region that the memory of an operation is in, if it is in one.
+    fn region(&self, index: usize) -> Option<u16> {
+        let arena = self.registered.as_ref().map(Arena::id)?;
+        let buf = self.held.buf(index).filter(|buf| buf.arena_id() == arena)?;
+        Some(buf.region_index())
     }
 
     /// A polled ring does not end a wait by time: it asks the driver for as long as we call it.
@@ -160,9 +170,24 @@ impl CommandRing for UringCommands {
         if ours != Some(command.data_bytes as usize) || !self.held.begin(index) {
             return false;
         }
-        let entry = self.entry(tag, command, data.as_ref());
+        let memory = data.and_then(|range| self.held.data(index, &range));
+        let address = memory.map_or(0, |data| data.as_ptr() as u64);
+        let region = memory.and_then(|_| self.region(index));
+        let entry = self.entry(tag, command.encode(address), region);
         // SAFETY: the command's address and length are a slice of the chunk that `held` has for
         // `index`, which it keeps until `end` was called for this command; the node stays open.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.is_ok() || !self.held.end(index)
+    }
+
+    fn ask(&mut self, tag: Tag, command: Command) -> bool {
+        let index = tag.index as usize;
+        if !self.held.begin(index) {
+            return false;
+        }
+        let entry = self.entry(tag, command.encode(NOWHERE), None);
+        // SAFETY: the command's address is no memory of any process, which the kernel refuses to
+        // use; the node stays open.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.is_ok() || !self.held.end(index)
     }

@@ -310,6 +310,10 @@ impl CommandRing for LoggedRing {
         self.inner.push(tag, command, data)
     }
 
+    fn ask(&mut self, tag: Tag, command: Command) -> bool {
+        self.inner.ask(tag, command)
+    }
+
     fn enter(&mut self, wait: Duration) -> io::Result<()> {
         self.inner.enter(wait)
     }

@@ -141,7 +141,7 @@ fn first_files(packages: &Packages) -> Vec<u8> {
 }
 
 /// A program of this system.
-fn found(name: &str) -> PathBuf {
+pub(super) fn found(name: &str) -> PathBuf {
     let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     let paths = folders.iter().map(|folder| Path::new(folder).join(name));
     let mut paths = paths.filter(|path| path.exists());

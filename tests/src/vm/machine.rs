@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use wirevault_testkit::net::{now_ns, wait_for};
 
 use super::cache;
-use super::image::{Image, programs_disk};
+use super::image::{Image, found, programs_disk};
 use super::packages::Packages;
 use super::qmp::Qmp;
 use crate::recorder::program;
@@ -248,7 +248,8 @@ impl Vm {
     fn add_programs(&mut self) {
         let programs =
             ["wirevaultd", "wirevault", "lab-guest", "lab-queues", "lab-vfio"].map(program);
-        let disk = programs_disk(&programs);
+        // Busybox's own takes no other user's rights.
+        let disk = programs_disk(&[&programs[..], &[found("setpriv")]].concat());
         let file = json!({"driver": "file", "filename": disk, "read-only": true});
         let node = json!({"driver": "raw", "node-name": "programs", "read-only": true,
             "file": file});

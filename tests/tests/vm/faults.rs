@@ -22,6 +22,7 @@ const BUFFER: &str = "4MiB";
 fn ready(serials: &[&str]) -> (Vm, Vec<Disk>) {
     let (mut vm, disks) = site(serials);
     begin(&mut vm);
+    is_written_by(&mut vm, "passthrough");
     (vm, disks)
 }
 
@@ -56,12 +57,12 @@ pub(crate) fn stored(vm: &mut Vm) -> u64 {
     status(vm)["lanes"][0]["stored"].as_u64().unwrap_or(0)
 }
 
-fn segments(vm: &mut Vm) -> Vec<Value> {
+pub(crate) fn segments(vm: &mut Vm) -> Vec<Value> {
     let text = vm.ok("wirevault segments --socket /tmp/socket --json");
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-fn newest_segment(vm: &mut Vm) -> Value {
+pub(crate) fn newest_segment(vm: &mut Vm) -> Value {
     segments(vm).pop().expect("an open segment")
 }
 
@@ -96,10 +97,11 @@ pub(crate) fn all_is_found(vm: &mut Vm, sender: u32) {
 
 pub(crate) fn is_complete(vm: &mut Vm) -> bool {
     let question = "wirevault query --socket /tmp/socket 'udp port 20001' --summary - 2>&1";
-    match vm.run(question).code {
+    let answer = vm.run(question);
+    match answer.code {
         0 => true,
         3 => false,
-        other => panic!("the query ends with {other}"),
+        other => panic!("the query ends with {other}: {}", answer.text),
     }
 }
 
@@ -224,6 +226,7 @@ fn a_thin_device_that_is_full_costs_no_packet() {
     let (mut vm, disks) = site_of(Kind::Plain, &[thin, NvmeOptions::new("ROOMY", DEVICE_BYTES)]);
     begin(&mut vm);
     assert_eq!(busy(&mut vm), THIN, "the first of two that are equal");
+    is_written_by(&mut vm, "passthrough");
     let sender = load(&mut vm);
     all_is_found(&mut vm, sender);
     assert!(is_complete(&mut vm), "what the full device has taken is read");

@@ -267,6 +267,33 @@ fn a_device_that_goes_read_only_is_still_read() {
     vm.finish();
 }
 
+/// A device that is silent for longer than it may be, and then is not any more: meanwhile its lane
+/// goes on elsewhere; afterwards who asked for what lies there has a whole answer, everything is
+/// found, and the device is used again.
+#[test]
+fn a_stall_that_ends_costs_no_packet() {
+    /// A chunk takes 13 s, and then all goes on: what waits already is let go of by itself.
+    const BYTES_PER_SECOND: u64 = 20_000;
+    let (mut vm, disks, sender) = loaded(&["STALL-A", "STALL-B"]);
+    let stalled = busy(&mut vm);
+    vm.slow(&disks[stalled], BYTES_PER_SECOND);
+    wait_for_state(&mut vm, stalled, "stalled");
+    // What lies there is waited for; recording does not wait for the question.
+    let question = "wirevault query --socket /tmp/socket 'udp port 20002' --count";
+    vm.put("/tmp/ask", &format!("{question} >/tmp/answer 2>&1; echo $? >>/tmp/answer"));
+    vm.spawn("sh /tmp/ask", "/dev/null");
+    let before = stored(&mut vm);
+    wait_until_durable(&mut vm, before + FIRST);
+    vm.slow(&disks[stalled], 0);
+    let answer =
+        vm.wait_for("the answer", "tail -n 1 /tmp/answer | grep '^[0-9]$' && cat /tmp/answer");
+    assert!(answer.starts_with("0\n"), "{answer}");
+    all_is_found(&mut vm, sender);
+    assert!(is_complete(&mut vm));
+    wait_until_in_use(&mut vm, stalled);
+    vm.finish();
+}
+
 /// A device that neither ends nor fails what it was given: no lane waits for it.
 #[test]
 fn a_silent_device_keeps_nobody_waiting() {

@@ -28,6 +28,7 @@ const GRAPHS: &[(&str, &[&str], &str)] = &[
     ("Buffer and ladder", &["BufferPressure", "RungsEntered"], "Maximum"),
     ("At risk", &["UnacknowledgedAge", "RingPackets", "WriterBeatAge"], "Maximum"),
     ("Trouble", &["VolumesDegraded", "WritesFailed", "HoldSegmentsWaiting"], "Maximum"),
+    ("Trouble of devices", &["DeviceWarnings", "DeviceMediaErrors"], "Maximum"),
     ("Writes of each device", &["WriteLatency", "FlushLatency"], "p99"),
     ("Slowest writes", &["WriteLatencyP99"], "Maximum"),
     ("Devices", &["DeviceTemperature"], "Maximum"),

@@ -122,6 +122,16 @@ names! {
         NvmeUsedRatio = "nvme_used_ratio",
             "Share of a device's life that is used, as it says; may exceed 1.";
         NvmeSpareRatio = "nvme_spare_ratio", "Share of a device's spare capacity that is left.";
+        NvmeWarningsCount = "nvme_warnings_count",
+            "Warnings that a volume's device gives of its health.";
+        NvmeMediaErrorsCount = "nvme_media_errors_count",
+            "Times that a volume's device could not recover data, in its life.";
+        NvmeErrorEntriesCount = "nvme_error_entries_count",
+            "Entries that the error log of a volume's device has had in its life.";
+        NvmeLifeWrittenBytes = "nvme_life_written_bytes",
+            "Bytes written to a volume's device in its life, by whomever.";
+        NvmeDeviceWriteSeconds = "nvme_device_write_seconds",
+            "What 99 of 100 writes to an EC2 device stayed below, inside of it.";
         NvmeThrottledSeconds = "nvme_throttled_seconds",
             "Time in which more was asked of an EC2 device than its limits allow.";
         StorageUsedBytes = "storage_used_bytes", "Bytes of segments on a volume.";

@@ -230,13 +230,15 @@ fn what_is_refused_goes_and_what_is_denied_waits() {
 /// What is published only where a machine or a store has it: a card of EC2, a worn or throttled
 /// device, a key service, a ladder, another machine, places for heads of the audit log, for the
 /// state and for old segments.
-const ELSEWHERE: [&str; 10] = [
+const ELSEWHERE: [&str; 12] = [
     "AllowanceExceeded",
     "AuditAnchorAge",
     "BackupOverdue",
     "CheckpointFailed",
     "DeviceLifeUsed",
+    "DeviceMediaErrors",
     "DeviceThrottled",
+    "DeviceWarnings",
     "EpochKeysAhead",
     "RungsEntered",
     "TierFailed",

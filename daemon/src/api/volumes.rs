@@ -124,6 +124,9 @@ pub struct DeviceStatus {
     pub life_written_bytes: Option<u64>,
     /// Times that it could not recover data, in its life.
     pub media_errors: Option<u64>,
+    /// Entries that its error log has had, in its life.
+    #[serde(default)]
+    pub error_entries: Option<u64>,
     /// EC2's devices: time in which more was asked of it than its limits allow, µs.
     pub throttled_us: Option<u64>,
     /// EC2's devices: 99 % of the writes took no longer inside the device, µs.

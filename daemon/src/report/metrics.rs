@@ -93,12 +93,19 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
         let stalled = f64::from(u8::from(shared.stalled.load(Ordering::Relaxed)));
         page.gauge(Gauge::NvmeStalledState, &labels, stalled);
         let device = app.devices().of(volume).unwrap_or_default();
+        let seconds = |it: Option<u64>| it.map(|us| us as f64 / 1e6);
         let percent = |it: Option<u8>| it.map(|percent| f64::from(percent) / 100.0);
         for (gauge, value) in [
             (Gauge::NvmeTemperatureCelsius, device.celsius.map(f64::from)),
             (Gauge::NvmeUsedRatio, percent(device.used_percent)),
             (Gauge::NvmeSpareRatio, percent(device.spare_percent)),
-            (Gauge::NvmeThrottledSeconds, device.throttled_us.map(|us| us as f64 / 1e6)),
+            // Whoever tells of its media tells of its warnings.
+            (Gauge::NvmeWarningsCount, device.media_errors.map(|_| device.warnings.len() as f64)),
+            (Gauge::NvmeMediaErrorsCount, device.media_errors.map(|count| count as f64)),
+            (Gauge::NvmeErrorEntriesCount, device.error_entries.map(|count| count as f64)),
+            (Gauge::NvmeLifeWrittenBytes, device.life_written_bytes.map(|bytes| bytes as f64)),
+            (Gauge::NvmeDeviceWriteSeconds, seconds(device.device_write_p99_us)),
+            (Gauge::NvmeThrottledSeconds, seconds(device.throttled_us)),
         ] {
             // What a device does not tell has no value, not a value of 0.
             value.into_iter().for_each(|value| page.gauge(gauge, &labels, value));

@@ -201,6 +201,7 @@ fn add_health(status: &mut DeviceStatus, health: &Health) {
         status.spare_percent = Some(smart.spare_percent);
         status.life_written_bytes = Some(smart.written_bytes);
         status.media_errors = Some(smart.media_errors);
+        status.error_entries = Some(smart.error_entries);
     }
     if let Some(amazon) = &health.amazon {
         let over = [
@@ -226,6 +227,7 @@ mod tests {
     fn what_a_device_tells_is_passed_on_and_nothing_else() {
         let mut page = [0; SMART_BYTES];
         page[..6].copy_from_slice(&[1, 0x36, 1, 5, 10, 101]);
+        page[176] = 7;
         let controller = IdentifyController::decode(&[0; 4096]);
         let mut health = Health {
             controller,
@@ -240,6 +242,7 @@ mod tests {
         add_health(&mut status, &health);
         assert_eq!((status.celsius, status.used_percent), (Some(37), Some(101)));
         assert_eq!((status.spare_percent, status.throttled_us), (Some(5), None));
+        assert_eq!((status.media_errors, status.error_entries), (Some(0), Some(7)));
         assert_eq!((status.warnings.len(), status.why_not.len()), (1, 1));
         let wear = Wear { used_percent: Some(101), exhausted: true };
         assert_eq!(wear_of(&health), wear);

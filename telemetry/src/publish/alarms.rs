@@ -203,6 +203,30 @@ pub const ALARMS: &[Alarm] = &[
         what_to_do: "Choose an instance type with faster storage, or leave packets out.",
     },
     Alarm {
+        name: "device-warns",
+        metric: "DeviceWarnings",
+        statistic: Statistic::Maximum,
+        when: When::Above(0.0),
+        stretch_s: 300,
+        stretches: 1,
+        silence_is_bad: false,
+        meaning: "A device warns of its health.",
+        what_to_do: "`warnings` of volumes in `wirevault status --json` say of what: heat wants \
+                     cooling or less load, all else a new device with `wirevault volume replace`.",
+    },
+    Alarm {
+        name: "media-errors",
+        metric: "DeviceMediaErrors",
+        statistic: Statistic::Sum,
+        when: When::Above(0.0),
+        stretch_s: 300,
+        stretches: 1,
+        silence_is_bad: false,
+        meaning: "A device could not recover data that was written to it.",
+        what_to_do: "`wirevault verify` says what is damaged; replace the device with `wirevault \
+                     volume replace` if it goes on.",
+    },
+    Alarm {
         name: "device-worn",
         metric: "DeviceLifeUsed",
         statistic: Statistic::Maximum,

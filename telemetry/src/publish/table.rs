@@ -224,6 +224,18 @@ pub const PUBLISHED: &[Metric] = &[
         "Share of its life that the most worn device has used, as it says.",
     ),
     row(
+        "DeviceWarnings",
+        Unit::Count,
+        Of::Total(Gauge::NvmeWarningsCount),
+        "Warnings that the devices give of their health.",
+    ),
+    row(
+        "DeviceMediaErrors",
+        Unit::Count,
+        Of::Risen(Gauge::NvmeMediaErrorsCount),
+        "Times that a device could not recover data.",
+    ),
+    row(
         "DeviceThrottled",
         Unit::Seconds,
         Of::Risen(Gauge::NvmeThrottledSeconds),

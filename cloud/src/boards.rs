@@ -8,7 +8,7 @@
 
 use serde::Serialize;
 use serde_json::{Value, json};
-use wirevault_telemetry::publish::alarms::{Statistic, When};
+use wirevault_telemetry::publish::alarms::{Part, Statistic, When};
 use wirevault_telemetry::publish::table::metric;
 use wirevault_telemetry::publish::{ALARMS, Alarm};
 
@@ -99,10 +99,12 @@ pub struct DimensionInput {
     pub value: String,
 }
 
-/// All alarms of an appliance; `notify` is the ARN of an SNS topic that they tell.
-pub fn alarms(options: &MetricOptions, notify: Option<&str>) -> Vec<AlarmInput> {
+/// The alarms of an appliance that has these parts; `notify` is the ARN of an SNS topic that they
+/// tell. Of a part that it has not, an alarm would be silent for ever and look like all is well.
+pub fn alarms(options: &MetricOptions, parts: &[Part], notify: Option<&str>) -> Vec<AlarmInput> {
     let actions: Vec<_> = notify.map(ToOwned::to_owned).into_iter().collect();
-    ALARMS.iter().map(|it| alarm(it, options, &actions)).collect()
+    let has = |it: &&Alarm| it.about.is_none_or(|part| parts.contains(&part));
+    ALARMS.iter().filter(has).map(|it| alarm(it, options, &actions)).collect()
 }
 
 fn alarm(alarm: &Alarm, options: &MetricOptions, actions: &[String]) -> AlarmInput {
@@ -243,8 +245,20 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_a_part_that_there_is_not() {
+        let of = |parts: &[Part]| {
+            let alarms = alarms(&options(), parts, None);
+            alarms.into_iter().map(|alarm| alarm.metric_name).collect::<Vec<_>>()
+        };
+        let (without, with) = (of(&[]), of(&[Part::Tier]));
+        assert!(!without.contains(&"TierFailed") && !without.contains(&"BackupOverdue"));
+        assert!(with.contains(&"TierFailed") && !with.contains(&"BackupOverdue"));
+        assert_eq!(with.len(), without.len() + 1);
+    }
+
+    #[test]
     fn an_alarm_says_what_to_do_and_takes_silence_about_losses_for_a_loss() {
-        let alarms = alarms(&options(), Some("arn:aws:sns:eu-central-1:123456789012:duty"));
+        let alarms = alarms(&options(), &[], Some("arn:aws:sns:eu-central-1:123456789012:duty"));
         let lost = serde_json::to_value(&alarms[0]).unwrap();
         assert_eq!(lost["AlarmName"], "box.1-packets-lost");
         assert_eq!(lost["TreatMissingData"], "breaching");

@@ -8,6 +8,8 @@
 //! Source: CloudFormation User Guide, `AWS::CloudWatch::Alarm`, `AWS::CloudWatch::Dashboard`,
 //! `Fn::Sub`.
 
+use wirevault_telemetry::publish::alarms::Part;
+
 use crate::MetricOptions;
 use crate::boards::{AlarmInput, alarms, dashboard};
 
@@ -17,6 +19,9 @@ const NAMESPACE: &str = "Wirevault";
 const APPLIANCE: &str = "${ApplianceName}";
 /// What stands for the region.
 const REGION: &str = "${AWS::Region}";
+/// What the template's configuration has. Backups are a plan of AWS Backup there, with an alarm of
+/// its own, and it has no bucket for a tier.
+const PARTS: &[Part] = &[Part::Checkpoints, Part::Anchors];
 /// Before and behind what is generated.
 const BEGIN: &str = "  # From here on as `wirevault cloudwatch template` prints it.\n";
 const END: &str = "  # Up to here.\n";
@@ -30,7 +35,7 @@ pub fn resources() -> String {
         endpoint: None,
     };
     let mut text = BEGIN.to_owned();
-    alarms(&options, None).iter().for_each(|it| text.push_str(&alarm(it)));
+    alarms(&options, PARTS, None).iter().for_each(|it| text.push_str(&alarm(it)));
     text.push_str(&board(&options));
     text.push_str(END);
     text
@@ -101,7 +106,8 @@ mod tests {
     #[test]
     fn every_alarm_and_the_dashboard_are_resources() {
         let text = resources();
-        assert_eq!(text.matches("Type: AWS::CloudWatch::Alarm\n").count(), ALARMS.len());
+        let wanted = ALARMS.iter().filter(|it| it.about.is_none_or(|part| PARTS.contains(&part)));
+        assert_eq!(text.matches("Type: AWS::CloudWatch::Alarm\n").count(), wanted.count());
         assert_eq!(text.matches("Type: AWS::CloudWatch::Dashboard\n").count(), 1);
         for line in [
             "  PacketsLostAlarm:",

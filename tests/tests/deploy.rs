@@ -176,6 +176,24 @@ fn alarms_are_about_metrics_that_somebody_publishes() {
     }
 }
 
+/// Of a part that it has not an alarm would be silent for ever.
+#[test]
+fn alarms_of_the_template_are_about_what_its_configuration_has() {
+    let text = fs::read_to_string(template()).expect("the template");
+    let (_, config) = text.split_once("<<'CONFIG'\n").expect("its configuration");
+    let (config, _) = config.split_once("            CONFIG\n").expect("its end");
+    for (section, alarm) in [
+        ("snapshots", "CheckpointFailed"),
+        ("backup", "BackupOverdue"),
+        ("tier", "TierFailed"),
+        ("audit", "AuditAnchorAge"),
+    ] {
+        let configured = config.contains(&format!("            {section}:\n"));
+        let alarmed = text.contains(&format!("      MetricName: {alarm}\n"));
+        assert_eq!(alarmed, configured, "{alarm} and `{section}`");
+    }
+}
+
 #[test]
 fn alarms_and_dashboard_of_the_template_are_those_of_the_tables() {
     let mut print = Command::new(program("wirevault"));

@@ -5,9 +5,10 @@ use std::path::Path;
 use wirevault_cloud::MetricOptions;
 use wirevault_cloud::boards::{self, Boards};
 use wirevault_cloud::template;
-use wirevault_config::{Given, load_with};
+use wirevault_config::{Config, Given, load_with};
 use wirevault_daemon::DaemonError;
 use wirevault_daemon::cloud::publisher;
+use wirevault_telemetry::publish::alarms::Part;
 
 use crate::args::{BoardArgs, CloudWatchVerb};
 use crate::error::CliError;
@@ -25,8 +26,9 @@ pub(crate) fn cloudwatch(verb: &CloudWatchVerb) -> Result<Outcome, CliError> {
 }
 
 fn alarms(args: &BoardArgs, notify: Option<&str>) -> Result<(), CliError> {
-    let options = options(&args.config)?;
-    let alarms = boards::alarms(&options, notify);
+    let config = load(&args.config)?;
+    let options = options(&config)?;
+    let alarms = boards::alarms(&options, &parts(&config), notify);
     if args.json {
         put_json(&alarms)?;
     }
@@ -41,7 +43,7 @@ fn alarms(args: &BoardArgs, notify: Option<&str>) -> Result<(), CliError> {
 }
 
 fn dashboard(args: &BoardArgs, region: Option<String>) -> Result<(), CliError> {
-    let options = options(&args.config)?;
+    let options = options(&load(&args.config)?)?;
     let known = region.or_else(|| options.region.clone());
     let region = known.or_else(|| std::env::var("AWS_REGION").ok()).ok_or_else(|| {
         let why = "the region is not known: name it with --region, in `cloudwatch.region` or in \
@@ -59,9 +61,23 @@ fn dashboard(args: &BoardArgs, region: Option<String>) -> Result<(), CliError> {
     Ok(())
 }
 
+fn load(config: &Path) -> Result<Config, CliError> {
+    Ok(load_with(config, &Given::default()).map_err(DaemonError::from)?)
+}
+
+/// What the recorder of this configuration has.
+fn parts(config: &Config) -> Vec<Part> {
+    let parts = [
+        (Part::Checkpoints, config.snapshots.is_some()),
+        (Part::Backups, config.backup.is_some()),
+        (Part::Tier, config.tier.is_some()),
+        (Part::Anchors, !config.audit.anchors.is_empty()),
+    ];
+    parts.into_iter().filter_map(|(part, has)| has.then_some(part)).collect()
+}
+
 /// As whom the recorder of this configuration publishes.
-fn options(config: &Path) -> Result<MetricOptions, CliError> {
-    let config = load_with(config, &Given::default()).map_err(DaemonError::from)?;
+fn options(config: &Config) -> Result<MetricOptions, CliError> {
     publisher::options(&config.cloudwatch).ok_or_else(|| {
         let why = "this recorder publishes nothing: `cloudwatch.publish` is not true";
         CliError::Usage(why.to_owned())

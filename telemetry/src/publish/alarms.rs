@@ -19,10 +19,25 @@ pub struct Alarm {
     pub stretches: u32,
     /// Whether a stretch without a value is as bad as one with a bad value.
     pub silence_is_bad: bool,
+    /// The part of the recorder that the metric is about, where a configuration need not have it.
+    pub about: Option<Part>,
     /// What it means, in one sentence.
     pub meaning: &'static str,
     /// What to do, in one sentence.
     pub what_to_do: &'static str,
+}
+
+/// A part that not every recorder has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Checkpoints of the state.
+    Checkpoints,
+    /// Backups of them.
+    Backups,
+    /// The object tier.
+    Tier,
+    /// Places where heads of the audit log are kept.
+    Anchors,
 }
 
 /// What is made of the values of a stretch.
@@ -57,6 +72,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 1,
         silence_is_bad: true,
+        about: None,
         meaning: "Packets came in and were lost, or the recorder does not say.",
         what_to_do: "`wirevault status` names the cause: `ring_overflow` wants CPUs or a larger \
                      ring, `no_buffer` more volumes, a silent recorder a look at its log.",
@@ -69,6 +85,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "A network card had no room for packets: they are lost, and in no lane's books.",
         what_to_do: "`wirevault status` names the card; `wirevault doctor` says whether larger \
                      rings, more queues or interrupts on other CPUs help.",
@@ -81,6 +98,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "EC2 held packets back or dropped them: a limit of the instance was exceeded.",
         what_to_do: "`wirevault status` names the limit: `bw_` and `pps` want a larger instance or \
                      fewer sources, `conntrack` a security group that is open both ways.",
@@ -93,6 +111,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 5,
         silence_is_bad: true,
+        about: None,
         meaning: "Nothing was published for five minutes.",
         what_to_do: "Look whether the machine runs, then at `systemctl status wirevaultd`, then at \
                      `publish` in `wirevault status`, which says what is in the way.",
@@ -105,6 +124,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 2,
         silence_is_bad: false,
+        about: None,
         meaning: "Nobody has written the volume of two machines for minutes.",
         what_to_do: "Look at both machines' logs: the one that stands by says what keeps it from \
                      taking over.",
@@ -117,6 +137,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 2,
         silence_is_bad: false,
+        about: None,
         meaning: "A source delivers no packets: its interface is down or its sender is gone.",
         what_to_do: "Find the lane in `wirevault status`, and bring up its interface or sender.",
     },
@@ -128,6 +149,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "A volume is out of use or suspect; the others take its part.",
         what_to_do: "`wirevault status` says why; replace the device with `wirevault volume \
                      replace`.",
@@ -140,6 +162,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "A device did not take chunks; they were written elsewhere.",
         what_to_do: "Look at `error` of volumes in `wirevault status`, and at the kernel's log.",
     },
@@ -151,6 +174,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 3,
         silence_is_bad: false,
+        about: None,
         meaning: "Most of the packet buffer is in use: the devices are slower than the wire.",
         what_to_do: "Add volumes, leave packets out with policies, or enlarge the buffer if these \
                      are short peaks.",
@@ -163,6 +187,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 5,
         silence_is_bad: false,
+        about: None,
         meaning: "A rung of the pressure ladder has held for five minutes: packets are left out.",
         what_to_do: "As for `buffer-pressure`; `policies` of the lanes in `wirevault status` say \
                      what is left out.",
@@ -175,6 +200,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 2,
         silence_is_bad: false,
+        about: None,
         meaning: "A crash now would take packets of more than ten seconds.",
         what_to_do: "Find the volume whose flushes take long in `wirevault status`, and what else \
                      writes to its device.",
@@ -187,6 +213,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 5,
         silence_is_bad: false,
+        about: None,
         meaning: "Writes have been slow for five minutes.",
         what_to_do: "See whether `DeviceThrottled` grows, which asks for a larger instance, and \
                      what else uses the devices.",
@@ -199,6 +226,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 60,
         stretches: 5,
         silence_is_bad: false,
+        about: None,
         meaning: "EC2 has slowed the devices for five minutes: more was asked than they may give.",
         what_to_do: "Choose an instance type with faster storage, or leave packets out.",
     },
@@ -234,6 +262,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 3600,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "A device says that nine tenths of its life are used.",
         what_to_do: "Plan its replacement with `wirevault volume replace`.",
     },
@@ -245,6 +274,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 3,
         silence_is_bad: false,
+        about: Some(Part::Checkpoints),
         meaning: "No checkpoint of the state could be taken for a quarter of an hour.",
         what_to_do: "`snapshots` in `wirevault status --json` say why; usually the folder is full \
                      or not mounted.",
@@ -257,6 +287,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 3600,
         stretches: 1,
         silence_is_bad: false,
+        about: Some(Part::Backups),
         meaning: "The newest backup of the state is older than `backup.every`.",
         what_to_do: "`backup` in `wirevault status --json` says what AWS Backup answers.",
     },
@@ -268,6 +299,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 3,
         silence_is_bad: false,
+        about: Some(Part::Tier),
         meaning: "Segments have not moved to the tier, or gone from it, for a quarter of an hour.",
         what_to_do: "`tier` in `wirevault status --json` says why; until then they lie where they \
                      lay, and the quota may take them.",
@@ -280,6 +312,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 1,
         silence_is_bad: false,
+        about: Some(Part::Anchors),
         meaning: "Heads of the audit log have not been kept outside for two hours.",
         what_to_do: "`anchors` in `wirevault status --json` say which place it is and why.",
     },
@@ -291,6 +324,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 3,
         silence_is_bad: false,
+        about: None,
         meaning: "The service of the store's key has given no new epoch keys for a while.",
         what_to_do: "`wirevault key show` says what KMS answers; do not restart the recorder \
                      before it answers again.",
@@ -303,6 +337,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 3600,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "What a hold wants has not been copied for an hour.",
         what_to_do: "`wirevault hold list` says why; usually `hold_share` is used up.",
     },
@@ -314,6 +349,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "Some metrics will never be seen: they were refused, or too old.",
         what_to_do: "The recorder's log says why; the books in the store are not affected.",
     },

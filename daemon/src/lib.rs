@@ -28,6 +28,7 @@ pub mod api;
 pub mod cloud;
 mod duty;
 pub mod error;
+mod folders;
 pub mod input;
 pub mod lifecycle;
 pub mod probe;

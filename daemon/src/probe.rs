@@ -21,6 +21,7 @@ use wirevault_index::{IndexError, KeySource, open_store};
 use wirevault_query::filter;
 
 use crate::error::read_exit;
+use crate::folders::{self, Folder};
 use crate::server::access::Access;
 use crate::volumes::devices;
 use crate::{DaemonError, Exit};
@@ -75,6 +76,7 @@ impl Finding {
 pub fn all(config: &Config, key: &KeySource) -> Vec<Finding> {
     let mut findings = store(config, key);
     findings.extend(vfio(config));
+    findings.extend(folders::of(config).iter().filter_map(unwritable));
     findings.extend(machine(config));
     findings.extend(api(config));
     findings
@@ -308,6 +310,31 @@ fn vfio(config: &Config) -> Vec<Finding> {
     told.collect()
 }
 
+/// It records without: what it could not write there the status tells.
+fn unwritable(folder: &Folder) -> Option<Finding> {
+    let Folder { key, path, is_made } = folder;
+    let there = path.ancestors().find(|it| it.exists())?;
+    let may = || access(there, AccessFlags::W_OK | AccessFlags::X_OK);
+    let why = match there == path {
+        false if !is_made => "is not there".to_owned(),
+        true if !path.is_dir() => "is no folder".to_owned(),
+        _ => match may().err()? {
+            error if there == path => format!("cannot be written by this user: {}", error.desc()),
+            error => format!(
+                "is not there and cannot be made by this user in {}: {}",
+                there.display(),
+                error.desc()
+            ),
+        },
+    };
+    let text = format!(
+        "{} {why}; under systemd it must be the service's user's, and a folder of the unit \
+         (`StateDirectory=` or `ReadWritePaths=`)",
+        path.display()
+    );
+    Some(Finding::warning(*key, text))
+}
+
 fn api(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Err(error) = Access::new(&config.api) {
@@ -351,6 +378,32 @@ mod tests {
         }
         let worst = findings.iter().filter(|it| it.level == Level::Fault).map(|it| it.exit).max();
         assert_eq!(worst, Some(Exit::Machine));
+    }
+
+    #[test]
+    fn folders_that_cannot_be_written_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let here = dir.path().display();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let told = |folder: &str, tier: &str, anchor: &str| {
+            let text = format!(
+                "store: /a\nreplay: {{file: /a}}\nsnapshots: {{folder: {here}/{folder}}}\n\
+                 tier: {{url: 'file://{here}/{tier}'}}\naudit: {{anchor: {here}/{anchor}/heads}}\n"
+            );
+            texts(&all(&config(&text), &KeySource::Recorded))
+        };
+        let fine = told("made/when/needed", ".", ".");
+        for key in ["snapshots.folder", "tier.url", "audit.anchor"] {
+            assert!(!fine.contains(key), "{fine}");
+        }
+        let amiss = told("file", "none", "none");
+        for part in [
+            format!("snapshots.folder: {here}/file is no folder"),
+            format!("tier.url: {here}/none is not there"),
+            format!("audit.anchor: {here}/none is not there"),
+        ] {
+            assert!(amiss.contains(&part), "{part}\nis not in\n{amiss}");
+        }
     }
 
     #[test]

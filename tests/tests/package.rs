@@ -16,6 +16,8 @@ use wirevault_tests::vm::packages;
 
 const UNIT: &str = "wirevaultd.service";
 const CONFIG: &str = "/etc/wirevault/wirevault.yaml";
+/// The ten lines of the documentation.
+const EXAMPLE: &str = include_str!("../../config/examples/appliance.yaml");
 /// Packets to one port.
 const PACKETS: u64 = 100;
 
@@ -95,6 +97,7 @@ fn a_package_lives_from_installing_to_purging() {
     package(out.path(), "2");
     let udevadm = packages::unpacked("udev").join("bin/udevadm");
     fs::copy(udevadm, out.path().join("udevadm")).expect("a copy");
+    fs::write(out.path().join("appliance.yaml"), EXAMPLE).expect("a copy");
     let container = Container::boot(out.path());
 
     container.ok("dpkg --install /packages/wirevault_*-1_*.deb");
@@ -203,4 +206,23 @@ fn a_package_lives_from_installing_to_purging() {
     container.ok(&format!("sed -i s/eth0/va/ {CONFIG} && systemctl start {UNIT}"));
     records(&container, 7005);
     assert_eq!(found(&container, 7001), PACKETS, "what was recorded before");
+    appliance(&container);
+}
+
+/// The ten lines, far from any cloud: it records, and saves its state where they say. A folder that
+/// the unit keeps out is told before the start.
+fn appliance(container: &Container) {
+    container.ok(&format!("sed s/eth0/va/ /packages/appliance.yaml >{CONFIG}"));
+    container.ok(&format!("systemctl restart {UNIT}"));
+    records(container, 7006);
+    container.ok("wirevault snapshot create");
+    container.ok("wirevault snapshot list /var/lib/wirevault-state");
+    let warned = |folder: &str| {
+        let log = container.ok(&format!("journalctl --no-pager --unit={UNIT}"));
+        log.contains(&format!("snapshots.folder: {folder}"))
+    };
+    assert!(!warned(""), "a folder of the unit is one that it may write");
+    container.ok(&format!("sed -i s/wirevault-state/elsewhere/ {CONFIG}"));
+    container.ok(&format!("systemctl restart {UNIT}"));
+    assert!(warned("/var/lib/elsewhere is not there and cannot be made"), "nothing is said");
 }

@@ -12,10 +12,11 @@ use landlock::{
     ABI, Access, AccessFs, LandlockStatus, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError,
     RulesetStatus, path_beneath_rules,
 };
-use wirevault_config::{Anchor, Config, Input};
+use wirevault_config::{Config, Input};
 use wirevault_lifecycle::audit;
-use wirevault_media::Address;
 use wirevault_media::notes::NOTES;
+
+use crate::folders;
 
 /// Rights that rules are about: those that there were when this was written. An older kernel knows
 /// fewer and enforces these.
@@ -67,19 +68,9 @@ impl Reach {
         }
         reach.write.extend(volumes);
         reach.write.push(audit::DEVICES_FOLDER.into());
-        reach.write.extend(config.snapshots.iter().map(|snapshots| snapshots.folder.clone()));
-        let local = |url: &str| match url.parse() {
-            Ok(Address::Folder(folder)) => Some(folder),
-            _ => None,
-        };
-        reach.write.extend(config.tier.as_ref().and_then(|tier| local(&tier.url)));
-        reach.write.extend(config.audit.anchors.iter().filter_map(|anchor| match anchor {
-            Anchor::File(file) => folder(file),
-            Anchor::Objects(url) => local(url),
-            Anchor::Key(_) => None,
-        }));
+        reach.write.extend(folders::of(config).into_iter().map(|folder| folder.path));
         // The socket is removed at the end.
-        reach.write.extend(folder(&config.api.socket));
+        reach.write.extend(folders::of_file(&config.api.socket));
         if !config.vfio.is_empty() {
             reach.write.extend(HANDING_OVER.map(PathBuf::from));
         }
@@ -93,9 +84,9 @@ impl Reach {
 
     /// Whatever stands beside a file may be read: it is put there anew when it changes.
     fn beside(&mut self, file: &Path) {
-        self.read.extend(folder(file));
+        self.read.extend(folders::of_file(file));
         // A link says where the next one is put.
-        self.read.extend(std::fs::canonicalize(file).ok().and_then(|file| folder(&file)));
+        self.read.extend(std::fs::canonicalize(file).ok().and_then(|it| folders::of_file(&it)));
     }
 
     /// Where it may write, sorted.
@@ -105,11 +96,6 @@ impl Reach {
         written.dedup();
         written
     }
-}
-
-/// The folder of a file. That of a file of the root is nobody's.
-fn folder(file: &Path) -> Option<PathBuf> {
-    file.parent().filter(|folder| folder.parent().is_some()).map(Path::to_owned)
 }
 
 /// Binds this thread, and those that it starts, to these files. Gives the version of Landlock.

@@ -68,10 +68,8 @@ fn close(done: &[(&str, bool, Duration)], tests: &Tests) {
     }
     // Counted from what the runners themselves reported.
     if tests.passed + tests.failed > 0 {
-        println!(
-            "tests: {} passed, {} failed, {} skipped",
-            tests.passed, tests.failed, tests.skipped
-        );
+        let Tests { passed, flaky, failed, skipped } = tests;
+        println!("tests: {passed} passed ({flaky} flaky), {failed} failed, {skipped} skipped");
     }
 }
 
@@ -171,6 +169,8 @@ enum Runner {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Tests {
     passed: u64,
+    /// Of those that passed: with a further try only.
+    flaky: u64,
     failed: u64,
     skipped: u64,
 }
@@ -186,11 +186,12 @@ impl Tests {
             Runner::Libtest if plain.starts_with("test result: ") => plain.rsplit_once(". "),
             _ => None,
         };
-        for part in counts.map_or("", |(_, counts)| counts).split([',', ';']) {
+        for part in counts.map_or("", |(_, counts)| counts).split([',', ';', '(', ')']) {
             let mut words = part.split_whitespace();
             let number = words.next().and_then(|word| word.parse::<u64>().ok());
             match (number, words.next()) {
                 (Some(number), Some("passed")) => self.passed += number,
+                (Some(number), Some("flaky")) => self.flaky += number,
                 (Some(number), Some("failed" | "exec" | "timed")) => self.failed += number,
                 (Some(number), Some("skipped" | "ignored")) => self.skipped += number,
                 _ => {}
@@ -228,6 +229,15 @@ mod tests {
                        9 filtered out; finished in 0.08s";
         assert_eq!(counts(Runner::Libtest, libtest), (2, 1, 4));
         assert_eq!(counts(Runner::Libtest, "the run: 5 passed"), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_test_that_passed_with_its_second_try_is_told() {
+        let summary = "     Summary [   9.170s] 9 tests run: 8 passed (1 slow, 2 flaky), 1 failed, \
+                       0 skipped";
+        let mut tests = Tests::default();
+        tests.count(Runner::Nextest, summary);
+        assert_eq!(tests, Tests { passed: 8, flaky: 2, failed: 1, skipped: 0 });
     }
 
     /// The output of the failed test is printed at once and again at the end, each time with the

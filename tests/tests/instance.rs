@@ -1,11 +1,13 @@
 //! What the cloud announces to a machine: the real recorder with the real client of the metadata
 //! service, which refuses what EC2 refuses.
 
+use std::fs;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use serde_json::Value;
 use wirevault_testkit::net::{Namespace, Sender, wait_for};
+use wirevault_tests::captures::{Packet, write_pcap};
 use wirevault_tests::imds::{INSTANCE, Imds};
 use wirevault_tests::recorder::{Recorder, Site, program};
 
@@ -111,6 +113,43 @@ fn a_notice_closes_segments_saves_the_state_and_is_told_until_it_is_withdrawn() 
     let refused = |call: &&String| !call.ends_with(" 200") && !call.ends_with(" 404");
     assert!(!calls.iter().any(|call| refused(&call)), "{calls:?}");
     assert_eq!(calls.iter().filter(|call| call.starts_with("PUT")).count(), 1, "one token");
+    assert!(recorder.terminate().success());
+}
+
+/// There is no rule that moves: what is in the tier afterwards, the notice has moved.
+#[test]
+fn a_notice_moves_segments_to_the_tier_copies_for_holds_first() {
+    let Some(_ns) = namespace() else { return };
+    let imds = Imds::start();
+    let site = site(&imds);
+    let capture = site.file("before.pcap");
+    let data = [&[2; 12][..], &[0x88, 0xb6], &[0; 64]].concat();
+    let orig_len = data.len() as u32;
+    write_pcap(&capture, &[Packet { ts_ns: 1_700_000_000_000_000_000, orig_len, data }]);
+    said(&site.offline("import", &[capture.to_str().expect("a path")]));
+    said(&site.offline_of("hold", "add", &["--name", "case-9", "--filter", "ether proto 0x88b6"]));
+    let tier = site.file("tier");
+    fs::create_dir(&tier).expect("a folder");
+    let recorder = start(&site, &format!("tier:\n  url: file://{}\n", tier.display()));
+    send(&recorder, &mut 1);
+
+    imds.announce(&[SPOT]);
+    wait_for("the drain", PATIENCE, || {
+        recorder.status()["instance"]["drained"].is_object().then_some(())
+    });
+    let log = said(&site.offline_of("audit", "show", &["--json"]));
+    let entries: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect();
+    let of = |event: &str| entries.iter().filter(|it| it["event"] == event).collect::<Vec<_>>();
+    let moved = of("tiered");
+    assert!(moved.iter().all(|it| it["reason"] == "drain"), "{moved:?}");
+    let order: Vec<_> = moved.iter().map(|it| it["segment"].as_u64().expect("a number")).collect();
+    let copy = of("held")[0]["copy"].as_u64().expect("a copy");
+    let youngest = *order.iter().max().expect("segments");
+    assert!(order.len() >= 3 && order[0] == copy && order[1] == youngest, "{copy}, {order:?}");
+    assert!(copy < youngest, "what was recorded behind it is younger: {copy}, {order:?}");
+    let drained = of("drained")[0]["number"].as_u64();
+    assert!(moved.iter().all(|it| it["number"].as_u64() > drained), "the state is saved before");
     assert!(recorder.terminate().success());
 }
 

@@ -31,12 +31,12 @@ pub struct Erasure {
     pub volume: u16,
     /// The volume in words.
     pub path: String,
-    /// Why: `rule NAME`, `by hand`, or `begun before a crash`.
+    /// Why: `rule NAME`, `by hand`, `volume retired`, or `begun before a crash`.
     pub reason: String,
     /// How far the forgetting of the keys reaches, `L0` to `L3`; nothing in a plain store: there
     /// the bytes were given back to the device, and that is all.
     pub level: Option<String>,
-    /// Epoch of the key ring that no longer holds the keys.
+    /// Epoch of the key ring that no longer holds the keys; 0 where the ring itself is gone.
     pub epoch: u64,
     /// The segments.
     pub segments: Vec<Erased>,

@@ -4,6 +4,7 @@
 //! whose list counts gets it last; a crash in between leaves lists that differ, and doing it again
 //! ends that. Nothing else of the store changes.
 
+use std::error::Error;
 use std::fs;
 use std::path::Path;
 
@@ -25,24 +26,34 @@ pub struct Adoption {
     pub number: u16,
     /// The path that the store knew.
     pub was: String,
+    /// Path of the store's first volume once this is done: beside it is the audit log.
+    pub first: String,
     /// Further volumes of the store that are not there: path and reason. They keep their lists of
     /// paths until they are adopted themselves.
     pub missing: Vec<(String, String)>,
 }
 
-/// Has the store, of which `named` is a volume, find another one at `path`, an absolute one.
-/// Without `does` it is only looked at.
+/// Is told what comes next once nobody else can write the store; if it fails, nothing comes.
+pub type Announce<'a> = &'a mut dyn FnMut(&Adoption) -> Result<(), Box<dyn Error + Send + Sync>>;
+
+/// Has the store, of which `named` is a volume, find another one at `path`, an absolute one. Where
+/// nobody is told it is only looked at.
 ///
 /// # Errors
 /// `Index` if one of the two is no volume; `Misuse` with the reason if that at `path` is of another
 /// store, or the store has that volume elsewhere; `Media` if somebody writes the store; `Encode` if
-/// a superblock has no room for the path; `Device`.
-pub fn adopt(named: &Path, path: &str, does: bool) -> Result<Adoption, StorageError> {
+/// a superblock has no room for the path; `Unannounced`; `Device`.
+pub fn adopt(
+    named: &Path,
+    path: &str,
+    announce: Option<Announce<'_>>,
+) -> Result<Adoption, StorageError> {
     let mut found = Found::look(named, path)?;
-    if does {
+    if let Some(announce) = announce {
         let _locks = found.lock()?;
         // Whoever wrote the store until now may have changed it since it was looked at.
         found = Found::look(named, path)?;
+        announce(&found.adoption).map_err(StorageError::Unannounced)?;
         found.record(path)?;
     }
     Ok(found.adoption)
@@ -87,7 +98,8 @@ impl Found {
             return refuse(format!("store {store} has no volume {number}"));
         };
         reader.missing.retain(|(missing, _)| *missing != was);
-        let adoption = Adoption { store, number, was, missing: reader.missing };
+        let first = first_with(&named.superblock.volume_paths, number, path);
+        let adoption = Adoption { store, number, was, first, missing: reader.missing };
         Ok(Self { moved, named, others: reader.volumes, adoption })
     }
 
@@ -107,6 +119,14 @@ impl Found {
         let blocks: Vec<_> =
             self.volumes().map(|it| with_paths(it, &paths)).collect::<Result<_, _>>()?;
         self.volumes().zip(&blocks).try_for_each(|(it, block)| write(it, block))
+    }
+}
+
+/// The first path once the volume of this number is at `path`.
+pub(crate) fn first_with(paths: &[String], number: u16, path: &str) -> String {
+    match (number, paths.first()) {
+        (1.., Some(first)) => first.clone(),
+        _ => path.to_owned(),
     }
 }
 

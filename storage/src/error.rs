@@ -40,6 +40,9 @@ pub enum StorageError {
         /// Which call, and why it does not fit.
         what: String,
     },
+    /// Whoever had to be told first did not take it.
+    #[error("nothing was done: {0}")]
+    Unannounced(#[source] Box<dyn std::error::Error + Send + Sync>),
 
     // Corrupt, or not this store.
     /// A volume or a segment cannot be read.

@@ -57,7 +57,7 @@ pub mod tier;
 pub mod view;
 mod volume;
 
-pub use adopt::{Adoption, adopt};
+pub use adopt::{Adoption, Announce, adopt};
 pub use bad::Verdict;
 pub use choose::{Load, Wear};
 pub use create::{create, create_planned, share_bytes};

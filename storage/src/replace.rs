@@ -26,7 +26,7 @@ use wirevault_seal::KeyProvider;
 use wirevault_telemetry::clock::Clock;
 
 use crate::StorageError;
-use crate::adopt::{adopt, is_same};
+use crate::adopt::{Adoption, Announce, adopt, first_with, is_same};
 use crate::bad::Verdict;
 use crate::create::{Design, NewVolume, refuse_if_used};
 use crate::options::CreateOptions;
@@ -40,13 +40,14 @@ use crate::volume::{VolumeWriter, device};
 /// # Errors
 /// `Index` if the store does not open, or its key is missing or wrong; `InUse`, `Quota` if that
 /// place cannot become a volume of it; `Misuse` with the reason if the volume is not missing;
-/// `Media` if somebody writes the store; `Key`, `Encode`, `Device`.
+/// `Media` if somebody writes the store; `Unannounced`; `Key`, `Encode`, `Device`.
 pub fn replace(
     named: &Path,
     number: u16,
     (media, path): (&dyn Media, &str),
     key: &KeySource,
     clock: Arc<dyn Clock>,
+    announce: Announce<'_>,
 ) -> Result<(), StorageError> {
     let reader = open_store(named, key)?;
     let is = |it: &&Volume| it.superblock.number == number;
@@ -62,10 +63,19 @@ pub fn replace(
     };
     let locks: Vec<_> =
         reader.volumes.iter().map(|it| it.media.lock()).collect::<Result<_, _>>()?;
+    let paths = &model.superblock.volume_paths;
+    let Some(was) = paths.get(usize::from(number)).cloned() else {
+        let what = format!("store {} has no volume {number}", reader.store);
+        return Err(StorageError::Misuse { what });
+    };
+    let first = first_with(paths, number, path);
     let key = match model.superblock.sealed {
         true => Some(model.open_key(key)?),
         false => None,
     };
+    let (store, missing) = (reader.store, Vec::new());
+    announce(&Adoption { store, number, was, first, missing })
+        .map_err(StorageError::Unannounced)?;
     let runs = match number {
         0 => runs_of(reader.volumes.iter().flat_map(|it| &it.segments.entries)),
         _ => Vec::new(),
@@ -73,7 +83,7 @@ pub fn replace(
     let fresh = Fresh { number: usize::from(number), runs: &runs, key, clock };
     fresh.make(&model.superblock, (media, path))?;
     drop((locks, reader));
-    adopt(named, path, true).map(drop)
+    adopt(named, path, Some(&mut |_| Ok(()))).map(drop)
 }
 
 impl Store {

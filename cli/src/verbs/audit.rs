@@ -282,6 +282,17 @@ fn line(entry: &Entry) -> String {
         Event::Replaced { volume, was, path } => {
             format!("replaced: volume {volume}, {was}, by {path}")
         }
+        Event::Adopted { volume, was, path } => {
+            format!("adopted: volume {volume}, {was}, is {path} now")
+        }
+        Event::Retired { volume, path, segments, how } => {
+            format!("retired: volume {volume}, {path}, with {segments} segments: {how}")
+        }
+        Event::Importing { files } => format!("importing {}", files.join(", ")),
+        Event::Imported { began, packets, stored, whole } => {
+            let whole = if *whole { "" } else { ", NOT WHOLE" };
+            format!("imported, as {began} says: {packets} packets, {stored} stored{whole}")
+        }
         Event::HoldAdded { hold, name, filter, .. } => {
             format!("hold {name} (number {hold}) added, for {filter:?}")
         }

@@ -14,6 +14,7 @@ pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod metrics;
 pub(crate) mod query;
+mod retire;
 pub(crate) mod segments;
 pub(crate) mod snapshot;
 pub(crate) mod status;

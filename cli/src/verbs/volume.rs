@@ -8,15 +8,18 @@ use std::sync::Arc;
 
 use serde_json::json;
 use wirevault_daemon::api::{self, ReplaceBody, Replaced};
-use wirevault_daemon::volumes::devices::{self, Device, Erase, Eraser, Use};
+use wirevault_daemon::lifecycle::Notes;
+use wirevault_daemon::volumes::devices::{self, Device, Eraser, Use};
 use wirevault_format::StoreId;
 use wirevault_index::{IndexError, KeySource, Volume};
+use wirevault_lifecycle::audit::Event;
 use wirevault_media::block::Sampled;
 use wirevault_media::{BlockMedia, Media, MediaError, open_volume};
-use wirevault_storage::{Adoption, Space, adopt, plan, replace};
+use wirevault_storage::{Adoption, Announce, Space, adopt, plan, replace};
 use wirevault_telemetry::clock::SystemClock;
 
-use crate::args::{EraseHow, Place, VolumeVerb};
+use super::retire::retire;
+use crate::args::{Place, VolumeVerb};
 use crate::client::{Client, Endpoint};
 use crate::error::CliError;
 use crate::interrupt;
@@ -42,7 +45,7 @@ pub(crate) fn volume(verb: &VolumeVerb) -> Result<Outcome, CliError> {
 }
 
 /// What stands on a device.
-enum Content {
+pub(super) enum Content {
     Nothing,
     /// Volume of this number of a store, and how many of its places are bad.
     Volume(StoreId, u16, u64),
@@ -54,7 +57,7 @@ enum Content {
 }
 
 impl Content {
-    fn of(path: &Path) -> Self {
+    pub(super) fn of(path: &Path) -> Self {
         let media = match BlockMedia::open(path) {
             Ok(media) => media,
             Err(error) => return Self::Unknown(cause(&error)),
@@ -89,7 +92,7 @@ impl Content {
     }
 
     /// The same as a part of a sentence on the device.
-    fn sentence(&self) -> String {
+    pub(super) fn sentence(&self) -> String {
         match self {
             Self::Nothing => "it is empty".to_owned(),
             Self::Unknown(why) => why.clone(),
@@ -156,7 +159,7 @@ fn format(path: &Path, force: bool) -> Result<Outcome, CliError> {
         content if force => put(&format!("erasing {}\n", content.text()))?,
         content => return Err(told(&content.sentence())),
     }
-    erase(path, None)?;
+    erase(path, None, || Ok(()))?;
     let bytes = BlockMedia::open(path)?.total_bytes().map_err(CliError::file(path))?;
     let path = path.display();
     put(&match plan(None, 1, &[Space { bytes, device: true, shared: false }]) {
@@ -179,7 +182,12 @@ fn take_in(volume: &Path, store: &Path, yes: bool) -> Result<Outcome, CliError> 
             ),
         ));
     }
-    let Adoption { store, number, was, missing } = adopt(store, &path, yes)?;
+    let mut announce = |it: &Adoption| {
+        let (volume, was, path) = (it.number, it.was.clone(), path.clone());
+        note(it, Event::Adopted { volume, was, path })
+    };
+    let announce: Option<Announce<'_>> = if yes { Some(&mut announce) } else { None };
+    let Adoption { store, number, was, missing, .. } = adopt(store, &path, announce)?;
     put(&format!("volume {number} of store {store}: {was} -> {path}\n"))?;
     for (path, why) in missing {
         tell(&format!("{path} is still missing: {why}"));
@@ -214,7 +222,12 @@ fn put_in_place(number: u16, volume: &Path, place: &Place, yes: bool) -> Result<
     match &place.store {
         Some(store) => {
             let (media, key) = (open_volume(Path::new(&path))?, key_source(place.key.as_deref())?);
-            replace(store, number, (&*media, &path), &key, Arc::new(SystemClock))?;
+            let mut announce = |it: &Adoption| {
+                let (volume, was, path) = (it.number, it.was.clone(), path.clone());
+                note(it, Event::Replaced { volume, was, path })
+            };
+            let clock = Arc::new(SystemClock);
+            replace(store, number, (&*media, &path), &key, clock, &mut announce)?;
         }
         None => {
             let endpoint = Endpoint::new(&place.daemon, place.key.as_deref());
@@ -227,6 +240,11 @@ fn put_in_place(number: u16, volume: &Path, place: &Place, yes: bool) -> Result<
         "volume {number} is {path} now; what it held before is gone, and answers say so\n"
     ))?;
     Ok(Outcome::Found)
+}
+
+/// Writes into the log of a store what comes next.
+fn note(it: &Adoption, event: Event) -> Result<(), Box<dyn Error + Send + Sync>> {
+    Ok(Notes::open(Path::new(&it.first), it.store)?.write(event)?)
 }
 
 /// A path as `init` records it.
@@ -250,43 +268,18 @@ fn release() -> Result<Outcome, CliError> {
     Ok(if returned.is_empty() { Outcome::Nothing } else { Outcome::Found })
 }
 
-/// Ends a volume: its tables and keys go first, then the rest.
-fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outcome, CliError> {
-    if let Some(it) = uses(path)?.first() {
-        return Err(refused(path, &format!("it {it}; end that use first")));
-    }
-    match Content::of(path) {
-        Content::Volume(found, ..) if found == store => {}
-        content => {
-            let why = format!("{}; no volume of store {store} is known there", content.sentence());
-            return Err(refused(path, &why));
-        }
-    }
-    // What the device does not offer is told before anything is erased.
-    let eraser = match how {
-        EraseHow::Discard => None,
-        EraseHow::Format => Some(Eraser::make(path, Erase::Format)?),
-        EraseHow::Sanitize => Some(Eraser::make(path, Erase::Sanitize)?),
-    };
-    let found = erase(path, eraser.as_ref())?;
-    let how = eraser.map_or("discarded", |eraser| eraser.name());
-    put(&format!(
-        "{} is empty. Its tables and its keys were overwritten; the rest: {how}. Of {} blocks that \
-         were read afterwards {} hold zeros. Store {store} does not open for writing any more; its \
-         other volumes still answer\n",
-        path.display(),
-        found.zeros + found.other,
-        found.zeros
-    ))?;
-    Ok(Outcome::Found)
-}
-
 /// Erases a device and looks at some of its blocks.
 ///
-/// Errors: a recorder has it, or it is mounted.
-fn erase(path: &Path, eraser: Option<&Eraser>) -> Result<Sampled, CliError> {
+/// Errors: a recorder has it, or it is mounted; whoever is told first, when nobody else has it any
+/// more, does not take it.
+pub(super) fn erase(
+    path: &Path,
+    eraser: Option<&Eraser>,
+    announce: impl FnOnce() -> Result<(), CliError>,
+) -> Result<Sampled, CliError> {
     let media = BlockMedia::open(path)?;
     let _lock = media.lock()?;
+    announce()?;
     let failed = |action| {
         let volume = path.display().to_string();
         move |source| MediaError::Io { volume, action, source }
@@ -299,7 +292,7 @@ fn erase(path: &Path, eraser: Option<&Eraser>) -> Result<Sampled, CliError> {
 }
 
 /// Who uses a device. A plain file that stands for one is used by whoever holds its lock.
-fn uses(path: &Path) -> Result<Vec<Use>, CliError> {
+pub(super) fn uses(path: &Path) -> Result<Vec<Use>, CliError> {
     let metadata = there(path)?;
     let kind = metadata.file_type();
     let refuse = |why| Err(refused(path, why));
@@ -328,6 +321,6 @@ fn there(path: &Path) -> Result<Metadata, CliError> {
     })
 }
 
-fn refused(path: &Path, why: &str) -> CliError {
+pub(super) fn refused(path: &Path, why: &str) -> CliError {
     CliError::Usage(format!("{} is left alone: {why}", path.display()))
 }

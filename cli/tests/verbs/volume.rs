@@ -1,9 +1,47 @@
 //! `wirevault volume`, on plain files that stand for devices.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
 use crate::common::*;
+
+/// The store's audit log, which is whole.
+fn audit(store: &str) -> String {
+    let verified = run(["audit", "verify", "--store", store]);
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+    run(["audit", "show", "--store", store]).out
+}
+
+#[test]
+fn what_a_retired_volume_held_is_certified_in_the_log_of_its_store() {
+    let lab = Lab::empty();
+    let (first, device) = (lab.text("first"), lab.text("device"));
+    // So large that its share of the quota is enough, and nearly all of it a hole.
+    File::create(lab.path("device")).unwrap().set_len(64 << 30).unwrap();
+    let made = run(["init", &first, "--volume", &device, "--plaintext", "--quota", "1GiB"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let id = made.out.split_whitespace().nth(1).expect("store's id").to_owned();
+    // Each link type has a segment of its own, and both volumes get some.
+    let files = [1, 101, 113, 276].map(|link_type| {
+        let name = format!("{link_type}.pcap");
+        fs::write(lab.path(&name), pcap(link_type, 50)).unwrap();
+        lab.text(&name)
+    });
+    let imported =
+        run(["import", "--store", &first].into_iter().chain(files.iter().map(|it| &**it)));
+    assert_eq!(imported.code, Some(0), "{imported:?}");
+    let log = audit(&first);
+    assert!(log.contains(&format!("importing {}", files.join(", "))), "{log}");
+    assert!(log.contains("200 packets, 200 stored\n"), "{log}");
+    let retired = run(["volume", "retire", &device, "--store", &id]);
+    assert_eq!(retired.code, Some(0), "{retired:?}");
+    assert!(retired.out.contains(&format!("of {device} deleted, volume retired")), "{retired:?}");
+    let log = audit(&first);
+    let at = |what: &str| log.find(what).unwrap_or_else(|| panic!("{what}: {log}"));
+    assert!(at("retired: volume 1, ") < at("forgotten (no level"), "{log}");
+    let shown = run(["certificate", "verify", "--store", &first]);
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+}
 
 #[test]
 fn a_device_is_formatted_used_and_retired() {
@@ -35,6 +73,7 @@ fn a_device_is_formatted_used_and_retired() {
 
     let retired = run(["volume", "retire", name, "--store", &id]);
     assert_eq!(retired.code, Some(0), "{retired:?}");
+    assert!(retired.err.contains("it stands in no audit log"), "{retired:?}");
     assert!(retired.out.contains("256 blocks that were read afterwards 256 hold"), "{retired:?}");
     assert!(run(["segments", "--store", name]).err.contains("not a Wirevault store"));
     let again = run(["volume", "format", name]);
@@ -70,6 +109,8 @@ fn a_moved_volume_is_adopted_when_told_to() {
     let adopted = run(["volume", "adopt", &moved, "--store", &first, "--yes"]);
     assert_eq!(adopted.code, Some(0), "{adopted:?}");
     assert_eq!(run(["verify", "--store", &first]).code, Some(0));
+    let log = audit(&first);
+    assert!(log.contains(&format!("adopted: volume 1, {second}, is {moved} now")), "{log}");
     let again = run(["volume", "adopt", &moved, "--store", &first, "--yes"]);
     assert_eq!(again.code, Some(2), "{again:?}");
     assert!(again.err.contains("already"), "{again:?}");
@@ -94,6 +135,8 @@ fn a_volume_that_is_gone_is_replaced_when_told_to() {
     assert!(told.code == Some(2) && told.err.contains("--yes"), "{told:?}");
     let replaced = run(replace);
     assert_eq!(replaced.code, Some(0), "{replaced:?}");
+    let log = audit(&first);
+    assert!(log.contains(&format!("replaced: volume 1, {second}, by {new}")), "{log}");
     assert_eq!(run(["verify", "--store", &first]).code, Some(0));
     let asked = run(["query", "--store", &first, "--count"]);
     assert_eq!(asked.code, Some(3), "what it held is not known: {asked:?}");

@@ -132,7 +132,7 @@ fn turn(app: &App, keys: &EpochKeys, who: &Who, to: Option<&str>) -> Result<(), 
     };
     let noted = app.audit().write(who, Event::KeyTurned { key: keys.key() });
     written.map_err(|error| chain(&error))?;
-    noted.map_err(|error| error.to_string())
+    noted.map(drop).map_err(|error| error.to_string())
 }
 
 /// The questions of this module.

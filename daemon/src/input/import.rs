@@ -11,7 +11,7 @@ use wirevault_capture::Speed;
 pub use wirevault_config::Tunnel;
 use wirevault_format::VxlanPorts;
 use wirevault_index::KeySource;
-use wirevault_lifecycle::audit;
+use wirevault_lifecycle::audit::{self, Event};
 use wirevault_pipeline::decap::DecapCounters;
 use wirevault_pipeline::{Pipeline, PipelineOptions, Topology};
 use wirevault_storage::{RESERVE_PERCENT, Store};
@@ -153,6 +153,7 @@ pub fn run(
         return Err(DaemonError::NoFiles);
     }
     let files = options.files.len();
+    let names = options.files.iter().map(|file| file.display().to_string()).collect();
     let speed = if options.realtime { Speed::RealTime } else { Speed::Full };
     let source = ChainSource::open(options.files, speed, None)?;
     let (reports, allowance) = (source.reports(), source.allowance());
@@ -162,17 +163,13 @@ pub fn run(
     let folder = audit::folder_of(&options.store, &store.id().to_string());
     // Numbers of segments that lie in the tier only are not given again.
     let holds = Holds::open(&folder)?.with_tier(tier::of_store(&store, &options.key, &folder)?);
-    let audit = match recovery.deletions.is_empty() && holds.is_empty() {
-        true => None,
-        false => Some(Audit::open(&options.store, store.id(), Arc::clone(&clock))?),
-    };
-    if let Some(audit) = &audit {
-        lifecycle::settle(&store, audit, &recovery.deletions)?;
-    }
-    if let Some(audit) = &audit {
-        // From here on the quota takes last what no hold has had its copies of.
-        holds.keep(&store, audit, &|| options.cancel.load(Ordering::Relaxed));
-    }
+    let audit = Arc::new(Audit::open(&options.store, store.id(), Arc::clone(&clock))?);
+    lifecycle::settle(&store, &audit, &recovery.deletions)?;
+    let began = audit.write(&lifecycle::user(), Event::Importing { files: names })?;
+    let witness = Arc::clone(&audit);
+    store.set_witness(Box::new(move |entry, waited| witness.deleting(entry, waited)));
+    // From here on the quota takes last what no hold has had its copies of.
+    holds.keep(&store, &audit, &|| options.cancel.load(Ordering::Relaxed));
     // A file is read faster than holds look at segments, and it can wait for them.
     let segment_bytes = store.status().volumes.first().map_or(0, |volume| volume.segment_bytes);
     let ahead_bytes = match holds.is_empty() {
@@ -189,11 +186,7 @@ pub fn run(
     let pipeline_options = PipelineOptions { import: true, topology, ..PipelineOptions::default() };
     let pipeline = Pipeline::start(store, pool, vec![lane], &pipeline_options, clock)?;
     let store = Arc::clone(pipeline.store());
-    let keep = |stop: &dyn Fn() -> bool| {
-        if let Some(audit) = &audit {
-            holds.keep(&store, audit, stop);
-        }
-    };
+    let keep = |stop: &dyn Fn() -> bool| holds.keep(&store, &audit, stop);
     let mut cancelled = false;
     loop {
         // Looked at first: what is told of a finished import is its end, however short it was.
@@ -218,7 +211,7 @@ pub fn run(
     keep(&|| false);
     let files = lock(&reports).clone();
     let sum = |figure: fn(&FileReport) -> u64| files.iter().map(figure).sum();
-    Ok(ImportReport {
+    let report = ImportReport {
         packets: sum(|file| file.packets),
         bytes: sum(|file| file.bytes),
         stored: books.stored,
@@ -238,7 +231,10 @@ pub fn run(
         error: shared.as_ref().and_then(|shared| shared.error()),
         recovery: recovery_status(&recovery),
         files,
-    })
+    };
+    let (packets, stored, whole) = (report.packets, report.stored, report.is_whole());
+    audit.write(&lifecycle::user(), Event::Imported { began, packets, stored, whole })?;
+    Ok(report)
 }
 
 fn progress_of(pipeline: &Pipeline, reports: &Reports, files: usize) -> Progress {

@@ -100,9 +100,9 @@ impl Audit {
         let _ = self.append(Who::Recorder, event);
     }
 
-    /// Writes down what somebody has done; what this refuses is not done.
-    pub(crate) fn write(&self, who: &Who, event: Event) -> Result<(), AuditError> {
-        self.append(who.clone(), event).map(drop)
+    /// Writes down what somebody does; what this refuses is not done. Gives the entry's number.
+    pub(crate) fn write(&self, who: &Who, event: Event) -> Result<u64, AuditError> {
+        self.append(who.clone(), event)
     }
 
     /// Folder of the log, where the list of holds is, too.
@@ -131,7 +131,7 @@ impl Audit {
             packets: step.packets,
             times_ns: step.times_ns,
         };
-        self.write(who, event)
+        self.write(who, event).map(drop)
     }
 
     /// Writes down that a volume is about to be replaced; without this it is not.

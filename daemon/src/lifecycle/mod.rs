@@ -38,7 +38,8 @@ use crate::server::App;
 pub use deleting::chosen;
 pub(crate) use deleting::{finish, settle};
 pub use holds::Holds;
-pub use offline::{add_hold, apply_offline, holds_of, release_hold};
+pub(crate) use offline::user;
+pub use offline::{Notes, add_hold, apply_offline, holds_of, release_hold};
 pub(crate) use routes::routes;
 pub use rules::Rules;
 

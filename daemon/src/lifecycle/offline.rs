@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use wirevault_format::StoreId;
 use wirevault_index::{Catalog, KeySource};
-use wirevault_lifecycle::audit::{self, Who};
-use wirevault_lifecycle::certificate::Certificate;
+use wirevault_lifecycle::AuditError;
+use wirevault_lifecycle::audit::{self, AuditLog, Event, Who};
+use wirevault_lifecycle::certificate::{Certificate, Erasure, certify};
 use wirevault_lifecycle::holds::HoldList;
 use wirevault_lifecycle::retention::Step;
 use wirevault_storage::{HoldUse, Store};
@@ -45,9 +47,47 @@ impl Opened {
             None => tier::of_store(&store, key, audit.folder())?,
         };
         let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
-        let uid = nix::unistd::Uid::current().as_raw();
-        let who = Who::User { uid, gid: nix::unistd::Gid::current().as_raw() };
-        Ok(Self { store, audit, holds, tier, who })
+        Ok(Self { store, audit, holds, tier, who: user() })
+    }
+}
+
+/// Who runs this program.
+pub(crate) fn user() -> Who {
+    let uid = nix::unistd::Uid::current().as_raw();
+    Who::User { uid, gid: nix::unistd::Gid::current().as_raw() }
+}
+
+/// The log of a store of which not all volumes are there. Whoever has it sees to it that nobody
+/// else writes the store.
+pub struct Notes {
+    log: AuditLog,
+    who: Who,
+}
+
+impl Notes {
+    /// Of the store whose first volume this is. A log that is not there begins.
+    ///
+    /// # Errors
+    /// As [`AuditLog::open`].
+    pub fn open(first: &Path, store: StoreId) -> Result<Self, AuditError> {
+        let folder = audit::folder_of(first, &store.to_string());
+        Ok(Self { log: AuditLog::open(&folder, Arc::new(SystemClock))?, who: user() })
+    }
+
+    /// Writes down what this user does next.
+    ///
+    /// # Errors
+    /// The system's: then it is not done.
+    pub fn write(&self, event: Event) -> Result<(), AuditError> {
+        self.log.append(self.who.clone(), event).map(drop)
+    }
+
+    /// Writes down what is gone.
+    ///
+    /// # Errors
+    /// As [`certify`].
+    pub fn certify(&self, erasure: Erasure) -> Result<Certificate, AuditError> {
+        certify(&self.log, self.who.clone(), erasure)
     }
 }
 

@@ -158,6 +158,43 @@ pub enum Event {
         /// That of the new one.
         path: String,
     },
+    /// A store is told where one of its volumes is now: this stands here before.
+    Adopted {
+        /// Its number.
+        volume: u16,
+        /// The path that the store knew.
+        was: String,
+        /// Its path from here on.
+        path: String,
+    },
+    /// A volume is ended: this stands here before its tables and its keys are overwritten. What was
+    /// on it follows as deletions, once it is gone.
+    Retired {
+        /// Its number.
+        volume: u16,
+        /// Its path.
+        path: String,
+        /// Closed segments that it holds.
+        segments: u64,
+        /// How the rest is erased.
+        how: String,
+    },
+    /// Capture files begin to come into the store: this stands here before their first packet.
+    Importing {
+        /// Their names, as they were given.
+        files: Vec<String>,
+    },
+    /// An import ended. One that was killed, or that a device ended, leaves no such line.
+    Imported {
+        /// Number of the entry with the files.
+        began: u64,
+        /// Packets read from the files.
+        packets: u64,
+        /// Packets of them that are durable.
+        stored: u64,
+        /// Everything in the files is in the store.
+        whole: bool,
+    },
     /// Something may not be forgotten from here on.
     HoldAdded {
         /// Number of the hold.

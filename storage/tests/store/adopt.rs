@@ -8,7 +8,7 @@ use wirevault_format::StoreId;
 use wirevault_index::{KeySource, open_store};
 use wirevault_media::{BlockMedia, DirMedia, Media};
 use wirevault_storage::{
-    CreateOptions, Plan, RecoveryReport, StorageError, Store, adopt, create_planned,
+    Adoption, CreateOptions, Plan, RecoveryReport, StorageError, Store, adopt, create_planned,
 };
 use wirevault_telemetry::clock::SystemClock;
 
@@ -47,8 +47,16 @@ impl Site {
         fs::rename(self.at(from), self.at(to)).unwrap();
     }
 
+    /// Has the store record this volume.
+    fn record(&self, volume: &Path) -> Result<Adoption, StorageError> {
+        adopt(&self.at("first"), volume.to_str().unwrap(), Some(&mut |_| Ok(())))
+    }
+
     fn adopt(&self, name: &str, does: bool) -> Result<String, String> {
-        let adopted = adopt(&self.at("first"), self.at(name).to_str().unwrap(), does);
+        let adopted = match does {
+            true => self.record(&self.at(name)),
+            false => adopt(&self.at("first"), self.at(name).to_str().unwrap(), None),
+        };
         adopted.map(|it| it.was).map_err(|error| error.to_string())
     }
 }
@@ -91,17 +99,33 @@ fn what_is_not_missing_is_refused() {
     let refused = site.adopt("copy", true).unwrap_err();
     assert!(refused.contains("one is a copy of the other"), "{refused}");
     let stranger = other.at("device");
-    let refused = adopt(&site.at("first"), stranger.to_str().unwrap(), true).unwrap_err();
+    let refused = site.record(&stranger).unwrap_err();
     assert!(refused.to_string().contains("of store 0909"), "{refused}");
     let empty = site.at("empty");
     fs::create_dir(&empty).unwrap();
-    let refused = adopt(&site.at("first"), empty.to_str().unwrap(), true).unwrap_err();
+    let refused = site.record(&empty).unwrap_err();
     assert!(refused.to_string().contains("not a Wirevault store"), "{refused}");
 
     site.rename("third", "elsewhere");
     let _writer = BlockMedia::open(site.at("device")).unwrap().lock().unwrap();
     let moved = site.at("elsewhere");
-    let refused = adopt(&site.at("first"), moved.to_str().unwrap(), true).unwrap_err();
+    let refused = site.record(&moved).unwrap_err();
     assert!(refused.is_locked(), "{refused}");
     assert!(site.adopt("elsewhere", false).is_ok(), "looking needs no lock");
+}
+
+#[test]
+fn what_cannot_be_announced_is_not_done() {
+    let site = Site::new(STORE);
+    site.rename("third", "moved");
+    let moved = site.at("moved");
+    let mut refuse = |it: &Adoption| {
+        assert_eq!((it.number, it.first.as_str()), (2, site.at("first").to_str().unwrap()));
+        Err("the log is full".into())
+    };
+    let path = moved.to_str().unwrap();
+    let refused = adopt(&site.at("first"), path, Some(&mut refuse)).unwrap_err();
+    assert_eq!(refused.to_string(), "nothing was done: the log is full");
+    assert!(open(&site.at("first")).is_err(), "it is not recorded");
+    assert_eq!(site.adopt("moved", true).unwrap(), site.at("third").to_str().unwrap());
 }

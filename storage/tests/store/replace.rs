@@ -8,7 +8,7 @@ use wirevault_format::footer::CloseReason;
 use wirevault_format::table::RunState;
 use wirevault_index::{KeySource, Segment, open_store};
 use wirevault_media::{Fault, Media, SimMedia, Trigger, open_volume};
-use wirevault_storage::{Plan, Store, adopt, create_planned, replace};
+use wirevault_storage::{Adoption, Plan, Store, adopt, create_planned, replace};
 use wirevault_telemetry::clock::SystemClock;
 
 use crate::adopt::{Site, open as open_dir};
@@ -114,7 +114,15 @@ fn runs_are_made_of_segments_where_their_table_is_gone() {
     site.rename("first", "lost");
     fs::create_dir(&new).unwrap();
     let (media, path) = (open_volume(&new).unwrap(), new.to_str().unwrap());
-    replace(&second, 0, (&*media, path), &KeySource::Recorded, Arc::new(SystemClock)).unwrap();
+    let mut told = None;
+    let mut announce = |it: &Adoption| {
+        told = Some((it.number, it.was.clone(), it.first.clone()));
+        Ok(())
+    };
+    let clock = Arc::new(SystemClock);
+    replace(&second, 0, (&*media, path), &KeySource::Recorded, clock, &mut announce).unwrap();
+    let lost = site.at("first").to_str().unwrap().to_owned();
+    assert_eq!(told, Some((0, lost, path.to_owned())), "the log goes on beside the new one");
 
     let catalog = open_store(&new, &KeySource::Recorded).unwrap().catalog(0);
     let runs: Vec<_> = catalog.runs.iter().map(|it| (it.run, it.lanes, it.state)).collect();
@@ -139,7 +147,8 @@ fn a_store_that_lacks_a_volume_opens_with_a_new_one() {
     fs::create_dir(&new).unwrap();
     let put = |number: u16| {
         let (media, path) = (open_volume(&new).unwrap(), new.to_str().unwrap());
-        replace(&first, number, (&*media, path), &KeySource::Recorded, Arc::new(SystemClock))
+        let (clock, announce) = (Arc::new(SystemClock), &mut |_: &Adoption| Ok(()));
+        replace(&first, number, (&*media, path), &KeySource::Recorded, clock, announce)
             .map_err(|error| error.to_string())
     };
     assert!(put(2).unwrap_err().contains("only a missing one goes"));
@@ -150,7 +159,8 @@ fn a_store_that_lacks_a_volume_opens_with_a_new_one() {
     let reader = open_store(&first, &KeySource::Recorded).unwrap();
     assert!(reader.missing.is_empty() && reader.catalog(0).replaced_ns > 0);
     // The old one does not come back by mistake.
-    let refused = adopt(&first, site.at("old").to_str().unwrap(), true).unwrap_err();
+    let refused =
+        adopt(&first, site.at("old").to_str().unwrap(), Some(&mut |_| Ok(()))).unwrap_err();
     assert!(refused.to_string().contains("one is a copy of the other"), "{refused}");
     assert_eq!(open_store(&site.at("old"), &KeySource::Recorded).unwrap().missing.len(), 2);
     assert!(open_dir(&site.at("old")).is_err());

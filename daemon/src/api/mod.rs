@@ -12,13 +12,14 @@
 //! | `POST /v1/lifecycle/drain`, a [`DrainBody`] | admin | [`Drained`] |
 //! | `POST /v1/delete`, a [`DeleteBody`] | admin | [`Deletions`] |
 //! | `POST /v1/volumes/replace`, a [`ReplaceBody`] | admin | [`Replaced`] |
+//! | `GET /v1/key` | status | [`KeyStatus`] |
+//! | `POST /v1/key/rotate`, a [`RotateBody`] | admin | [`KeyStatus`] |
 //! | `GET /v1/holds` | admin | [`HoldsReport`] |
 //! | `POST /v1/holds/add`, a [`HoldBody`] | admin | [`HoldsReport`] |
 //! | `POST /v1/holds/release`, a [`ReleaseBody`] | admin | [`HoldsReport`] |
 //! | `POST /v1/snapshots/create` | admin | [`SnapshotStatus`], once it is taken |
 //! | `POST /v1/flows`, a [`QueryBody`] | query | one JSON object a line, last `{"summary":...}` |
-//! | `POST /v1/query`, a [`QueryBody`] | export | pcapng; the last comment holds the summary |
-//! | the same with `count_only` | query | the summary alone |
+//! | `POST /v1/query`, a [`QueryBody`] | query to count, else export | pcapng, or the summary |
 //! | `GET /v1/tail?filter=EXPR` | export | pcapng without end; comments tell what was missed |
 //!
 //! [`ENDPOINTS`] is that table for the program: what is not in it is not answered. A machine that
@@ -187,7 +188,37 @@ pub struct ErrorBody {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+
+    #[test]
+    fn the_documentation_lists_every_endpoint() {
+        let pages =
+            [include_str!("../../../docs/OPERATIONS.md"), include_str!("mod.rs")].map(|page| {
+                let rows = page.lines().map(|line| line.trim_start_matches("//! "));
+                rows.filter(|row| row.starts_with("| `GET /v1/") || row.starts_with("| `POST /v1/"))
+                    .map(str::to_owned)
+                    .collect::<Vec<_>>()
+            });
+        for rows in pages {
+            for Endpoint { method, path, role, .. } in ENDPOINTS {
+                let begin = format!("| `{method} {path}");
+                let is = |row: &&String| {
+                    row.strip_prefix(&begin).is_some_and(|rest| rest.starts_with(['`', '?']))
+                };
+                let row = rows.iter().find(is);
+                let row = row.unwrap_or_else(|| panic!("{method} {path}: no row in {rows:#?}"));
+                let role = format!("| {role:?}").to_lowercase();
+                assert!(row.contains(&role), "{row}: its role is {role:?}");
+            }
+            assert_eq!(
+                rows.iter().map(|row| row.split(['`', '?']).nth(1)).collect::<HashSet<_>>().len(),
+                ENDPOINTS.len(),
+                "{rows:#?}"
+            );
+        }
+    }
 
     #[test]
     fn the_default_socket_is_the_configurations() {

@@ -122,11 +122,11 @@ names! {
         NvmeUsedRatio = "nvme_used_ratio",
             "Share of a device's life that is used, as it says; may exceed 1.";
         NvmeSpareRatio = "nvme_spare_ratio", "Share of a device's spare capacity that is left.";
-        NvmeWarningsCount = "nvme_warnings_count",
+        NvmeWarnings = "nvme_warnings",
             "Warnings that a volume's device gives of its health.";
-        NvmeMediaErrorsCount = "nvme_media_errors_count",
+        NvmeMediaErrors = "nvme_media_errors",
             "Times that a volume's device could not recover data, in its life.";
-        NvmeErrorEntriesCount = "nvme_error_entries_count",
+        NvmeErrorEntries = "nvme_error_entries",
             "Entries that the error log of a volume's device has had in its life.";
         NvmeLifeWrittenBytes = "nvme_life_written_bytes",
             "Bytes written to a volume's device in its life, by whomever.";

@@ -13,7 +13,7 @@ use wirevault_format::VxlanPorts;
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::{self, Event};
 use wirevault_pipeline::decap::DecapCounters;
-use wirevault_pipeline::{Pipeline, PipelineOptions, Topology};
+use wirevault_pipeline::{LaneView, Pipeline, PipelineOptions, Topology};
 use wirevault_storage::{RESERVE_PERCENT, Store};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
@@ -166,8 +166,7 @@ pub fn run(
     let audit = Arc::new(Audit::open(&options.store, store.id(), Arc::clone(&clock))?);
     lifecycle::settle(&store, &audit, &recovery.deletions)?;
     let began = audit.write(&lifecycle::user(), Event::Importing { files: names })?;
-    let witness = Arc::clone(&audit);
-    store.set_witness(Box::new(move |entry, waited| witness.deleting(entry, waited)));
+    store.set_witness(holds.witness(&store, &audit));
     // From here on the quota takes last what no hold has had its copies of.
     holds.keep(&store, &audit, &|| options.cancel.load(Ordering::Relaxed));
     // A file is read faster than holds look at segments, and it can wait for them.
@@ -188,13 +187,8 @@ pub fn run(
     let store = Arc::clone(pipeline.store());
     let keep = |stop: &dyn Fn() -> bool| holds.keep(&store, &audit, stop);
     let mut cancelled = false;
-    loop {
-        // Looked at first: what is told of a finished import is its end, however short it was.
-        let finished = pipeline.is_finished();
-        progress(&progress_of(&pipeline, &reports, files));
-        if finished {
-            break;
-        }
+    while !pipeline.is_finished() {
+        progress(&progress_of(pipeline.lanes(), &reports, files));
         if options.cancel.load(Ordering::Relaxed) && !cancelled {
             cancelled = true;
             pipeline.stop();
@@ -203,11 +197,14 @@ pub fn run(
         allowance.store(ahead_bytes, Ordering::Relaxed);
         std::thread::sleep(LOOK);
     }
-    let shared = pipeline.lanes().first().map(|lane| Arc::clone(&lane.shared));
+    let lanes = pipeline.lanes().to_vec();
+    let shared = lanes.first().map(|lane| Arc::clone(&lane.shared));
     let decap = |count: fn(&DecapCounters) -> &AtomicU64| {
         shared.as_ref().map_or(0, |shared| count(&shared.decap).load(Ordering::Relaxed))
     };
     let books = pipeline.join()?.into_iter().next().unwrap_or_default();
+    // Only now is everything stored that is to be, however short it was.
+    progress(&progress_of(&lanes, &reports, files));
     keep(&|| false);
     let files = lock(&reports).clone();
     let sum = |figure: fn(&FileReport) -> u64| files.iter().map(figure).sum();
@@ -237,8 +234,8 @@ pub fn run(
     Ok(report)
 }
 
-fn progress_of(pipeline: &Pipeline, reports: &Reports, files: usize) -> Progress {
-    let stored = pipeline.lanes().iter().map(|lane| lane.books.snapshot().stored).sum();
+fn progress_of(lanes: &[LaneView], reports: &Reports, files: usize) -> Progress {
+    let stored = lanes.iter().map(|lane| lane.books.snapshot().stored).sum();
     let reports = lock(reports);
     let current = reports.last().filter(|file| !file.ended);
     Progress {

@@ -238,6 +238,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "A device warns of its health.",
         what_to_do: "`warnings` of volumes in `wirevault status --json` say of what: heat wants \
                      cooling or less load, all else a new device with `wirevault volume replace`.",
@@ -250,6 +251,7 @@ pub const ALARMS: &[Alarm] = &[
         stretch_s: 300,
         stretches: 1,
         silence_is_bad: false,
+        about: None,
         meaning: "A device could not recover data that was written to it.",
         what_to_do: "`wirevault verify` says what is damaged; replace the device with `wirevault \
                      volume replace` if it goes on.",

@@ -226,13 +226,13 @@ pub const PUBLISHED: &[Metric] = &[
     row(
         "DeviceWarnings",
         Unit::Count,
-        Of::Total(Gauge::NvmeWarningsCount),
+        Of::Total(Gauge::NvmeWarnings),
         "Warnings that the devices give of their health.",
     ),
     row(
         "DeviceMediaErrors",
         Unit::Count,
-        Of::Risen(Gauge::NvmeMediaErrorsCount),
+        Of::Risen(Gauge::NvmeMediaErrors),
         "Times that a device could not recover data.",
     ),
     row(

@@ -19,8 +19,8 @@
 //!   passthrough leaves that to its caller. Writing the same bytes to the same place again is
 //!   harmless, so such pieces are submitted again, [`TRIES_MAX`] times.
 //! - **Permission.** Opening the node says nothing about commands: the kernel lets one pass when it
-//!   is sent, for `CAP_SYS_ADMIN`, and since Linux 6.2 for everybody if the device's log of supported
-//!   commands names it. So a queue sends a Flush and asks for a Write before it is used.
+//!   is sent, for `CAP_SYS_ADMIN`, and since Linux 6.2 for everybody if the device's log of
+//!   supported commands names it. So a queue sends a Flush and asks for a Write before it is used.
 //! - **Reads beside it.** These writes do not pass the kernel's page cache. Whoever reads the same
 //!   places through the block device must read past the cache too (`O_DIRECT`).
 
@@ -127,8 +127,8 @@ pub trait CommandRing: Send {
     fn push(&mut self, tag: Tag, command: Command, data: Option<Range<usize>>) -> bool;
 
     /// Queues a command that has no memory which the kernel could use: one that the kernel lets
-    /// pass ends with EFAULT before it reaches the device, another one with EACCES. `false` if there
-    /// is no room.
+    /// pass ends with EFAULT before it reaches the device, another one with EACCES. `false` if
+    /// there is no room.
     fn ask(&mut self, tag: Tag, command: Command) -> bool;
 
     /// Hands commands over and waits up to `wait` for one to end.

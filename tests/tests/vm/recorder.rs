@@ -196,8 +196,8 @@ fn a_store_on_a_device_records_answers_and_recovers_from_a_kill() {
     vm.finish();
 }
 
-/// A recorder that was killed has left so many packets of `RUN`; another one is started, which finds
-/// them, records more, and answers with both.
+/// A recorder that was killed has left so many packets of `RUN`; another one is started, which
+/// finds them, records more, and answers with both.
 fn goes_on_after_a_kill(vm: &mut Vm, left: u64, backend: &str, start: fn(&mut Vm) -> u32) -> u32 {
     let pid = start(vm);
     let report = status(vm);
@@ -210,9 +210,9 @@ fn goes_on_after_a_kill(vm: &mut Vm, left: u64, backend: &str, start: fn(&mut Vm
     pid
 }
 
-/// As the packaged unit runs it, without CAP_SYS_ADMIN: NVMe commands where the namespace's own node
-/// is there to write, io_uring on the block device where it is not; io_uring, too, on files of ext4
-/// on such a device. Each records, is killed, recovers and answers.
+/// As the packaged unit runs it, without CAP_SYS_ADMIN: NVMe commands where the namespace's own
+/// node is there to write, io_uring on the block device where it is not; io_uring, too, on files of
+/// ext4 on such a device. Each records, is killed, recovers and answers.
 #[test]
 fn a_recorder_without_rights_writes_by_commands_by_io_uring_and_to_files() {
     let (mut vm, disks) = site(&["RIGHTS"]);

@@ -373,6 +373,14 @@ pub fn lane_count(status: &Value, field: &str) -> u64 {
     count.unwrap_or_else(|| panic!("no lanes[0].{field} in {status}"))
 }
 
+/// Waits until all is well: a device that is late for a moment degrades a recorder, too.
+///
+/// # Panics
+/// If it stays otherwise.
+pub fn wait_until_it_records(recorder: &Recorder) {
+    wait_for("it records", PATIENCE, || (recorder.status()["state"] == "recording").then_some(()));
+}
+
 /// Checks what `wirevault verify --json` said.
 ///
 /// # Panics

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use wirevault_testkit::net::{Namespace, wait_for};
-use wirevault_tests::recorder::{Recorder, Site};
+use wirevault_tests::recorder::{Recorder, Site, wait_until_it_records};
 use wirevault_tests::vault::{ROLE, VAULT, VOLUME, Vault};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -57,7 +57,7 @@ fn a_backup_is_ordered_behind_a_checkpoint_and_followed_to_its_end() {
     let site = site(&vault);
     let recorder = start(&site);
     let status = until(&recorder, "a recovery point", |backup| backup["checkpoint"].is_u64());
-    assert_eq!(status["state"], "recording", "{status}");
+    wait_until_it_records(&recorder);
     let metrics = recorder.get("/v1/metrics").expect("metrics");
     assert!(metrics.contains("wirevault_backup_age_seconds"), "{metrics}");
     let first = vault.jobs()[0].clone();

@@ -9,7 +9,7 @@ use serde_json::Value;
 use wirevault_testkit::net::{Namespace, Sender, wait_for};
 use wirevault_tests::captures::{Packet, write_pcap};
 use wirevault_tests::imds::{INSTANCE, Imds};
-use wirevault_tests::recorder::{Recorder, Site, program};
+use wirevault_tests::recorder::{Recorder, Site, program, wait_until_it_records};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const PACKETS: u64 = 60;
@@ -106,9 +106,7 @@ fn a_notice_closes_segments_saves_the_state_and_is_told_until_it_is_withdrawn() 
     send(&recorder, &mut sent);
     assert!(packets(&segments(&recorder), "open") > 0, "it goes on in another one");
     imds.announce(&[]);
-    wait_for("the end of the notice", PATIENCE, || {
-        (recorder.status()["state"] == "recording").then_some(())
-    });
+    wait_until_it_records(&recorder);
     let calls = imds.calls();
     let refused = |call: &&String| !call.ends_with(" 200") && !call.ends_with(" 404");
     assert!(!calls.iter().any(|call| refused(&call)), "{calls:?}");
@@ -194,7 +192,7 @@ fn a_service_that_does_not_answer_costs_nothing() {
         recorder.status()["instance"]["trouble"].as_str().map(ToOwned::to_owned)
     });
     assert!(trouble.contains("instance metadata"), "{trouble}");
-    assert_eq!(recorder.status()["state"], "recording");
+    wait_until_it_records(&recorder);
     assert!(recorder.terminate().success());
 }
 

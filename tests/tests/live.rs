@@ -1,14 +1,14 @@
 //! The recorder on a live interface: what was sent is what was received, stored and found again.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use wirevault_testkit::net::{Namespace, Sender, Stamp, now_ns, wait_for};
+use wirevault_testkit::net::{Namespace, Sender, Stamp, now_ns, received, wait_for};
 use wirevault_tests::recorder::{
     Exported, PATIENCE, Recorder, Site, counted, lane_count, read_pcap, read_pcapng,
 };
@@ -62,7 +62,10 @@ fn path(path: &Path) -> &str {
 }
 
 /// tcpdump beside the recorder, with the classic file format and nanoseconds.
-struct Tcpdump(Child);
+struct Tcpdump {
+    program: Child,
+    file: PathBuf,
+}
 
 impl Tcpdump {
     fn start(interface: &str, file: &Path, filter: &str) -> Self {
@@ -70,18 +73,24 @@ impl Tcpdump {
         let args = ["-i", interface, "-n", "-B", "65536", nano, "-Z", "root", "-U", "-w"];
         let mut command = Command::new("tcpdump");
         command.args(args).arg(file).arg(filter).stderr(Stdio::null());
-        let child = command.spawn().expect("tcpdump");
+        let program = command.spawn().expect("tcpdump");
         // It writes the file's header when its socket is open.
         wait_for("tcpdump", PATIENCE, || {
             std::fs::metadata(file).ok().filter(|facts| facts.len() >= 24)
         });
-        Self(child)
+        Self { program, file: file.to_owned() }
     }
 
-    fn end(mut self) {
-        std::thread::sleep(Duration::from_millis(1500));
-        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGINT).expect("SIGINT");
-        self.0.wait().expect("tcpdump's end");
+    /// What it captured, once that is as many bytes as these packets make.
+    fn end(mut self, packets: &[Exported]) -> Vec<Exported> {
+        let records = packets.iter().map(|packet| 16 + packet.data.len() as u64);
+        let bytes = 24 + records.sum::<u64>();
+        wait_for("tcpdump's packets", PATIENCE, || {
+            std::fs::metadata(&self.file).ok().filter(|facts| facts.len() >= bytes)
+        });
+        kill(Pid::from_raw(self.program.id().cast_signed()), Signal::SIGINT).expect("SIGINT");
+        self.program.wait().expect("tcpdump's end");
+        read_pcap(&self.file)
     }
 }
 
@@ -93,8 +102,7 @@ fn what_was_sent_is_received_stored_and_found_once() {
     ns.add_veth("va", "vb");
     let site = Site::new("512MiB", 1);
     let recorder = site.record("va", OPTIONS);
-    let tcpdump_file = site.file("tcpdump.pcap");
-    let tcpdump = Tcpdump::start("va", &tcpdump_file, FILTER);
+    let tcpdump = Tcpdump::start("va", &site.file("tcpdump.pcap"), FILTER);
 
     let sent = send("vb", 0, PACKETS);
     let status = wait_until_stored(&recorder, PACKETS);
@@ -113,9 +121,8 @@ fn what_was_sent_is_received_stored_and_found_once() {
     assert_eq!(summary["packets"], PACKETS);
     assert_eq!(summary["complete"], true, "{summary}");
 
-    tcpdump.end();
-    let (found, _) = query(&site, &recorder, &[FILTER]);
-    let (mut ours, mut theirs) = (found, read_pcap(&tcpdump_file));
+    let (mut ours, _) = query(&site, &recorder, &[FILTER]);
+    let mut theirs = tcpdump.end(&ours);
     assert!(theirs.len() > PACKETS as usize / 4, "tcpdump saw {}", theirs.len());
     ours.sort_unstable();
     theirs.sort_unstable();
@@ -141,17 +148,18 @@ fn what_was_sent_is_received_stored_and_found_once() {
     );
 }
 
-/// Sends in bursts of which a veth pair's own queue of 256 holds some, if the kernel's thread that
-/// empties it is late.
+/// Sends to `va` in bursts, and waits each time for the kernel's thread that empties the veth pair's
+/// own queue of 256.
 fn send_slowly(interface: &str, run: u16, packets: u64) -> BTreeMap<Stamp, u32> {
     let mut sender = Sender::on(interface);
-    let mut sent = BTreeMap::new();
+    let (mut sent, before) = (BTreeMap::new(), received("va"));
     for number in 0..packets {
         let stamp = stamp(run, number);
         sender.send(&stamp.frame());
         sent.insert(stamp, 1);
         if number % 32 == 31 {
-            std::thread::sleep(Duration::from_millis(5));
+            let all = before + number + 1;
+            wait_for("the pair is empty", PATIENCE, || (received("va") >= all).then_some(()));
         }
     }
     sent
@@ -285,6 +293,7 @@ fn an_interface_that_was_down_is_a_gap_with_that_window() {
     std::thread::sleep(Duration::from_millis(300));
     let up_ns = now_ns();
     ns.ip(&["link", "set", "va", "up"]);
+    ns.wait_for_carrier(&["va", "vb"]);
     state("running");
     let after_ns = now_ns();
     send("vb", 1, 100);

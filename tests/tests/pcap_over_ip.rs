@@ -18,6 +18,7 @@ use wirevault_format::pcapng::{BLOCK_EPB, Blocks};
 use wirevault_testkit::net::{Namespace, Sender, Stamp, now_ns, wait_for};
 use wirevault_tests::recorder::{
     Exported, PATIENCE, Recorder, Site, counted, lane_count, read_pcap, read_pcapng,
+    wait_until_it_records,
 };
 
 /// Where senders and clients meet, in a namespace of the test's own.
@@ -142,13 +143,11 @@ fn what_tcpdump_and_dumpcap_send_is_stored_as_they_captured_it() {
     let args =
         ["-i", "va", "-n", "-U", "-B", "65536", precise, "-Z", "root", "-w", "-", "udp or vlan"];
     let tcpdump = Piped::start("tcpdump", &args, site.file("tcpdump.pcap"));
-    let status =
-        wait_for_lane(&recorder, "its header", |lane| note(lane).ends_with("stream 1, pcap"));
+    let status = wait_for_lane(&recorder, "its header", |lane| {
+        note(lane).ends_with("stream 1, pcap") && lane["state"] == "running"
+    });
     assert!(note(&status["lanes"][0]).starts_with("connected to 127.0.0.1:"), "{status}");
-    assert_eq!(
-        (&status["lanes"][0]["state"], &status["state"]),
-        (&"running".into(), &"recording".into())
-    );
+    wait_until_it_records(&recorder);
     let mut sent = send(0, PACKETS, None);
     let before_ns = now_ns();
     wait_until_stored(&recorder, PACKETS);

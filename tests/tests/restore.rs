@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use wirevault_testkit::net::{Namespace, Sender, wait_for};
-use wirevault_tests::recorder::{Recorder, Site, program};
+use wirevault_tests::recorder::{Recorder, Site, program, wait_until_it_records};
 
 /// Several programs run for each step, and many people may share this machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -283,8 +283,6 @@ fn a_folder_that_cannot_be_written_degrades_the_recorder_and_nothing_else() {
     send(&recorder, &mut sent);
     fs::remove_file(&folder).expect("the file was there");
     assert_eq!(create(&recorder)["trouble"], Value::Null);
-    wait_for("the end of the trouble", PATIENCE, || {
-        (recorder.status()["state"] == "recording").then_some(())
-    });
+    wait_until_it_records(&recorder);
     assert!(recorder.terminate().success());
 }

@@ -61,6 +61,8 @@ pub(crate) struct Seen {
     pub(crate) syncs: u64,
     /// Time since the run began, or since packets were sent.
     pub(crate) elapsed: Duration,
+    /// The same when the status and the flushes were asked for.
+    pub(crate) looked: Duration,
     /// How often each interface was told to take everything.
     pub(crate) promiscuity: BTreeMap<String, u64>,
     /// Interfaces with an XDP program.
@@ -306,7 +308,7 @@ fn wait_until_stored(recorder: &Recorder, packets: u64) {
 
 /// Looks at everything, and ends the recorder.
 pub(crate) fn look(ns: &Namespace, site: Site, recorder: Recorder, elapsed: Duration) -> Seen {
-    let file = site.file("answer.pcapng");
+    let (file, since) = (site.file("answer.pcapng"), Instant::now());
     // A chunk counts as stored once it is durable, and is found once its index is in the catalog.
     wait_for("an answer", PATIENCE, || {
         let output = recorder.ask("query", &["-w", &text(&file)]);
@@ -323,6 +325,7 @@ pub(crate) fn look(ns: &Namespace, site: Site, recorder: Recorder, elapsed: Dura
         interfaces: interfaces(&file),
         syncs: syncs.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum(),
         elapsed,
+        looked: elapsed + since.elapsed(),
         promiscuity: ["va", "vc", "vg"].map(|name| (name.to_owned(), promiscuity(ns, name))).into(),
         programs: ["va", "vc", "vg"].into_iter().filter(|name| has_program(ns, name)).collect(),
         to_user: status_for(&socket, USER, 64_000),

@@ -122,7 +122,7 @@ names! {
         NvmeUsedRatio = "nvme_used_ratio",
             "Share of a device's life that is used, as it says; may exceed 1.";
         NvmeSpareRatio = "nvme_spare_ratio", "Share of a device's spare capacity that is left.";
-        NvmeWarnings = "nvme_warnings",
+        NvmeHealthWarnings = "nvme_health_warnings",
             "Warnings that a volume's device gives of its health.";
         NvmeMediaErrors = "nvme_media_errors",
             "Times that a volume's device could not recover data, in its life.";
@@ -372,8 +372,8 @@ mod tests {
         let histograms = Histogram::ALL.iter().map(|metric| (metric.name(), metric.help()));
         let units = [
             "packets", "bytes", "records", "chunks", "segments", "deltas", "writes", "count",
-            "keys", "places", "queries", "periods", "seconds", "ratio", "celsius", "state",
-            "level",
+            "keys", "places", "queries", "periods", "warnings", "errors", "entries", "seconds",
+            "ratio", "celsius", "state", "level",
         ];
         let mut seen = BTreeSet::new();
         for (name, help) in counters.chain(gauges).chain(histograms) {

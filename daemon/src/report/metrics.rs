@@ -100,7 +100,7 @@ pub(crate) fn gather(app: &App) -> Result<MetricsPage, String> {
             (Gauge::NvmeUsedRatio, percent(device.used_percent)),
             (Gauge::NvmeSpareRatio, percent(device.spare_percent)),
             // Whoever tells of its media tells of its warnings.
-            (Gauge::NvmeWarnings, device.media_errors.map(|_| device.warnings.len() as f64)),
+            (Gauge::NvmeHealthWarnings, device.media_errors.map(|_| device.warnings.len() as f64)),
             (Gauge::NvmeMediaErrors, device.media_errors.map(|count| count as f64)),
             (Gauge::NvmeErrorEntries, device.error_entries.map(|count| count as f64)),
             (Gauge::NvmeLifeWrittenBytes, device.life_written_bytes.map(|bytes| bytes as f64)),

@@ -226,7 +226,7 @@ pub const PUBLISHED: &[Metric] = &[
     row(
         "DeviceWarnings",
         Unit::Count,
-        Of::Total(Gauge::NvmeWarnings),
+        Of::Total(Gauge::NvmeHealthWarnings),
         "Warnings that the devices give of their health.",
     ),
     row(

@@ -148,8 +148,8 @@ fn what_was_sent_is_received_stored_and_found_once() {
     );
 }
 
-/// Sends to `va` in bursts, and waits each time for the kernel's thread that empties the veth pair's
-/// own queue of 256.
+/// Sends to `va` in bursts, and waits each time for the kernel's thread that empties the veth
+/// pair's own queue of 256.
 fn send_slowly(interface: &str, run: u16, packets: u64) -> BTreeMap<Stamp, u32> {
     let mut sender = Sender::on(interface);
     let (mut sent, before) = (BTreeMap::new(), received("va"));

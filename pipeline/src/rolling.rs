@@ -46,13 +46,14 @@ impl Sealer {
 
     /// Whether a volume's writer holds more than its share of the buffer while another one has room
     /// for more: its device is slower than the lanes that write there, or hangs. They go on
-    /// elsewhere, so that no device ever holds the chunks that other devices' lanes need.
+    /// elsewhere, so that no device ever holds the chunks that other devices' lanes need. Where one
+    /// has failed lately there is no room: what fails at once is never busy.
     fn is_crowded(&self, volume: usize) -> bool {
         let held = |writer: &ToWriter| writer.shared.held_chunks.load(Ordering::Relaxed);
         let has_room = |(volume, writer): (usize, &ToWriter)| {
             held(writer) < self.fair_chunks / 2
                 && !writer.shared.stalled.load(Ordering::Relaxed)
-                && !self.store.doubts(volume)
+                && !self.store.has_failed(volume)
         };
         let mut writers = self.writers.iter().enumerate();
         held(&self.writers[volume]) > self.fair_chunks && writers.any(has_room)

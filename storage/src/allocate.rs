@@ -179,7 +179,9 @@ impl Store {
         }
         volume.may_begin()?;
         if volume.spares() == 0 {
-            volume.rewrite_ring(self.desk().spares_wanted)?;
+            // Not with the desk in hand: others need it while this device hangs.
+            let wanted = self.desk().spares_wanted;
+            volume.rewrite_ring(wanted)?;
         }
         let spare = volume.take_spare();
         spare.map(Some).ok_or_else(|| StorageError::Exhausted {

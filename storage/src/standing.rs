@@ -155,7 +155,7 @@ impl SharedVolume {
         let worn = standing.wear.exhausted || verdict == Verdict::Worn;
         Candidate {
             failed: status.failed.is_some() || verdict == Verdict::Spent,
-            doubted: standing.is_doubted(now) || load.stalled,
+            doubted: standing.failed_lately(now) || standing.hangs() || load.stalled,
             strained: load.crowded || worn,
             open_segments: status.open_segments + load.opening,
             queue: load.queue,
@@ -166,11 +166,10 @@ impl SharedVolume {
         }
     }
 
-    /// Whether others are asked first, however much they have to do: it failed, now or lately, or
-    /// its device hangs.
-    pub(crate) fn is_doubted(&self) -> bool {
+    /// Whether it failed, now or lately.
+    pub(crate) fn has_failed(&self) -> bool {
         let standing = self.standing();
-        standing.status.failed.is_some() || standing.is_doubted(Instant::now())
+        standing.status.failed.is_some() || standing.failed_lately(Instant::now())
     }
 
     /// A write or flush of a segment failed, of which the next one has this ordinal.
@@ -218,8 +217,8 @@ impl SharedVolume {
 }
 
 impl Standing {
-    fn is_doubted(&self, now: Instant) -> bool {
-        self.hangs() || self.suspicion.as_ref().is_some_and(|it| now < it.trial_at)
+    fn failed_lately(&self, now: Instant) -> bool {
+        self.suspicion.as_ref().is_some_and(|it| now < it.trial_at)
     }
 
     fn hangs(&self) -> bool {

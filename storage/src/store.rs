@@ -288,10 +288,10 @@ impl Store {
         }
     }
 
-    /// Whether segments open elsewhere first, however much other volumes have to do: this one
-    /// failed, now or lately, or its device hangs. Waits for no device.
-    pub fn doubts(&self, volume: usize) -> bool {
-        self.volumes.get(volume).is_none_or(SharedVolume::is_doubted)
+    /// Whether a volume failed, now or lately, so that segments open elsewhere if they can. Waits
+    /// for no device.
+    pub fn has_failed(&self, volume: usize) -> bool {
+        self.volumes.get(volume).is_none_or(SharedVolume::has_failed)
     }
 
     /// Takes a volume back into use that failed, if its device works again: segments open there as

@@ -172,15 +172,20 @@ impl TestStore {
         files
     }
 
-    /// All files of all volumes.
+    /// All files of all volumes, those of the audit log among them.
     ///
     /// # Panics
     /// If a folder cannot be read.
     pub fn files(&self) -> Vec<PathBuf> {
+        let mut folders: Vec<_> =
+            (0..).map(|n| self.volume(n)).take_while(|volume| volume.is_dir()).collect();
         let mut files = Vec::new();
-        for volume in (0..).map(|n| self.volume(n)).take_while(|volume| volume.is_dir()) {
-            let entries = fs::read_dir(volume).expect("a folder");
-            files.extend(entries.map(|entry| entry.expect("an entry").path()));
+        while let Some(folder) = folders.pop() {
+            let entries = fs::read_dir(folder).expect("a folder");
+            let paths = entries.map(|entry| entry.expect("an entry").path());
+            let (inner, outer): (Vec<_>, Vec<_>) = paths.partition(|path| path.is_dir());
+            folders.extend(inner);
+            files.extend(outer);
         }
         files.sort();
         files

@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use wirevault_format::LifeId;
 use wirevault_format::chunk::{self, ChunkHeader};
-use wirevault_format::footer::CloseReason;
-use wirevault_format::section;
+use wirevault_format::footer::{self, CloseReason, Footer};
+use wirevault_format::{digest, section, segment};
 use wirevault_index::{KeySource, Volume};
-use wirevault_media::{Fault, Media, SimMedia, Survival, Trigger, VOLUME_FILE};
+use wirevault_media::{DIGEST_FILE, Fault, Media, SimMedia, Survival, Trigger, VOLUME_FILE};
 use wirevault_seal::forget::SecretId;
 use wirevault_seal::locked::LockedBytes;
 use wirevault_seal::{
@@ -22,6 +22,10 @@ use crate::support::*;
 
 const QUOTA_BYTES: u64 = (3 << 20) + 8 * SEGMENT_BYTES;
 const PLACES: u32 = 9;
+/// Smaller segments have no digests.
+const WITH_DIGESTS_BYTES: u64 = digest::SEGMENT_BYTES_MIN;
+/// Facts, ports, and two pages of addresses.
+const DIGEST_PAGES: usize = 4;
 
 fn disk(device: bool) -> SimMedia {
     let media = disk_for(device.then_some(16 << 20));
@@ -235,7 +239,8 @@ impl Case {
         let provider: Arc<dyn KeyProvider> = Arc::new(Forgetful::new(key(), forgets));
         let (media, written) = (SimMedia::new(), Arc::default());
         let case = Self { media, written, secrets, provider };
-        let plan = wirevault_storage::Plan::exact(SEGMENT_BYTES, &[(QUOTA_BYTES, PLACES)], 1);
+        let quota_bytes = (8 << 20) + u64::from(PLACES) * WITH_DIGESTS_BYTES;
+        let plan = wirevault_storage::Plan::exact(WITH_DIGESTS_BYTES, &[(quota_bytes, PLACES)], 1);
         let options = wirevault_storage::CreateOptions {
             key: Some(Arc::clone(&case.provider)),
             ..options(true)
@@ -294,8 +299,11 @@ impl Case {
         let (rings, found) = self.opens(lives);
         assert!(rings > 0, "the ring that counts opens");
         assert_eq!(found, Found { named: 0, ..found }, "a ring that opens holds a deleted key");
-        assert!(found.chunks.0 >= 4 && found.records.0 >= 2, "{found:?}");
-        assert_eq!((found.chunks.1, found.records.1), (0, 0), "{found:?}");
+        assert!(found.chunks.written >= 4 && found.records.written >= 2, "{found:?}");
+        assert!(found.heads.written >= 2 && found.footers.written >= 2, "{found:?}");
+        assert!(found.digests.written >= 2 * DIGEST_PAGES, "{found:?}");
+        assert!(found.kinds().all(|kind| kind.opened == 0), "{found:?}");
+        self.tells_nothing();
     }
 
     fn opens(&self, lives: &[LifeId]) -> (usize, Found) {
@@ -309,43 +317,133 @@ impl Case {
         }
         let named = lives.iter().filter(|life| keys.contains_key(life)).count();
         let mut found = Found { named, ..Found::default() };
-        for it in written.iter().filter(|it| it.file.ends_with(".pcapng")) {
-            if let Ok(header) = ChunkHeader::decode(&it.bytes)
-                && lives.contains(&header.life)
-            {
-                let opens = |keys: &SegmentKeys| {
-                    let mut bytes = it.bytes.clone();
-                    let parts = chunk::sealed_parts(&mut bytes, &header).unwrap();
-                    let opener = keys.data_opener().unwrap();
-                    opener.open(header.number, parts.aad, parts.ciphertext, &parts.tag).is_ok()
-                };
-                found.chunks.0 += 1;
-                found.chunks.1 += usize::from(keys.values().any(opens));
+        for it in written.iter() {
+            if it.file == DIGEST_FILE {
+                found.digests.add(digest_page(&it.bytes, lives), &keys);
             }
+            if !it.file.ends_with(".pcapng") {
+                continue;
+            }
+            found.chunks.add(sealed_chunk(&it.bytes, lives), &keys);
+            found.heads.add(segment_head(&it.bytes, lives), &keys);
             for at in (0..it.bytes.len()).step_by(4) {
-                let Ok(part) = section::decode(&it.bytes[at..]) else { continue };
-                let opens = |keys: &SegmentKeys| {
-                    let (mut body, aad) = (part.body.to_vec(), part.header.aad());
-                    keys.open_record(Purpose::Index, &part.salt, &aad, &mut body).is_ok()
-                };
-                if lives.contains(&part.header.life) {
-                    found.records.0 += 1;
-                    found.records.1 += usize::from(keys.values().any(opens));
-                }
+                found.records.add(index_part(&it.bytes[at..], lives), &keys);
+                found.footers.add(footer_page(&it.bytes[at..], lives), &keys);
             }
         }
         (rings.len(), found)
     }
+
+    /// What names the interface and what it was to keep is nowhere as it is.
+    fn tells_nothing(&self) {
+        for it in self.written.lock().unwrap().iter() {
+            for told in [INTERFACE, CAPTURE_FILTER] {
+                let told = it.bytes.windows(told.len()).any(|bytes| bytes == told.as_bytes());
+                assert!(!told, "{} tells it", it.file);
+            }
+        }
+    }
 }
 
-#[derive(Debug, Default, PartialEq, Eq)]
+/// Whether keys open something that was written; what is not sealed is open to all.
+type Opens<'a> = Box<dyn Fn(&SegmentKeys) -> bool + 'a>;
+
+/// A chunk at the start of these bytes, if it is of one of these lives.
+fn sealed_chunk<'a>(bytes: &'a [u8], lives: &[LifeId]) -> Option<Opens<'a>> {
+    let header = ChunkHeader::decode(bytes).ok().filter(|header| lives.contains(&header.life))?;
+    Some(Box::new(move |keys| {
+        let mut bytes = bytes.to_vec();
+        !header.sealed || {
+            let parts = chunk::sealed_parts(&mut bytes, &header).unwrap();
+            let opener = keys.data_opener().unwrap();
+            opener.open(header.number, parts.aad, parts.ciphertext, &parts.tag).is_ok()
+        }
+    }))
+}
+
+/// The header of a segment, with its interfaces.
+fn segment_head<'a>(bytes: &'a [u8], lives: &[LifeId]) -> Option<Opens<'a>> {
+    let region = segment::decode(bytes).ok().filter(|it| lives.contains(&it.header.life))?;
+    Some(Box::new(move |keys| {
+        region.sealed_table.is_none_or(|(aad, salt, table)| {
+            let mut table = table.to_vec();
+            keys.open_record(Purpose::SegmentHeader, &salt, aad, &mut table).is_ok_and(|()| {
+                let interface = &segment::read_interface_table(&table).unwrap()[0];
+                interface.name.as_deref() == Some(INTERFACE)
+                    && interface.filter.as_deref() == Some(CAPTURE_FILTER)
+            })
+        })
+    }))
+}
+
+/// A part of an index.
+fn index_part<'a>(bytes: &'a [u8], lives: &[LifeId]) -> Option<Opens<'a>> {
+    let part = section::decode(bytes).ok().filter(|part| lives.contains(&part.header.life))?;
+    Some(Box::new(move |keys| {
+        let aad = part.header.aad();
+        !part.header.sealed
+            || keys.open_record(Purpose::Index, &part.salt, &aad, &mut part.body.to_vec()).is_ok()
+    }))
+}
+
+/// A footer. Its seal proves who wrote it; its fields are in the clear, as the table's are.
+fn footer_page<'a>(bytes: &'a [u8], lives: &[LifeId]) -> Option<Opens<'a>> {
+    let page = bytes.get(..footer::FOOTER_BYTES)?;
+    let footer = Footer::decode(page).ok().filter(|footer| lives.contains(&footer.life))?;
+    Some(Box::new(move |keys| {
+        let (aad, salt, tag) = footer::seal_of(page);
+        !footer.sealed || keys.open_record(Purpose::Footer, &salt, aad, &mut tag.to_vec()).is_ok()
+    }))
+}
+
+/// A page of a digest.
+fn digest_page<'a>(bytes: &'a [u8], lives: &[LifeId]) -> Option<Opens<'a>> {
+    let page = digest::decode(bytes).ok().filter(|page| lives.contains(&page.header.life))?;
+    Some(Box::new(move |keys| {
+        let header = &page.header;
+        let (payload, tag) = page.body.split_at(usize::from(header.payload_bytes));
+        let opener = keys.digest_opener(&page.salt).unwrap();
+        tag.first_chunk().is_none_or(|tag| {
+            let number = u32::from(header.page);
+            opener.open(number, &header.aad(), &mut payload.to_vec(), tag).is_ok()
+        })
+    }))
+}
+
+/// What was written of deleted lives, and what of it opens with some key of any ring.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Kind {
+    written: usize,
+    opened: usize,
+}
+
+impl Kind {
+    fn add(&mut self, opens: Option<Opens<'_>>, keys: &HashMap<LifeId, SegmentKeys>) {
+        if let Some(opens) = opens {
+            self.written += 1;
+            self.opened += usize::from(keys.values().any(opens));
+        }
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Found {
     /// Deleted lives that a ring holds.
     named: usize,
-    /// Chunks of deleted lives that were written, and those that open.
-    chunks: (usize, usize),
-    /// Parts of their indexes and filters, likewise.
-    records: (usize, usize),
+    chunks: Kind,
+    /// Headers of segments: names of interfaces, what they were to keep.
+    heads: Kind,
+    /// Parts of indexes and filters.
+    records: Kind,
+    footers: Kind,
+    /// Pages of digests.
+    digests: Kind,
+}
+
+impl Found {
+    fn kinds(&self) -> impl Iterator<Item = Kind> {
+        [self.chunks, self.heads, self.records, self.footers, self.digests].into_iter()
+    }
 }
 
 /// At level L2: not even who has every byte that was ever written, and every secret that is left.
@@ -364,8 +462,8 @@ fn nothing_ever_written_opens_a_deleted_segment() {
     let destroyed = std::mem::take(&mut *case.secrets.destroyed.lock().unwrap());
     case.secrets.there.lock().unwrap().extend(destroyed);
     let (_, found) = case.opens(&lives[..1]);
-    assert!(found.named == 1 && found.chunks.0 > 0 && found.chunks.0 == found.chunks.1);
-    assert!(found.records.0 > 0 && found.records.0 == found.records.1, "{found:?}");
+    let opens = |kind: Kind| kind.written > 0 && kind.opened == kind.written;
+    assert!(found.named == 1 && found.kinds().all(opens), "{found:?}");
 }
 
 #[test]

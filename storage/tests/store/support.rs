@@ -28,6 +28,9 @@ use wirevault_telemetry::clock::{Clock, ManualClock};
 pub(crate) const STORE: StoreId = StoreId([7; 16]);
 pub(crate) const SEGMENT_BYTES: u64 = 1 << 20;
 pub(crate) const START_NS: u64 = 1_700_000_000_000_000_000;
+/// Where the small recorder takes its packets, and what it is to keep of them.
+pub(crate) const INTERFACE: &str = "uplink-sim0";
+pub(crate) const CAPTURE_FILTER: &str = "not host 192.0.2.77";
 
 /// A key for tests, made once: its file is in the temporary directory.
 pub(crate) fn key() -> Arc<dyn KeyProvider> {
@@ -180,7 +183,8 @@ impl Recorder {
     pub(crate) fn open_segment(&mut self, lane: usize) -> Result<(), StorageError> {
         let lane = &mut self.lanes[lane];
         let mut interface = Interface::unnamed(LinkType::ETHERNET);
-        interface.name = Some("sim0".into());
+        interface.name = Some(INTERFACE.into());
+        interface.filter = Some(CAPTURE_FILTER.into());
         let request = OpenRequest {
             lane: lane.number,
             link_type: LinkType::ETHERNET,

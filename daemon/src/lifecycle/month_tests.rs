@@ -1,7 +1,9 @@
-//! A month of simulated time at a store's quota, with power cuts: rules, holds and the audit log.
+//! A month of simulated time at a store's quota: rules, holds, certificates and the audit log, with
+//! power cuts, a device that fails, a disk that others fill, a clock that jumps and a key service
+//! that is away.
 
-use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -15,12 +17,16 @@ use wirevault_format::pcapng::{EpbParts, put_epb};
 use wirevault_format::{Interface, LinkType, RunId, StoreId};
 use wirevault_index::KeySource;
 use wirevault_lifecycle::audit::{self, Event, Who};
+use wirevault_lifecycle::certificate;
 use wirevault_lifecycle::holds::{Hold, HoldList};
 use wirevault_media::sim::SplitMix64;
-use wirevault_media::{Fault, Media, SimMedia, Trigger};
+use wirevault_media::{Fault, Media, OpenMode, SimMedia, Trigger};
 use wirevault_query::export::{PacketOut, Sink};
 use wirevault_query::{Request, run};
-use wirevault_seal::{FileProvider, KeyProvider};
+use wirevault_seal::epoch::KeyCondition;
+use wirevault_seal::service::Refusal;
+use wirevault_seal::sim::SimService;
+use wirevault_seal::{EpochKeys, EpochOptions, FileProvider, KeyProvider, ServiceKeys};
 use wirevault_storage::{
     ClosingFacts, CreateOptions, OpenRequest, Plan, Store, create_planned, finish_segment,
     rebuild_index,
@@ -33,6 +39,7 @@ use crate::DaemonError;
 use crate::api::HoldBody;
 use crate::lifecycle::audit::Audit;
 
+const STORE: StoreId = StoreId([7; 16]);
 const START_NS: u64 = 1_700_000_000_000_000_000;
 const DAYS: u64 = 30;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -44,6 +51,19 @@ const RARE: u64 = 20;
 /// What the hold wants, and on which days it is added and released.
 const HELD: &str = "udp dst port 1003";
 const HELD_DAYS: [u64; 2] = [4, 24];
+/// On the first of these days the clock goes back, on the second forth again.
+const JUMP_DAYS: [u64; 2] = [6, 9];
+/// So far. It is no whole number of hours, so that no two packets have the same time.
+const JUMP_NS: u64 = 3 * 24 * 3_600_000_000_000 + 77_000;
+/// Bytes of the disk, of which the store may have [`QUOTA_BYTES`].
+const DISK_BYTES: u64 = 2 * QUOTA_BYTES;
+const QUOTA_BYTES: u64 = (8 << 20) + PLACES as u64 * SEGMENT_BYTES;
+/// Days on which somebody else takes all that is free.
+const FULL_DAYS: Range<u64> = 12..16;
+/// Days on which the device fails now and then.
+const FAILING_DAYS: Range<u64> = 17..20;
+/// The day on which the service of the key does not answer, but for its first hour.
+const AWAY_DAY: u64 = 22;
 
 /// A store, its log, and what is known to be in it.
 pub(crate) struct Month {
@@ -51,6 +71,8 @@ pub(crate) struct Month {
     pub(crate) folder: tempfile::TempDir,
     /// What opens it the next time.
     pub(crate) key: Arc<dyn KeyProvider>,
+    /// Where the key comes from, if that is a service.
+    service: Option<(Arc<SimService>, Arc<EpochKeys>)>,
     pub(crate) clock: Arc<ManualClock>,
     /// Times of the packets that the hold wants, of segments that were closed.
     wanted: BTreeSet<u64>,
@@ -59,6 +81,10 @@ pub(crate) struct Month {
     /// Ordinals of the segments that were closed.
     closed: BTreeSet<u64>,
     cuts: u32,
+    /// Operations of the device that failed, and what went on behind them.
+    failures: u32,
+    /// Segments that found no room.
+    refused: u32,
 }
 
 /// The store while it is open.
@@ -76,10 +102,25 @@ impl Month {
     }
 
     pub(crate) fn sealed_by(key: Arc<dyn KeyProvider>, folder: tempfile::TempDir) -> Self {
-        let media = SimMedia::new();
-        let clock = Arc::new(ManualClock::new(START_NS));
-        let quota_bytes = (8 << 20) + u64::from(PLACES) * SEGMENT_BYTES;
-        let plan = Plan::exact(SEGMENT_BYTES, &[(quota_bytes, PLACES)], 1).unwrap();
+        Self::timed_by(Arc::new(ManualClock::new(START_NS)), key, folder)
+    }
+
+    /// Sealed by keys of a service.
+    fn served() -> Self {
+        let (clock, service) = (Arc::new(ManualClock::new(START_NS)), Arc::<SimService>::default());
+        let keys = ServiceKeys::new(service.clone(), EpochOptions::default(), clock.clone());
+        let keys = keys.of(STORE, "key");
+        let month = Self::timed_by(clock, keys.clone(), tempfile::tempdir().unwrap());
+        Self { service: Some((service, keys)), ..month }
+    }
+
+    fn timed_by(
+        clock: Arc<ManualClock>,
+        key: Arc<dyn KeyProvider>,
+        folder: tempfile::TempDir,
+    ) -> Self {
+        let media = SimMedia::with_capacity(DISK_BYTES);
+        let plan = Plan::exact(SEGMENT_BYTES, &[(QUOTA_BYTES, PLACES)], 1).unwrap();
         let options = CreateOptions {
             quota_bytes: None,
             lanes: 1,
@@ -88,9 +129,20 @@ impl Month {
             clock: Arc::clone(&clock) as Arc<dyn Clock>,
         };
         let volumes: [(Arc<dyn Media>, String); 1] = [(Arc::new(media.clone()), "/sim".to_owned())];
-        create_planned(&volumes, StoreId([7; 16]), &options, &plan).unwrap();
-        let (wanted, since_ns, closed, cuts) = Default::default();
-        Self { media, folder, key, clock, wanted, since_ns, closed, cuts }
+        create_planned(&volumes, STORE, &options, &plan).unwrap();
+        Self {
+            media,
+            folder,
+            key,
+            service: None,
+            clock,
+            wanted: BTreeSet::new(),
+            since_ns: 0,
+            closed: BTreeSet::new(),
+            cuts: 0,
+            failures: 0,
+            refused: 0,
+        }
     }
 
     pub(crate) fn open(&self) -> Result<Open, DaemonError> {
@@ -134,8 +186,15 @@ impl Month {
              {hours}h}}\n"
         );
         let rules = Rules::new(&wirevault_config::parse(&rules, "test").unwrap().retention);
+        let full = FULL_DAYS.contains(&day);
         for hour in 0..24 {
-            self.record(store, run, hour * PACKETS)?;
+            self.tend(store, day, hour)?;
+            match self.record(store, run, hour * PACKETS) {
+                Err(DaemonError::Store(error)) if full && error.is_exhausted() => {
+                    self.refused += 1;
+                }
+                recorded => recorded?,
+            }
             self.clock.advance(HOUR);
             store.heartbeat()?;
             holds.keep(store, audit, &|| false);
@@ -146,12 +205,61 @@ impl Month {
             assert!(status.used_bytes <= status.quota_bytes, "{status:?}");
             let catalog = store.catalog(now_ns);
             let old = catalog.segments.iter().find(|it| {
-                it.entry.hold == 0 && u128::from(now_ns - it.entry.closed_ns) >= age.as_nanos()
+                let age_ns = now_ns.saturating_sub(it.entry.closed_ns);
+                it.entry.hold == 0 && u128::from(age_ns) >= age.as_nanos()
             });
             let left = old.filter(|_| !self.media.power_is_cut());
             assert!(left.is_none(), "the rule leaves {}", left.unwrap().name());
         }
         Ok(store.end_run()?)
+    }
+
+    /// What others do to the disk and the clock before a day.
+    fn trouble(&mut self, day: u64, random: &mut SplitMix64) {
+        let operations = self.media.counts().operations;
+        // A power cut somewhere in every other day; the day then goes on behind it.
+        if day % 2 == 1 {
+            let at = operations + 20 + random.below(300);
+            self.media.inject(Trigger::Operation(at), Fault::PowerCut);
+        }
+        for from in (0..300).step_by(100).filter(|_| FAILING_DAYS.contains(&day)) {
+            let at = operations + 20 + from + random.below(100);
+            self.media.inject(Trigger::Operation(at), Fault::Eio);
+        }
+        let now_ns = self.clock.unix_ns();
+        match JUMP_DAYS.iter().position(|of| *of == day) {
+            Some(0) => self.clock.set_unix_ns(now_ns - JUMP_NS),
+            Some(_) => self.clock.set_unix_ns(now_ns + JUMP_NS),
+            None => {}
+        }
+        let theirs = "somebody.else";
+        if FULL_DAYS.contains(&day) {
+            let file = self.media.open(theirs, OpenMode::Create).unwrap();
+            let bytes = file.len().unwrap() + self.media.free_bytes().unwrap();
+            file.allocate(bytes).unwrap();
+            file.sync().unwrap();
+            self.media.sync_dir().unwrap();
+        } else if day == FULL_DAYS.end {
+            self.media.remove(theirs).unwrap();
+            self.media.sync_dir().unwrap();
+        }
+    }
+
+    /// What the recorder's thread for the key does.
+    fn tend(&self, store: &Store, day: u64, hour: u64) -> Result<(), DaemonError> {
+        let Some((service, keys)) = &self.service else { return Ok(()) };
+        let away = day == AWAY_DAY && hour > 0;
+        service.set_away(away.then_some(Refusal::Unreachable));
+        if keys.is_due() {
+            keys.turn()?;
+            store.renew_rings()?;
+        }
+        keys.tend();
+        // The keys that waited last for three hours, and nothing stops behind that.
+        let condition = keys.status().condition;
+        assert!(!away || hour < 6 || condition == KeyCondition::Exhausted, "{condition:?}");
+        assert!(day != DAYS - 1 || condition == KeyCondition::Ready, "{condition:?}");
+        Ok(())
     }
 
     /// One segment of two chunks.
@@ -285,27 +393,56 @@ impl Sink for Times {
 
 #[test]
 fn a_month_alone() {
-    let mut month = Month::new();
+    let mut month = Month::served();
     let mut random = SplitMix64::new(5);
     for day in 0..DAYS {
-        // A power cut somewhere in every other day; the day then goes on behind it.
-        if day % 2 == 1 {
-            let at = month.media.counts().operations + 20 + random.below(300);
-            month.media.inject(Trigger::Operation(at), Fault::PowerCut);
-        }
+        month.trouble(day, &mut random);
         while let Err(error) = month.day(day) {
-            assert!(month.media.power_is_cut(), "day {day}: {}", error.chain());
-            month.media = month.media.crash(random.next_u64());
-            month.cuts += 1;
+            if month.media.power_is_cut() {
+                month.media = month.media.crash(random.next_u64());
+                month.cuts += 1;
+            } else {
+                assert!(FAILING_DAYS.contains(&day), "day {day}: {}", error.chain());
+                month.failures += 1;
+            }
         }
+        month.media.clear_faults();
         month.check(day);
     }
     assert!(month.cuts >= 10, "{} power cuts", month.cuts);
-    assert!(month.closed.len() as u64 >= DAYS * 24);
-    let file = Path::new(audit::FOLDER).join("audit-00000001.log");
-    let log = std::fs::read_to_string(month.folder.path().join(file)).unwrap();
+    assert!(month.failures >= 3, "{} failures of the device", month.failures);
+    assert!(month.refused > 0, "there was room on a full disk");
+    assert!(month.closed.len() as u64 + u64::from(month.refused) >= DAYS * 24);
+    let Month { folder, cuts, failures, refused, .. } = month;
+    println!("{cuts} power cuts, {failures} failures of the device, {refused} without room");
+    as_an_auditor(&folder.path().join(audit::FOLDER));
+}
+
+/// What was deleted is certified, and nothing else, to somebody who has the log's folder only.
+fn as_an_auditor(log: &Path) {
+    let (mut reasons, mut copies) = (BTreeMap::new(), BTreeSet::new());
+    let report = audit::read(log, None, &mut |entry| match entry.event {
+        // What a crash kept from being deleted may have gone for another reason later.
+        Event::Deleted { segment, reason, .. } => drop(reasons.insert(segment, reason)),
+        Event::Held { copy, .. } => drop(copies.insert(copy)),
+        _ => {}
+    });
+    assert_eq!(report.unwrap().faults.len(), 0);
+    let (mut certified, mut why) = (BTreeSet::new(), BTreeSet::new());
+    for path in certificate::list(log).unwrap() {
+        let certificate = certificate::read(&path).unwrap();
+        assert_eq!(certificate::verify(log, &certificate).unwrap(), None, "{}", path.display());
+        certified.extend(certificate.erasure.segments.iter().map(|it| it.segment));
+        why.insert(certificate.erasure.reason);
+    }
+    let known = |it: &&u64| reasons.contains_key(it) || copies.contains(it);
+    assert_eq!(certified.iter().find(|it| !known(it)), None, "deleted without a word");
+    let mut owed = reasons.iter().filter(|(_, reason)| !reason.starts_with("quota"));
+    let owed = owed.find(|(segment, _)| !certified.contains(*segment));
+    assert_eq!(owed, None, "deleted without a certificate");
+    let went = |wanted: &str| why.contains(wanted) || reasons.values().any(|it| it == wanted);
     for reason in ["quota", "rule old", "hold case released"] {
-        assert!(log.contains(reason), "nothing went for {reason}");
+        assert!(went(reason), "nothing went for {reason}");
     }
 }
 

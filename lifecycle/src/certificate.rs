@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use wirevault_format::table::SegmentEntry;
 
 use crate::AuditError;
 use crate::audit::{self, AuditLog, Event, Report, Who};
@@ -66,6 +67,24 @@ pub struct Erased {
     /// Name of the Parquet file with its flows that went with it; nothing if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flows: Option<String>,
+}
+
+/// A segment of which nobody can read the footer, and that has no flows.
+impl From<&SegmentEntry> for Erased {
+    fn from(entry: &SegmentEntry) -> Self {
+        Self {
+            segment: entry.ordinal,
+            life: entry.life.to_string(),
+            run: entry.run.to_string(),
+            lane: entry.lane,
+            packets: entry.packets,
+            bytes: entry.file_bytes,
+            times_ns: entry.times_ns,
+            record_ns: (entry.opened_ns, entry.closed_ns),
+            chain: None,
+            flows: None,
+        }
+    }
 }
 
 /// A deletion as it stands in the log.

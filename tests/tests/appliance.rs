@@ -190,7 +190,7 @@ impl<'a> Appliance<'a> {
         let findings = report["findings"].as_array().expect("findings").iter();
         let of_services = findings.filter(|it| {
             let about = it["about"].as_str().expect("a name");
-            ["key", "metrics", "backup", "tier", "instance"].contains(&about)
+            ["key", "metrics", "backup", "tier", "anchor", "instance"].contains(&about)
         });
         let amiss = of_services.filter(|it| it["verdict"] != "ok");
         amiss.map(|it| (it["about"].as_str().unwrap().to_owned(), it.to_string())).collect()
@@ -273,7 +273,7 @@ fn everything_fails_at_once(one: &Appliance<'_>, sent: &mut u64) {
     let denied = json!({"op": "PutObject", "code": "AccessDenied", "status": 403, "count": ALWAYS});
     cloud.aws.set_faults(&json!([denied]));
     let amiss = one.amiss();
-    for about in ["key", "tier"] {
+    for about in ["key", "tier", "anchor"] {
         assert!(amiss.iter().any(|(name, _)| name == about), "{about} in {amiss:?}");
     }
     assert_eq!(one.recorder.status()["lanes"][0]["dropped"], 0);

@@ -359,10 +359,12 @@ fn a_doctor_waited_a_minute_for_services_that_are_silent() {
     let arn = |what: &str| format!("arn:aws:{what}:eu-central-1:123456789012");
     let more = format!(
         "tier:\n  url: s3://bucket/site\ncloudwatch:\n  publish: true\nbackup:\n  vault: v\n  \
-         role: {}:role/b\n  resource: {}:volume/vol-1\nsnapshots:\n  folder: {}\n",
+         role: {}:role/b\n  resource: {}:volume/vol-1\nsnapshots:\n  folder: {}\naudit:\n  \
+         anchor: [s3://heads/site, 'kms:{}:key/codes']\n",
         arn("iam").replace("eu-central-1", ""),
         arn("ec2"),
-        site.file("state").display()
+        site.file("state").display(),
+        arn("kms"),
     );
     fs::write(&file, site.config("lo", &more)).expect("a configuration");
     let since = Instant::now();
@@ -370,13 +372,15 @@ fn a_doctor_waited_a_minute_for_services_that_are_silent() {
     let (said, took) = (said.expect("wirevault"), since.elapsed());
     let report: Value = serde_json::from_slice(&said.stdout).expect("JSON");
     let findings = report["findings"].as_array().expect("findings");
-    for about in ["key", "metrics", "backup", "tier", "instance"] {
+    for about in ["key", "metrics", "backup", "tier", "anchor", "instance"] {
         let mut of = findings.iter().filter(|it| it["about"] == about);
         let told = of.any(|it| it["verdict"] != "ok" && !it["advice"].is_null());
         // A busy machine may be too late to hear that the key's service is.
         let late = about == "key" && findings.iter().any(|it| it["about"] == "store");
         assert!(told || late, "{about}: {report}");
     }
+    let anchors = findings.iter().filter(|it| it["about"] == "anchor" && it["verdict"] == "warn");
+    assert_eq!(anchors.count(), 2, "{report}");
     assert!(took < Duration::from_secs(40), "{took:?}");
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use wirevault_daemon::lifecycle::Notes;
 use wirevault_daemon::volumes::devices::{Erase, Eraser};
 use wirevault_format::StoreId;
-use wirevault_format::table::{SegmentEntry, SegmentState};
+use wirevault_format::table::SegmentState;
 use wirevault_index::{KeySource, Volume};
 use wirevault_lifecycle::audit::{self, Event};
 use wirevault_lifecycle::certificate::{Erased, Erasure};
@@ -117,7 +117,7 @@ fn log_of(volume: &Volume) -> Result<Result<Log, String>, CliError> {
 fn erasures(volume: &Volume) -> Vec<Erasure> {
     let superblock = &volume.superblock;
     let closed = volume.segments.entries.iter().filter(|it| it.state == SegmentState::Closed);
-    let gone: Vec<Erased> = closed.map(erased).collect();
+    let gone: Vec<Erased> = closed.map(Erased::from).collect();
     let of = |segments: &[Erased]| Erasure {
         store: superblock.store.to_string(),
         volume: superblock.number,
@@ -128,19 +128,4 @@ fn erasures(volume: &Volume) -> Vec<Erasure> {
         segments: segments.to_vec(),
     };
     gone.chunks(OF_ONE).map(of).collect()
-}
-
-fn erased(entry: &SegmentEntry) -> Erased {
-    Erased {
-        segment: entry.ordinal,
-        life: entry.life.to_string(),
-        run: entry.run.to_string(),
-        lane: entry.lane,
-        packets: entry.packets,
-        bytes: entry.file_bytes,
-        times_ns: entry.times_ns,
-        record_ns: (entry.opened_ns, entry.closed_ns),
-        chain: None,
-        flows: None,
-    }
 }

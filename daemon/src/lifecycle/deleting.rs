@@ -108,16 +108,8 @@ pub(crate) fn finish(
 ) -> Result<Certificate, DaemonError> {
     let hex = |bytes: [u8; 32]| bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let erased = |segment: &wirevault_storage::DeletedSegment| Erased {
-        segment: segment.entry.ordinal,
-        life: segment.entry.life.to_string(),
-        run: segment.entry.run.to_string(),
-        lane: segment.entry.lane,
-        packets: segment.entry.packets,
-        bytes: segment.entry.file_bytes,
-        times_ns: segment.entry.times_ns,
-        record_ns: (segment.entry.opened_ns, segment.entry.closed_ns),
         chain: segment.chain.map(hex),
-        flows: None,
+        ..Erased::from(&segment.entry)
     };
     let erasure = Erasure {
         store: store.id().to_string(),

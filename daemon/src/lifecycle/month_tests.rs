@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -330,6 +330,20 @@ impl Month {
         Ok(())
     }
 
+    /// Records up to the quota, and stops. Gives the folder of the log, and the packet times of the
+    /// first segment.
+    fn fill(&mut self) -> (PathBuf, (u64, u64)) {
+        let Open { store, audit, .. } = self.open().unwrap();
+        let run = store.begin_run(false, 1).unwrap();
+        for number in 0..u64::from(PLACES) {
+            self.record(&store, run, number * PACKETS).unwrap();
+            self.clock.advance(HOUR);
+        }
+        store.end_run().unwrap();
+        let times_ns = store.catalog(0).segments.iter().next().unwrap().entry.times_ns.unwrap();
+        (audit.folder().to_owned(), times_ns)
+    }
+
     /// Everything that was held is there while the hold stands; the log is whole, and names what
     /// is gone.
     fn check(&self, day: u64) {
@@ -451,17 +465,7 @@ fn as_an_auditor(log: &Path) {
 #[test]
 fn the_first_segment_of_a_start_took_what_a_hold_waited_for() {
     let mut month = Month::new();
-    let (times_ns, folder) = {
-        let Open { store, audit, .. } = month.open().unwrap();
-        let run = store.begin_run(false, 1).unwrap();
-        for number in 0..u64::from(PLACES) {
-            month.record(&store, run, number * PACKETS).unwrap();
-            month.clock.advance(HOUR);
-        }
-        store.end_run().unwrap();
-        let times_ns = store.catalog(0).segments.iter().next().unwrap().entry.times_ns.unwrap();
-        (times_ns, audit.folder().to_owned())
-    };
+    let (folder, times_ns) = month.fill();
     list_hold(&folder, Some(times_ns));
 
     let Open { store, audit, holds } = month.open().unwrap();
@@ -481,16 +485,7 @@ fn the_first_segment_of_a_start_took_what_a_hold_waited_for() {
 #[test]
 fn the_quota_took_what_no_hold_wanted_and_an_alarm_said_it_was_held() {
     let mut month = Month::new();
-    let folder = {
-        let Open { store, audit, .. } = month.open().unwrap();
-        let run = store.begin_run(false, 1).unwrap();
-        for number in 0..u64::from(PLACES) {
-            month.record(&store, run, number * PACKETS).unwrap();
-            month.clock.advance(HOUR);
-        }
-        store.end_run().unwrap();
-        audit.folder().to_owned()
-    };
+    let (folder, _) = month.fill();
     list_hold(&folder, None);
 
     let Open { store, audit, holds } = month.open().unwrap();

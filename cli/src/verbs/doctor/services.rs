@@ -2,16 +2,19 @@
 //! of them. Of the store's key `aws` tells.
 //!
 //! Each check is the least that shows the right: metrics get one more second in which nothing was
-//! given up, the tier an object that is read and deleted again, and AWS Backup is asked for a job
-//! that nobody ordered, because it has no way to try an order.
+//! given up, the tier an object that is read and deleted again, and the key of audit heads makes a
+//! code that nobody keeps. AWS Backup is asked for a job that nobody ordered, and a place for audit
+//! heads for one that nobody kept: the one has no way to try an order, and the other should let
+//! nobody delete what was put.
 
 use std::time::Instant;
 
 use wirevault_cloud::backup::BackupService;
 use wirevault_cloud::instance::Metadata;
-use wirevault_config::{Config, Imds};
+use wirevault_config::{Anchor, Config, Imds};
 use wirevault_daemon::cloud::publisher;
 use wirevault_media::{ObjectError, Objects};
+use wirevault_seal::MacService;
 use wirevault_telemetry::clock::{Clock, SECOND_NS, SystemClock};
 use wirevault_telemetry::publish::{MetricSink, Period, Series, Unit, Values};
 
@@ -37,6 +40,13 @@ const BACKUP_ADVICE: &str = "allow `backup:StartBackupJob`, `backup:DescribeBack
 const TIER: &str = "tier";
 const TIER_ADVICE: &str = "let the recorder put, read and delete objects there; until then \
                            segments stay on the volumes, and go when the quota is reached";
+const ANCHOR: &str = "anchor";
+const ANCHOR_ADVICE: &str = "let the recorder use it; until then nothing outside of the recorder's \
+                             reach shows that its audit log was cut off or made anew";
+/// What a code is made of; no head of a log is this text.
+const NO_HEAD: &[u8] = b"wirevault doctor";
+/// A head of no store.
+const NO_HEAD_OBJECT: &str = "heads/none";
 const INSTANCE: &str = "instance";
 const INSTANCE_ADVICE: &str = "aws ec2 modify-instance-metadata-options --http-endpoint enabled \
                                --http-tokens required --http-put-response-hop-limit 1 (2 in a \
@@ -63,11 +73,28 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
         let late = late(TIER, &objects.describe(), TIER_ADVICE);
         Some(Check::new(late, move || vec![tier(&*objects)]))
     };
+    let of_anchor = |anchor: &Anchor| match anchor {
+        // A path is looked at by the probe.
+        Anchor::File(_) => None,
+        Anchor::Objects(url) => {
+            let objects = wirevault_cloud::objects(url).ok()?;
+            let late = late(ANCHOR, &objects.describe(), ANCHOR_ADVICE);
+            Some(Check::new(late, move || vec![heads(&*objects)]))
+        }
+        Anchor::Key(key) => {
+            let key = key.clone();
+            let service = wirevault_cloud::mac_service(config.kms.endpoint.as_deref()).ok()??;
+            let late = late(ANCHOR, &key, ANCHOR_ADVICE);
+            Some(Check::new(late, move || vec![codes(&*service, &key)]))
+        }
+    };
     let of_instance = || match config.cloud.imds {
         Imds::Off => None,
         Imds::Auto => instance(),
     };
-    [of_metrics(), of_backup(), of_tier(), of_instance()].into_iter().flatten().collect()
+    let services = [of_metrics(), of_backup(), of_tier(), of_instance()];
+    let anchors = config.audit.anchors.iter().filter_map(of_anchor);
+    services.into_iter().flatten().chain(anchors).collect()
 }
 
 /// What the cloud tells this machine of itself; nothing where there is none.
@@ -137,6 +164,31 @@ fn there_and_back(objects: &dyn Objects, name: &str) -> Result<bool, ObjectError
     // Also if it cannot be read.
     objects.delete(name)?;
     Ok(read? == CONTENT)
+}
+
+fn heads(objects: &dyn Objects) -> Finding {
+    match objects.bytes(NO_HEAD_OBJECT) {
+        Ok(_) => {
+            let place = objects.describe();
+            let seen = format!("{place} answers; whether it takes heads shows the first");
+            Finding::ok(ANCHOR, seen)
+        }
+        Err(error) => Finding::warn(ANCHOR, error.to_string(), ANCHOR_ADVICE),
+    }
+}
+
+fn codes(service: &dyn MacService, key: &str) -> Finding {
+    let since = Instant::now();
+    match service.make_mac(key, NO_HEAD) {
+        Ok(_) => {
+            let millis = since.elapsed().as_millis();
+            Finding::ok(ANCHOR, format!("{key} makes codes, in {millis} ms"))
+        }
+        Err(failure) => {
+            let advice = format!("allow `kms:GenerateMac` with this key; {ANCHOR_ADVICE}");
+            Finding::warn(ANCHOR, failure.to_string(), advice)
+        }
+    }
 }
 
 fn told(metadata: &dyn Metadata) -> Finding {

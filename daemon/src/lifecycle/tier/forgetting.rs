@@ -100,7 +100,7 @@ impl Tier {
             self.erase_keys(of, row.entry.life)?;
             let flows = self.erase_flows(of, row)?;
             self.erase(&segment_object(of, row.entry.life))?;
-            Ok(erased(row, flows))
+            Ok(Erased { bytes: content_bytes(&row.entry), flows, ..Erased::from(&row.entry) })
         };
         let done = rows.iter().map(erase).collect::<Result<Vec<_>, _>>();
         let segments = self.watched(|trouble| &mut trouble.forgetting, done)?;
@@ -153,21 +153,5 @@ impl Tier {
                 why: "it is still there".to_owned(),
             })),
         }
-    }
-}
-
-fn erased(row: &Row, flows: Option<String>) -> Erased {
-    let entry = &row.entry;
-    Erased {
-        segment: entry.ordinal,
-        life: entry.life.to_string(),
-        run: entry.run.to_string(),
-        lane: entry.lane,
-        packets: entry.packets,
-        bytes: content_bytes(entry),
-        times_ns: entry.times_ns,
-        record_ns: (entry.opened_ns, entry.closed_ns),
-        chain: None,
-        flows,
     }
 }

@@ -47,6 +47,7 @@ use crate::reload::{ConfigFile, Reloader};
 use crate::server::access::Access;
 use crate::server::doors::{ANSWERS_END, Call, Calls, Doors};
 use crate::server::{App, Facts};
+use crate::supervisor;
 use crate::volumes::health::Devices;
 use crate::volumes::mending::Mending;
 use crate::volumes::shared::{Leased, Shared};
@@ -358,7 +359,10 @@ fn serve(
     live: bool,
 ) -> Result<(), DaemonError> {
     doors.answer_while(app, access, async |calls| {
-        calls.supervisor.tell(vec![NotifyState::Ready, NotifyState::Status("recording")]).await;
+        let mut states = vec![NotifyState::Ready, NotifyState::Status("recording")];
+        // It has more of it while it takes over a shared volume.
+        states.extend(supervisor::watchdog().and_then(supervisor::patience));
+        calls.supervisor.tell(states).await;
         tracing::info!("recording");
         let watched = watch(app, &mut reloader, live, calls).await;
         calls.supervisor.tell(vec![NotifyState::Stopping, NotifyState::Status("draining")]).await;
@@ -382,7 +386,7 @@ async fn watch(
     live: bool,
     calls: &mut Calls,
 ) -> Result<(), DaemonError> {
-    let watchdog = sd_notify::watchdog_enabled();
+    let watchdog = supervisor::watchdog();
     let beat = watchdog.map_or(LOOK, |limit| LOOK.min(limit / 3));
     let mut rounds = Rounds::default();
     let mut told = false;

@@ -13,6 +13,17 @@ use tokio::task::JoinHandle;
 /// How long a message may take before the recorder goes on without knowing.
 const TELLING_MAX: Duration = Duration::from_secs(1);
 
+/// The time after which systemd ends a recorder that says nothing; nothing if it does not.
+pub(crate) fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// Tells systemd to wait for so long in place of that, if it waits for anything.
+pub(crate) fn patience(limit: Duration) -> Option<NotifyState<'static>> {
+    let limit_us = u32::try_from(limit.as_micros()).unwrap_or(u32::MAX);
+    watchdog().map(|_| NotifyState::WatchdogUsec(limit_us))
+}
+
 /// Systemd, or whoever reads `NOTIFY_SOCKET`; without that nobody is told.
 #[derive(Default)]
 pub(crate) struct Supervisor {

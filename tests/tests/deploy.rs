@@ -108,8 +108,19 @@ done
 kill $!
 wait $!
 rm disks/*
+# The first start ends before what was saved is back.
+mkdir ends
+cat >ends/wirevault <<'ENDS'
+#!/bin/bash
+[ "$1 $2" != 'snapshot restore' ] || exit 9
+PATH=${PATH#*:} exec wirevault "$@"
+ENDS
+chmod +x ends/wirevault
+if (PATH=$PWD/ends:$PATH start); then echo 'it did not end'; exit 1; fi
+test -e var/wirevault/restore-owed
 start
 start
+! test -e var/wirevault/restore-owed
 store=$(sed -n 's/^store: //p' wirevault.yaml)
 wirevault segments --store "$store"
 wirevault audit show --store "$store"
@@ -167,7 +178,11 @@ fn alarms_are_about_metrics_that_somebody_publishes() {
     let metrics = said(&output);
     assert!(!metrics.is_empty());
     // Of AWS itself. Source: the user guides of EC2 and AWS Backup.
-    let known = ["AWS/EC2 StatusCheckFailed", "AWS/Backup NumberOfBackupJobsFailed"];
+    let known = [
+        "AWS/EC2 StatusCheckFailed",
+        "AWS/Backup NumberOfBackupJobsFailed",
+        "AWS/Backup NumberOfBackupJobsCompleted",
+    ];
     for metric in metrics.lines() {
         let ours = metric.strip_prefix("Wirevault ");
         let published = |name| PUBLISHED.iter().any(|it| it.name == name && !it.per_device);
@@ -191,6 +206,14 @@ fn alarms_of_the_template_are_about_what_its_configuration_has() {
         let configured = config.contains(&format!("            {section}:\n"));
         let alarmed = text.contains(&format!("      MetricName: {alarm}\n"));
         assert_eq!(alarmed, configured, "{alarm} and `{section}`");
+    }
+    // What devices say in log pages, who may not ask for them never hears.
+    let (_, unit) = text.split_once("<<'UNIT'\n").expect("its unit");
+    let (unit, _) = unit.split_once("            UNIT\n").expect("its end");
+    let may_ask = unit.matches("=CAP_SYS_ADMIN\n").count() == 2;
+    for alarm in ["DeviceThrottled", "DeviceWarnings", "DeviceMediaErrors", "DeviceLifeUsed"] {
+        let alarmed = text.contains(&format!("      MetricName: {alarm}\n"));
+        assert_eq!(alarmed, may_ask, "{alarm} and the rights of the unit");
     }
 }
 

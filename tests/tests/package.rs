@@ -79,6 +79,35 @@ fn books_balance(container: &Container) {
     });
 }
 
+/// The unit refused the calls with which the recorder gives up rights, files and other calls: it
+/// kept all that the unit gave it, and said so in the log.
+fn gives_up_the_rest(container: &Container) {
+    let status: Value =
+        serde_json::from_str(&container.ok("wirevault status --json")).expect("a status");
+    let sandbox = &status["sandbox"];
+    assert_eq!(sandbox["seccomp"], true, "{sandbox}");
+    let left = sandbox["rights"].as_array().expect("rights");
+    assert!(left.iter().all(|right| right != "CAP_SYS_ADMIN"), "{sandbox}");
+    // Whether there is Landlock is a matter of this machine's kernel, and not of the unit.
+    let doctor = Command::new(program("wirevault")).args(["doctor", "--json"]).output();
+    let outside: Value = serde_json::from_slice(&doctor.expect("wirevault").stdout).expect("JSON");
+    let mut findings = outside["findings"].as_array().expect("findings").iter();
+    let outside = findings.find(|it| it["about"] == "sandbox").expect("a word on the sandbox");
+    let has_landlock = outside["verdict"] == "ok";
+    assert_eq!(sandbox["landlock_abi"].is_u64(), has_landlock, "{outside}, and {sandbox}");
+    let why_not = sandbox["why_not"].as_array().expect("reasons");
+    assert_eq!(why_not.len(), usize::from(!has_landlock), "{outside}, and {sandbox}");
+    let allowed = property(container, "SystemCallFilter");
+    for call in ["landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"] {
+        assert!(allowed.contains(call), "{call} in {allowed}");
+    }
+    // Who insists on it gets it.
+    if has_landlock {
+        container.ok(&format!("echo \"sandbox: 'on'\" >>{CONFIG}; systemctl restart {UNIT}"));
+        records(container, 7007);
+    }
+}
+
 /// Sends packets to this port, and finds them in the record.
 fn records(container: &Container, port: u16) {
     container.ok(&format!(
@@ -121,17 +150,19 @@ fn a_package_lives_from_installing_to_purging() {
     ));
 
     container.ok(&format!("systemctl enable --now {UNIT}"));
-    let first = property(&container, "MainPID");
-    let status = container.ok(&format!("cat /proc/{first}/status"));
+    let main = property(&container, "MainPID");
+    let status = container.ok(&format!("cat /proc/{main}/status"));
     for line in ["NoNewPrivs:\t1", "Seccomp:\t2", "CapBnd:\t0000008000007000"] {
         assert!(status.contains(line), "{line} is not in\n{status}");
     }
     assert!(!status.contains("Uid:\t0"), "it is no root:\n{status}");
     records(&container, 7001);
+    gives_up_the_rest(&container);
     container.ok(&format!("wirevault doctor --config {CONFIG}"));
 
     // An upgrade while packets come: the configuration that was changed stays, the recorder is the
     // new one, and what came while there was none is a gap that answers state.
+    let first = property(&container, "MainPID");
     container.ok("systemd-run --quiet --unit=sender bash -c \
                   'while sleep 0.01; do echo x >/dev/udp/10.79.0.2/7000; done'");
     wait_for("the sender", PATIENCE, || (found(&container, 7000) > 0).then_some(()));

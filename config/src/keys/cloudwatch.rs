@@ -6,8 +6,9 @@ use super::{Key, Kind, SECOND_MS, hidden, key, millis};
 /// Bytes of a name of CloudWatch at most. Source: its API reference, `Dimension` and
 /// `PutMetricData`.
 const NAME_BYTES_MAX: usize = 255;
-/// Longest period: one call takes 1,000 values, of which each second has six.
-const PERIOD_MAX_MS: u64 = 120 * SECOND_MS;
+/// Longest period: alarms look at minutes, and each has to have a value. (One call takes 1,000
+/// values, of which each second has six.)
+const PERIOD_MAX_MS: u64 = 60 * SECOND_MS;
 
 pub(super) const KEYS: &[Key] = &[
     hidden(key(

@@ -8,6 +8,8 @@ use crate::settings::WhenOut;
 const ENDPOINT_BYTES_MAX: usize = 255;
 /// Bytes of a key's name at most: 2048 at AWS, of which a ring has room for these.
 const ARN_BYTES_MAX: usize = 384;
+/// Epoch keys ahead at least: when only one is left there is an alarm.
+const AHEAD_MIN: u64 = 2;
 /// Epoch keys ahead at most: two days of epochs of an hour.
 const AHEAD_MAX: u64 = 48;
 
@@ -37,7 +39,7 @@ pub(super) const KEYS: &[Key] = &[
     )),
     hidden(key(
         "kms.epochs_ahead",
-        Kind::Count { min: 1, max: AHEAD_MAX },
+        Kind::Count { min: AHEAD_MIN, max: AHEAD_MAX },
         Value("3"),
         "3",
         "Epoch keys that are fetched ahead. An outage of KMS of so many times `epoch_age` changes \

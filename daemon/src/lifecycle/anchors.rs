@@ -69,6 +69,8 @@ enum Kind {
 struct Told {
     /// Number, hash and time (Unix ns) of what was kept last.
     kept: Option<(u64, String, u64)>,
+    /// When that was last the head, Unix ns.
+    whole_ns: u64,
     tried: Option<Instant>,
     trouble: Option<String>,
 }
@@ -121,9 +123,9 @@ impl Anchors {
     pub(crate) fn status(&self, head: &str) -> Vec<AnchorStatus> {
         let now_ns = self.clock.unix_ns();
         let row = |place: &Place| {
-            let Told { kept, trouble, .. } = &*place.told();
+            let Told { kept, whole_ns, trouble, .. } = &*place.told();
             let same = kept.as_ref().is_some_and(|(_, hash, _)| hash == head);
-            let since_ns = kept.as_ref().map_or(self.since_ns, |(_, _, at_ns)| *at_ns);
+            let since_ns = if kept.is_some() { *whole_ns } else { self.since_ns };
             AnchorStatus {
                 place: place.name.clone(),
                 entry: kept.as_ref().map(|(entry, ..)| *entry),
@@ -152,10 +154,15 @@ impl Place {
     fn keep(&self, log: &AuditLog, store: &str, clock: &dyn Clock) {
         let _keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((entry, hash)) = log.last() else { return };
-        if self.told().kept.as_ref().is_some_and(|(_, kept, _)| *kept == hash) {
-            return;
+        let time_ns = clock.unix_ns();
+        {
+            let mut told = self.told();
+            if told.kept.as_ref().is_some_and(|(_, kept, _)| *kept == hash) {
+                told.whole_ns = time_ns;
+                return;
+            }
         }
-        let mark = Mark { store: store.to_owned(), entry, hash, time_ns: clock.unix_ns() };
+        let mark = Mark { store: store.to_owned(), entry, hash, time_ns };
         let kept: Result<_, AuditError> = match &self.kind {
             Kind::File(file) => file.keep(&mark).map(|()| (entry, mark.hash)),
             Kind::Objects(objects) => objects.keep(&mark).map(|()| (entry, mark.hash)),
@@ -173,7 +180,7 @@ impl Place {
         }
         (told.tried, told.trouble) = (Some(Instant::now()), trouble);
         if let Ok((entry, hash)) = kept {
-            told.kept = Some((entry, hash, mark.time_ns));
+            (told.kept, told.whole_ns) = (Some((entry, hash, time_ns)), time_ns);
         }
     }
 
@@ -205,55 +212,99 @@ pub(crate) fn keeping(app: &App) -> Option<Duty> {
 
 #[cfg(test)]
 mod tests {
-    use wirevault_lifecycle::audit::Source;
+    use wirevault_lifecycle::audit::{Event, Source, Who};
     use wirevault_seal::service::Refusal;
     use wirevault_seal::sim::SimService;
     use wirevault_telemetry::clock::ManualClock;
 
     use super::*;
 
-    /// An hour without the service, of a clock that the test moves.
+    const HOUR_MS: u64 = 3_600_000;
+
+    /// A log whose heads a file and a service keep, by a clock that the test moves.
+    struct Rig {
+        dir: tempfile::TempDir,
+        service: Arc<SimService>,
+        clock: Arc<ManualClock>,
+        log: AuditLog,
+        anchors: Anchors,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (dir, service) = (tempfile::tempdir().unwrap(), Arc::new(SimService::default()));
+            let clock = Arc::new(ManualClock::new(1));
+            let log = AuditLog::open(&dir.path().join("log"), clock.clone()).unwrap();
+            let text = format!(
+                "store: /s\ncapture:\n  - interface: lo\naudit:\n  anchor: [{}, 'kms:arn:1']\n  \
+                 anchor_every: 1s\n",
+                dir.path().join("heads").display()
+            );
+            let config = wirevault_config::parse(&text, "test").unwrap();
+            let macs: Arc<dyn MacService> = service.clone();
+            let of = (StoreId::default(), clock.clone());
+            let anchors = Anchors::of(&config, of.0, of.1, Some(&macs)).unwrap();
+            Self { dir, service, clock, log, anchors }
+        }
+
+        fn append(&self) {
+            self.log.append(Who::Recorder, Event::Stopped).unwrap();
+        }
+
+        fn keep(&self, occasion: Occasion) {
+            self.anchors.keep(&self.log, occasion);
+        }
+
+        fn shown(&self) -> Vec<(Option<u64>, u64, Option<String>)> {
+            let rows = self.anchors.status(&self.log.head());
+            rows.into_iter().map(|row| (row.entry, row.age_ms, row.trouble)).collect()
+        }
+    }
+
+    /// An hour without the service.
     #[test]
     fn an_outage_shows_as_age_and_trouble_and_ends_with_a_code() {
-        const HOUR_MS: u64 = 3_600_000;
-        let (dir, service) = (tempfile::tempdir().unwrap(), Arc::new(SimService::default()));
-        let clock = Arc::new(ManualClock::new(1));
-        let log = AuditLog::open(&dir.path().join("log"), clock.clone()).unwrap();
-        let text = format!(
-            "store: /s\ncapture:\n  - interface: lo\naudit:\n  anchor: [{}, 'kms:arn:1']\n  \
-             anchor_every: 1s\n",
-            dir.path().join("heads").display()
+        let rig = Rig::new();
+        rig.append();
+        rig.keep(Occasion::End);
+        assert_eq!(
+            rig.shown(),
+            [(Some(1), 0, None), (Some(1), 0, None)],
+            "the file keeps the code"
         );
-        let config = wirevault_config::parse(&text, "test").unwrap();
-        let macs: Arc<dyn MacService> = service.clone();
-        let anchors = Anchors::of(&config, StoreId::default(), clock.clone(), Some(&macs)).unwrap();
-        let event = || wirevault_lifecycle::audit::Event::Stopped;
-        let append = || log.append(wirevault_lifecycle::audit::Who::Recorder, event()).unwrap();
-        let shown = || {
-            let rows = anchors.status(&log.head());
-            rows.into_iter().map(|row| (row.entry, row.age_ms, row.trouble)).collect::<Vec<_>>()
-        };
-        append();
-        anchors.keep(&log, Occasion::End);
-        assert_eq!(shown(), [(Some(1), 0, None), (Some(1), 0, None)], "the file keeps the code");
 
-        service.set_away(Some(Refusal::Unreachable));
-        append();
-        clock.advance(Duration::from_millis(HOUR_MS));
-        anchors.keep(&log, Occasion::End);
-        let [(code, age_ms, trouble), file] = shown().try_into().unwrap();
+        rig.service.set_away(Some(Refusal::Unreachable));
+        rig.append();
+        rig.clock.advance(Duration::from_millis(HOUR_MS));
+        rig.keep(Occasion::End);
+        let [(code, age_ms, trouble), file] = rig.shown().try_into().unwrap();
         assert_eq!((code, age_ms), (Some(1), HOUR_MS));
         assert!(trouble.unwrap().contains("check network"));
         assert_eq!(file, (Some(2), 0, None), "the others go on");
 
-        service.set_away(None);
-        anchors.keep(&log, Occasion::Deletion);
-        assert_eq!(shown()[0].1, HOUR_MS, "a deletion waits for no service");
-        anchors.keep(&log, Occasion::End);
-        assert_eq!(shown(), [(Some(3), 0, None), (Some(3), 0, None)]);
+        rig.service.set_away(None);
+        rig.keep(Occasion::Deletion);
+        assert_eq!(rig.shown()[0].1, HOUR_MS, "a deletion waits for no service");
+        rig.keep(Occasion::End);
+        assert_eq!(rig.shown(), [(Some(3), 0, None), (Some(3), 0, None)]);
         let keys = ["arn:1".to_owned()];
-        let written = Source::Folder(log.folder());
-        let codes = codes::check(written, &anchors.store, (&*service, &keys)).unwrap();
+        let written = Source::Folder(rig.log.folder());
+        let codes = codes::check(written, &rig.anchors.store, (&*rig.service, &keys)).unwrap();
         assert_eq!((codes.count, codes.wrong.len()), (2, 0));
+    }
+
+    /// Nothing was written for eight hours. The first line then was told as a head that nobody had
+    /// kept for so long, and an alarm as one of two hours.
+    #[test]
+    fn the_first_line_behind_a_quiet_night_looked_like_an_outage() {
+        let rig = Rig::new();
+        rig.append();
+        rig.keep(Occasion::End);
+        rig.clock.advance(Duration::from_millis(8 * HOUR_MS));
+        rig.keep(Occasion::End);
+        rig.append();
+        let ages: Vec<u64> = rig.shown().iter().map(|(_, age_ms, _)| *age_ms).collect();
+        assert_eq!(ages, [0, 0]);
+        assert!(rig.dir.path().join("heads").exists());
     }
 }

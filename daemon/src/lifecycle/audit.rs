@@ -6,8 +6,9 @@
 //! What cannot be written down is not answered: a recorder that goes on answering without its log
 //! would be the one that an intruder makes. Recording goes on.
 
+use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -27,6 +28,9 @@ use crate::server::answers::{Failure, Pipe};
 
 /// So often a denial has an entry of its own, or a stranger fills the disk with them.
 const DENIAL_PAUSE: Duration = Duration::from_secs(1);
+/// Entries that wait for a log that can be written again, at most: some MiB. A busy store gives up
+/// a segment a second, so these are hours.
+const OWED_MAX: usize = 16 << 10;
 
 /// SHA-256 of a text, hex.
 pub(crate) fn text_hash(text: &str) -> String {
@@ -43,6 +47,8 @@ pub(crate) struct Audit {
     denials: Mutex<Denials>,
     /// Why the last entry could not be written; nothing when it could.
     trouble: Mutex<Option<String>>,
+    /// What was done all the same, and stands in front of the next entry that can be written.
+    owed: Mutex<VecDeque<(Who, Event)>>,
 }
 
 #[derive(Default)]
@@ -74,8 +80,8 @@ impl Audit {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, AuditError> {
         let log = AuditLog::open(&audit::folder_of(volume, &store.to_string()), clock)?;
-        let (denials, trouble, anchors) = Default::default();
-        Ok(Self { log, anchors, denials, trouble })
+        let (denials, trouble, owed, anchors) = Default::default();
+        Ok(Self { log, anchors, denials, trouble, owed })
     }
 
     /// Keeps heads in these places as well.
@@ -94,10 +100,20 @@ impl Audit {
         self.anchors.as_ref().map_or_else(Vec::new, |anchors| anchors.status(&head))
     }
 
-    /// Writes down what the recorder does itself. A failure is told by the status.
+    /// Writes down what the recorder does itself, later if it cannot be now: recording goes on. The
+    /// status tells of the trouble.
     pub(crate) fn note(&self, event: Event) {
-        // The trouble is kept for the status; whoever records goes on.
-        let _ = self.append(Who::Recorder, event);
+        self.note_of(Who::Recorder, event);
+    }
+
+    fn note_of(&self, who: Who, event: Event) {
+        if self.append(who.clone(), event.clone()).is_err() {
+            let mut owed = self.owed();
+            match owed.len() < OWED_MAX {
+                true => owed.push_back((who, event)),
+                false => tracing::error!(?event, "not in the audit log, and never will be"),
+            }
+        }
     }
 
     /// Writes down what somebody does; what this refuses is not done. Gives the entry's number.
@@ -142,7 +158,8 @@ impl Audit {
 
     /// Writes down that segments are gone.
     pub(crate) fn certify(&self, who: &Who, erasure: Erasure) -> Result<Certificate, AuditError> {
-        let certificate = self.watched(certify(&self.log, who.clone(), erasure))?;
+        let certify = || certify(&self.log, who.clone(), erasure);
+        let certificate = self.watched(self.pay().and_then(|()| certify()))?;
         self.anchor(Occasion::Deletion);
         Ok(certificate)
     }
@@ -156,9 +173,10 @@ impl Audit {
         }
         let others = std::mem::take(&mut denials.others);
         denials.last = Some(Instant::now());
-        let event = Event::Denied { request, why: why.into(), others };
-        // The trouble is kept for the status; he is turned away either way.
-        let _ = self.append(who, event);
+        // He is turned away either way, and must not crowd out what the recorder owes.
+        if self.append(who, Event::Denied { request, why: why.into(), others }).is_err() {
+            denials.others = others + 1;
+        }
     }
 
     /// Makes an answer between its two entries.
@@ -183,8 +201,8 @@ impl Audit {
             Err(Failure::Failed(_)) => (Outcome::BrokenOff, None),
         };
         let bytes = pipe.bytes();
-        // The trouble is kept for the status; the next question is not answered.
-        let _ = self.append(who.clone(), Event::Answered { asked, outcome, count, bytes });
+        // If this fails, the next question is not answered.
+        self.note_of(who.clone(), Event::Answered { asked, outcome, count, bytes });
         result.map(drop)
     }
 
@@ -199,7 +217,21 @@ impl Audit {
     }
 
     fn append(&self, who: Who, event: Event) -> Result<u64, AuditError> {
-        self.watched(self.log.append(who, event))
+        self.watched(self.pay().and_then(|()| self.log.append(who, event)))
+    }
+
+    /// Writes down what could not be written before.
+    fn pay(&self) -> Result<(), AuditError> {
+        let mut owed = self.owed();
+        while let Some((who, event)) = owed.front().cloned() {
+            self.log.append(who, event)?;
+            owed.pop_front();
+        }
+        Ok(())
+    }
+
+    fn owed(&self) -> MutexGuard<'_, VecDeque<(Who, Event)>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn watched<T>(&self, appended: Result<T, AuditError>) -> Result<T, AuditError> {
@@ -209,5 +241,44 @@ impl Audit {
         }
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
         appended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use wirevault_telemetry::clock::ManualClock;
+
+    use super::*;
+
+    /// What a full disk kept out of the log was never in it: segments went for the quota, and the
+    /// log was whole without them.
+    #[test]
+    fn what_could_not_be_written_down_is_written_down_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(1));
+        let audit = Audit::open(dir.path(), StoreId::default(), clock).unwrap();
+        // A log that has to go on in another file, and cannot: a folder has its name.
+        let request = "x".repeat(64 << 20);
+        audit.note(Event::Denied { request, why: String::new(), others: 0 });
+        let next = audit.folder().join("audit-00000002.log");
+        fs::create_dir(&next).unwrap();
+        let noted = |segment| Event::Drained { closed: segment, left: 0, checkpoint: None };
+        audit.note(noted(1));
+        audit.denied(Who::Unknown, "GET /".to_owned(), "nobody knows him");
+        audit.note(noted(2));
+        assert!(audit.trouble().is_some());
+        assert!(audit.write(&Who::Recorder, noted(3)).is_err(), "not done, so not owed");
+
+        fs::remove_dir(&next).unwrap();
+        audit.write(&Who::Recorder, noted(4)).unwrap();
+        assert_eq!(audit.trouble(), None);
+        let mut told = Vec::new();
+        let report = audit::read(audit.folder(), Some(&audit.head()), &mut |entry| {
+            told.push(entry.event);
+        });
+        assert_eq!(report.unwrap().faults.len(), 0);
+        assert_eq!(told[1..], [noted(1), noted(2), noted(4)]);
     }
 }

@@ -15,12 +15,12 @@ use wirevault_format::gap::CAUSES;
 use wirevault_format::limits::CHUNK_BYTES;
 use wirevault_format::pcapng::{EpbParts, put_epb};
 use wirevault_format::{Interface, LinkType, RunId, StoreId};
-use wirevault_index::KeySource;
+use wirevault_index::{KeySource, open_store};
 use wirevault_lifecycle::audit::{self, Event, Who};
 use wirevault_lifecycle::certificate;
 use wirevault_lifecycle::holds::{Hold, HoldList};
 use wirevault_media::sim::SplitMix64;
-use wirevault_media::{Fault, Media, OpenMode, SimMedia, Trigger};
+use wirevault_media::{DirMedia, Fault, Media, OpenMode, SimMedia, Trigger};
 use wirevault_query::export::{PacketOut, Sink};
 use wirevault_query::{Request, run};
 use wirevault_seal::epoch::KeyCondition;
@@ -34,6 +34,7 @@ use wirevault_storage::{
 use wirevault_telemetry::clock::{Clock, ManualClock};
 
 use super::deleting::{delete_free, settle};
+use super::offline::add_hold;
 use super::{Holds, Rules};
 use crate::DaemonError;
 use crate::api::HoldBody;
@@ -120,18 +121,8 @@ impl Month {
         folder: tempfile::TempDir,
     ) -> Self {
         let media = SimMedia::with_capacity(DISK_BYTES);
-        let plan = Plan::exact(SEGMENT_BYTES, &[(QUOTA_BYTES, PLACES)], 1).unwrap();
-        let options = CreateOptions {
-            quota_bytes: None,
-            lanes: 1,
-            key: Some(Arc::clone(&key)),
-            key_path: String::new(),
-            clock: Arc::clone(&clock) as Arc<dyn Clock>,
-        };
-        let volumes: [(Arc<dyn Media>, String); 1] = [(Arc::new(media.clone()), "/sim".to_owned())];
-        create_planned(&volumes, STORE, &options, &plan).unwrap();
-        Self {
-            media,
+        let month = Self {
+            media: media.clone(),
             folder,
             key,
             service: None,
@@ -142,7 +133,22 @@ impl Month {
             cuts: 0,
             failures: 0,
             refused: 0,
-        }
+        };
+        month.create(Arc::new(media), "/sim");
+        month
+    }
+
+    /// Makes the store there.
+    fn create(&self, media: Arc<dyn Media>, path: &str) {
+        let plan = Plan::exact(SEGMENT_BYTES, &[(QUOTA_BYTES, PLACES)], 1).unwrap();
+        let options = CreateOptions {
+            quota_bytes: None,
+            lanes: 1,
+            key: Some(Arc::clone(&self.key)),
+            key_path: String::new(),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+        };
+        create_planned(&[(media, path.to_owned())], STORE, &options, &plan).unwrap();
     }
 
     pub(crate) fn open(&self) -> Result<Open, DaemonError> {
@@ -334,14 +340,17 @@ impl Month {
     /// first segment.
     fn fill(&mut self) -> (PathBuf, (u64, u64)) {
         let Open { store, audit, .. } = self.open().unwrap();
+        (audit.folder().to_owned(), self.fill_up(&store))
+    }
+
+    fn fill_up(&mut self, store: &Store) -> (u64, u64) {
         let run = store.begin_run(false, 1).unwrap();
         for number in 0..u64::from(PLACES) {
-            self.record(&store, run, number * PACKETS).unwrap();
+            self.record(store, run, number * PACKETS).unwrap();
             self.clock.advance(HOUR);
         }
         store.end_run().unwrap();
-        let times_ns = store.catalog(0).segments.iter().next().unwrap().entry.times_ns.unwrap();
-        (audit.folder().to_owned(), times_ns)
+        store.catalog(0).segments.iter().next().unwrap().entry.times_ns.unwrap()
     }
 
     /// Everything that was held is there while the hold stands; the log is whole, and names what
@@ -503,6 +512,37 @@ fn the_quota_took_what_no_hold_wanted_and_an_alarm_said_it_was_held() {
     assert_eq!((oldest(&store), store.unheld(), told()), (1, 1, true));
     holds.keep(&store, &audit, &|| false);
     assert_eq!(store.holds()[&1].segments, u64::from(PLACES).div_ceil(RARE), "the others");
+}
+
+/// Without a recorder nobody was there to write down what gave way to copies for a hold.
+#[test]
+fn what_the_quota_took_without_a_recorder_was_in_no_log() {
+    let mut month = Month::new();
+    let path = month.folder.path().join("store");
+    let key = KeySource::Provider(Arc::clone(&month.key));
+    month.create(Arc::new(DirMedia::create(&path).unwrap()), &path.display().to_string());
+    {
+        let clock = Arc::clone(&month.clock) as Arc<dyn Clock>;
+        let (store, _) = Store::open_dir(&path, &key, clock).unwrap();
+        month.fill_up(&store);
+    }
+    let case = HoldBody { name: "case".into(), filter: HELD.into(), ..HoldBody::default() };
+    let report = add_hold(&path, &key, case).unwrap();
+    assert!(report.holds[0].segments > 0, "{report:?}");
+    let mut taken = Vec::new();
+    let folder = audit::folder_of(&path, &STORE.to_string());
+    let log = audit::read(&folder, None, &mut |entry| {
+        if let Event::Deleted { segment, reason, .. } = entry.event {
+            taken.push((segment, reason));
+        }
+    });
+    assert_eq!(log.unwrap().faults.len(), 0);
+    assert!(taken.iter().any(|(_, reason)| reason.starts_with("quota")), "{taken:?}");
+    let reader = open_store(&path, &key).unwrap();
+    let there: Vec<u64> = reader.catalog(0).segments.iter().map(|it| it.entry.ordinal).collect();
+    let untold = month.closed.iter().filter(|it| !there.contains(it));
+    let untold: Vec<_> = untold.filter(|it| taken.iter().all(|(told, _)| told != *it)).collect();
+    assert!(untold.is_empty(), "{untold:?} are gone");
 }
 
 /// A hold whose copies a crash kept from being made.

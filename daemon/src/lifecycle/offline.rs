@@ -10,7 +10,7 @@ use wirevault_lifecycle::audit::{self, AuditLog, Event, Who};
 use wirevault_lifecycle::certificate::{Certificate, Erasure, certify};
 use wirevault_lifecycle::holds::HoldList;
 use wirevault_lifecycle::retention::Step;
-use wirevault_storage::{HoldUse, Store};
+use wirevault_storage::{HoldUse, RESERVE_PERCENT, Store};
 use wirevault_telemetry::clock::{Clock, SystemClock};
 
 use super::deleting::{BATCH, delete_free, settle};
@@ -24,7 +24,7 @@ use crate::lifecycle::tier::{self, Tier};
 /// A store with its log and its holds, and the user who opened it.
 struct Opened {
     store: Store,
-    audit: Audit,
+    audit: Arc<Audit>,
     holds: Holds,
     tier: Option<Arc<Tier>>,
     who: Who,
@@ -39,14 +39,18 @@ impl Opened {
         config: Option<&wirevault_config::Tier>,
     ) -> Result<Self, DaemonError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (store, recovery) = Store::open_dir(volume, key, Arc::clone(&clock))?;
-        let audit = Audit::open(volume, store.id(), clock)?;
+        let (mut store, recovery) = Store::open_dir(volume, key, Arc::clone(&clock))?;
+        store.set_reserve(RESERVE_PERCENT);
+        let audit = Arc::new(Audit::open(volume, store.id(), clock)?);
         settle(&store, &audit, &recovery.deletions)?;
         let tier = match config {
             Some(config) => Some(Tier::of_config(config, &store, key, audit.folder())?),
             None => tier::of_store(&store, key, audit.folder())?,
         };
         let holds = Holds::open(audit.folder())?.with_tier(tier.clone());
+        // Copies for holds take room, too.
+        store.set_witness(holds.witness(&store, &audit));
+        holds.begin(&store);
         Ok(Self { store, audit, holds, tier, who: user() })
     }
 }

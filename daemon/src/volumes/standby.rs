@@ -26,10 +26,14 @@ use crate::serve::{Services, first_volume, open_audit, publishing};
 use crate::server::access::Access;
 use crate::server::doors::{Call, Doors};
 use crate::server::{App, Facts};
+use crate::supervisor;
 use crate::volumes::shared::Shared;
 
 /// How often it looks whether the other one is still there.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long it may take to begin to record, `TimeoutStartSec=` of the unit: systemd waits for no
+/// start then, and its watchdog would end a recovery that takes longer than 30 s.
+const TAKE_OVER_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// A store that another machine writes.
 pub(crate) struct Stored {
@@ -131,6 +135,10 @@ pub(crate) fn wait(
             shared.look()?;
             if shared.is_silent(Instant::now()) {
                 tracing::warn!("nobody writes the shared volume any more: taking over");
+                // Recovery may read what the other one left open: it has the time of a start.
+                let mut states = vec![NotifyState::Status("taking over")];
+                states.extend(supervisor::patience(TAKE_OVER_MAX));
+                calls.supervisor.tell(states).await;
                 return Ok(true);
             }
         }

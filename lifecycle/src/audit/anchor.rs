@@ -8,7 +8,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -63,13 +63,26 @@ impl Anchor for FileAnchor {
             let mut line = serde_json::to_vec(mark)?;
             line.push(b'\n');
             let mut options = OpenOptions::new();
-            let mut file = options.append(true).create(true).mode(0o600).open(&self.path)?;
+            options.append(true).read(true).create(true).mode(0o600);
+            let mut file = options.open(&self.path)?;
+            // What a crash left of a line stays, on a line of its own.
+            if !ends_a_line(&file)? {
+                line.insert(0, b'\n');
+            }
             file.write_all(&line)?;
             file.sync_all()?;
             self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
         };
         append().map_err(|source| failed(&self.path, "append", source))
     }
+}
+
+fn ends_a_line(file: &File) -> io::Result<bool> {
+    let mut last = [b'\n'];
+    if let Some(at) = file.metadata()?.len().checked_sub(1) {
+        file.read_exact_at(&mut last, at)?;
+    }
+    Ok(last == [b'\n'])
 }
 
 /// Objects, one for each head.
@@ -148,18 +161,22 @@ fn name(store: &str, number: u64) -> String {
     format!("heads/{store}/{number:010}.json")
 }
 
-/// Reads the heads of a store out of a file that [`FileAnchor`] wrote. A last line that a crash cut
-/// off is no head.
+/// Reads the heads of a store out of a file that [`FileAnchor`] wrote. A line that a crash cut off
+/// is no head.
 ///
 /// # Errors
 /// [`AuditError::Io`]; also for a line that is none.
 pub fn marks(path: &Path, store: &str) -> Result<Vec<Mark>, AuditError> {
     let text = fs::read(path).map_err(|source| failed(path, "read", source))?;
-    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let lines = text[..whole].split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let marks: Result<Vec<Mark>, _> = lines.map(serde_json::from_slice).collect();
-    let mut marks = marks.map_err(|error| failed(path, "read", error.into()))?;
-    marks.retain(|mark| mark.store == store);
+    let mut marks = Vec::new();
+    for line in text.split(|byte| *byte == b'\n') {
+        match serde_json::from_slice::<Mark>(line) {
+            Ok(mark) if mark.store == store => marks.push(mark),
+            Ok(_) => {}
+            Err(error) if error.is_eof() => {}
+            Err(error) => return Err(failed(path, "read", error.into())),
+        }
+    }
     Ok(marks)
 }
 
@@ -250,6 +267,27 @@ mod tests {
         let marks = marks(&path, STORE).unwrap();
         assert_eq!(marks.iter().map(|mark| mark.entry).collect::<Vec<_>>(), [1, 4]);
         (dir, marks)
+    }
+
+    /// The next head stood behind half a line, and the file was an error from then on.
+    #[test]
+    fn a_head_behind_a_torn_line_made_the_file_useless() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("marks");
+        let anchor = FileAnchor::new(&path);
+        let mark = |entry| Mark { store: STORE.into(), entry, hash: "0a".into(), time_ns: 1 };
+        anchor.keep(&mark(1)).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for bytes in whole.len()..2 * whole.len() {
+            fs::write(&path, &whole.repeat(2)[..bytes]).unwrap();
+            anchor.keep(&mark(2)).unwrap();
+            let kept: Vec<_> = marks(&path, STORE).unwrap().iter().map(|it| it.entry).collect();
+            // Without its newline a line is whole.
+            let expected: &[u64] = if bytes + 1 < 2 * whole.len() { &[1, 2] } else { &[1, 1, 2] };
+            assert_eq!(kept, expected, "cut behind {bytes} bytes");
+        }
+        fs::write(&path, "something else\n").unwrap();
+        assert!(marks(&path, STORE).is_err());
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Two machines and one device: the first is stopped under load, the second takes over, and only
 //! then the first goes on.
 
+use std::os::unix::net::UnixDatagram;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 use wirevault_testkit::net::{Namespace, wait_for};
@@ -28,11 +32,44 @@ fn writing(recorder: &Recorder) -> Value {
     })
 }
 
+/// What systemd would be told by both, by a unit with a watchdog of 30 s.
+fn supervised(site: &mut Site) -> Arc<Mutex<Vec<String>>> {
+    let path = site.file("notify");
+    let socket = UnixDatagram::bind(&path).expect("a socket");
+    site.set_environment(vec![
+        ("NOTIFY_SOCKET", path.display().to_string()),
+        ("WATCHDOG_USEC", "30000000".to_owned()),
+    ]);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&told);
+    // It ends with the test.
+    thread::spawn(move || {
+        let mut message = [0; 512];
+        while let Ok(length) = socket.recv(&mut message) {
+            let message = String::from_utf8_lossy(&message[..length]).into_owned();
+            heard.lock().expect("a list").push(message);
+        }
+    });
+    told
+}
+
+/// A recovery longer than the watchdog's time was ended by it, again and again.
+fn the_watchdog_waits_for_a_take_over(told: &Mutex<Vec<String>>) {
+    let told = told.lock().expect("a list");
+    let at = |wanted: &[&str]| {
+        let has_all = |it: &String| wanted.iter().all(|wanted| it.contains(wanted));
+        told.iter().rposition(has_all).unwrap_or_else(|| panic!("{wanted:?} is not in {told:?}"))
+    };
+    let taking_over = at(&["STATUS=taking over", "WATCHDOG_USEC=900000000"]);
+    assert!(taking_over < at(&["STATUS=recording", "WATCHDOG_USEC=30000000"]), "{told:?}");
+}
+
 #[test]
 fn a_stopped_writer_is_taken_over_and_nothing_of_it_is_lost_or_comes_late() {
     let Some(ns) = Namespace::new() else { return };
     ns.add_veth("va", "vb");
-    let site = Site::shared(DEVICE_BYTES);
+    let mut site = Site::shared(DEVICE_BYTES);
+    let told = supervised(&mut site);
     let mut first = site.on_machine("first", "va", "");
     let shared = writing(&first)["shared"].clone();
     assert_eq!((&shared["epoch"], &shared["protection"]), (&2.into(), &"lease".into()), "{shared}");
@@ -53,6 +90,7 @@ fn a_stopped_writer_is_taken_over_and_nothing_of_it_is_lost_or_comes_late() {
     let sent = load.stop();
     let shared = writing(&second)["shared"].clone();
     assert_eq!((&shared["epoch"], &shared["holder"]), (&3.into(), &"second".into()), "{shared}");
+    the_watchdog_waits_for_a_take_over(&told);
     let again = Load::start(1);
     acknowledged(&second, 5000);
     kill(first.pid(), Signal::SIGCONT).expect("SIGCONT");

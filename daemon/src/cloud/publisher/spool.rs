@@ -75,7 +75,7 @@ impl Spool {
     /// service knows periods by it.
     pub(super) fn add(&self, mut period: Period) -> io::Result<()> {
         while [WAITING, SENDING].iter().any(|kind| self.path(period.until_s, kind).exists()) {
-            period.until_s += 1;
+            period.end_at(period.until_s + 1);
         }
         let unfinished = self.path(period.until_s, UNFINISHED);
         let mut file = File::create(&unfinished)?;
@@ -123,6 +123,8 @@ impl Spool {
 
 #[cfg(test)]
 mod tests {
+    use wirevault_telemetry::publish::{MARKER, Series, Unit, Values};
+
     use super::*;
 
     fn period(until_s: u64) -> Period {
@@ -160,6 +162,23 @@ mod tests {
         let expected = Spooled { waiting: vec![101], doubtful: vec![100] };
         assert_eq!(spool.list().unwrap(), expected);
         assert_eq!(spool.begin(101).unwrap().until_s, 101);
+    }
+
+    /// The service was asked for the second, where there was no marker, and got the period again.
+    #[test]
+    fn a_period_that_moved_left_its_marker_behind() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let spool = Spool::open(dir.path(), 10).unwrap();
+        let mut marked = period(100);
+        let values = Values::Seconds(vec![(5, 1.0)]);
+        let name = MARKER.to_owned();
+        marked.series.push(Series { name, device: None, unit: Unit::Count, values });
+        spool.add(marked.clone()).unwrap();
+        spool.add(marked.clone()).unwrap();
+        assert_eq!(spool.begin(100).unwrap(), marked);
+        let moved = spool.begin(101).unwrap();
+        assert_eq!((moved.since_s, moved.until_s), (95, 101));
+        assert_eq!(moved.series[0].values, Values::Seconds(vec![(6, 1.0)]));
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub struct Load {
 /// What the device of a volume tells of its wear.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wear {
-    /// Percent of its life that is used, by its maker's reckoning; may pass 100. `None` if it does
-    /// not tell.
+    /// Percent of its life that is used, by its maker's reckoning, or by what was written to it;
+    /// may pass 100. `None` if it tells neither.
     pub used_percent: Option<u8>,
     /// It says that its spare blocks run short, that its reliability is degraded, or that it takes
     /// no more writes.

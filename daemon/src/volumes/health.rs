@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use wirevault_nvme::admin::AdminNode;
 use wirevault_nvme::device::{self, Roots};
+use wirevault_nvme::spec::SmartLog;
 use wirevault_nvme::spec::amazon::quantile_us;
 use wirevault_nvme::vfio::{Controller, VfioBus};
 use wirevault_nvme::{Device, Health, NvmeError};
@@ -21,6 +22,10 @@ use crate::api::DeviceStatus;
 /// Time between two questions. Wear and temperature change slowly; EC2's devices want to be asked
 /// once a second at most.
 const ASK_EVERY: Duration = Duration::from_secs(30);
+
+/// Times that all of a device may be written in its life, where it does not say: once a day for five
+/// years, which makers of disks for data centres warrant at least.
+const LIFE_WRITES: u64 = 5 * 365;
 
 /// Where to ask for a device.
 pub(crate) enum Below {
@@ -168,7 +173,7 @@ fn described(device: &Device, health: Option<Result<Health, NvmeError>>) -> (Dev
     match health {
         Some(Ok(health)) => {
             add_health(&mut status, &health);
-            worn = wear_of(&health);
+            worn = wear_of(&health, device.bytes);
         }
         Some(Err(error)) => status.why_not.push(error.to_string()),
         None => status.why_not.push("it is no NVMe device, and tells nothing of itself".to_owned()),
@@ -178,10 +183,21 @@ fn described(device: &Device, health: Option<Result<Health, NvmeError>>) -> (Dev
 
 /// What the choice of a volume depends on. Heat passes; everything else that a device warns of does
 /// not.
-fn wear_of(health: &Health) -> Wear {
+///
+/// A device that has used nothing of its life may be one that does not reckon, as EC2's local disks
+/// may be: then what was written to it tells.
+fn wear_of(health: &Health, device_bytes: u64) -> Wear {
     let protected = health.namespace.is_some_and(|it| it.write_protected);
     let failing = health.smart.as_ref().is_some_and(|smart| smart.warning.is_failing());
-    let used_percent = health.smart.as_ref().map(|smart| smart.used_percent);
+    let used = |smart: &SmartLog| match smart.used_percent {
+        0 => {
+            let life_bytes = u128::from(device_bytes.max(1)) * u128::from(LIFE_WRITES);
+            let percent = u128::from(smart.written_bytes) * 100 / life_bytes;
+            u8::try_from(percent).unwrap_or(u8::MAX)
+        }
+        told => told,
+    };
+    let used_percent = health.smart.as_ref().map(used);
     Wear { used_percent, exhausted: protected || failing }
 }
 
@@ -218,26 +234,30 @@ fn add_health(status: &mut DeviceStatus, health: &Health) {
 
 #[cfg(test)]
 mod tests {
+    use wirevault_nvme::spec::IdentifyController;
     use wirevault_nvme::spec::smart::SMART_BYTES;
-    use wirevault_nvme::spec::{IdentifyController, SmartLog};
 
     use super::*;
+
+    fn untold() -> Health {
+        Health {
+            controller: IdentifyController::decode(&[0; 4096]),
+            namespace: None,
+            smart: None,
+            errors: Vec::new(),
+            amazon: None,
+            mapped_name: None,
+            why_not: Vec::new(),
+        }
+    }
 
     #[test]
     fn what_a_device_tells_is_passed_on_and_nothing_else() {
         let mut page = [0; SMART_BYTES];
         page[..6].copy_from_slice(&[1, 0x36, 1, 5, 10, 101]);
         page[176] = 7;
-        let controller = IdentifyController::decode(&[0; 4096]);
-        let mut health = Health {
-            controller,
-            namespace: None,
-            smart: Some(SmartLog::decode(&page)),
-            errors: Vec::new(),
-            amazon: None,
-            mapped_name: None,
-            why_not: vec!["EC2's statistics".to_owned()],
-        };
+        let why_not = vec!["EC2's statistics".to_owned()];
+        let mut health = Health { smart: Some(SmartLog::decode(&page)), why_not, ..untold() };
         let mut status = DeviceStatus::default();
         add_health(&mut status, &health);
         assert_eq!((status.celsius, status.used_percent), (Some(37), Some(101)));
@@ -245,12 +265,33 @@ mod tests {
         assert_eq!((status.media_errors, status.error_entries), (Some(0), Some(7)));
         assert_eq!((status.warnings.len(), status.why_not.len()), (1, 1));
         let wear = Wear { used_percent: Some(101), exhausted: true };
-        assert_eq!(wear_of(&health), wear);
+        assert_eq!(wear_of(&health, 1 << 40), wear);
         health.smart = None;
-        assert_eq!(wear_of(&health), Wear::default());
+        assert_eq!(wear_of(&health, 1 << 40), Wear::default());
         let mut status = DeviceStatus::default();
         add_health(&mut status, &health);
         assert_eq!((status.celsius, status.used_percent, status.media_errors), (None, None, None));
+    }
+
+    /// EC2's local disks may say 0 for ever: all of them looked new.
+    #[test]
+    fn a_device_that_does_not_reckon_looked_new() {
+        let smart = |used_percent, written_bytes| {
+            let mut smart = SmartLog::decode(&[0; SMART_BYTES]);
+            (smart.used_percent, smart.written_bytes) = (used_percent, written_bytes);
+            smart
+        };
+        let used = |smart| {
+            let health = Health { smart: Some(smart), ..untold() };
+            wear_of(&health, 1 << 40).used_percent
+        };
+        let full_writes = |times: u64| times << 40;
+        assert_eq!(used(smart(0, full_writes(1))), Some(0));
+        assert_eq!(used(smart(0, full_writes(183))), Some(10));
+        assert_eq!(used(smart(0, full_writes(183 * 10))), Some(100));
+        assert_eq!(used(smart(1, full_writes(183))), Some(1), "it says so itself");
+        let all = Health { smart: Some(smart(0, u64::MAX)), ..untold() };
+        assert_eq!(wear_of(&all, 0).used_percent, Some(u8::MAX));
     }
 
     /// A volume that moves from one place to another, and where it was looked for.

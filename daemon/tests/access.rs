@@ -59,7 +59,13 @@ impl Scene {
     /// What curl is answered; `None` if no HTTP was spoken.
     fn ask(&self, pair: Option<&Pair>, method: &str, path: &str, body: &str) -> Option<Answer> {
         let mut curl = Command::new("curl");
-        curl.args(["-s", "-m", "120", "-X", method, "-w", "\n%{http_code}", "--cacert"]);
+        curl.args(["-s", "-m", "120", "-w", "\n%{http_code}"]);
+        match method {
+            // Waits for no body, which it is told the length of.
+            "HEAD" => curl.arg("--head"),
+            _ => curl.args(["-X", method]),
+        };
+        curl.arg("--cacert");
         curl.arg(self.place.path("ca.pem"));
         if let Some(pair) = pair {
             curl.arg("--cert").arg(&pair.certificate).arg("--key").arg(&pair.key);
@@ -158,6 +164,9 @@ fn every_role_gets_what_it_may_from_every_endpoint() {
         ("GET", "/v1/nothing", "", Role::Status, 404),
         ("POST", api::STATUS, "", Role::Status, 405),
     ];
+    // Whoever answers GET would answer HEAD: that opens live views, and tells how long answers are.
+    let heads = ["/v1/tail?filter=arp"].into_iter().chain(ENDPOINTS.iter().map(|it| it.path));
+    let heads = heads.map(|path| ("HEAD", path, "", Role::Status, 405));
     for endpoint in ENDPOINTS {
         let tested = |(method, path, ..): &(&str, &str, &str, Role, u16)| {
             *method == endpoint.method && path.split('?').next() == Some(endpoint.path)
@@ -165,12 +174,12 @@ fn every_role_gets_what_it_may_from_every_endpoint() {
         assert!(table.iter().any(tested), "{endpoint:?} has no row here");
     }
     for (role, pair) in &askers {
-        for (method, path, body, least, status) in table {
+        for (method, path, body, least, status) in table.into_iter().chain(heads.clone()) {
             let expected = if *role >= Some(least) { status } else { 403 };
             let answer = scene.ask(Some(pair), method, path, body).expect("HTTP");
             let text = answer.text();
             assert_eq!(answer.status, expected, "{role:?}, {method} {path} {body}: {text}");
-            if expected == 403 {
+            if expected == 403 && method != "HEAD" {
                 assert!(text.contains("role") || text.contains("may not ask"), "{text}");
             }
         }
@@ -180,6 +189,23 @@ fn every_role_gets_what_it_may_from_every_endpoint() {
     let first = &denied.first().expect("denials are written down")["who"]["certificate"];
     assert_eq!(first["subject"], "CN=status");
     assert_eq!(scene.recorder.end(Signal::SIGTERM).0, Some(0));
+}
+
+/// What GET needs a role for was answered to HEAD without it.
+#[test]
+fn head_opened_a_live_view_and_told_of_holds_whatever_the_role() {
+    if curl_is_missing() {
+        return;
+    }
+    let scene = Scene::new("    - {certificates: 'cn:status', role: status}\n");
+    let pair = scene.issue(&Wish { name: "status", ..Wish::default() });
+    for path in ["/v1/tail?filter=arp", api::HOLDS] {
+        let answer = scene.ask(Some(&pair), "HEAD", path, "").expect("HTTP");
+        assert_eq!(answer.status, 405, "{path}");
+        assert!(answer.text().to_lowercase().contains("allow: get\r"), "{}", answer.text());
+    }
+    let asked = |entry: &Value| entry["event"] == "asked";
+    assert!(!scene.audit().iter().any(asked), "nothing was begun");
 }
 
 #[test]

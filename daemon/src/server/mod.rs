@@ -21,7 +21,7 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::connect_info::Connected;
 use axum::extract::{ConnectInfo, MatchedPath, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -34,7 +34,7 @@ use wirevault_seal::EpochKeys;
 use wirevault_telemetry::exposition::Exposition;
 use wirevault_telemetry::histogram::Latency;
 
-use crate::api::{self, RecoveryStatus, SandboxStatus};
+use crate::api::{self, Endpoint, RecoveryStatus, SandboxStatus};
 use crate::cloud::backup::Backups;
 use crate::cloud::instance::Watched;
 use crate::cloud::keys;
@@ -315,8 +315,6 @@ pub(crate) fn router(app: App, access: Arc<Access>) -> Router {
         .merge(replace::routes())
         .merge(keys::routes())
         .merge(snapshots::routes())
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(unknown_method)
         .layer(middleware::from_fn_with_state((app.clone(), access), admit))
         .layer(middleware::from_fn(answered))
         .with_state(app)
@@ -346,8 +344,9 @@ pub(crate) async fn answered(
     answer.until_the_end_of(response)
 }
 
-/// Lets nobody through whose role does not reach, and tells those behind who asks. A path that is
-/// not in the table of the API is nobody's.
+/// Lets nobody through whose role does not reach, and tells those behind who asks. What is not in
+/// the table of the API, path and method, goes no further: the router would have HEAD answered by
+/// whoever answers GET, without the role that GET needs.
 async fn admit(
     State((app, access)): State<(App, Arc<Access>)>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -357,36 +356,35 @@ async fn admit(
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let path = request.extensions().get::<MatchedPath>().map_or(uri.path(), MatchedPath::as_str);
     let endpoint = api::ENDPOINTS.iter().find(|it| it.path == path && it.method == method.as_str());
-    let known = api::ENDPOINTS.iter().any(|it| it.path == path);
     tracing::trace!(who = peer.origin.name(), path, "a question");
     let here = app.stored().is_none() || api::OF_STANDBY.contains(&path);
+    let asks = format!("{method} {uri}");
     let may = move || {
         let asker = access.admit(&peer.origin, Instant::now());
         let asker = asker.and_then(|asker| match endpoint {
-            Some(endpoint) if asker.role < endpoint.role => Err(Refusal::Denied(format!(
-                "{} has the role {}; {method} {uri} needs {}",
-                peer.origin.name(),
-                asker.role,
-                endpoint.role
-            ))),
+            Some(Endpoint { method, path, role, .. }) if asker.role < *role => {
+                let (name, has) = (peer.origin.name(), asker.role);
+                let why = format!("{name} has the role {has}; {method} {path} needs {role}");
+                Err(Refusal::Denied(why))
+            }
             _ => Ok(asker),
         });
         if let Err(Refusal::Denied(why) | Refusal::TooOften(why)) = &asker {
-            app.audit().denied(peer.origin.who(), format!("{method} {uri}"), why);
+            app.audit().denied(peer.origin.who(), asks, why);
         }
         asker
     };
     // The user database may be asked and the audit log written, which blocks.
     match tokio::task::spawn_blocking(may).await {
-        Ok(Ok(_)) if known && !here => {
+        Ok(Ok(_)) if endpoint.is_none() => not_in_the_table(&method, uri.path()),
+        Ok(Ok(_)) if !here => {
             let why = "this machine stands by; ask the one that writes the store".to_owned();
             answers::error(StatusCode::SERVICE_UNAVAILABLE, why)
         }
-        Ok(Ok(asker)) if known => {
+        Ok(Ok(asker)) => {
             request.extensions_mut().insert(asker);
             next.run(request).await
         }
-        Ok(Ok(_)) => unknown_path(request).await,
         Ok(Err(Refusal::Denied(why))) => answers::error(StatusCode::FORBIDDEN, why),
         Ok(Err(Refusal::TooOften(why))) => answers::too_many(why),
         Err(error) => {
@@ -428,16 +426,15 @@ async fn look(
     }
 }
 
-async fn unknown_path(request: Request) -> Response {
-    let path = request.uri().path();
-    let text = format!("there is no {path}; see the documentation of the API");
-    answers::error(StatusCode::NOT_FOUND, text)
-}
-
-async fn unknown_method(request: Request) -> Response {
-    let (method, path) = (request.method(), request.uri().path());
-    let text = format!("{path} does not take {method}: queries are POST, all else is GET");
-    answers::error(StatusCode::METHOD_NOT_ALLOWED, text)
+/// Says that there is no such path, or which method it takes.
+fn not_in_the_table(method: &Method, path: &str) -> Response {
+    let Some(known) = api::ENDPOINTS.iter().find(|it| it.path == path) else {
+        let text = format!("there is no {path}; see the documentation of the API");
+        return answers::error(StatusCode::NOT_FOUND, text);
+    };
+    let text = format!("{path} does not take {method}, but {}", known.method);
+    let allow = [(header::ALLOW, HeaderValue::from_static(known.method))];
+    (allow, answers::error(StatusCode::METHOD_NOT_ALLOWED, text)).into_response()
 }
 
 /// Makes the socket. One that nobody answers on is a leftover and is replaced.

@@ -59,6 +59,13 @@ pub struct Rule {
     pub per_minute: NonZeroU32,
 }
 
+impl Rule {
+    /// Answers that each may have at a time who is not told otherwise.
+    pub const ANSWERS: NonZeroU32 = NonZeroU32::new(8).unwrap();
+    /// Questions that each may ask in a minute who is not told otherwise.
+    pub const PER_MINUTE: NonZeroU32 = NonZeroU32::new(600).unwrap();
+}
+
 /// A user or a group. Names are looked up when the daemon starts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Principal {

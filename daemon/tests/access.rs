@@ -95,10 +95,14 @@ impl Scene {
         told
     }
 
+    /// Text of the audit log.
+    fn audit_text(&self) -> String {
+        std::fs::read_to_string(self.place.store.join("audit/audit-00000001.log")).unwrap()
+    }
+
     /// Lines of the audit log.
     fn audit(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.place.store.join("audit/audit-00000001.log"));
-        let lines = text.unwrap().lines().map(str::to_owned).collect::<Vec<_>>();
+        let lines = self.audit_text().lines().map(str::to_owned).collect::<Vec<_>>();
         let json = lines.iter().filter_map(|line| line.find('{').map(|at| &line[at..]));
         json.filter_map(|json| serde_json::from_str(json).ok()).collect()
     }
@@ -206,6 +210,32 @@ fn head_opened_a_live_view_and_told_of_holds_whatever_the_role() {
     }
     let asked = |entry: &Value| entry["event"] == "asked";
     assert!(!scene.audit().iter().any(asked), "nothing was begun");
+}
+
+#[test]
+fn junk_questions_filled_the_audit_log() {
+    if curl_is_missing() {
+        return;
+    }
+    let scene = Scene::new("    - {certificates: 'cn:status', role: status}\n");
+    let body = |bytes| serde_json::json!({"filter": "x".repeat(bytes)}).to_string();
+    assert_eq!(scene.recorder.post(api::QUERY, &body(200_000)).status, 400);
+    let frame = body(0).len();
+    let too_long = scene.recorder.post(api::FLOWS, &body((256 << 10) + 1 - frame));
+    assert!(too_long.text().contains("it may have 262144 bytes"), "{}", too_long.text());
+    let pair = scene.issue(&Wish { name: "status", ..Wish::default() });
+    let path = format!("/v1/tail?filter={}", "x".repeat(20_000));
+    assert_eq!(scene.ask(Some(&pair), "GET", &path, "").expect("HTTP").status, 403);
+
+    let entries = scene.audit();
+    let [asked, denied] = ["asked", "denied"]
+        .map(|event| entries.iter().find(|entry| entry["event"] == event).expect("an entry"));
+    let filter = asked["question"]["filter"].as_str().expect("a text");
+    assert!(filter.starts_with("xxx") && filter.contains("(200000 bytes, SHA-256 "), "{filter}");
+    let request = denied["request"].as_str().expect("a text");
+    assert!(request.starts_with("GET /v1/tail?filter=xxx") && request.contains(" bytes, SHA-256 "));
+    assert!(denied["why"].as_str().unwrap().ends_with("; GET /v1/tail needs export"), "{denied}");
+    assert!(scene.audit_text().len() < 8 << 10, "{}", scene.audit_text());
 }
 
 #[test]

@@ -112,7 +112,7 @@ mod tests {
         assert_eq!((first.answers.get(), first.per_minute.get()), (2, 5));
         assert_eq!((second.role, second.filter.as_deref()), (Role::Admin, None));
         assert_eq!(second.certificates[0], CertificateName::CommonName("bob".to_owned()));
-        assert_eq!((second.answers.get(), second.per_minute.get()), (8, 600));
+        assert_eq!((second.answers, second.per_minute), (Rule::ANSWERS, Rule::PER_MINUTE));
     }
 
     #[test]

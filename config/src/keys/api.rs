@@ -37,14 +37,14 @@ pub(super) const KEYS: &[Key] = &[
         Value("[]"),
         "[]",
         "Users, by name or number, who may ask all questions, beside root and the daemon's own \
-         user. Their role is `export`.",
+         user. Their role is `export`; each has 8 answers at a time and 600 questions a minute.",
     ),
     key(
         "api.groups",
         Kind::List(&PRINCIPAL, PRINCIPALS_MAX),
         Value("[]"),
         "[]",
-        "Groups, by name or number, whose members may ask all questions.",
+        "Groups, by name or number, whose members may ask all questions, as those of `users`.",
     ),
     hidden(key(
         "api.metrics_listen",

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use serde_json::Value;
 use wirevault_format::StoreId;
 use wirevault_format::table::SegmentEntry;
 use wirevault_lifecycle::AuditError;
@@ -32,11 +33,50 @@ const DENIAL_PAUSE: Duration = Duration::from_secs(1);
 /// a segment a second, so these are hours.
 const OWED_MAX: usize = 16 << 10;
 
+/// Bytes of one text of a question at most, as the log has it: filters that people write, a hundred
+/// addresses among them, are whole. Who sends junk 600 times a minute fills a GiB in six hours.
+const QUESTION_TEXT_BYTES_MAX: usize = 4 << 10;
+/// The same of what was refused, and why: a stranger may be refused every second.
+const DENIED_TEXT_BYTES_MAX: usize = 512;
+
 /// SHA-256 of a text, hex.
 pub(crate) fn text_hash(text: &str) -> String {
     let mut chain = Chain::new();
     chain.add(text.as_bytes());
     chain.finish().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A text as the log has it: whole, unless it takes more than `bytes_max` bytes of JSON there. Then
+/// it is its beginning, its length and its SHA-256, and takes more than that: so a text that was
+/// cut is known by its length, and whoever has the whole one can show that it is the one.
+pub(crate) fn shortened(text: String, bytes_max: usize) -> String {
+    let mut bytes = 0;
+    let is_beyond = |(_, char): &(usize, char)| {
+        bytes += match char {
+            '"' | '\\' | '\u{8}' | '\t' | '\n' | '\u{c}' | '\r' => 2,
+            // As `\u0000`.
+            '\0'..' ' => 6,
+            char => char.len_utf8(),
+        };
+        bytes > bytes_max
+    };
+    match text.char_indices().find(is_beyond) {
+        None => text,
+        Some((end, _)) => {
+            let (begin, bytes, hash) = (&text[..end], text.len(), text_hash(&text));
+            format!("{begin}... ({bytes} bytes, SHA-256 {hash})")
+        }
+    }
+}
+
+/// A question as the log has it.
+fn shortened_texts(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = shortened(std::mem::take(text), QUESTION_TEXT_BYTES_MAX),
+        Value::Array(values) => values.iter_mut().for_each(shortened_texts),
+        Value::Object(members) => members.values_mut().for_each(shortened_texts),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// The log, as the API and the store write into it.
@@ -173,8 +213,10 @@ impl Audit {
         }
         let others = std::mem::take(&mut denials.others);
         denials.last = Some(Instant::now());
+        let request = shortened(request, DENIED_TEXT_BYTES_MAX);
+        let why = shortened(why.to_owned(), DENIED_TEXT_BYTES_MAX);
         // He is turned away either way, and must not crowd out what the recorder owes.
-        if self.append(who, Event::Denied { request, why: why.into(), others }).is_err() {
+        if self.append(who, Event::Denied { request, why, others }).is_err() {
             denials.others = others + 1;
         }
     }
@@ -187,9 +229,10 @@ impl Audit {
         pipe: &mut Pipe,
         work: impl FnOnce(&mut Pipe) -> Result<Answered, Failure>,
     ) -> Result<(), Failure> {
-        let question = serde_json::to_value(question).map_err(|error| {
+        let mut question = serde_json::to_value(question).map_err(|error| {
             Failure::Failed(format!("the question cannot be written down: {error}"))
         })?;
+        shortened_texts(&mut question);
         let asked = self.append(who.clone(), Event::Asked { verb: verb.to_owned(), question });
         let asked = asked.map_err(|error| {
             Failure::Failed(format!("nothing is answered that cannot be written down: {error}"))
@@ -280,5 +323,27 @@ mod tests {
         });
         assert_eq!(report.unwrap().faults.len(), 0);
         assert_eq!(told[1..], [noted(1), noted(2), noted(4)]);
+    }
+
+    fn json_bytes(text: &str) -> usize {
+        serde_json::to_string(text).unwrap().len() - 2
+    }
+
+    #[test]
+    fn a_text_is_whole_or_its_beginning_length_and_hash() {
+        for whole in ["", "port 80", "é\\\"\n"] {
+            assert_eq!(shortened(whole.to_owned(), 16), whole);
+        }
+        let short = shortened("x".repeat(17), 16);
+        let hash = text_hash(&"x".repeat(17));
+        assert_eq!(short, format!("{}... (17 bytes, SHA-256 {hash})", "x".repeat(16)));
+        // Whatever is sent: it is no longer than that in the log, never cut within a character, and
+        // longer than any text that is whole.
+        let hash_bytes = "... (1000000 bytes, SHA-256 )".len() + 64;
+        for char in ['x', '"', '\\', '\u{1}', '\u{7f}', '\n', 'é', '\u{1f4a9}'] {
+            let text = String::from(char).repeat(1_000_000 / char.len_utf8());
+            let bytes = json_bytes(&shortened(text, 512));
+            assert!(bytes > 512 && bytes <= 512 + hash_bytes, "{char:?}: {bytes}");
+        }
     }
 }

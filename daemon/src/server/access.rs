@@ -7,9 +7,10 @@
 //! Root and the daemon's own user are `admin`; then the rules of `api.access` count, in order; then
 //! `api.users` and `api.groups`, who are `export`. Nobody else gets an answer. An [`Asker`] carries
 //! what holds for him: his role, the filter that narrows his questions, and his limits, which all
-//! his connections share.
+//! his connections share. Root and the daemon's own user have none.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -84,6 +85,7 @@ pub(crate) struct Asker {
     pub(crate) role: Role,
     /// What every question of his is narrowed to; empty for no narrowing.
     pub(crate) within: String,
+    /// Nothing for root and the daemon's own user.
     turns: Option<Arc<Turns>>,
 }
 
@@ -119,7 +121,7 @@ struct Grant {
     certificates: Vec<CertificateName>,
     role: Role,
     within: String,
-    limits: Option<Limits>,
+    limits: Limits,
 }
 
 /// What one identity may have.
@@ -127,6 +129,12 @@ struct Grant {
 struct Limits {
     answers: u32,
     per_minute: u32,
+}
+
+impl Limits {
+    fn new(answers: NonZeroU32, per_minute: NonZeroU32) -> Self {
+        Self { answers: answers.get(), per_minute: per_minute.get() }
+    }
 }
 
 impl Access {
@@ -145,7 +153,7 @@ impl Access {
             certificates: Vec::new(),
             role: Role::Export,
             within: String::new(),
-            limits: None,
+            limits: Limits::new(Rule::ANSWERS, Rule::PER_MINUTE),
         });
         let grants = RwLock::new(grants);
         Ok(Self { own_uid: Uid::effective().as_raw(), grants, known: Mutex::default() })
@@ -173,14 +181,12 @@ impl Access {
             let (name, way_in) = (origin.name(), origin.way_in());
             return Err(Refusal::Denied(format!("{name} may not ask this recorder: {way_in}")));
         };
-        let turns = grant.limits.map(|limits| self.turns_of(origin.name(), limits));
-        if let Some(turns) = &turns
-            && !turns.ask(now)
-        {
+        let turns = self.turns_of(origin.name(), grant.limits);
+        if !turns.ask(now) {
             let (name, most) = (origin.name(), turns.limits.per_minute);
             return Err(Refusal::TooOften(format!("{name} may ask {most} times a minute")));
         }
-        Ok(Asker { who, role: grant.role, within: grant.within.clone(), turns })
+        Ok(Asker { who, role: grant.role, within: grant.within.clone(), turns: Some(turns) })
     }
 
     fn turns_of(&self, name: String, limits: Limits) -> Arc<Turns> {
@@ -203,7 +209,7 @@ impl Grant {
             certificates: rule.certificates.clone(),
             role: rule.role,
             within,
-            limits: Some(Limits { answers: rule.answers.get(), per_minute: rule.per_minute.get() }),
+            limits: Limits::new(rule.answers, rule.per_minute),
         })
     }
 
@@ -405,6 +411,20 @@ mod tests {
         // Root is never kept out.
         let root = (0..10).map(|_| access.admit(&user(0, 0), begin).unwrap().turn());
         assert!(root.collect::<Result<Vec<_>, _>>().is_ok());
+    }
+
+    #[test]
+    fn users_and_groups_without_a_rule_had_no_limits() {
+        let access = access("  users: [77]\n  groups: [88]\n").unwrap();
+        let begin = Instant::now();
+        for who in [user(77, 1), user(78, 88)] {
+            let asker = access.admit(&who, begin).unwrap();
+            let held: Vec<_> = (0..8).map(|_| asker.turn().unwrap()).collect();
+            assert!(asker.turn().unwrap_err().starts_with("8 answers are as many"));
+            drop(held);
+            assert!((1..600).all(|_| access.admit(&who, begin).is_ok()));
+            assert!(matches!(access.admit(&who, begin), Err(Refusal::TooOften(_))));
+        }
     }
 
     #[test]

@@ -62,8 +62,10 @@ use tls::Certificates;
 /// for their turn.
 const LOOKS_MAX: usize = 4;
 
-/// Bytes of a question at most, as libpcap's longest filters need.
-const REQUEST_BYTES_MAX: usize = 2 << 20;
+/// Bytes of a question about packets or flows at most: a filter of ten thousand addresses.
+const QUESTION_BYTES_MAX: usize = 256 << 10;
+/// Bytes of any other request at most: an order names each of tens of thousands of segments.
+const ORDER_BYTES_MAX: usize = 2 << 20;
 
 /// Mode of the socket: everybody may connect, and is told why if he may not ask.
 const SOCKET_MODE: u32 = 0o666;
@@ -328,11 +330,15 @@ pub(crate) async fn answered(
     next: Next,
 ) -> Response {
     let (head, body) = request.into_parts();
-    let body = match axum::body::to_bytes(body, REQUEST_BYTES_MAX).await {
+    let bytes_max = match head.uri.path() {
+        api::QUERY | api::FLOWS => QUESTION_BYTES_MAX,
+        _ => ORDER_BYTES_MAX,
+    };
+    let body = match axum::body::to_bytes(body, bytes_max).await {
         Ok(body) => body,
         Err(failed) => {
             let text = format!(
-                "the request cannot be read: {failed}; it may have {REQUEST_BYTES_MAX} bytes and \
+                "the request cannot be read: {failed}; it may have {bytes_max} bytes and \
                  take {} s",
                 REQUEST_MAX.as_secs()
             );

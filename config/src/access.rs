@@ -143,6 +143,18 @@ impl CertificateName {
     }
 }
 
+impl fmt::Display for CertificateName {
+    /// As [`CertificateName::read`] takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommonName(name) => write!(f, "cn:{name}"),
+            Self::Unit(name) => write!(f, "ou:{name}"),
+            Self::Alternative(name) => write!(f, "san:{name}"),
+            Self::IssuerUnit(name) => write!(f, "issuer_ou:{name}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +176,9 @@ mod tests {
             read("san:https://a/b"),
             Some(CertificateName::Alternative("https://a/b".into()))
         );
+        for text in ["cn:Alice B", "ou:a", "san:https://a/b", "issuer_ou:a:b"] {
+            assert_eq!(read(text).map(|name| name.to_string()).as_deref(), Some(text));
+        }
         for text in ["", "alice", "cn:", "cn: ", "CN:alice", "o:x", "cn:a\nb"] {
             assert_eq!(read(text), None, "{text:?}");
         }

@@ -5,7 +5,7 @@
 mod support;
 
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -56,8 +56,8 @@ impl Scene {
         self.authority.issue(&self.place.path(""), wish)
     }
 
-    /// What curl is answered; `None` if no HTTP was spoken.
-    fn ask(&self, pair: Option<&Pair>, method: &str, path: &str, body: &str) -> Option<Answer> {
+    /// curl, with this question.
+    fn curl(&self, pair: Option<&Pair>, method: &str, path: &str, body: &str) -> Command {
         let mut curl = Command::new("curl");
         curl.args(["-s", "-m", "120", "-w", "\n%{http_code}"]);
         match method {
@@ -73,7 +73,13 @@ impl Scene {
         if method == "POST" {
             curl.args(["-H", "content-type: application/json", "-d", body]);
         }
-        let output = curl.arg(format!("https://127.0.0.1:{}{path}", self.port)).output().unwrap();
+        curl.arg(format!("https://127.0.0.1:{}{path}", self.port));
+        curl
+    }
+
+    /// What curl is answered; `None` if no HTTP was spoken.
+    fn ask(&self, pair: Option<&Pair>, method: &str, path: &str, body: &str) -> Option<Answer> {
+        let output = self.curl(pair, method, path, body).output().unwrap();
         let end = output.stdout.iter().rposition(|byte| *byte == b'\n')?;
         let status = String::from_utf8_lossy(&output.stdout[end + 1..]).parse().unwrap();
         let body = output.stdout[..end].to_vec();
@@ -412,6 +418,49 @@ fn who_asks_too_often_is_told_to_come_later() {
     let refused = answers.iter().find(|answer| answer.status == 429).expect("a refusal");
     assert!(refused.text().contains("may ask 1 times a minute"), "{}", refused.text());
     assert_eq!(ask(&calm).status, 200, "others have their own");
+}
+
+#[test]
+fn certificates_without_a_subject_were_one_identity_without_a_name() {
+    if curl_is_missing() {
+        return;
+    }
+    let rules = "    - {certificates: 'san:calm.example', role: status}\n    \
+                 - {certificates: 'san:eager.example', role: status, per_minute: 1}\n";
+    let scene = Scene::new(rules);
+    let [calm, eager] = [["calm.example"], ["eager.example"]]
+        .map(|names| scene.issue(&Wish { alternatives: &names, ..Wish::default() }));
+    let ask = |pair| scene.ask(Some(pair), "GET", api::STATUS, "").expect("HTTP");
+    assert_eq!(ask(&calm).status, 200);
+    let answers: Vec<_> = (0..8).map(|_| ask(&eager)).collect();
+    let refused = answers.iter().find(|answer| answer.status == 429).expect("a refusal");
+    assert!(refused.text().contains("`san:eager.example` may ask 1 times"), "{}", refused.text());
+    let denied = scene.audit().into_iter().find(|entry| entry["event"] == "denied");
+    let who = denied.expect("it is written down")["who"]["certificate"].clone();
+    assert_eq!((&who["subject"], &who["name"]), (&"".into(), &"san:eager.example".into()), "{who}");
+    assert!(who["issuer"].as_str().is_some_and(|issuer| issuer.contains("OU=Fleet")), "{who}");
+}
+
+#[test]
+fn too_many_answers_at_a_time_left_no_trace_in_the_audit_log() {
+    if curl_is_missing() {
+        return;
+    }
+    let scene = Scene::new("    - {certificates: 'cn:alice', role: export, answers: 1}\n");
+    let alice = scene.issue(&Wish { name: "alice", ..Wish::default() });
+    let mut viewing = scene.curl(Some(&alice), "GET", "/v1/tail?filter=arp", "");
+    let mut viewing = viewing.stdout(Stdio::null()).spawn().unwrap();
+    let since = Instant::now();
+    while scene.ask(Some(&alice), "POST", api::FLOWS, "{}").expect("HTTP").status != 429 {
+        assert!(since.elapsed() < PATIENCE, "the live view has no turn");
+    }
+    let denied = scene.audit().into_iter().find(|entry| entry["event"] == "denied");
+    let denied = denied.expect("it is written down");
+    assert_eq!(denied["request"], "POST /v1/flows");
+    assert_eq!(denied["who"]["certificate"]["subject"], "CN=alice");
+    assert!(denied["why"].as_str().unwrap().starts_with("1 answers are as many"), "{denied}");
+    viewing.kill().unwrap();
+    viewing.wait().unwrap();
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
-    KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256, RevokedCertParams, RsaKeySize,
-    SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName,
+    DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
+    RevokedCertParams, RsaKeySize, SerialNumber, date_time_ymd,
 };
 
 /// Somebody who vouches for others.
@@ -33,7 +33,7 @@ pub struct Pair {
 /// What a certificate says.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wish<'a> {
-    /// Common name.
+    /// Common name, if not empty.
     pub name: &'a str,
     /// Organizational unit, if not empty.
     pub unit: &'a str,
@@ -67,14 +67,18 @@ impl Authority {
         fs::write(path, &self.pem).expect("the authority's certificate");
     }
 
-    /// Vouches for somebody, and writes `NAME.pem` and `NAME.key` into the folder.
+    /// Vouches for somebody, and writes `NAME.pem` and `NAME.key` into the folder; who has no
+    /// common name goes by his number.
     ///
     /// # Panics
     /// If the wish makes no certificate, or it cannot be written.
     pub fn issue(&self, folder: &Path, wish: &Wish<'_>) -> Pair {
         let alternatives: Vec<_> = wish.alternatives.iter().map(ToString::to_string).collect();
         let mut params = CertificateParams::new(alternatives).expect("names");
-        params.distinguished_name.push(DnType::CommonName, wish.name);
+        params.distinguished_name = DistinguishedName::new();
+        if !wish.name.is_empty() {
+            params.distinguished_name.push(DnType::CommonName, wish.name);
+        }
         if !wish.unit.is_empty() {
             params.distinguished_name.push(DnType::OrganizationalUnitName, wish.unit);
         }
@@ -86,7 +90,9 @@ impl Authority {
         params.serial_number = Some(SerialNumber::from(serial));
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let file = |kind: &str, pem: String| write(folder, wish.name, kind, &pem);
+        let number = serial.to_string();
+        let name = if wish.name.is_empty() { &number } else { wish.name };
+        let file = |kind: &str, pem: String| write(folder, name, kind, &pem);
         let certificate = file("pem", certificate.pem());
         Pair { certificate, key: file("key", key.serialize_pem()), serial }
     }

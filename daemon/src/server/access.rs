@@ -39,22 +39,62 @@ pub(crate) enum Origin {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Subject {
     pub(crate) names: Vec<CertificateName>,
-    /// The subject as a whole.
+    /// The subject as a whole; empty if there is none.
     pub(crate) shown: String,
+    /// Who vouches for him.
+    pub(crate) issuer: String,
     pub(crate) serial: String,
     pub(crate) address: String,
+    /// SHA-256 of issuer, subject and alternative names: the same once it is renewed.
+    pub(crate) identity: [u8; 32],
+}
+
+impl Subject {
+    /// The first name that is not one of many's.
+    fn own_name(&self) -> Option<&CertificateName> {
+        self.names.iter().find(|name| is_of_one(name))
+    }
+}
+
+/// Whether a name is of one owner, not of all in a unit.
+fn is_of_one(name: &CertificateName) -> bool {
+    matches!(name, CertificateName::CommonName(_) | CertificateName::Alternative(_))
+}
+
+/// Whose limits are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Identity {
+    User(Option<u32>),
+    Certificate([u8; 32]),
 }
 
 impl Origin {
-    /// As the audit log has it.
+    /// As the audit log has it, of whom no rule names.
     pub(crate) fn who(&self) -> Who {
+        self.who_by(None)
+    }
+
+    /// As the audit log has it; `rule` is the name that the rule has for the certificate.
+    fn who_by(&self, rule: Option<&CertificateName>) -> Who {
         match self {
             Self::User(ids) => ids.map_or(Who::Unknown, |(uid, gid)| Who::User { uid, gid }),
-            Self::Certificate(subject) => Who::Certificate {
-                subject: subject.shown.clone(),
-                serial: subject.serial.clone(),
-                address: subject.address.clone(),
-            },
+            Self::Certificate(subject) => {
+                let name = rule.filter(|name| is_of_one(name)).or(subject.own_name());
+                Who::Certificate {
+                    subject: subject.shown.clone(),
+                    name: name.map(ToString::to_string),
+                    issuer: Some(subject.issuer.clone()),
+                    serial: subject.serial.clone(),
+                    address: subject.address.clone(),
+                }
+            }
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        match self {
+            Self::User(ids) => Identity::User(ids.map(|(uid, _)| uid)),
+            Self::Certificate(subject) => Identity::Certificate(subject.identity),
         }
     }
 
@@ -63,7 +103,10 @@ impl Origin {
         match self {
             Self::User(None) => "an unknown user".to_owned(),
             Self::User(Some((uid, _))) => format!("user {uid}"),
-            Self::Certificate(subject) => format!("the certificate `{}`", subject.shown),
+            Self::Certificate(subject) => match subject.own_name() {
+                Some(name) if subject.shown.is_empty() => format!("the certificate `{name}`"),
+                _ => format!("the certificate `{}`", subject.shown),
+            },
         }
     }
 
@@ -100,9 +143,9 @@ impl Asker {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// He may not ask.
-    Denied(String),
+    Denied(Who, String),
     /// He asks too often.
-    TooOften(String),
+    TooOften(Who, String),
 }
 
 /// Who may ask.
@@ -110,7 +153,8 @@ pub(crate) enum Refusal {
 pub(crate) struct Access {
     own_uid: u32,
     grants: RwLock<Vec<Grant>>,
-    known: Mutex<HashMap<String, Arc<Turns>>>,
+    /// By the number of the rule, which says how much, and by who it is.
+    known: Mutex<HashMap<(usize, Identity), Arc<Turns>>>,
 }
 
 /// A rule whose users and groups are numbers.
@@ -169,32 +213,35 @@ impl Access {
 
     /// What holds for whoever is there, who asks once more. May ask the user database.
     pub(crate) fn admit(&self, origin: &Origin, now: Instant) -> Result<Asker, Refusal> {
-        let who = origin.who();
         if let Origin::User(Some((uid, _))) = origin
             && (*uid == 0 || *uid == self.own_uid)
         {
-            return Ok(Asker { who, role: Role::Admin, within: String::new(), turns: None });
+            let (who, within) = (origin.who(), String::new());
+            return Ok(Asker { who, role: Role::Admin, within, turns: None });
         }
         let mut groups = None;
         let grants = self.grants.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(grant) = grants.iter().find(|grant| grant.is_for(origin, &mut groups)) else {
+        let mut rules = grants.iter().enumerate();
+        let Some((rule, grant)) = rules.find(|it| it.1.is_for(origin, &mut groups)) else {
             let (name, way_in) = (origin.name(), origin.way_in());
-            return Err(Refusal::Denied(format!("{name} may not ask this recorder: {way_in}")));
+            let why = format!("{name} may not ask this recorder: {way_in}");
+            return Err(Refusal::Denied(origin.who(), why));
         };
-        let turns = self.turns_of(origin.name(), grant.limits);
+        let who = origin.who_by(grant.name_of(origin));
+        let turns = self.turns_of((rule, origin.identity()), grant.limits);
         if !turns.ask(now) {
             let (name, most) = (origin.name(), turns.limits.per_minute);
-            return Err(Refusal::TooOften(format!("{name} may ask {most} times a minute")));
+            return Err(Refusal::TooOften(who, format!("{name} may ask {most} times a minute")));
         }
         Ok(Asker { who, role: grant.role, within: grant.within.clone(), turns: Some(turns) })
     }
 
-    fn turns_of(&self, name: String, limits: Limits) -> Arc<Turns> {
+    fn turns_of(&self, key: (usize, Identity), limits: Limits) -> Arc<Turns> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= IDENTITIES_MAX {
             known.retain(|_, turns| Arc::strong_count(turns) > 1);
         }
-        Arc::clone(known.entry(name).or_insert_with(|| Arc::new(Turns::new(limits))))
+        Arc::clone(known.entry(key).or_insert_with(|| Arc::new(Turns::new(limits))))
     }
 }
 
@@ -226,8 +273,16 @@ impl Grant {
                             .iter()
                             .any(|gid| self.gids.contains(gid))
             }
+            Origin::Certificate(_) => self.name_of(origin).is_some(),
+        }
+    }
+
+    /// The name that it has for this certificate.
+    fn name_of(&self, origin: &Origin) -> Option<&CertificateName> {
+        match origin {
+            Origin::User(_) => None,
             Origin::Certificate(subject) => {
-                self.certificates.iter().any(|name| subject.names.contains(name))
+                self.certificates.iter().find(|name| subject.names.contains(name))
             }
         }
     }
@@ -403,7 +458,7 @@ mod tests {
         drop(second);
         assert!(access.admit(&user(7, 7), begin).is_ok());
         let often = access.admit(&user(7, 7), begin).unwrap_err();
-        assert!(matches!(often, Refusal::TooOften(why) if why.contains("3 times a minute")));
+        assert!(matches!(often, Refusal::TooOften(_, why) if why.contains("3 times a minute")));
         assert!(access.admit(&user(8, 8), begin).is_ok());
         let later = begin + MINUTE / 3 + Duration::from_millis(100);
         assert!(access.admit(&user(7, 7), later).is_ok());
@@ -411,6 +466,41 @@ mod tests {
         // Root is never kept out.
         let root = (0..10).map(|_| access.admit(&user(0, 0), begin).unwrap().turn());
         assert!(root.collect::<Result<Vec<_>, _>>().is_ok());
+    }
+
+    /// What says who the owner is, is the alternative name: the subjects are all the same.
+    #[test]
+    fn certificates_without_a_subject_shared_their_turns() {
+        let rules = "  access:\n    - {certificates: 'san:calm', role: status}\n    \
+                     - {certificates: 'san:eager', role: query, per_minute: 1}\n    \
+                     - {certificates: 'issuer_ou:Fleet', role: admin, per_minute: 2}\n";
+        let access = access(&format!("{TLS}{rules}")).unwrap();
+        let with = |alternative: &str| {
+            let alternative = CertificateName::Alternative(alternative.to_owned());
+            let mut identity = [0; 32];
+            identity[..4].copy_from_slice(&alternative.to_string().as_bytes()[4..8]);
+            let names = vec![CertificateName::IssuerUnit("Fleet".to_owned()), alternative];
+            Origin::Certificate(Arc::new(Subject { names, identity, ..Subject::default() }))
+        };
+        let begin = Instant::now();
+        let name = |origin: &Origin| match access.admit(origin, begin) {
+            Ok(Asker { who: Who::Certificate { name, .. }, .. }) => name,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(name(&with("calm")).as_deref(), Some("san:calm"));
+        assert_eq!(name(&with("eager")).as_deref(), Some("san:eager"));
+        let often = access.admit(&with("eager"), begin).unwrap_err();
+        let Refusal::TooOften(Who::Certificate { name: refused, .. }, why) = often else {
+            panic!("{often:?}")
+        };
+        assert_eq!(refused.as_deref(), Some("san:eager"));
+        assert_eq!(why, "the certificate `san:eager` may ask 1 times a minute");
+        // A rule of many is of each: their unit is not who they are.
+        for one in ["first", "other"] {
+            assert_eq!(name(&with(one)), Some(format!("san:{one}")));
+            assert!(access.admit(&with(one), begin).is_ok());
+            assert!(access.admit(&with(one), begin).is_err());
+        }
     }
 
     #[test]
@@ -423,7 +513,7 @@ mod tests {
             assert!(asker.turn().unwrap_err().starts_with("8 answers are as many"));
             drop(held);
             assert!((1..600).all(|_| access.admit(&who, begin).is_ok()));
-            assert!(matches!(access.admit(&who, begin), Err(Refusal::TooOften(_))));
+            assert!(matches!(access.admit(&who, begin), Err(Refusal::TooOften(..))));
         }
     }
 

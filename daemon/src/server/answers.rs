@@ -29,7 +29,6 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use wirevault_config::Role;
 use wirevault_index::Catalog;
 use wirevault_index::error::chain;
-use wirevault_lifecycle::audit::Who;
 use wirevault_query::export::PcapngSink;
 use wirevault_query::{QueryError, Request, Summary, flows, run};
 
@@ -79,20 +78,27 @@ pub(crate) async fn query(
             asker.role,
             Role::Export
         );
-        return denied(app, asker.who, "POST /v1/query for packets", why).await;
+        denied(&app, &asker, "POST /v1/query for packets", &why).await;
+        return error(StatusCode::FORBIDDEN, why);
     }
     let asked = app.clone();
-    stream(&app, app.answers(), PCAPNG_TYPE, &asker.clone(), move |pipe, cancel| {
-        let question = Narrowed::new(&request);
-        asked.audit().answer(&asker.who, ("query", &question), pipe, |pipe| {
-            counted(&asked, |catalog| {
-                let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
-                let summary = run(catalog, &request, &mut sink, cancel)?;
-                sink.finish(&summary).map_err(QueryError::Sink)?;
-                Ok(summary)
+    stream(
+        &app,
+        app.answers(),
+        ("POST /v1/query", PCAPNG_TYPE),
+        &asker.clone(),
+        move |pipe, cancel| {
+            let question = Narrowed::new(&request);
+            asked.audit().answer(&asker.who, ("query", &question), pipe, |pipe| {
+                counted(&asked, |catalog| {
+                    let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
+                    let summary = run(catalog, &request, &mut sink, cancel)?;
+                    sink.finish(&summary).map_err(QueryError::Sink)?;
+                    Ok(summary)
+                })
             })
-        })
-    })
+        },
+    )
     .await
 }
 
@@ -110,23 +116,29 @@ pub(crate) async fn flow_rows(
 
     let request = narrowed(body, &asker);
     let asked = app.clone();
-    stream(&app, app.answers(), JSON_LINES_TYPE, &asker.clone(), move |pipe, cancel| {
-        let question = Narrowed::new(&request);
-        asked.audit().answer(&asker.who, ("flows", &question), pipe, |pipe| {
-            counted(&asked, |catalog| {
-                let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
-                let summary = flows(
-                    catalog,
-                    &request,
-                    &mut |row| put_line(&mut lines, row).map(|()| ControlFlow::Continue(())),
-                    cancel,
-                )?;
-                put_line(&mut lines, &Last { summary: &summary }).map_err(QueryError::Sink)?;
-                lines.flush().map_err(QueryError::Sink)?;
-                Ok(summary)
+    stream(
+        &app,
+        app.answers(),
+        ("POST /v1/flows", JSON_LINES_TYPE),
+        &asker.clone(),
+        move |pipe, cancel| {
+            let question = Narrowed::new(&request);
+            asked.audit().answer(&asker.who, ("flows", &question), pipe, |pipe| {
+                counted(&asked, |catalog| {
+                    let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
+                    let summary = flows(
+                        catalog,
+                        &request,
+                        &mut |row| put_line(&mut lines, row).map(|()| ControlFlow::Continue(())),
+                        cancel,
+                    )?;
+                    put_line(&mut lines, &Last { summary: &summary }).map_err(QueryError::Sink)?;
+                    lines.flush().map_err(QueryError::Sink)?;
+                    Ok(summary)
+                })
             })
-        })
-    })
+        },
+    )
     .await
 }
 
@@ -137,7 +149,7 @@ pub(crate) async fn segments(
     Extension(asker): Extension<Asker>,
 ) -> Response {
     let asked = app.clone();
-    stream(&app, app.answers(), JSON_TYPE, &asker, move |pipe, cancel| {
+    stream(&app, app.answers(), ("GET /v1/segments", JSON_TYPE), &asker, move |pipe, cancel| {
         let catalog = catalog(&asked)?;
         let mut out = BufWriter::with_capacity(ROWS_BYTES, pipe);
         put_list(&mut out, status::segment_rows(&catalog), cancel)
@@ -146,11 +158,12 @@ pub(crate) async fn segments(
     .await
 }
 
-/// Runs `work` on a thread of its own and streams what it writes, if one of `places` is free.
+/// Runs `work` on a thread of its own and streams what it writes, if one of `places` is free and he
+/// has not as many answers already as he may.
 pub(crate) async fn stream(
     app: &App,
     places: &Arc<Semaphore>,
-    content_type: &'static str,
+    (asks, content_type): (&'static str, &'static str),
     asker: &Asker,
     work: impl FnOnce(&mut Pipe, &AtomicBool) -> Result<(), Failure> + Send + 'static,
 ) -> Response {
@@ -165,12 +178,17 @@ pub(crate) async fn stream(
                 true => ("live views are open", TAILS_MAX),
                 false => ("answers are being made", ANSWERS_MAX),
             };
-            return too_many(format!("{max} {what} already"));
+            let why = format!("{max} {what} already");
+            denied(app, asker, asks, &why).await;
+            return too_many(why);
         }
     };
     let turn = match asker.turn() {
         Ok(turn) => turn,
-        Err(why) => return too_many(why),
+        Err(why) => {
+            denied(app, asker, asks, &why).await;
+            return too_many(why);
+        }
     };
     let places = Arc::clone(places);
     let cancel = Arc::new(AtomicBool::new(false));
@@ -212,13 +230,12 @@ pub(crate) fn too_many(why: String) -> Response {
     (wait, error(StatusCode::TOO_MANY_REQUESTS, text)).into_response()
 }
 
-/// Writes down that somebody may not have this, and tells him.
-async fn denied(app: App, who: Who, request: &'static str, why: String) -> Response {
-    let text = why.clone();
-    let write = move || app.audit().denied(who, request.to_owned(), &why);
+/// Writes down that somebody may not have this, or not now.
+async fn denied(app: &App, asker: &Asker, asks: &'static str, why: &str) {
+    let (app, who, why) = (app.clone(), asker.who.clone(), why.to_owned());
+    let write = move || app.audit().denied(who, asks.to_owned(), &why);
     // A log that cannot be written is in the status.
     let _ = tokio::task::spawn_blocking(write).await;
-    error(StatusCode::FORBIDDEN, text)
 }
 
 /// A question, and what it was narrowed to, as the audit log has them.

@@ -371,12 +371,12 @@ async fn admit(
             Some(Endpoint { method, path, role, .. }) if asker.role < *role => {
                 let (name, has) = (peer.origin.name(), asker.role);
                 let why = format!("{name} has the role {has}; {method} {path} needs {role}");
-                Err(Refusal::Denied(why))
+                Err(Refusal::Denied(asker.who, why))
             }
             _ => Ok(asker),
         });
-        if let Err(Refusal::Denied(why) | Refusal::TooOften(why)) = &asker {
-            app.audit().denied(peer.origin.who(), asks, why);
+        if let Err(Refusal::Denied(who, why) | Refusal::TooOften(who, why)) = &asker {
+            app.audit().denied(who.clone(), asks, why);
         }
         asker
     };
@@ -391,8 +391,8 @@ async fn admit(
             request.extensions_mut().insert(asker);
             next.run(request).await
         }
-        Ok(Err(Refusal::Denied(why))) => answers::error(StatusCode::FORBIDDEN, why),
-        Ok(Err(Refusal::TooOften(why))) => answers::too_many(why),
+        Ok(Err(Refusal::Denied(_, why))) => answers::error(StatusCode::FORBIDDEN, why),
+        Ok(Err(Refusal::TooOften(_, why))) => answers::too_many(why),
         Err(error) => {
             let why = format!("whether this may be asked is not known: {error}");
             answers::error(StatusCode::FORBIDDEN, why)

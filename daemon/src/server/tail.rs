@@ -58,7 +58,7 @@ pub(crate) async fn watch(
             follow(&watched, filters.clone(), pipe, cancel)
         })
     };
-    answers::stream(&app, app.tails(), PCAPNG_TYPE, &asker, follow).await
+    answers::stream(&app, app.tails(), ("GET /v1/tail", PCAPNG_TYPE), &asker, follow).await
 }
 
 /// What is shown, as the audit log has it.

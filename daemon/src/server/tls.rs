@@ -27,9 +27,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use wirevault_config::{CertificateName, Tls};
+use wirevault_seal::chain::Chain;
+use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate, X509Name};
 
 use crate::DaemonError;
+use crate::lifecycle::audit::shortened;
 use crate::server::access::{Origin, Subject};
 use crate::server::connections::{Connection, Holder, Places};
 use crate::server::revocation::Lists;
@@ -39,6 +42,9 @@ use crate::server::{App, Peer};
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// Connections whose handshake is done and that HTTP has not taken yet.
 const READY_MAX: usize = 16;
+
+/// Bytes of a subject, or an issuer, at most that the log shows whole: it has them in every line.
+const NAME_BYTES_MAX: usize = 512;
 
 /// What is listened on before anything else is started.
 pub(crate) struct Bound {
@@ -304,14 +310,22 @@ fn read(der: &[u8], address: SocketAddr) -> Result<Subject, String> {
     let mut names: Vec<_> = common.into_iter().map(CertificateName::CommonName).collect();
     names.extend(units(certificate.subject()).into_iter().map(CertificateName::Unit));
     names.extend(units(certificate.issuer()).into_iter().map(CertificateName::IssuerUnit));
+    let alternatives = certificate.get_extension_unique(&OID_X509_EXT_SUBJECT_ALT_NAME);
+    let alternatives = alternatives.map_err(|error| error.to_string())?;
+    let mut identity = Chain::new();
+    identity.add(certificate.issuer().as_raw());
+    identity.add(certificate.subject().as_raw());
+    identity.add(alternatives.map_or(&[], |extension| extension.value));
     let alternatives = certificate.subject_alternative_name().map_err(|error| error.to_string())?;
     let alternatives = alternatives.iter().flat_map(|it| &it.value.general_names);
     names.extend(alternatives.filter_map(alternative).map(CertificateName::Alternative));
     Ok(Subject {
         names,
-        shown: certificate.subject().to_string(),
+        shown: shortened(certificate.subject().to_string(), NAME_BYTES_MAX),
+        issuer: shortened(certificate.issuer().to_string(), NAME_BYTES_MAX),
         serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect(),
         address: address.to_string(),
+        identity: identity.finish(),
     })
 }
 
@@ -328,5 +342,35 @@ fn alternative(name: &GeneralName<'_>) -> Option<String> {
             }
         },
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wirevault_testkit::certificates::{Authority, Wish};
+
+    use super::*;
+
+    #[test]
+    fn an_identity_is_the_same_once_its_certificate_is_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (authority, other) = (Authority::new("Fleet"), Authority::new("Other"));
+        let identity = |authority: &Authority, name, alternatives: &[&str]| {
+            let wish = Wish { name, alternatives, ..Wish::default() };
+            let pair = authority.issue(folder.path(), &wish);
+            let der = certificates(&pair.certificate).unwrap().remove(0);
+            let subject = read(&der, "127.0.0.1:1".parse().unwrap()).unwrap();
+            assert_eq!(subject.shown.is_empty(), name.is_empty());
+            subject.identity
+        };
+        let probe = identity(&authority, "", &["probe"]);
+        assert_eq!(identity(&authority, "", &["probe"]), probe);
+        let others = [
+            identity(&authority, "", &["probe", "more"]),
+            identity(&authority, "", &[]),
+            identity(&authority, "probe", &["probe"]),
+            identity(&other, "", &["probe"]),
+        ];
+        assert!(!others.contains(&probe));
     }
 }

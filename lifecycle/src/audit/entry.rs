@@ -35,8 +35,15 @@ pub enum Who {
     },
     /// Somebody with a certificate that an authority of the configuration vouches for.
     Certificate {
-        /// Its subject, as RFC 4514 writes it.
+        /// Its subject, as RFC 4514 writes it; empty if it has none.
         subject: String,
+        /// A name that stands in it, as the configuration writes those (`san:NAME`): the one that
+        /// the rule names, unless that is one of many's; nothing in logs of earlier releases.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+        /// Who vouches for it; nothing in logs of earlier releases.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        issuer: Option<String>,
         /// Its serial number, hex.
         serial: String,
         /// Address that the connection came from.
@@ -51,7 +58,10 @@ impl fmt::Display for Who {
         match self {
             Self::Recorder => write!(f, "recorder"),
             Self::User { uid, .. } => write!(f, "user {uid}"),
-            Self::Certificate { subject, address, .. } => write!(f, "{subject} at {address}"),
+            Self::Certificate { subject, name, address, .. } => {
+                let name = name.as_deref().filter(|_| subject.is_empty());
+                write!(f, "{} at {address}", name.unwrap_or(subject))
+            }
             Self::Unknown => write!(f, "unknown"),
         }
     }
@@ -336,5 +346,24 @@ impl Outcome {
             Self::Refused => "refused",
             Self::Left => "left",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_without_a_subject_goes_by_its_name_and_earlier_logs_are_read() {
+        let (serial, address) = ("01".to_owned(), "[::1]:7".to_owned());
+        let (name, issuer) = (Some("san:probe".to_owned()), Some("OU=Fleet".to_owned()));
+        let who = Who::Certificate { subject: String::new(), name, issuer, serial, address };
+        assert_eq!(who.to_string(), "san:probe at [::1]:7");
+        let text = serde_json::to_string(&who).unwrap();
+        assert_eq!(serde_json::from_str::<Who>(&text).unwrap(), who);
+        let earlier = r#"{"certificate":{"subject":"CN=a","serial":"01","address":"[::1]:7"}}"#;
+        let read: Who = serde_json::from_str(earlier).unwrap();
+        assert_eq!(read.to_string(), "CN=a at [::1]:7");
+        assert_eq!(serde_json::to_string(&read).unwrap(), earlier);
     }
 }

@@ -1,10 +1,11 @@
-//! The configuration's file, read again while the recorder runs.
+//! The configuration's file, read again while the recorder runs, or stands by.
 //!
 //! ```text
 //!  SIGHUP ─► read ─► compare ─► names, filters, certificates are tried ─► all of it holds
 //!             └─► a fault, or a key that takes a new start: nothing changes
 //! ```
-//! Half a configuration is never in force. Recording does not notice: who may ask, what is kept for
+//! Half a configuration is never in force, and whoever takes over a shared volume records with the
+//! one that held while he stood by. Recording does not notice: who may ask, what is kept for
 //! how long, what is shown over TLS and what is logged are no matter of the lanes.
 
 use std::path::{Path, PathBuf};
@@ -82,6 +83,11 @@ impl Reloader {
         Self { file: file.clone(), config: Arc::new(config.clone()) }
     }
 
+    /// The configuration that holds.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config)
+    }
+
     /// Reads it again, tells systemd before and after, and writes down what came of it.
     pub(crate) async fn reload(&mut self, app: &App, calls: &mut Calls) {
         let now = NotifyState::monotonic_usec_now().ok();
@@ -93,12 +99,18 @@ impl Reloader {
             Ok(prepared) => prepared,
             Err(error) => Err(("reading it panicked: ".to_owned() + &error.to_string(), None)),
         };
+        let [taken, not_taken] = match app.stored() {
+            None => ["recording", "recording; another configuration was refused, see the log"],
+            Some(_) => {
+                ["standing by", "standing by; another configuration was refused, see the log"]
+            }
+        };
         let (status, event) = match prepared {
-            Ok(prepared) => ("recording", self.take_over(prepared, app, calls)),
+            Ok(prepared) => (taken, self.take_over(prepared, app, calls)),
             Err((why, config)) => {
                 tracing::error!("another configuration was refused, the old one goes on: {why}");
                 let refused = Event::Reloaded { config, changed: Vec::new(), refused: Some(why) };
-                ("recording; another configuration was refused, see the log", refused)
+                (not_taken, refused)
             }
         };
         // The log of the store is durable before systemd is told.

@@ -109,10 +109,11 @@ fn in_turn(
     let Some(shared) = Shared::of(config)? else {
         return record(config, file, services, doors, notes, (None, None));
     };
-    let waited = standby::wait(config, services, &shared, doors.again()?, notes.clone())?;
+    let mut reloader = Reloader::new(file, config);
+    let waited = standby::wait(&mut reloader, services, &shared, doors.again()?, notes.clone())?;
     let Waited::Turn(before) = waited else { return Ok(()) };
     let leased = shared.take()?;
-    let ended = record(config, file, services, doors, notes, (Some(&leased), before));
+    let ended = record(&reloader.config(), file, services, doors, notes, (Some(&leased), before));
     match leased.end(!matches!(ended, Err(DaemonError::Unended))) {
         // What it could not write down after that is no news.
         Some(lost) => Err(DaemonError::Fenced { lost }),

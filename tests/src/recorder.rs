@@ -115,14 +115,14 @@ impl Site {
     }
 
     /// Starts a recorder of `interface` as if on a machine of this name, and waits until it
-    /// answers. `more` is added to the configuration. Each machine has its own `/var/lib`, for the
-    /// audit log.
+    /// answers. `more` is added to the configuration, behind the section `api`. Each machine has
+    /// its own `/var/lib`, for the audit log.
     pub fn on_machine(&self, machine: &str, interface: &str, more: &str) -> Recorder {
         let (socket, log) = (self.path(&format!("{machine}.socket")), format!("{machine}.log"));
         let (file, files) = (self.path(&format!("{machine}.yaml")), self.path(machine));
         let (store, answers) = (self.store(), socket.display());
-        let input = format!("capture:\n  - interface: {interface}\n{more}");
-        let config = format!("store: {}\napi:\n  socket: {answers}\n{input}", store.display());
+        let input = format!("store: {}\ncapture:\n  - interface: {interface}\n", store.display());
+        let config = format!("{input}api:\n  socket: {answers}\n{more}");
         fs::write(&file, config).expect("configuration");
         fs::create_dir_all(&files).expect("a folder");
         let log = self.path(&log);

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
-use wirevault_config::Config;
 use wirevault_index::{Catalog, KeySource, StoreReader, open_store};
 use wirevault_lifecycle::audit::{self, Event};
 use wirevault_telemetry::clock::{Clock, SystemClock};
@@ -22,6 +21,7 @@ use crate::lifecycle::anchors::Occasion;
 use crate::lifecycle::audit::{Audit, text_hash};
 use crate::lifecycle::snapshots;
 use crate::lifecycle::tier;
+use crate::reload::Reloader;
 use crate::serve::{Services, first_volume, open_audit, publishing};
 use crate::server::access::Access;
 use crate::server::doors::{Call, Doors};
@@ -72,12 +72,13 @@ pub(crate) struct StoodBy {
     pub(crate) sending: Option<Sending>,
 }
 
-/// Waits until this machine may write the volume, and answers questions meanwhile.
+/// Waits until this machine may write the volume, and answers questions meanwhile. What is read of
+/// the configuration anew holds then, and for whoever records afterwards.
 ///
 /// # Errors
 /// The volume cannot be read, the audit log not be opened.
 pub(crate) fn wait(
-    config: &Config,
+    reloader: &mut Reloader,
     services: &Services,
     shared: &Arc<Shared>,
     doors: Doors,
@@ -87,6 +88,7 @@ pub(crate) fn wait(
     if shared.is_silent(Instant::now()) {
         return Ok(Waited::Turn(None));
     }
+    let config = &*reloader.config();
     let stored = Stored { path: first_volume(config).to_owned(), key: services.key.clone() };
     let store = stored.open()?.0.store;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -126,9 +128,7 @@ pub(crate) fn wait(
                     tracing::info!("{signal}: it was not this machine's turn to record");
                     return Ok(false);
                 }
-                Some(Call::Reload) => {
-                    tracing::warn!("standing by: a changed configuration takes a new start");
-                }
+                Some(Call::Reload) => reloader.reload(&app, calls).await,
                 None => {}
             }
             calls.supervisor.tell(vec![NotifyState::Watchdog]).await;

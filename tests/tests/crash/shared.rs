@@ -2,13 +2,17 @@
 //! then the first goes on.
 
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
+use wirevault_testkit::certificates::{Authority, Pair, Wish};
 use wirevault_testkit::net::{Namespace, wait_for};
-use wirevault_tests::recorder::{PATIENCE, Recorder, Site, lane_count, nothing_is_damaged};
+use wirevault_tests::recorder::{
+    PATIENCE, Recorder, Site, lane_count, nothing_is_damaged, program,
+};
 
 use crate::load::{Load, check};
 
@@ -115,4 +119,61 @@ fn a_stopped_writer_is_taken_over_and_nothing_of_it_is_lost_or_comes_late() {
     assert!(third.terminate().success());
     let verified = site.offline("verify", &["--json"]);
     nothing_is_damaged(&String::from_utf8_lossy(&verified.stdout));
+}
+
+/// What was changed while it stood by took a new start, which nobody was told but its log.
+#[test]
+fn a_machine_took_over_with_the_rules_and_revocations_that_it_began_to_stand_by_with() {
+    const LISTEN: &str = "127.0.0.1:8443";
+    let Some(ns) = Namespace::new() else { return };
+    ns.add_veth("va", "vb");
+    ns.ip(&["link", "set", "lo", "up"]);
+    let site = Site::shared(DEVICE_BYTES);
+    let (authority, list) = (Authority::new("Fleet"), site.file("clients.crl"));
+    authority.write(&site.file("ca.pem"));
+    authority.revoke(&list, &[], false);
+    let [server, alice, bob, carol] = ["server", "alice", "bob", "carol"].map(|name| {
+        let wish = Wish { name, alternatives: &["127.0.0.1"], ..Wish::default() };
+        authority.issue(&site.file(""), &wish)
+    });
+    let is_let_in = |pair: &Pair| {
+        let mut status = Command::new(program("wirevault"));
+        status.args(["status", "--json", "--connect", LISTEN, "--ca"]).arg(site.file("ca.pem"));
+        status.arg("--cert").arg(&pair.certificate).arg("--key").arg(&pair.key);
+        let output = status.output().expect("wirevault");
+        String::from_utf8_lossy(&output.stdout).contains("\"state\"")
+    };
+    let first = site.on_machine("first", "va", "");
+    writing(&first);
+    let api = format!(
+        "  tls:\n    listen: {LISTEN}\n    certificate: {}\n    key: {}\n    client_ca: {}\n    \
+         crl: {}\n  access:\n    - {{certificates: ['cn:alice', 'cn:bob'], role: status}}\n\
+         standby: true\n",
+        server.certificate.display(),
+        server.key.display(),
+        site.file("ca.pem").display(),
+        list.display()
+    );
+    let second = site.on_machine("second", "va", &api);
+    assert_eq!(second.status()["state"], "standby");
+    assert_eq!([&alice, &bob, &carol].map(is_let_in), [true, true, false]);
+
+    authority.revoke(&list, &[bob.serial], false);
+    let file = site.file("second.yaml");
+    let text = std::fs::read_to_string(&file).expect("its configuration");
+    std::fs::write(&file, text.replace("'cn:bob'", "'cn:bob', 'cn:carol'")).expect("written");
+    kill(second.pid(), Signal::SIGHUP).expect("SIGHUP");
+    wait_for("the new rule", PATIENCE, || is_let_in(&carol).then_some(()));
+    assert!(!is_let_in(&bob), "he was revoked");
+    assert_eq!(second.status()["state"], "standby");
+    // What takes a new start is refused as a whole.
+    std::fs::write(&file, text.replace("standby: true", "standby: false")).expect("written");
+    kill(second.pid(), Signal::SIGHUP).expect("SIGHUP");
+    wait_for("a refusal", PATIENCE, || {
+        second.log().contains("another configuration was refused").then_some(())
+    });
+    assert!(first.terminate().success());
+    writing(&second);
+    assert_eq!([&alice, &bob, &carol].map(is_let_in), [true, false, true]);
+    assert!(second.terminate().success());
 }

@@ -17,6 +17,7 @@
 //!
 //! What is not reached from here: a query that has a segment open goes on to its end.
 
+use std::collections::HashSet;
 use std::num::NonZeroU32;
 
 use wirevault_format::LifeId;
@@ -28,7 +29,6 @@ use wirevault_seal::ForgetLevel;
 
 use crate::StorageError;
 use crate::room::note_given_up;
-use crate::standing::SharedVolume;
 use crate::store::Store;
 use crate::volume::VolumeWriter;
 
@@ -46,6 +46,8 @@ pub struct Deletion {
     pub level: Option<ForgetLevel>,
     /// Epoch of the key ring that no longer holds their keys; 0 in a plain store.
     pub epoch: u64,
+    /// It is none of those that were asked for now: a crash, or an error, had left it half done.
+    pub begun_before: bool,
 }
 
 /// A deleted segment.
@@ -63,51 +65,49 @@ impl Store {
     /// Deletes closed segments: their keys are gone on return, for good as far as the key's
     /// provider reaches. The caller writes down what was done and then calls [`Store::settle`].
     ///
+    /// Lives of which nothing is on a volume any more are left out, as are copies for holds: the
+    /// quota may have been faster. What is [kept from the quota](Store::pin) is deleted; whoever
+    /// reads it finds that out behind its reading.
+    ///
     /// # Errors
-    /// `Misuse` if a life is none of a closed segment, [`Store::may_write_rings`]; nothing was done
-    /// then. `Device`, `Failed`, `Key`: what was begun is finished by the next start.
+    /// [`Store::may_write_rings`]; nothing was done then. `Device`, `Failed`, `Key`: what was begun
+    /// is finished by the next deletion there, or the next start.
     pub fn forget(&self, lives: &[LifeId]) -> Result<Vec<Deletion>, StorageError> {
-        let mut of_volumes = vec![Vec::new(); self.volumes.len()];
-        for life in lives {
-            let (number, place) = self.closed(*life)?;
-            of_volumes[number].push((place, *life));
-        }
-        self.forget_places(of_volumes)
+        let lives: HashSet<LifeId> = lives.iter().copied().collect();
+        self.forget_closed(|entry| entry.hold == 0 && lives.contains(&entry.life))
     }
 
     /// Deletes all copies for a hold, as [`Store::forget`] deletes segments. There may be none.
     ///
     /// # Errors
-    /// `Device`, `Failed`, `Key`: what was begun is finished by the next start.
+    /// As [`Store::forget`].
     pub fn forget_hold(&self, hold: NonZeroU32) -> Result<Vec<Deletion>, StorageError> {
-        let copies = |volume: &SharedVolume| {
-            let volume = volume.look();
-            let entries = (0..).zip(volume.entries());
-            let copies = entries.filter(|(_, entry)| {
-                entry.state == SegmentState::Closed && entry.hold == hold.get()
-            });
-            copies.map(|(place, entry)| (place, entry.life)).collect()
-        };
-        self.forget_places(self.volumes.iter().map(copies).collect())
+        self.forget_closed(|entry| entry.hold == hold.get())
     }
 
-    /// Places and lives by volume.
-    fn forget_places(
+    fn forget_closed(
         &self,
-        mut of_volumes: Vec<Vec<(u32, LifeId)>>,
+        wanted: impl Fn(&SegmentEntry) -> bool,
     ) -> Result<Vec<Deletion>, StorageError> {
+        let mut of_volumes = vec![Vec::new(); self.volumes.len()];
+        // Looking at the tables would wait for a volume that hangs, for what lies on others.
+        for segment in self.shared.take(0).segments.iter().filter(|it| it.media().is_some()) {
+            if segment.entry.state == SegmentState::Closed && wanted(&segment.entry) {
+                let places: &mut Vec<_> = &mut of_volumes[usize::from(segment.volume)];
+                places.push((segment.place, segment.entry.life));
+            }
+        }
         if of_volumes.iter().any(|places| !places.is_empty()) {
             self.may_write_rings()?;
         }
+        let spares_wanted = self.desk().spares_wanted;
         let mut deletions = Vec::new();
         for (number, places) in of_volumes.iter_mut().enumerate() {
             places.sort_unstable();
-            places.dedup();
             if !places.is_empty() {
-                let wanted = self.desk().spares_wanted;
                 let done = self.volumes[number].work(|volume| {
-                    begin_forgetting(volume, places)?;
-                    finish_forgetting(number, volume, wanted)
+                    let begun = begin_forgetting(volume, places)?;
+                    finish_forgetting(number, volume, &begun, spares_wanted)
                 });
                 deletions.extend(done?);
             }
@@ -132,24 +132,9 @@ impl Store {
         let wanted = self.desk().spares_wanted;
         let mut deletions = Vec::new();
         for (number, volume) in self.volumes.iter().enumerate() {
-            deletions.extend(volume.work(|volume| finish_forgetting(number, volume, wanted))?);
+            deletions.extend(volume.work(|volume| finish_forgetting(number, volume, &[], wanted))?);
         }
         Ok(deletions)
-    }
-
-    /// Volume and place of a closed segment that no hold has.
-    fn closed(&self, life: LifeId) -> Result<(usize, u32), StorageError> {
-        for (number, volume) in self.volumes.iter().enumerate() {
-            let volume = volume.look();
-            let ledger = volume.ledger();
-            let found = ledger.oldest().map(|(_, place)| place);
-            let of_life = |place: &u32| volume.entries()[*place as usize].life == life;
-            if let Some(place) = found.into_iter().find(of_life) {
-                return Ok((number, place));
-            }
-        }
-        let what = format!("segment {life} cannot be deleted: it is not there, or not closed yet");
-        Err(StorageError::Misuse { what })
     }
 }
 
@@ -166,13 +151,13 @@ fn free(volume: &mut VolumeWriter, deletion: &Deletion) -> Result<(), StorageErr
     volume.set_segments(&freed)
 }
 
-/// Steps 1 and 2: from here on it will be done, whatever happens.
+/// Steps 1 and 2: from here on it will be done, whatever happens. Gives the places.
 ///
 /// What the quota has taken since it was looked for is left out.
 fn begin_forgetting(
     volume: &mut VolumeWriter,
     wanted: &[(u32, LifeId)],
-) -> Result<(), StorageError> {
+) -> Result<Vec<u32>, StorageError> {
     let entry = |place: u32| &volume.entries()[place as usize];
     let there = |(place, life): &&(u32, LifeId)| {
         (entry(*place).state, entry(*place).life) == (SegmentState::Closed, *life)
@@ -181,16 +166,20 @@ fn begin_forgetting(
     let given_up: Vec<SegmentEntry> = places.iter().map(|place| entry(*place).clone()).collect();
     note_given_up(volume, &volume.not_tiered(&given_up))?;
     let forgetting = |entry| SegmentEntry { state: SegmentState::Forgetting, ..entry };
-    let changes: Vec<_> = places.into_iter().zip(given_up.into_iter().map(forgetting)).collect();
-    volume.set_segments(&changes)
+    let entries = given_up.into_iter().map(forgetting);
+    let changes: Vec<_> = places.iter().copied().zip(entries).collect();
+    volume.set_segments(&changes)?;
+    Ok(places)
 }
 
-/// Steps 3 to 5, for all that the table says is to be forgotten.
+/// Steps 3 to 5, for all that the table says is to be forgotten: what was begun now, and apart from
+/// it what was begun before.
 fn finish_forgetting(
     number: usize,
     volume: &mut VolumeWriter,
+    begun: &[u32],
     spares_wanted: usize,
-) -> Result<Option<Deletion>, StorageError> {
+) -> Result<Vec<Deletion>, StorageError> {
     let segments: Vec<DeletedSegment> = (0..)
         .zip(volume.entries())
         .filter(|(_, entry)| entry.state == SegmentState::Forgetting)
@@ -201,17 +190,22 @@ fn finish_forgetting(
         })
         .collect();
     if segments.is_empty() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     volume.rewrite_ring(volume.spares_wanted(spares_wanted))?;
     let forgotten = volume.forget_older_ring()?;
-    Ok(Some(Deletion {
+    let (now, before): (Vec<_>, Vec<_>) =
+        segments.into_iter().partition(|segment| begun.contains(&segment.place));
+    let parts = [(now, false), (before, true)].into_iter().filter(|(it, _)| !it.is_empty());
+    let deletion = |(segments, begun_before)| Deletion {
         volume: number,
         path: volume.name.clone(),
         segments,
         level: forgotten.map(|(level, _)| level),
         epoch: forgotten.map_or(0, |(_, epoch)| epoch),
-    }))
+        begun_before,
+    };
+    Ok(parts.map(deletion).collect())
 }
 
 /// The hash over the chunks in the footer of a segment, if that reads.

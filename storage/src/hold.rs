@@ -37,6 +37,7 @@ use crate::finish::{ClosingFacts, Finished, finish_segment};
 use crate::ledger::Wanted;
 use crate::plan::index_reserve_bytes;
 use crate::reindex::{self, BODY_CRC_AT, Chunks};
+use crate::room::Held;
 use crate::standing::SharedVolume;
 use crate::store::{OpenRequest, OpenSegment, Store};
 use crate::volume::{device, key_error};
@@ -56,12 +57,12 @@ pub struct HoldUse {
 /// A closed segment that the quota does not take while this lives.
 pub struct Pinned<'a> {
     volume: &'a SharedVolume,
-    place: u32,
+    held: Held,
 }
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
-        self.volume.work(|volume| volume.unpin(self.place));
+        self.volume.work(|volume| volume.unpin(self.held));
     }
 }
 
@@ -134,8 +135,11 @@ impl Store {
     pub fn pin(&self, source: &Segment) -> Result<Pinned<'_>, StorageError> {
         let (number, place, life) = (source.volume, source.place, source.entry.life);
         let volume = self.volumes.get(usize::from(number));
-        let pinned = volume.filter(|it| it.work(|volume| volume.pin(place, life)));
-        pinned.map(|volume| Pinned { volume, place }).ok_or_else(|| {
+        let pinned = volume.and_then(|volume| {
+            let held = volume.work(|volume| volume.pin(place, life))?;
+            Some(Pinned { volume, held })
+        });
+        pinned.ok_or_else(|| {
             let name = source.name();
             let what = format!("segment {name} cannot be kept: it is not there, or not closed");
             StorageError::Misuse { what }

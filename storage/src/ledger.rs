@@ -31,8 +31,9 @@ pub(crate) struct Ledger {
     lanes: BTreeMap<u16, LaneShare>,
     /// The same of each hold's copies, which are in neither of them.
     holds: BTreeMap<u32, HoldShare>,
-    /// Places of closed segments that are being copied for a hold, which nobody gives up meanwhile.
-    pinned: BTreeSet<u32>,
+    /// Ordinal and place of the closed segments that are being copied, for a hold or to the tier,
+    /// which the quota does not take meanwhile.
+    pinned: BTreeSet<(u64, u32)>,
     /// Ordinal and place of the closed segments of which a hold may still want copies, and whether
     /// they are spared.
     waiting: BTreeMap<(u64, u32), bool>,
@@ -140,7 +141,7 @@ impl Ledger {
     pub(crate) fn oldest(&self) -> impl Iterator<Item = (u64, u32)> {
         let first = self.closed.iter().filter(|held| !self.is_spared(held));
         let last = self.waiting.iter().filter_map(|(held, spared)| spared.then_some(held));
-        first.chain(last).copied().filter(|(_, place)| !self.pinned.contains(place))
+        first.chain(last).copied().filter(|held| !self.pinned.contains(held))
     }
 
     /// Whether a hold may still want copies of a segment.
@@ -186,13 +187,14 @@ impl Ledger {
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
-    /// Keeps the closed segment of a place from being given up, until [`Ledger::unpin`].
-    pub(crate) fn pin(&mut self, place: u32) {
-        self.pinned.insert(place);
+    /// Keeps a closed segment from being given up, until [`Ledger::unpin`].
+    pub(crate) fn pin(&mut self, held: (u64, u32)) {
+        self.pinned.insert(held);
     }
 
-    pub(crate) fn unpin(&mut self, place: u32) {
-        self.pinned.remove(&place);
+    /// What has its place by now stays as it is, if somebody deleted the segment meanwhile.
+    pub(crate) fn unpin(&mut self, held: (u64, u32)) {
+        self.pinned.remove(&held);
     }
 
     /// Bytes of all segments; an open one counts as full.
@@ -212,7 +214,7 @@ impl Ledger {
         lanes: &Range<u16>,
     ) -> impl Iterator<Item = (bool, u64, u32, u64)> {
         let closed = self.lanes.range(lanes.clone()).flat_map(|(_, share)| &share.closed);
-        let free_to_go = closed.filter(|((_, place), _)| !self.pinned.contains(place));
+        let free_to_go = closed.filter(|(held, _)| !self.pinned.contains(held));
         free_to_go.map(|(held, bytes)| (self.is_spared(held), held.0, held.1, *bytes))
     }
 
@@ -335,11 +337,11 @@ mod tests {
         assert_eq!(ledger.lanes_bytes(&(1..3)), bytes);
         let closed = of(SegmentState::Closed).filter(|(_, entry)| mine(entry)).count();
         assert_eq!(ledger.lanes_closed(&(1..3)).count(), closed);
-        let (_, oldest) = ledger.oldest().next().unwrap();
+        let oldest = ledger.oldest().next().unwrap();
         ledger.pin(oldest);
-        assert!(ledger.oldest().all(|(_, place)| place != oldest), "it is being copied");
+        assert!(ledger.oldest().all(|held| held != oldest), "it is being copied");
         ledger.unpin(oldest);
-        assert_eq!(ledger.oldest().next().unwrap().1, oldest);
+        assert_eq!(ledger.oldest().next(), Some(oldest));
     }
 
     #[test]

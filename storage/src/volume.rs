@@ -25,7 +25,7 @@ use crate::StorageError;
 use crate::bad::Verdict;
 use crate::ledger::{self, Ledger};
 use crate::plan::volume_file_bytes;
-use crate::room::Disk;
+use crate::room::{Disk, Held};
 use crate::view::VolumeStatus;
 
 pub(crate) use files::place_of;
@@ -236,17 +236,15 @@ impl VolumeWriter {
         self.reserve_percent = percent;
     }
 
-    /// Keeps a closed segment from being given up until [`VolumeWriter::unpin`]. `false`: this
-    /// life is not there, not closed, or a copy for a hold.
-    pub(crate) fn pin(&mut self, place: u32, life: LifeId) -> bool {
-        let entry = self.entries().get(place as usize);
-        let there = entry.is_some_and(|entry| {
+    /// Keeps a closed segment from being given up until [`VolumeWriter::unpin`] of what this gives.
+    /// Nothing: this life is not there, not closed, or a copy for a hold.
+    pub(crate) fn pin(&mut self, place: u32, life: LifeId) -> Option<Held> {
+        let there = self.entries().get(place as usize).filter(|entry| {
             (entry.state, entry.life, entry.hold) == (SegmentState::Closed, life, 0)
         });
-        if there {
-            self.ledger.write().unwrap_or_else(PoisonError::into_inner).pin(place);
-        }
-        there
+        let held = (there?.ordinal, place);
+        self.ledger.write().unwrap_or_else(PoisonError::into_inner).pin(held);
+        Some(held)
     }
 
     /// Those of which the tier has no copy.
@@ -257,8 +255,8 @@ impl VolumeWriter {
         entries.iter().filter(|entry| !in_tier(entry)).cloned().collect()
     }
 
-    pub(crate) fn unpin(&mut self, place: u32) {
-        self.ledger.write().unwrap_or_else(PoisonError::into_inner).unpin(place);
+    pub(crate) fn unpin(&mut self, held: Held) {
+        self.ledger.write().unwrap_or_else(PoisonError::into_inner).unpin(held);
     }
 }
 

@@ -170,8 +170,55 @@ fn a_deleted_segment_is_gone_and_the_space_is_free() {
         let name = wirevault_index::volume::segment_file_name(segment.place);
         assert!(!media.list().unwrap().contains(&name), "{name}");
     }
-    let again = store.forget(&lives[..1]).unwrap_err();
-    assert!(again.to_string().contains("not there, or not closed"), "{again}");
+    assert_eq!(store.forget(&lives[..1]).unwrap(), []);
+}
+
+/// One that the quota had taken, or that was on its way to the tier, kept all others from being
+/// deleted.
+#[test]
+fn what_is_gone_or_being_read_keeps_no_other_from_being_deleted() {
+    let media = disk(false);
+    let (store, _) = record(open(&media, clock()).unwrap().0, Ledger::default())
+        .unwrap_or_else(|failed| panic!("{}", failed.0));
+    let lives = oldest(&store, 3);
+    for deletion in store.forget(&lives[..1]).unwrap() {
+        store.settle(&deletion).unwrap();
+    }
+    let catalog = store.catalog(START_NS);
+    let read = catalog.segments.iter().find(|it| it.entry.life == lives[1]).unwrap();
+    let pinned = store.pin(read).unwrap();
+    let deletions = store.forget(&lives).unwrap();
+    let [deletion] = &deletions[..] else { panic!("{deletions:?}") };
+    let deleted: HashSet<LifeId> = deletion.segments.iter().map(|it| it.entry.life).collect();
+    assert_eq!(deleted, lives[1..].iter().copied().collect());
+    store.settle(deletion).unwrap();
+    drop(pinned);
+    assert_eq!(store.catalog(START_NS).segments.len(), 3);
+    assert_eq!(store.forget(&lives).unwrap(), []);
+}
+
+/// It was written down as somebody else's.
+#[test]
+fn what_an_earlier_deletion_left_is_told_apart() {
+    let media = disk(false);
+    let (store, _) = record(open(&media, clock()).unwrap().0, Ledger::default())
+        .unwrap_or_else(|failed| panic!("{}", failed.0));
+    let lives = oldest(&store, 2);
+    let parts = |deletions: &[Deletion]| -> Vec<(bool, Vec<LifeId>)> {
+        let lives = |it: &Deletion| it.segments.iter().map(|it| it.entry.life).collect();
+        deletions.iter().map(|deletion| (deletion.begun_before, lives(deletion))).collect()
+    };
+    let first = store.forget(&lives[..1]).unwrap();
+    assert_eq!(parts(&first), [(false, vec![lives[0]])]);
+    // Nobody could write that down.
+    let second = store.forget(&lives[1..]).unwrap();
+    assert_eq!(parts(&second), [(false, vec![lives[1]]), (true, vec![lives[0]])]);
+    store.settle(&second[0]).unwrap();
+    drop(store);
+    let (store, report) = open(&media, clock()).unwrap();
+    assert_eq!(parts(&report.deletions), [(true, vec![lives[0]])]);
+    store.settle(&report.deletions[0]).unwrap();
+    assert_eq!(store.forget(&lives).unwrap(), []);
 }
 
 /// Secrets that are really forgotten; what was destroyed is kept beside, to show that it mattered.

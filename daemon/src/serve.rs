@@ -336,14 +336,15 @@ fn open_tier(
     audit: &Audit,
 ) -> Result<Option<Arc<Tier>>, DaemonError> {
     let content = wirevault_lifecycle::tier::read(audit.folder())?;
-    let other = content.url.filter(|_| !content.rows.is_empty());
+    let segments = content.len();
+    let other = content.url.filter(|_| segments > 0);
     let wanted = config.tier.as_ref().map(|tier| tier.url.clone());
     let place = wanted.as_deref().map(place_of);
     if let Some(url) = other.filter(|other| place != Some(place_of(other))) {
         return Err(DaemonError::Setting {
             path: "tier.url".to_owned(),
             value: wanted.unwrap_or_else(|| "absent".to_owned()),
-            problem: format!("{} segments of this store lie at {url}", content.rows.len()),
+            problem: format!("{segments} segments of this store lie at {url}"),
             way_out: "set it to that, or delete them first".to_owned(),
         });
     }

@@ -32,7 +32,8 @@ pub struct Erasure {
     pub volume: u16,
     /// The volume in words.
     pub path: String,
-    /// Why: `rule NAME`, `by hand`, `volume retired`, or `begun before a crash`.
+    /// Why: `rule NAME`, `by hand`, `volume retired`, or `begun before`, of what a crash or an
+    /// error had left half done.
     pub reason: String,
     /// How far the forgetting of the keys reaches, `L0` to `L3`; nothing in a plain store: there
     /// the bytes were given back to the device, and that is all.

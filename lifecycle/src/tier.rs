@@ -10,6 +10,7 @@
 //! | line | means |
 //! |---|---|
 //! | `tier` | everything lies at this place from here on; the first line |
+//! | `coming` | segment and key may lie there, or parts of them; nobody reads them yet |
 //! | `kept` | segment and key lie there, read back; with `flows` their Parquet file may, too |
 //! | `flows` | it does, read back |
 //! | `key` | its key lies in the object that is named, read back |
@@ -17,7 +18,8 @@
 //! | `gone` | they are not there |
 //!
 //! Opening the list for writing leaves out what is gone: it is then written anew, to a file of
-//! another name, which is renamed.
+//! another name, which is renamed. A list that is put back from a checkpoint leaves out what was
+//! coming: that may have come since, and be all that is left of its segment.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -45,8 +47,8 @@ pub struct Row {
     pub volume: u16,
     /// Its place there.
     pub place: u32,
-    /// CRC32C of its object.
-    pub crc: u32,
+    /// CRC32C of its object; nothing if it never was read back.
+    pub crc: Option<u32>,
     /// The store that put it there, if that is not the one whose list this is: its volumes are
     /// gone, and this one took its place.
     pub store: Option<StoreId>,
@@ -94,6 +96,18 @@ pub enum Line {
     Tier {
         /// The place, as the configuration names it.
         url: String,
+    },
+    /// A segment is on its way there.
+    Coming {
+        /// The entry of the segment table, hex.
+        entry: String,
+        /// Number of the volume that it lies on.
+        volume: u16,
+        /// Its place there.
+        place: u32,
+        /// Id of the store that was to put it there, hex; nothing for the list's own.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        store: Option<String>,
     },
     /// A segment lies there.
     Kept {
@@ -146,6 +160,9 @@ pub struct Content {
     pub url: Option<String>,
     /// By life.
     pub rows: BTreeMap<LifeId, Row>,
+    /// What is on its way there, or was when that was cut off: nothing of it counts, but it may lie
+    /// there.
+    pub coming: BTreeMap<LifeId, Row>,
 }
 
 /// The list, for its one writer.
@@ -171,14 +188,16 @@ pub fn read(folder: &Path) -> Result<Content, AuditError> {
     }
 }
 
-/// A list as bytes, as that of a store which takes the place of `former`, whose list it was.
+/// A list of a checkpoint as bytes, as it is put back: without what was coming then. With `former`
+/// it is that of a store which takes the place of this one, whose list it was.
 ///
 /// # Errors
 /// A line that does not read.
-pub fn handed_on(list: &[u8], former: StoreId) -> io::Result<Vec<u8>> {
+pub fn put_back(list: &[u8], former: Option<StoreId>) -> io::Result<Vec<u8>> {
     let mut content = decode(list)?;
+    content.coming.clear();
     for row in content.rows.values_mut() {
-        row.store.get_or_insert(former);
+        row.store = row.store.or(former);
     }
     Ok(content.encode()?.into_bytes())
 }
@@ -203,9 +222,9 @@ impl TierList {
         let path = folder.join(FILE);
         let failed = |source| AuditError::Io { path: path.clone(), what: "write", source };
         if let Some(other) = content.url.as_ref().filter(|other| place_of(other) != place_of(url))
-            && !content.rows.is_empty()
+            && !content.is_empty()
         {
-            let segments = content.rows.len();
+            let segments = content.len();
             let why = format!("{segments} segments lie at {other}; `tier.url` has to stay that");
             return Err(failed(io::Error::other(why)));
         }
@@ -218,6 +237,17 @@ impl TierList {
     /// What it says.
     pub fn content(&self) -> &Content {
         &self.content
+    }
+
+    /// A segment is on its way to the tier, if that is not listed yet. Durable on return.
+    ///
+    /// # Errors
+    /// The system's: nothing may be put there then.
+    pub fn coming(&mut self, row: &Row) -> Result<(), AuditError> {
+        match self.content.coming.contains_key(&row.entry.life) {
+            true => Ok(()),
+            false => self.write(Row { crc: None, ..row.clone() }.line()),
+        }
     }
 
     /// A segment and its key lie in the tier. Durable on return.
@@ -279,10 +309,17 @@ impl TierList {
 }
 
 impl Row {
+    /// A segment of the list's own store that goes to the tier, from this place on this volume.
+    pub fn coming(entry: SegmentEntry, volume: u16, place: u32) -> Self {
+        let (key, flows) = Default::default();
+        Self { entry, volume, place, crc: None, store: None, key, flows, forgetting: false }
+    }
+
     fn line(&self) -> Line {
         let entry = hex::encode(&self.entry.encode());
         let Self { volume, place, crc, flows, store, .. } = *self;
         let (store, flows) = (store.map(|store| store.to_string()), flows != Flows::None);
+        let Some(crc) = crc else { return Line::Coming { entry, volume, place, store } };
         Line::Kept { entry, volume, place, crc, store, flows, key: self.key.clone() }
     }
 }
@@ -294,15 +331,30 @@ impl RowKey {
 }
 
 impl Content {
+    /// Nothing lies there.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Segments of which something lies there, or may.
+    pub fn len(&self) -> usize {
+        self.rows.len() + self.coming.len()
+    }
+
     fn take(&mut self, line: Line) -> Result<(), String> {
         match line {
             Line::Tier { url } => self.url = Some(url),
+            Line::Coming { entry, volume, place, store } => {
+                let store = decode_store(store)?;
+                let row = Row { store, ..Row::coming(decode_entry(&entry)?, volume, place) };
+                self.coming.insert(row.entry.life, row);
+            }
             Line::Kept { entry, volume, place, crc, store, flows, key } => {
-                let entry = decode_entry(&entry).ok_or("its entry does not read")?;
-                let store = store.map(|hex| hex.parse()).transpose();
-                let store = store.map_err(|error: ParseIdError| error.to_string())?;
+                let store = decode_store(store)?;
                 let flows = if flows { Flows::Due } else { Flows::None };
-                let row = Row { entry, volume, place, crc, store, key, flows, forgetting: false };
+                let came = Row::coming(decode_entry(&entry)?, volume, place);
+                let row = Row { crc: Some(crc), store, key, flows, ..came };
+                self.coming.remove(&row.entry.life);
                 self.rows.insert(row.entry.life, row);
             }
             Line::Flows { life } => {
@@ -316,7 +368,9 @@ impl Content {
                 }
             }
             Line::Forgetting { life } => {
-                if let Some(row) = self.rows.get_mut(&decode_life(&life)?) {
+                let life = decode_life(&life)?;
+                self.rows.extend(self.coming.remove_entry(&life));
+                if let Some(row) = self.rows.get_mut(&life) {
                     row.forgetting = true;
                 }
             }
@@ -339,7 +393,7 @@ impl Content {
                 .chain((row.flows == Flows::There).then_some(flows))
                 .chain(row.forgetting.then_some(forgetting))
         });
-        tier.chain(rows)
+        tier.chain(self.coming.values().map(Row::line)).chain(rows)
     }
 }
 
@@ -363,9 +417,14 @@ fn decode_life(hex: &str) -> Result<LifeId, String> {
     hex.parse().map_err(|error: ParseIdError| error.to_string())
 }
 
-fn decode_entry(text: &str) -> Option<SegmentEntry> {
-    let bytes: [u8; ENTRY_BYTES] = hex::decode(text)?.try_into().ok()?;
-    SegmentEntry::decode(&bytes).ok()
+fn decode_store(hex: Option<String>) -> Result<Option<StoreId>, String> {
+    hex.map(|hex| hex.parse()).transpose().map_err(|error: ParseIdError| error.to_string())
+}
+
+fn decode_entry(text: &str) -> Result<SegmentEntry, String> {
+    let bytes = hex::decode(text).and_then(|bytes| <[u8; ENTRY_BYTES]>::try_from(bytes).ok());
+    let entry = bytes.and_then(|bytes| SegmentEntry::decode(&bytes).ok());
+    entry.ok_or_else(|| "its entry does not read".to_owned())
 }
 
 #[cfg(test)]
@@ -382,16 +441,7 @@ mod tests {
         let life = life(ordinal);
         let state = SegmentState::Closed;
         let entry = SegmentEntry { state, ordinal, life, packets: 7, ..SegmentEntry::default() };
-        Row {
-            entry,
-            volume: 1,
-            place: 4,
-            crc: 9,
-            store: None,
-            key: RowKey::default(),
-            flows: Flows::None,
-            forgetting: false,
-        }
+        Row { crc: Some(9), ..Row::coming(entry, 1, 4) }
     }
 
     #[test]
@@ -424,6 +474,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_coming_is_listed_until_it_is_kept_or_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut list = TierList::open(dir.path(), "file:///t").unwrap();
+        let lines = || std::fs::read_to_string(dir.path().join(FILE)).unwrap().lines().count();
+        for ordinal in [1, 2, 3, 3] {
+            list.coming(&row(ordinal)).unwrap();
+        }
+        assert_eq!((lines(), list.content().len()), (4, 3), "what is listed is not listed again");
+        assert!(list.content().rows.is_empty() && list.content().coming[&life(1)].crc.is_none());
+        let error = TierList::open(dir.path(), "file:///u").unwrap_err().to_string();
+        assert!(error.contains("3 segments lie at file:///t"), "{error}");
+        list.add(Row { flows: Flows::Due, ..row(1) }).unwrap();
+        list.forgetting(life(2)).unwrap();
+        let said = list.content().clone();
+        assert_eq!(said.coming.keys().copied().collect::<Vec<_>>(), [life(3)]);
+        assert!(said.rows[&life(2)].forgetting && said.rows[&life(2)].crc.is_none());
+        let reopened = TierList::open(dir.path(), "file:///t").unwrap().content().clone();
+        assert_eq!((&reopened, &read(dir.path()).unwrap()), (&said, &said));
+        let mut list = TierList::open(dir.path(), "file:///t").unwrap();
+        list.gone(life(2)).unwrap();
+        assert_eq!(list.content().len(), 2);
+        // What came since a checkpoint may be whole, and the last of its segment.
+        let text = std::fs::read(dir.path().join(FILE)).unwrap();
+        let kept = decode(&put_back(&text, None).unwrap()).unwrap();
+        assert_eq!((kept.rows, kept.coming.len()), (list.content().rows.clone(), 0));
+        // But what is to go goes, from where it was put.
+        list.forgetting(life(3)).unwrap();
+        let text = std::fs::read(dir.path().join(FILE)).unwrap();
+        let kept = decode(&put_back(&text, Some(StoreId([9; 16]))).unwrap()).unwrap();
+        assert_eq!((kept.rows[&life(3)].store, kept.len()), (Some(StoreId([9; 16])), 2));
+    }
+
+    #[test]
     fn a_line_that_a_crash_cut_off_is_left_out_and_a_damaged_one_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let mut list = TierList::open(dir.path(), "file:///t").unwrap();
@@ -452,13 +535,13 @@ mod tests {
         list.add(row(1)).unwrap();
         list.add(Row { store: Some(StoreId([7; 16])), ..row(2) }).unwrap();
         let before = std::fs::read(dir.path().join(FILE)).unwrap();
-        let after = handed_on(&before, StoreId([9; 16])).unwrap();
+        let after = put_back(&before, Some(StoreId([9; 16]))).unwrap();
         std::fs::write(dir.path().join(FILE), after).unwrap();
         let content = read(dir.path()).unwrap();
         let stores: Vec<_> = content.rows.values().map(|row| row.store).collect();
         assert_eq!(stores, [Some(StoreId([9; 16])), Some(StoreId([7; 16]))]);
         assert_eq!(content.url.as_deref(), Some("file:///t"));
-        assert!(handed_on(b"00000000 {}\n", StoreId([9; 16])).is_err());
+        assert!(put_back(b"00000000 {}\n", None).is_err());
     }
 
     #[test]

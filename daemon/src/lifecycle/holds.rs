@@ -384,13 +384,10 @@ impl Keeping {
         name: &str,
     ) -> Result<Vec<Certificate>, DaemonError> {
         let reason = format!("hold {name} released");
-        let deletions = store.forget_hold(number)?;
-        let done = deletions.iter().map(|deletion| finish(store, audit, who, &reason, deletion));
-        let mut certificates = done.collect::<Result<Vec<_>, _>>()?;
-        if let Some(tier) = self.tier.clone() {
-            let copies = (number.get(), reason.as_str());
-            certificates.extend(tier.forget_hold(store, audit, who, copies)?);
-        }
+        let certificates = match &self.tier {
+            Some(tier) => tier.forget_hold(store, audit, who, &reason, number)?,
+            None => finish(store, audit, who, &reason, &store.forget_hold(number)?)?,
+        };
         self.list.remove(number)?;
         self.settled.remove(&number);
         self.failed.retain(|(hold, _), _| *hold != number);

@@ -36,7 +36,7 @@ use crate::duty::Duty;
 use crate::server::App;
 
 pub use deleting::chosen;
-pub(crate) use deleting::{finish, settle};
+pub(crate) use deleting::settle;
 pub use holds::Holds;
 pub(crate) use offline::user;
 pub use offline::{Notes, add_hold, apply_offline, holds_of, release_hold};

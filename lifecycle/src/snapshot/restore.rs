@@ -107,12 +107,12 @@ pub fn restore(
     made.map_err(|source| failed(media, format!("make {}", log.display()), source))?;
     for (name, path) in &to {
         let bytes = content_of(media, manifest, name)?;
-        let bytes = match manifest.store.parse() {
-            Ok(former) if lost.is_some() && *name == tier::FILE => {
-                let list = tier::handed_on(&bytes, former);
-                list.map_err(|source| failed(media, format!("read {name}"), source))?
-            }
-            _ => bytes,
+        let bytes = if *name == tier::FILE {
+            let former = lost.as_ref().and_then(|_| manifest.store.parse().ok());
+            let list = tier::put_back(&bytes, former);
+            list.map_err(|source| failed(media, format!("read {name}"), source))?
+        } else {
+            bytes
         };
         put(media, path, &bytes)?;
     }

@@ -2,11 +2,13 @@
 //! in answers.
 //!
 //! ```text
-//!  rule, drain ─► put segment ─► read it back ─► put key ─► open it there ─► list ─► local may go
+//!  rule, drain ─► list: coming ─► put segment ─► read it back ─► put key ─► open it there
+//!                 ─► list: kept ─► local may go
 //!  rule, person ─► list: forgetting ─► hide ─► local goes ─► key goes ─► bytes go ─► list: gone
 //! ```
-//! Each arrow is durable before the next. A crash leaves a segment in both places, or objects that
-//! no list names, which the next attempt finds and takes for what they are if they are the same.
+//! Each arrow is durable before the next. A crash leaves a segment in both places, or objects of
+//! one that the list says is coming: the next attempt takes them for what they are if they are the
+//! same, and they go if there is none, because the segment is deleted or the quota took it.
 //!
 //! Files: `moving` (there), `keys` (another key), `flows` (Parquet beside it), `forgetting` (gone),
 //! `offline` (for readers without a recorder). Here is what they share, and the thread that follows
@@ -26,8 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use wirevault_config::TierFlows;
-use wirevault_format::StoreId;
-use wirevault_format::table::SegmentState;
+use wirevault_format::table::{SegmentEntry, SegmentState};
+use wirevault_format::{LifeId, StoreId};
 use wirevault_index::tier::content_bytes;
 use wirevault_index::{IndexError, KeySource, Segment, TierCopy, TierKey, Tiered};
 use wirevault_lifecycle::audit::Who;
@@ -59,6 +61,10 @@ pub(crate) struct Tier {
     shown: Mutex<TierStatus>,
     /// One segment moves at a time.
     moving: Mutex<()>,
+    /// Which.
+    under_way: Mutex<Option<LifeId>>,
+    /// One deletion goes on at a time, of what somebody wants gone or of what was left.
+    forgetting: Mutex<()>,
     /// Flows are put or deleted, of one segment at a time.
     flows: Mutex<()>,
     /// Keys are put or deleted, of one segment at a time.
@@ -111,9 +117,20 @@ impl Tier {
         let former = former.filter_map(|it| Some((Some(it), store.key_provider_of(it, key)?)));
         let keys = own.into_iter().chain(former).collect();
         let list = Mutex::new(list);
-        let (moving, flows, rekeying, trouble) = Default::default();
         let shown = Mutex::new(TierStatus { url: options.url.clone(), ..TierStatus::default() });
-        let tier = Self { objects, options, list, shown, moving, flows, rekeying, keys, trouble };
+        let tier = Self {
+            objects,
+            options,
+            list,
+            shown,
+            moving: Mutex::default(),
+            under_way: Mutex::default(),
+            forgetting: Mutex::default(),
+            flows: Mutex::default(),
+            rekeying: Mutex::default(),
+            keys,
+            trouble: Mutex::default(),
+        };
         tier.show(&tier.list());
         let rows: Vec<Row> = tier.list().content().rows.values().cloned().collect();
         let kept = rows.iter().filter(|row| !row.forgetting);
@@ -261,6 +278,11 @@ impl Tier {
         *before = told;
         done
     }
+}
+
+/// Whether a segment is on a volume.
+fn is_here(store: &Store, entry: &SegmentEntry) -> bool {
+    store.catalog(0).segments.get(entry).is_some_and(|segment| segment.media().is_some())
 }
 
 /// Whether others may move although this one does not: its key is not for this machine, its bytes

@@ -1,18 +1,19 @@
 //! A segment goes to the tier. Nothing counts before it was read back.
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use wirevault_format::LifeId;
 use wirevault_index::tier::{content_bytes, encode_key, hangs_from, key_object, segment_object};
 use wirevault_index::volume::segment_file_name;
 use wirevault_index::{IndexError, Segment};
 use wirevault_lifecycle::audit::{Event, Who};
-use wirevault_lifecycle::tier::{Row, RowKey};
+use wirevault_lifecycle::tier::Row;
 use wirevault_media::{MediaFile, ObjectError, ObjectFault, ObjectFile, OpenMode};
 use wirevault_storage::Store;
 
-use super::Tier;
+use super::{Tier, is_here};
 use crate::DaemonError;
 use crate::lifecycle::audit::Audit;
 
@@ -24,8 +25,8 @@ impl Tier {
     /// that is to go.
     ///
     /// # Errors
-    /// `Object`, `Unlike`, `Read`, `Store`, `Audit`: it lies where it lay, and nothing of it is
-    /// listed in the tier.
+    /// `Object`, `Unlike`, `Read`, `Store`, `Audit`: it lies where it lay, and is listed as coming
+    /// at most.
     pub(super) fn take(
         &self,
         store: &Store,
@@ -36,7 +37,11 @@ impl Tier {
         stop: &(dyn Fn() -> bool + Sync),
     ) -> Result<(), DaemonError> {
         let moved = self.put(store, audit, who, segment, reason, stop);
-        let moved = moved.and_then(|()| {
+        let moved = moved.and_then(|lies_there| {
+            if !lies_there {
+                // It was deleted meanwhile, and so has what lies in the tier to be.
+                return self.resume(store, audit);
+            }
             // While they can be had of what lies here.
             self.put_flows(store, segment.entry.life)?;
             match self.options.keep_local {
@@ -47,6 +52,7 @@ impl Tier {
         self.watched(|trouble| &mut trouble.moving, moved)
     }
 
+    /// Says whether it lies there; if not, it is nowhere else either.
     fn put(
         &self,
         store: &Store,
@@ -55,16 +61,22 @@ impl Tier {
         segment: &Segment,
         reason: &str,
         stop: &(dyn Fn() -> bool + Sync),
-    ) -> Result<(), DaemonError> {
+    ) -> Result<bool, DaemonError> {
         let _alone = self.moving.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = &segment.entry;
         let listed = |tier: &Self| tier.list().content().rows.contains_key(&entry.life);
-        let Some(media) = segment.media().filter(|_| !listed(self)) else { return Ok(()) };
+        let Some(media) = segment.media().filter(|_| !listed(self)) else { return Ok(true) };
+        let _under_way = UnderWay::new(self, entry.life);
+        if !is_here(store, entry) {
+            return Ok(false);
+        }
         // The quota leaves copies for holds alone.
         let _pinned = (entry.hold == 0).then(|| store.pin(segment)).transpose()?;
         let file = media.open(&segment_file_name(segment.place), OpenMode::Read);
         let file = file.map_err(|source| unread(segment, source))?;
         let name = segment_object(store.id(), entry.life);
+        let mut row = Row::coming(entry.clone(), segment.volume, segment.place);
+        self.list().coming(&row)?;
         let mut here = Pieces::new(&*file, content_bytes(entry), self.options.rate, stop);
         let put = self.objects.put(&name, &mut || here.next());
         let is_new = match put {
@@ -82,7 +94,9 @@ impl Tier {
             }
             return Err(error);
         }
-        let mut key = RowKey::default();
+        if !is_here(store, entry) {
+            return Ok(false);
+        }
         if let (Some(keys), Some(Ok(provider))) = (segment.keys()?, self.keys.get(&None)) {
             let sealed = encode_key(store.id(), &keys, &**provider);
             let sealed = sealed
@@ -90,34 +104,20 @@ impl Tier {
             let wrapped_by = hangs_from(&sealed, &**provider);
             let (name, mut pieces) = (key_object(store.id(), entry.life, false), Some(sealed));
             match self.objects.put(&name, &mut || Ok(pieces.take())) {
-                Ok(()) => key.hangs_from = wrapped_by,
+                Ok(()) => row.key.hangs_from = wrapped_by,
                 // Of an attempt that was cut off, perhaps under a former key; that is seen later.
                 Err(error) if error.fault == ObjectFault::Exists => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let (volume, place, crc) = (segment.volume, segment.place, here.crc);
-        let flows = self.flows_wanted(entry);
-        let row = Row {
-            entry: entry.clone(),
-            volume,
-            place,
-            crc,
-            store: None,
-            key,
-            flows,
-            forgetting: false,
-        };
+        (row.crc, row.flows) = (Some(here.crc), self.flows_wanted(entry));
         let tiered = self.tiered(store, &row);
         // As a reader will: with the key that lies there, from header to index.
         Segment::tiered(&tiered).open()?;
 
         let mut list = self.list();
-        if store.catalog(0).segments.get(entry).is_none() {
-            // It was deleted meanwhile, and so has what lies in the tier to be.
-            drop(list);
-            self.objects.delete(&key_object(store.id(), entry.life, false))?;
-            return Ok(self.objects.delete(&name)?);
+        if !is_here(store, entry) {
+            return Ok(false);
         }
         audit.write(
             who,
@@ -127,7 +127,7 @@ impl Tier {
                 reason: reason.to_owned(),
                 place: self.objects.describe(),
                 bytes: here.bytes,
-                crc: format!("{crc:08x}"),
+                crc: format!("{:08x}", here.crc),
             },
         )?;
         list.add(row)?;
@@ -135,7 +135,7 @@ impl Tier {
         store.show_tiered(&[tiered]);
         let (segment, bytes) = (segment.name(), here.bytes);
         tracing::info!(segment, bytes, reason, "a segment lies in the tier");
-        Ok(())
+        Ok(true)
     }
 
     /// Whether the object is what was read here.
@@ -165,6 +165,22 @@ impl Tier {
             true => Ok(()),
             false => Err(unlike(format!("its CRC32C is {:08x}, not {:08x}", there.crc, here.crc))),
         }
+    }
+}
+
+/// This segment is being moved: what it leaves in the tier is not taken for left over.
+struct UnderWay<'a>(&'a Mutex<Option<LifeId>>);
+
+impl<'a> UnderWay<'a> {
+    fn new(tier: &'a Tier, life: LifeId) -> Self {
+        *tier.under_way.lock().unwrap_or_else(PoisonError::into_inner) = Some(life);
+        Self(&tier.under_way)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 

@@ -38,7 +38,8 @@ pub fn attach(store: &mut StoreReader, volume: &Path, key: &KeySource) -> Result
     Ok(())
 }
 
-/// The tier of a store that was opened to be written without a recorder, if anything lies there.
+/// The tier of a store that was opened to be written without a recorder, if anything lies there,
+/// or may.
 ///
 /// # Errors
 /// As [`attach`].
@@ -48,7 +49,8 @@ pub(crate) fn of_store(
     folder: &Path,
 ) -> Result<Option<Arc<Tier>>, DaemonError> {
     let content = tier::read(folder)?;
-    let Some(url) = content.url.filter(|_| !content.rows.is_empty()) else { return Ok(None) };
+    let something = !content.is_empty();
+    let Some(url) = content.url.filter(|_| something) else { return Ok(None) };
     let objects = objects(&url)?;
     let options = TierOptions { url, rate: None, keep_local: true, flows: false };
     Ok(Some(Arc::new(Tier::open(options, objects, store, key, folder)?)))

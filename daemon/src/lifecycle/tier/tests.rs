@@ -1,13 +1,13 @@
 //! Segments go to a simulated tier and from it, with faults at every call.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use wirevault_format::{LifeId, StoreId};
 use wirevault_index::{Catalog, KeySource, Segment, Whereabouts};
 use wirevault_lifecycle::audit::{self, Event, Who};
-use wirevault_lifecycle::certificate::Certificate;
+use wirevault_lifecycle::certificate::{Certificate, Erasure};
 use wirevault_media::{ObjectFault, SimObjects};
 use wirevault_query::{Request, Summary, run};
 use wirevault_seal::service::Refusal;
@@ -98,11 +98,7 @@ impl Opened {
     }
 
     fn forget(&self, lives: &[LifeId]) -> Result<Vec<Certificate>, DaemonError> {
-        let who = Who::Recorder;
-        for deletion in self.tier.begin_forgetting(self.store(), lives)? {
-            crate::lifecycle::finish(self.store(), self.audit(), &who, "test", &deletion)?;
-        }
-        self.tier.finish_forgetting(self.store(), self.audit(), &who, "test")
+        self.tier.forget(self.store(), self.audit(), &Who::Recorder, "test", lives)
     }
 
     /// Number of packets found in all time, and what the answer says of itself.
@@ -126,6 +122,18 @@ const ALL: usize = (SEGMENTS * PACKETS) as usize;
 
 fn causes(summary: &Summary) -> Vec<&'static str> {
     summary.gaps.iter().map(|gap| gap.cause.name()).collect()
+}
+
+/// Who deleted what, as the log says.
+fn certified(audit: &Audit) -> Vec<(Who, Erasure)> {
+    let mut certified = Vec::new();
+    let read = audit::read(audit.folder(), None, &mut |entry| {
+        if let Event::Forgotten(erasure) = entry.event {
+            certified.push((entry.who, erasure));
+        }
+    });
+    assert!(read.unwrap().faults.is_empty());
+    certified
 }
 
 #[test]
@@ -290,22 +298,127 @@ fn a_deletion_that_is_cut_off_anywhere_is_finished() {
         let (found, summary) = opened.ask_since(entry.opened_ns);
         assert_eq!(found, ALL - PACKETS as usize, "call {call}");
         assert!(causes(&summary).contains(&"retention"), "call {call}: {summary:?}");
-        let mut certified = 0;
-        let folder = opened.audit().folder();
-        let report = audit::read(folder, None, &mut |entry| {
-            if let Event::Forgotten(erasure) = entry.event {
-                let of_tier = erasure.path.contains("simulated objects");
-                let segment = &erasure.segments[0];
-                let with_flows = segment.flows.as_ref().is_some_and(|name| name.contains(&life));
-                certified += u64::from(of_tier && segment.life == life && with_flows);
-            }
-        });
-        assert!(report.unwrap().faults.is_empty() && certified == 1, "call {call}: {certified}");
+        let of_tier = |(_, erasure): &&(Who, Erasure)| {
+            let segment = &erasure.segments[0];
+            let with_flows = segment.flows.as_ref().is_some_and(|name| name.contains(&life));
+            erasure.path == "simulated objects" && segment.life == life && with_flows
+        };
+        let certified = certified(opened.audit());
+        assert_eq!(certified.iter().filter(of_tier).count(), 1, "call {call}: {certified:?}");
         if whole && keep_local {
             assert!(call > 5, "{call} calls are too few to have been cut off in each");
             return;
         }
     }
+}
+
+/// Its key and its bytes lay there for ever, and no list named them.
+#[test]
+fn a_move_that_is_cut_off_leaves_nothing_of_a_segment_that_goes_instead() {
+    let ways = [(false, false), (false, true), (true, false), (true, true)];
+    for (call, (by_quota, restarts)) in (0..).flat_map(|call| ways.map(|way| (call, way))) {
+        let case = format!("call {call}, by the quota: {by_quota}, restarts: {restarts}");
+        let mut site = Site::new(true).with_flows();
+        let mut opened = site.open();
+        let life = opened.segment(0).entry.life;
+        site.objects.go_away_at(Some(call));
+        let whole = opened.take(0).is_ok();
+        site.objects.go_away_at(None);
+        if whole {
+            assert!(call > 7, "{call} calls are too few to have been cut off in each");
+            return;
+        }
+        if restarts {
+            drop(opened);
+            opened = site.open();
+        }
+        let is_known = |opened: &Opened| {
+            opened.catalog().segments.iter().any(|segment| segment.entry.life == life)
+        };
+        let is_listed = opened.places()[0] == Whereabouts::Both;
+        if by_quota {
+            let run = opened.store().begin_run(false, 1).unwrap();
+            let is_here = |opened: &Opened| {
+                let first = opened.segment(0);
+                first.entry.life == life && first.media().is_some()
+            };
+            while is_here(&opened) {
+                site.month.record(opened.store(), run, 0).unwrap();
+                site.month.clock.advance(Duration::from_secs(60));
+            }
+            if restarts {
+                drop(opened);
+                opened = site.open();
+            }
+            opened.tier.resume(opened.store(), opened.audit()).unwrap();
+        } else {
+            opened.forget(&[life]).unwrap();
+        }
+        let names = site.objects.names();
+        let is_there = names.iter().any(|name| name.contains(&life.to_string()));
+        // What had come by then is the tier's.
+        assert_eq!(is_there, by_quota && is_listed, "{case}: {names:?}");
+        assert_eq!(is_known(&opened), is_there, "{case}");
+        let list = wirevault_lifecycle::tier::read(opened.audit().folder()).unwrap();
+        assert_eq!(list.len(), usize::from(is_there), "{case}: {list:?}");
+        let reason = if by_quota { "begun before" } else { "test" };
+        let of_tier = |it: &&(Who, Erasure)| it.1.path == "simulated objects";
+        let certified = certified(opened.audit());
+        let certified: Vec<_> = certified.iter().filter(of_tier).collect();
+        assert_eq!(certified.len(), usize::from(!is_there), "{case}: {certified:?}");
+        assert!(certified.iter().all(|(_, it)| it.reason == reason), "{case}: {certified:?}");
+    }
+}
+
+/// Its deletion failed, and that of all others with it.
+#[test]
+fn a_segment_that_is_deleted_while_it_moves_leaves_nothing() {
+    // While it is put, and while it is read back.
+    for at in 0..2 {
+        let site = Site::new(false).with_flows();
+        let opened = site.open();
+        let segment = opened.segment(0);
+        let life = segment.entry.life;
+        let asked = AtomicUsize::new(0);
+        let stop = || {
+            if asked.fetch_add(1, Ordering::Relaxed) == at {
+                opened.forget(&[life]).unwrap();
+            }
+            false
+        };
+        let who = Who::Recorder;
+        let moved = opened.tier.take(opened.store(), opened.audit(), &who, &segment, "t", &stop);
+        moved.unwrap_or_else(|error| panic!("deleted at {at}: {}", error.chain()));
+        assert_eq!(asked.into_inner(), 2);
+        assert_eq!(site.objects.names(), [""; 0], "deleted at {at}");
+        assert_eq!(opened.tier.status().segments, 0);
+        assert_eq!(opened.ask().0 as u64, (SEGMENTS - 1) * PACKETS);
+    }
+}
+
+/// The next deletion wrote it down as its own.
+#[test]
+fn what_a_silent_tier_left_is_certified_as_begun_before() {
+    let site = Site::new(false);
+    let opened = site.open();
+    (0..2).for_each(|at| opened.take(at).unwrap());
+    let lives = [0, 1].map(|at| opened.segment(at).entry.life);
+    let alice = Who::User { uid: 1000, gid: 1000 };
+    let forget = |who: &Who, reason: &str, life: LifeId| {
+        opened.tier.forget(opened.store(), opened.audit(), who, reason, &[life])
+    };
+    site.objects.set_fault(Some(ObjectFault::Unreachable));
+    forget(&alice, "by hand", lives[0]).unwrap_err();
+    site.objects.set_fault(None);
+    let who = Who::User { uid: 1001, gid: 1001 };
+    assert_eq!(forget(&who, "rule old", lives[1]).unwrap().len(), 2);
+    let certified: Vec<_> = certified(opened.audit())
+        .into_iter()
+        .map(|(who, it)| (who, it.reason, it.segments[0].life.clone(), it.segments.len()))
+        .collect();
+    let [first, second] = lives.map(|life| life.to_string());
+    let mine = (who, "rule old".to_owned(), second, 1);
+    assert_eq!(certified, [mine, (Who::Recorder, "begun before".to_owned(), first, 1)]);
 }
 
 #[test]

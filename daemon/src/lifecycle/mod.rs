@@ -70,9 +70,8 @@ pub(crate) fn keeping(app: &App) -> Option<Duty> {
 
 /// Deletes what the rules want deleted.
 fn follow(app: &App, rules: &Rules) {
-    if let Err(error) = deleting::delete_live(app, &Who::Recorder, &planned(app, rules)) {
-        tracing::error!("what the rules want cannot be deleted: {}", error.chain());
-    }
+    let done = deleting::delete_live(app, &Who::Recorder, &planned(app, rules));
+    rules.note(done.err().map(|error| error.chain()));
 }
 
 /// What the rules want now.

@@ -14,6 +14,8 @@ use wirevault_query::matching_chunks;
 pub struct Rules {
     rules: Vec<Rule>,
     known: Mutex<Known>,
+    /// Why what they want could not be deleted, the last time; nothing once it could.
+    trouble: Mutex<Option<String>>,
 }
 
 /// What never changes of a closed segment and takes reading to find out.
@@ -39,12 +41,30 @@ impl Rules {
             interface: rule.interface.clone(),
             flows: rule.flows.clone(),
         };
-        Self { rules: rules.iter().map(rule).collect(), known: Mutex::default() }
+        Self {
+            rules: rules.iter().map(rule).collect(),
+            known: Mutex::default(),
+            trouble: Mutex::default(),
+        }
     }
 
     /// There is none.
     pub fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// Keeps for the status why what they want could not be deleted, if that is so.
+    pub(super) fn note(&self, why: Option<String>) {
+        let trouble = why.map(|why| format!("what the rules want cannot be deleted: {why}"));
+        if let Some(trouble) = &trouble {
+            tracing::error!("{trouble}");
+        }
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Why what they want could not be deleted.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the rules want of this catalog.
@@ -112,5 +132,22 @@ fn matching(segment: &Segment, filter: &str) -> Match {
         Match::All
     } else {
         Match::Some
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was a line in the log, once a minute, and nothing else.
+    #[test]
+    fn what_rules_cannot_delete_is_told_until_they_can() {
+        let rules = Rules::new(&[]);
+        assert_eq!(rules.trouble(), None);
+        rules.note(Some("the disk is gone".to_owned()));
+        let told = rules.trouble().unwrap();
+        assert_eq!(told, "what the rules want cannot be deleted: the disk is gone");
+        rules.note(None);
+        assert_eq!(rules.trouble(), None);
     }
 }

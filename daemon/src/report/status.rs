@@ -86,6 +86,7 @@ pub(crate) fn live(app: &App) -> Result<StatusReport, String> {
     reasons.extend(app.facts().instance.iter().flat_map(|instance| instance.reasons()));
     let waiting = app.holds().waiting();
     reasons.extend(waiting.why);
+    reasons.extend(app.rules().trouble());
     reasons.extend(app.tier().and_then(Tier::trouble));
     let anchors = app.audit().anchors();
     reasons.extend(anchors.iter().filter_map(|anchor| anchor.trouble.clone()));

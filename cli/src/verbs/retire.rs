@@ -1,8 +1,11 @@
 //! `wirevault volume retire`: the end of a volume, and what of it stands in the audit log.
 //!
 //! ```text
-//!  lock ─► entry `retired` ─► tables, keys, the rest ─► entries `forgotten`, certificates
+//!  lock ─► entry `retired` ─► tables, keys ─► the rest ─► entries `forgotten`, certificates
 //! ```
+//! Tables, keys and digests are written over. The rest is left to the device: the entry says what it
+//! was asked for, the last lines say what it did.
+//!
 //! The store may be gone, or work on without this volume under a recorder that has its log. Then
 //! the volume is ended all the same, and it is told why nothing is written down.
 
@@ -19,7 +22,7 @@ use wirevault_lifecycle::certificate::{Erased, Erasure};
 use wirevault_media::{BlockMedia, Lock, open_volume};
 
 use super::delete;
-use super::volume::{Content, erase, refused, uses};
+use super::volume::{Content, Emptied, erase, refused, uses};
 use crate::args::EraseHow;
 use crate::error::CliError;
 use crate::outcome::Outcome;
@@ -32,6 +35,11 @@ const OF_ONE: usize = 1024;
 /// How far it reaches that the volume's key ring was overwritten: copies of it, and the key, may be
 /// anywhere.
 const LEVEL: &str = "L0";
+/// How the rest is erased unless the device erases itself, as the log has it.
+const DISCARD: &str = "discard asked for";
+/// What became of the rest then.
+const DISCARDED: &str = "discarded";
+const KEPT: &str = "kept: the device takes no such order";
 
 /// The log of the volume's store, and the lock of the store's first volume.
 struct Log {
@@ -39,7 +47,8 @@ struct Log {
     _lock: Option<Lock>,
 }
 
-/// Ends a volume: its tables and keys go first, then the rest.
+/// Ends a volume: its tables and keys go first, then the rest. What the device then still holds
+/// makes the outcome incomplete.
 pub(super) fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outcome, CliError> {
     if let Some(it) = uses(path)?.first() {
         return Err(refused(path, &format!("it {it}; end that use first")));
@@ -59,7 +68,7 @@ pub(super) fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outco
     };
     let volume = Volume::read(Arc::new(BlockMedia::open(path)?), &KeySource::Recorded)?;
     let log = log_of(&volume)?;
-    let how = eraser.as_ref().map_or("discarded", Eraser::name);
+    let how = eraser.as_ref().map_or(DISCARD, Eraser::name);
     let gone = erasures(&volume);
     let announce = || match &log {
         Err(_) => Ok(()),
@@ -70,25 +79,33 @@ pub(super) fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outco
             how: how.to_owned(),
         })?),
     };
-    let found = erase(path, eraser.as_ref(), announce)?;
+    let Emptied { discarded, sampled } = erase(path, eraser.as_ref(), announce)?;
+    let (rest, is_gone) = match &eraser {
+        Some(eraser) => (eraser.name(), true),
+        None if discarded => (DISCARDED, true),
+        None => (KEPT, false),
+    };
     put(&format!(
-        "{} is empty. Its tables and its keys were overwritten; the rest: {how}. Of {} blocks that \
-         were read afterwards {} hold zeros. Store {store} does not open for writing any more; its \
-         other volumes still answer\n",
+        "{} is no volume any more. Its tables and its keys were overwritten; the rest: {rest}. Of {} \
+         blocks that were read afterwards {} hold zeros. Store {store} does not open for writing \
+         any more; its other volumes still answer\n",
         path.display(),
-        found.zeros + found.other,
-        found.zeros
+        sampled.zeros + sampled.other,
+        sampled.zeros
     ))?;
     match log {
         Err(why) => tell(&format!("it stands in no audit log, and nothing certifies it: {why}")),
         Ok(_) if gone.is_empty() => tell("it held no closed segment: there is nothing to certify"),
+        Ok(_) if !is_gone && !volume.superblock.sealed => {
+            tell("what a plain volume held is still on the device: nothing is certified");
+        }
         Ok(log) => {
             for erasure in gone {
                 put(&delete::line(&log.notes.certify(erasure)?))?;
             }
         }
     }
-    Ok(Outcome::Found)
+    Ok(if is_gone { Outcome::Found } else { Outcome::Incomplete })
 }
 
 /// The log of a volume's store, or why there is none to write to.

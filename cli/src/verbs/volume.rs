@@ -268,6 +268,14 @@ fn release() -> Result<Outcome, CliError> {
     Ok(if returned.is_empty() { Outcome::Nothing } else { Outcome::Found })
 }
 
+/// What became of a device.
+pub(super) struct Emptied {
+    /// Whether it took the order that nothing on it is wanted any more.
+    pub(super) discarded: bool,
+    /// What some of its blocks read as.
+    pub(super) sampled: Sampled,
+}
+
 /// Erases a device and looks at some of its blocks.
 ///
 /// Errors: a recorder has it, or it is mounted; whoever is told first, when nobody else has it any
@@ -276,7 +284,7 @@ pub(super) fn erase(
     path: &Path,
     eraser: Option<&Eraser>,
     announce: impl FnOnce() -> Result<(), CliError>,
-) -> Result<Sampled, CliError> {
+) -> Result<Emptied, CliError> {
     let media = BlockMedia::open(path)?;
     let _lock = media.lock()?;
     announce()?;
@@ -284,11 +292,12 @@ pub(super) fn erase(
         let volume = path.display().to_string();
         move |source| MediaError::Io { volume, action, source }
     };
-    media.erase().map_err(failed("erase it"))?;
+    let discarded = media.erase().map_err(failed("erase it"))?;
     if let Some(eraser) = eraser {
         eraser.carry_out()?;
     }
-    Ok(media.sample(SAMPLES).map_err(failed("look at it after it was erased"))?)
+    let sampled = media.sample(SAMPLES).map_err(failed("look at it after it was erased"))?;
+    Ok(Emptied { discarded, sampled })
 }
 
 /// Who uses a device. A plain file that stands for one is used by whoever holds its lock.

@@ -186,7 +186,7 @@ pub enum Event {
         path: String,
         /// Closed segments that it holds.
         segments: u64,
-        /// How the rest is erased.
+        /// How the rest is to be erased; whether the device does that is not known yet.
         how: String,
     },
     /// Capture files begin to come into the store: this stands here before their first packet.

@@ -156,23 +156,32 @@ impl BlockMedia {
         Ok(lease)
     }
 
-    /// Makes it a device without a volume: labels and superblocks become zeros, durably, then the
-    /// device is told that nothing on it is wanted. The caller holds the lock.
+    /// Makes it a device without a volume: everything before its places, with tables, key rings and
+    /// digests, becomes zeros, durably, then the device is told that nothing on it is wanted.
+    /// `false` if it cannot take that, and keeps what the places hold. Of a device whose label does
+    /// not read only the start and the end are known to be in the way. The caller holds the lock.
     ///
     /// # Errors
     /// The system's own.
-    pub fn erase(&self) -> io::Result<()> {
+    pub fn erase(&self) -> io::Result<bool> {
         let file = self.device.open(true)?;
         let bytes = file.len()?;
-        self.state().label = None;
-        // File systems and partition tables keep copies at the end of a device.
-        let end = bytes.saturating_sub(PARTS_ALIGN_BYTES).max(3 * PARTS_ALIGN_BYTES);
-        for (from, until) in [(0, 3 * PARTS_ALIGN_BYTES), (end, bytes)] {
-            zero(&*file, from, until.min(bytes))?;
-        }
+        let parts_end = match self.label() {
+            Some(label) => label.digests_offset() + label.digests_bytes,
+            None => 0,
+        };
+        let parts_end = parts_end.max(3 * PARTS_ALIGN_BYTES).min(bytes);
+        // The label goes last: after a crash it still says how far the keys reach.
+        zero(&*file, VOLUME_OFFSET.min(bytes), parts_end)?;
         file.sync()?;
-        self.device.discard(0, bytes)?;
-        file.sync()
+        self.state().label = None;
+        zero(&*file, 0, VOLUME_OFFSET.min(bytes))?;
+        // File systems and partition tables keep copies at the end of a device.
+        zero(&*file, bytes.saturating_sub(PARTS_ALIGN_BYTES).max(parts_end), bytes)?;
+        file.sync()?;
+        let discarded = self.device.discard(0, bytes)?;
+        file.sync()?;
+        Ok(discarded)
     }
 
     /// Looks at this many blocks, spread over the whole device.
@@ -558,9 +567,36 @@ mod tests {
         assert!(media.remove(VOLUME_FILE).is_err());
         assert_eq!(media.erased(), Erased { zeros: 2, ..Erased::default() });
         assert_ne!(media.sample(16).unwrap().other, 0, "the labels");
-        media.erase().unwrap();
+        assert!(media.erase().unwrap());
         assert_eq!(media.sample(16).unwrap(), Sampled { zeros: 16, other: 0 });
         assert!(media.content().unwrap().is_none() && media.list().unwrap().is_empty());
+    }
+
+    /// Tables and key rings lie behind the superblocks, and nothing but zeros makes them go where
+    /// the device does not discard.
+    #[test]
+    fn a_device_that_discards_nothing_keeps_its_places_and_no_more() {
+        for shared in [false, true] {
+            let disk = crate::SimMedia::new();
+            let raw = disk.open(sim::DEVICE_FILE, OpenMode::Create).unwrap();
+            raw.write_at(&vec![7; 40 << 20], 0).unwrap();
+            let media = BlockMedia::over(Arc::new(sim::SimDevice::on(&disk))).unwrap();
+            let media = if shared { media.to_be_shared() } else { media };
+            media.lay_out(&SHAPE).unwrap();
+            let label = media.label().unwrap();
+            let bytes = |from: u64, until: u64| {
+                let mut bytes = vec![0; (until - from) as usize];
+                raw.read_exact_at(&mut bytes, from).unwrap();
+                bytes
+            };
+            let parts_end = label.digests_offset() + label.digests_bytes;
+            raw.write_at(&vec![7; (parts_end - VOLUME_OFFSET) as usize], VOLUME_OFFSET).unwrap();
+            assert!(!media.erase().unwrap(), "it takes no discard");
+            assert!(bytes(0, parts_end).iter().all(|byte| *byte == 0), "shared: {shared}");
+            let places = (label.place_offset(0), label.place_offset(label.places));
+            assert!(bytes(places.0, places.1).iter().all(|byte| *byte == 7));
+            assert!(media.label().is_none() && media.content().unwrap().is_none());
+        }
     }
 
     #[test]

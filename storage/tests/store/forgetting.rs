@@ -6,9 +6,14 @@ use std::sync::{Arc, Mutex};
 use wirevault_format::LifeId;
 use wirevault_format::chunk::{self, ChunkHeader};
 use wirevault_format::footer::{self, CloseReason, Footer};
+use wirevault_format::limits::LBA_BYTES;
 use wirevault_format::{digest, section, segment};
 use wirevault_index::{KeySource, Volume};
-use wirevault_media::{DIGEST_FILE, Fault, Media, SimMedia, Survival, Trigger, VOLUME_FILE};
+use wirevault_media::block::sim::{DEVICE_FILE, SimDevice};
+use wirevault_media::{
+    BlockMedia, DIGEST_FILE, Fault, Media, MediaFile, OpenMode, SimMedia, Survival, Trigger,
+    VOLUME_FILE,
+};
 use wirevault_seal::forget::SecretId;
 use wirevault_seal::locked::LockedBytes;
 use wirevault_seal::{
@@ -47,6 +52,37 @@ fn record(store: Store, ledger: Ledger) -> Result<(Store, Ledger), Box<(StorageE
     }
     recorder.end().unwrap();
     Ok((recorder.store, recorder.ledger))
+}
+
+/// Only what is overwritten goes from such a device.
+#[test]
+fn a_retired_device_that_takes_no_discard_keeps_neither_tables_nor_keys() {
+    let disk = disk(true);
+    let store = open(&disk, clock()).unwrap().0;
+    let (store, _) =
+        record(store, Ledger::default()).unwrap_or_else(|failed| panic!("{}", failed.0));
+    drop(store);
+    let superblock = superblock(&disk);
+    let media = BlockMedia::over(Arc::new(SimDevice::on(&disk))).unwrap();
+    let file = media.open(VOLUME_FILE, OpenMode::Read).unwrap();
+    let blocks = |file: &dyn MediaFile| {
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    };
+    let (old, zeros) = (blocks(&*file), [0; LBA_BYTES]);
+    let written = |from: u64, until: u64| {
+        let part = old[from as usize..until as usize].chunks(LBA_BYTES);
+        part.filter(|block| **block != zeros).collect::<Vec<_>>()
+    };
+    let ring_end = superblock.ring_offset + 2 * superblock.ring_slot_bytes;
+    let tables = written(superblock.segments_offset, superblock.ring_offset);
+    let keys = written(superblock.ring_offset, ring_end);
+    assert!(tables.len() > 2 && keys.len() > 1, "{} and {}", tables.len(), keys.len());
+    assert!(!media.erase().unwrap(), "it takes no discard");
+    let left = blocks(&*disk.open(DEVICE_FILE, OpenMode::Read).unwrap());
+    let left: HashSet<&[u8]> = left.chunks(LBA_BYTES).collect();
+    assert!(tables.iter().chain(&keys).all(|block| !left.contains(block)));
 }
 
 /// The lives of the oldest closed segments.

@@ -25,7 +25,7 @@
 //!   [`sim`]: [`SimMedia`], its fault model and the seeded generator. [`error`]: [`MediaError`].
 //!   [`notes`]: devices that a process drives itself. [`objects`]: places for objects.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod address;
 pub mod block;

@@ -12,8 +12,8 @@ use std::time::Duration;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use super::BlockDevice;
 use super::aligned::{ALIGN_BYTES, AlignedFile, Blocks};
+use super::{BlockDevice, sys};
 use crate::dir::{in_words, lock_holder};
 use crate::{Lock, MediaError, MediaFile};
 
@@ -112,11 +112,15 @@ impl BlockDevice for HostDevice {
         }
     }
 
-    /// Punching a hole gives a file's blocks back; on a device it becomes Deallocate or Write
-    /// Zeroes, and is refused where neither is there.
+    /// Punching a hole gives a file's blocks back. On a device it becomes Write Zeroes and never
+    /// Deallocate, so that the device would not learn which blocks are free: it is asked to discard
+    /// first, though blocks need not read as zeros then. Refused where neither is there.
     fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
         let file = OpenOptions::new().write(true).open(&self.path);
         let file = file.map_err(|e| in_words(e, "open", &self.path))?;
+        if self.is_block && sys::discard(&file, offset, bytes).is_ok() {
+            return Ok(true);
+        }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match rustix::fs::fallocate(&file, flags, offset, bytes) {
             Ok(()) => Ok(true),

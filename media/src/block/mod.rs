@@ -25,6 +25,8 @@ pub mod device;
 pub mod label;
 pub mod lease;
 pub mod sim;
+#[expect(unsafe_code, reason = "the ioctl that discards")]
+mod sys;
 
 use std::collections::HashSet;
 use std::io;

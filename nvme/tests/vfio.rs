@@ -22,10 +22,11 @@ use wirevault_format::limits::{CHUNK_BYTES, LBA_BYTES};
 use wirevault_media::sim::SplitMix64;
 use wirevault_media::{BlockMedia, Media, OpenMode, Shape};
 use wirevault_nvme::admin::Admin;
-use wirevault_nvme::device::Roots;
+use wirevault_nvme::device::{Device, DeviceKind, Roots};
 use wirevault_nvme::health::Health;
 use wirevault_nvme::spec::Status;
-use wirevault_nvme::spec::command::Command;
+use wirevault_nvme::spec::command::{ALL_NAMESPACES, Command, log};
+use wirevault_nvme::spec::identify::IDENTIFY_BYTES;
 use wirevault_nvme::vfio::model::{ModelBus, ModelOptions, Trouble};
 use wirevault_nvme::vfio::{Controller, ControllerOptions, VfioDisk, VfioVolume};
 use wirevault_nvme::{Completion, NvmeError, Queue, QueueOptions, Slot, VfioQueue, is_poisoned};
@@ -422,13 +423,132 @@ fn files_of_other_disks_and_places_beyond_the_end_are_refused() {
 fn commands_have_the_time_that_the_kernel_was_told_to_leave_them() {
     let dir = tempfile::tempdir().unwrap();
     let roots = Roots { sys: dir.path().to_owned(), ..Roots::default() };
-    let told = || ControllerOptions::as_patient_as_the_kernel(&roots).command_timeout.as_secs();
-    assert_eq!(told(), 30);
+    let told = |kind| {
+        let device = a_device("nvme7n1", kind);
+        ControllerOptions::as_patient_as_the_kernel(&roots, &device).command_timeout.as_secs()
+    };
+    assert_eq!(told(DeviceKind::Nvme), 30);
+    let put = |path: &str, text: &str| {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    for (text, seconds) in [("60\n", 60), ("0\n", 30), ("?\n", 30)] {
+        put("module/nvme_core/parameters/io_timeout", text);
+        assert_eq!(told(DeviceKind::Nvme), seconds, "{text}");
+    }
+    put("block/nvme7n1/queue/io_timeout", "45000\n");
+    assert_eq!(told(DeviceKind::InstanceStore), 45, "the device's own goes first");
+}
+
+/// With Amazon's images a lost completion of a local disk was waited for without end.
+#[test]
+fn no_local_device_is_waited_for_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let roots = Roots { sys: dir.path().to_owned(), ..Roots::default() };
     let set = dir.path().join("module/nvme_core/parameters");
     std::fs::create_dir_all(&set).unwrap();
-    for (text, seconds) in [("4294967295\n", 4_294_967_295), ("0\n", 30), ("?\n", 30)] {
-        std::fs::write(set.join("io_timeout"), text).unwrap();
-        assert_eq!(told(), seconds, "{text}");
+    std::fs::write(set.join("io_timeout"), "4294967295\n").unwrap();
+    for (kind, seconds) in [
+        (DeviceKind::Nvme, 90),
+        (DeviceKind::InstanceStore, 90),
+        (DeviceKind::Ebs, u64::from(u32::MAX)),
+    ] {
+        let device = a_device("nvme7n1", kind);
+        let options = ControllerOptions::as_patient_as_the_kernel(&roots, &device);
+        assert_eq!(options.command_timeout.as_secs(), seconds, "{kind}");
+    }
+}
+
+fn a_device(name: &str, kind: DeviceKind) -> Device {
+    Device {
+        name: name.to_owned(),
+        node: format!("/dev/{name}").into(),
+        by_id: None,
+        number: (259, 7),
+        kind,
+        model: String::new(),
+        serial: String::new(),
+        bytes: 1 << 30,
+        lba_bytes: 512,
+        physical_block_bytes: 4096,
+        transfer_bytes_max: 128 << 10,
+        volatile_cache: false,
+        fua: false,
+        polled_queues: false,
+        discard_bytes_max: 0,
+        read_only: false,
+        numa_node: None,
+        nvme: None,
+        uses: Vec::new(),
+    }
+}
+
+/// The abort came late, because nobody looked; the device had no time left to end the command.
+#[test]
+fn an_aborted_command_has_its_grace_from_the_abort_on() {
+    let bench = bench(ModelOptions::default());
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    bench.bus.trouble(Trouble::Deaf(1));
+    bench.write(&mut queue, slot, 0);
+    let mut out = Vec::new();
+    queue.poll(Duration::ZERO, &mut out).unwrap();
+    bench.bus.stand_still(1, (COMMAND_TIMEOUT + ADMIN_TIMEOUT).as_nanos() as u64);
+    queue.poll(Duration::ZERO, &mut out).unwrap();
+    assert_eq!((bench.bus.aborts(), bench.controller.resets()), (1, 0));
+    queue.poll(ADMIN_TIMEOUT / 2, &mut out).unwrap();
+    assert_eq!(bench.controller.resets(), 0, "it has not had its time");
+    let ends = finish(&mut queue);
+    assert_eq!((failed(&ends), bench.controller.resets()), (1, 1));
+    drop((ends, queue));
+    bench.check();
+}
+
+#[test]
+fn a_thread_that_stands_still_before_the_doorbell_aborts_nothing() {
+    let bench = bench(ModelOptions::default());
+    let mut queue = bench.queue();
+    let slot = bench.attach(&mut queue, "a");
+    // The queue looks when it is polled, and again when it takes the command.
+    bench.bus.stand_still(2, 2 * COMMAND_TIMEOUT.as_nanos() as u64);
+    bench.write(&mut queue, slot, 0);
+    assert_eq!(failed(&finish(&mut queue)), 0);
+    assert_eq!(bench.bus.aborts(), 0);
+    drop(queue);
+    bench.check();
+}
+
+#[test]
+fn an_answer_that_comes_late_is_not_read_as_another() {
+    let bench = bench(ModelOptions::default());
+    let admin_ns = ADMIN_TIMEOUT.as_nanos() as u64;
+    bench.bus.trouble(Trouble::AdminLate(admin_ns + admin_ns / 4));
+    let ask = Command::log_page(log::SMART, ALL_NAMESPACES, 512);
+    let error = bench.controller.read(&ask, &mut [0; 512]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    // Both answers are there when the driver looks.
+    bench.bus.stand_still(1, admin_ns / 2);
+    let mut page = [0; IDENTIFY_BYTES];
+    bench.controller.read(&Command::identify(1, 0), &mut page).unwrap();
+    assert_eq!(&page[4..9], b"MODEL", "the answer to something else");
+    bench.check();
+}
+
+#[test]
+fn what_a_device_cannot_deallocate_it_zeroes() {
+    let model = ModelOptions { can_deallocate: false, ..ModelOptions::default() };
+    for can_write_zeroes in [true, false] {
+        let bench = bench(ModelOptions { can_write_zeroes, ..model.clone() });
+        let bytes = 3 * CHUNK_BYTES;
+        bench.bus.put(0, &vec![7; bytes + LBA_BYTES]);
+        let taken = bench.disk.discard(LBA_BYTES as u64, (bytes - LBA_BYTES) as u64).unwrap();
+        assert_eq!(taken, can_write_zeroes);
+        let found = bench.bus.bytes_at(0, bytes + LBA_BYTES);
+        let byte = if can_write_zeroes { 0 } else { 7 };
+        assert!(found[LBA_BYTES..bytes].iter().all(|found| *found == byte));
+        assert!(found[..LBA_BYTES].iter().chain(&found[bytes..]).all(|found| *found == 7));
+        bench.check();
     }
 }
 

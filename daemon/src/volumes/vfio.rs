@@ -302,8 +302,12 @@ impl State {
             .into_iter()
             .flatten()
             .collect();
+        // The kernel says so only as long as it has the device.
+        let patient = ControllerOptions::as_patient_as_the_kernel(&Roots::default(), &device);
+        let namespace = device.nvme.as_ref().map(|nvme| nvme.id);
         let taken = self.binder.take(address, &names)?;
-        match start(&self.binder, &taken, &device, path) {
+        let options = ControllerOptions { namespace, ..patient };
+        match start(&self.binder, &taken, options, path) {
             Ok(driven) => {
                 let name = path.display().to_string();
                 let (serial, place) = (&device.serial, address.to_string());
@@ -329,11 +333,13 @@ enum Driver {
     Kernel,
 }
 
-fn start(binder: &Binder, taken: &Taken, device: &Device, path: &Path) -> Result<Driven, NotTaken> {
+fn start(
+    binder: &Binder,
+    taken: &Taken,
+    options: ControllerOptions,
+    path: &Path,
+) -> Result<Driven, NotTaken> {
     let bus = VfioBus::open(binder, taken.address())?;
-    let namespace = device.nvme.as_ref().map(|nvme| nvme.id);
-    let patient = ControllerOptions::as_patient_as_the_kernel(&Roots::default());
-    let options = ControllerOptions { namespace, ..patient };
     let controller = Controller::start(bus, options, None)?;
     let name = path.display().to_string();
     let volume = Arc::new(VfioVolume::open(&controller, &name)?);

@@ -49,6 +49,8 @@ pub mod io {
     pub const WRITE: u8 = 0x01;
     /// Read.
     pub const READ: u8 = 0x02;
+    /// Write Zeroes.
+    pub const WRITE_ZEROES: u8 = 0x08;
     /// Dataset Management, of which Deallocate is a part.
     pub const DATASET_MANAGEMENT: u8 = 0x09;
     /// Reservation Register.

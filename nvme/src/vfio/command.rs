@@ -96,7 +96,7 @@ impl Command {
         command
     }
 
-    /// A read or write of 1 to 65,536 blocks.
+    /// A read or write of 1 to 65,536 blocks; Write Zeroes has no pages.
     pub(super) fn transfer(
         opcode: u8,
         namespace: u32,

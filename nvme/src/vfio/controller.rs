@@ -24,11 +24,11 @@ use super::registers::{
     CSTS_SHST_DONE, CSTS_SHST_MASK, Capabilities, GONE, PAGE_BYTES,
 };
 use super::ring::Ring;
-use crate::device::Roots;
+use crate::device::{Device, DeviceKind, Roots};
 use crate::error::NvmeError;
 use crate::spec::command::{self as spec, admin};
 use crate::spec::identify::IDENTIFY_BYTES;
-use crate::spec::{IdentifyController, IdentifyNamespace};
+use crate::spec::{IdentifyController, IdentifyNamespace, Status};
 
 /// Entries of the admin queue. One command is in flight at a time; completions that come after we
 /// gave up waiting need room.
@@ -37,6 +37,10 @@ const ADMIN_ENTRIES: u16 = 32;
 const PAIRS_WANTED: u16 = 64;
 /// An admin command that takes longer has somebody look whether the device is still there.
 const ADMIN_LOOK_NS: u64 = 1_000_000;
+/// A local device that takes longer than this for a command never answers it. It is what Amazon
+/// gives its instance stores, and above what others are given; without a limit a lost completion
+/// would hold up tables, questions and the end of the recorder for good.
+const LOCAL_TIMEOUT_MAX: Duration = Duration::from_secs(90);
 /// The epoch of a dead controller.
 const DEAD: u32 = 0;
 
@@ -65,15 +69,22 @@ impl Default for ControllerOptions {
 }
 
 impl ControllerOptions {
-    /// With the time that the kernel's own driver leaves a command (`nvme_core.io_timeout`), which
-    /// is raised where volumes are on a network.
-    pub fn as_patient_as_the_kernel(roots: &Roots) -> Self {
-        let set = roots.sys.join("module/nvme_core/parameters/io_timeout");
-        let set = fs::read_to_string(set).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    /// With the time that the kernel's own driver leaves a command of a device that it still has:
+    /// the device's own limit, else `nvme_core.io_timeout`. Images of Amazon raise that beyond all
+    /// bounds, because an EBS volume may stall for long and comes back; other devices have 90 s at
+    /// most.
+    pub fn as_patient_as_the_kernel(roots: &Roots, device: &Device) -> Self {
+        let number = |path: &str| {
+            let text = fs::read_to_string(roots.sys.join(path)).ok()?;
+            text.trim().parse::<u32>().ok().filter(|number| *number > 0).map(u64::from)
+        };
+        let of_device = number(&format!("block/{}/queue/io_timeout", device.name));
+        let of_all = || number("module/nvme_core/parameters/io_timeout").map(Duration::from_secs);
         let own = Self::default();
-        let command_timeout = match set.filter(|seconds| *seconds > 0) {
-            Some(seconds) => Duration::from_secs(seconds.into()),
-            None => own.command_timeout,
+        let set = of_device.map(Duration::from_millis).or_else(of_all);
+        let command_timeout = match set.unwrap_or(own.command_timeout) {
+            set if device.kind == DeviceKind::Ebs => set,
+            set => set.min(LOCAL_TIMEOUT_MAX),
         };
         Self { command_timeout, ..own }
     }
@@ -480,7 +491,8 @@ impl<B: Bus> Controller<B> {
         Ok(data)
     }
 
-    /// Runs an admin command that answers with data, at most a page.
+    /// Runs an admin command that answers with data, at most a page. One that was given up may
+    /// still be answered, over what a later one reads there, until the controller was reset.
     fn answer(
         &self,
         admin: &mut Admin,
@@ -492,7 +504,13 @@ impl<B: Bus> Controller<B> {
         }
         admin.memory.clear(admin.data_at(), PAGE_BYTES);
         let page = admin.start + admin.data_at() as u64;
-        self.run(admin, Command::reading(command, page))?;
+        if let Err(error) = self.run(admin, Command::reading(command, page)) {
+            // A status of the same kind is an answer.
+            if error.kind() == io::ErrorKind::TimedOut && Status::of(&error).is_none() {
+                self.reset_locked(admin);
+            }
+            return Err(error);
+        }
         admin.memory.copy_out(admin.data_at(), data);
         Ok(())
     }

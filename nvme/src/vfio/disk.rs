@@ -43,6 +43,7 @@ enum Step {
     Write,
     Flush,
     Deallocate,
+    WriteZeroes,
 }
 
 impl<B: Bus> VfioDisk<B> {
@@ -114,14 +115,18 @@ impl<B: Bus> VfioDisk<B> {
     /// Errors: the range is not on the disk; the device's.
     pub fn discard(&self, offset: u64, bytes: u64) -> io::Result<bool> {
         self.check_range(offset, bytes)?;
-        if !self.controller.facts().controller.can_deallocate {
-            return Ok(false);
-        }
+        let facts = self.controller.facts();
+        let (step, bytes_max) = match &facts.controller {
+            it if it.can_deallocate => (Step::Deallocate, DEALLOCATE_BYTES_MAX),
+            // As many at a time as the kernel's driver has it zero.
+            it if it.can_write_zeroes => (Step::WriteZeroes, facts.transfer_bytes_max),
+            _ => return Ok(false),
+        };
         let mut queue = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut done = 0;
         while done < bytes {
-            let part = (bytes - done).min(DEALLOCATE_BYTES_MAX as u64);
-            run(&mut queue, &Step::Deallocate, offset + done, part as usize)?;
+            let part = (bytes - done).min(bytes_max as u64);
+            run(&mut queue, &step, offset + done, part as usize)?;
             done += part;
         }
         Ok(true)
@@ -167,6 +172,7 @@ fn run<B: Bus>(
             let blocks = bytes as u64 / u64::from(controller.facts().block_bytes());
             queue.deallocate(offset, blocks as u32, ())
         }
+        Step::WriteZeroes => queue.write_zeroes(offset, bytes, ()),
     };
     submitted.map_err(|()| dead())?;
     queue.tell();

@@ -1,6 +1,7 @@
 //! Commands on one I/O queue pair: in flight, ended, overdue, lost by a reset.
 
 use std::io;
+use std::mem;
 use std::sync::Arc;
 
 use super::bus::Bus;
@@ -32,12 +33,16 @@ pub(super) struct IoQueue<B: Bus, T> {
     /// Epoch in which the pair was opened; `None`: it is not open.
     epoch: Option<u32>,
     next_watch_ns: u64,
+    /// The device was not told of some command yet.
+    untold: bool,
 }
 
 struct InFlight<T> {
     user: T,
-    since_ns: u64,
-    aborted: bool,
+    /// When the device was told of it: a thread may stand still before.
+    since_ns: Option<u64>,
+    /// When its abort had ended.
+    aborted_ns: Option<u64>,
 }
 
 /// Why a queue can do nothing any more, and whether memory of its commands may be used again.
@@ -73,6 +78,7 @@ impl<B: Bus, T> IoQueue<B, T> {
             ids: Ids::new(commands),
             epoch: None,
             next_watch_ns: 0,
+            untold: false,
         };
         queue.reopen()?;
         Ok(queue)
@@ -106,11 +112,8 @@ impl<B: Bus, T> IoQueue<B, T> {
         let at = self.lists_at + Ids::<T>::place(id) * LIST_BYTES;
         let list = self.mapped.start + at as u64;
         let pages = pages::name(&self.mapped.memory, at, list, data, bytes);
-        let facts = &self.controller.facts;
-        let block_bytes = u64::from(facts.block_bytes());
-        let (first, blocks) = (first_byte / block_bytes, (bytes as u64 / block_bytes) as u32);
         let opcode = if write { io_command::WRITE } else { io_command::READ };
-        let command = Command::transfer(opcode, facts.namespace_id, first, blocks, pages);
+        let command = self.named(opcode, first_byte, bytes, pages);
         self.push(command, id)
     }
 
@@ -134,12 +137,26 @@ impl<B: Bus, T> IoQueue<B, T> {
         self.push(command, id)
     }
 
+    /// Submits that whole blocks become zeros, as many as [`IoQueue::transfer`] takes at most; see
+    /// there.
+    pub(super) fn write_zeroes(&mut self, first_byte: u64, bytes: usize, user: T) -> Result<(), T> {
+        let id = self.start(user)?;
+        let command = self.named(io_command::WRITE_ZEROES, first_byte, bytes, (0, 0));
+        self.push(command, id)
+    }
+
     /// Tells the device of what was submitted and taken. After a reset there is no such queue until
     /// [`IoQueue::reap`] has opened it again. (One that happens this very moment makes the device
     /// note a doorbell that leads nowhere.)
     pub(super) fn tell(&mut self) {
         if self.epoch == Some(self.controller.epoch()) {
             self.ring.tell(&self.controller.bus);
+        }
+        if mem::take(&mut self.untold) {
+            let now_ns = self.controller.bus.now_ns();
+            for (_, command) in self.ids.iter_mut() {
+                command.since_ns.get_or_insert(now_ns);
+            }
         }
     }
 
@@ -175,11 +192,20 @@ impl<B: Bus, T> IoQueue<B, T> {
         if self.epoch.is_none() || !self.ring.has_room() {
             return Err(user);
         }
-        let since_ns = self.controller.bus.now_ns();
         if self.ids.in_flight() == 0 {
-            self.next_watch_ns = since_ns + self.watch_ns();
+            self.next_watch_ns = self.controller.bus.now_ns() + self.watch_ns();
         }
-        self.ids.insert(InFlight { user, since_ns, aborted: false }).map_err(|command| command.user)
+        self.untold = true;
+        let command = InFlight { user, since_ns: None, aborted_ns: None };
+        self.ids.insert(command).map_err(|command| command.user)
+    }
+
+    /// A command on whole blocks.
+    fn named(&self, opcode: u8, first_byte: u64, bytes: usize, pages: (u64, u64)) -> Command {
+        let facts = &self.controller.facts;
+        let block_bytes = u64::from(facts.block_bytes());
+        let (first, blocks) = (first_byte / block_bytes, (bytes as u64 / block_bytes) as u32);
+        Command::transfer(opcode, facts.namespace_id, first, blocks, pages)
     }
 
     fn push(&mut self, command: Command, id: u16) -> Result<(), T> {
@@ -211,12 +237,13 @@ impl<B: Bus, T> IoQueue<B, T> {
         let timeout_ns = self.controller.options.command_timeout.as_nanos() as u64;
         let grace_ns = self.controller.options.admin_timeout.as_nanos() as u64;
         for (id, command) in self.ids.iter_mut() {
-            let age_ns = now.saturating_sub(command.since_ns);
-            let stuck = if command.aborted {
-                age_ns > timeout_ns + grace_ns
-            } else if age_ns > timeout_ns {
-                command.aborted = true;
-                self.controller.abort(self.number, id).is_err()
+            let age_ns = |since_ns: Option<u64>| since_ns.map_or(0, |ns| now.saturating_sub(ns));
+            let stuck = if command.aborted_ns.is_some() {
+                age_ns(command.aborted_ns) > grace_ns
+            } else if age_ns(command.since_ns) > timeout_ns {
+                let refused = self.controller.abort(self.number, id).is_err();
+                command.aborted_ns = Some(self.controller.bus.now_ns());
+                refused
             } else {
                 false
             };

@@ -48,6 +48,10 @@ pub struct ModelOptions {
     pub pairs: u16,
     /// Whether there is a volatile write cache.
     pub volatile_cache: bool,
+    /// Whether it offers Deallocate.
+    pub can_deallocate: bool,
+    /// Whether it offers Write Zeroes.
+    pub can_write_zeroes: bool,
     /// How long a command takes at most.
     pub delay_ns_max: u64,
 }
@@ -63,6 +67,8 @@ impl Default for ModelOptions {
             stride: 0,
             pairs: 4,
             volatile_cache: true,
+            can_deallocate: true,
+            can_write_zeroes: false,
             delay_ns_max: 200_000,
         }
     }
@@ -77,6 +83,8 @@ pub enum Trouble {
     Deaf(u32),
     /// No command of the admin queue ends any more.
     AdminStuck,
+    /// The next command of the admin queue takes this many ns.
+    AdminLate(u64),
     /// Disabling never finishes.
     WillNotStop,
     /// The status register reports a fatal error, and nothing ends, until a reset.
@@ -112,6 +120,8 @@ struct State {
     now_ns: u64,
     /// The driver has let go of it.
     left: bool,
+    /// After how many looks at the clock the driver stands still, and for how long.
+    pause: Option<(u32, u64)>,
 }
 
 /// The driver's memory as the device reaches it.
@@ -141,7 +151,8 @@ impl ModelBus {
         let process = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
         let memory =
             HostMemory { process, mapped: Vec::new(), next: IOVA_STEP, sever_fails: false };
-        let state = State { device: Device::new(options), memory, now_ns: 0, left: false };
+        let state =
+            State { device: Device::new(options), memory, now_ns: 0, left: false, pause: None };
         Ok(Self { shared: Arc::new(Mutex::new(state)) })
     }
 
@@ -151,6 +162,11 @@ impl ModelBus {
         for disk in [&mut device.disk, &mut device.durable] {
             disk[offset..offset + bytes.len()].copy_from_slice(bytes);
         }
+    }
+
+    /// Has the driver stand still for so long after it has looked at the clock this many times.
+    pub fn stand_still(&self, looks: u32, for_ns: u64) {
+        self.state().pause = Some((looks, for_ns));
     }
 
     /// Has a journal told of what is done from now on.
@@ -286,7 +302,13 @@ impl Bus for ModelBus {
     fn now_ns(&self) -> u64 {
         let mut state = self.state();
         state.step(TICK_NS);
-        state.now_ns
+        let now_ns = state.now_ns;
+        match state.pause.take() {
+            Some((0 | 1, for_ns)) => state.step(for_ns),
+            Some((looks, for_ns)) => state.pause = Some((looks - 1, for_ns)),
+            None => {}
+        }
+        now_ns
     }
 
     fn relax(&self, _waited_ns: u64) {

@@ -37,6 +37,8 @@ pub(super) struct Device {
     running: Vec<Running>,
     stuck: u32,
     deaf: bool,
+    /// How long the next admin command takes.
+    late_ns: Option<u64>,
     troubles: Vec<Trouble>,
     pub(super) journal: Option<Box<dyn Journal>>,
 }
@@ -84,6 +86,7 @@ impl Device {
             running: Vec::new(),
             stuck: 0,
             deaf: false,
+            late_ns: None,
             troubles: Vec::new(),
             journal: None,
             options,
@@ -94,6 +97,7 @@ impl Device {
         match trouble {
             Trouble::Stuck(count) => (self.stuck, self.deaf) = (count, false),
             Trouble::Deaf(count) => (self.stuck, self.deaf) = (count, true),
+            Trouble::AdminLate(ns) => self.late_ns = Some(ns),
             Trouble::Reset => {
                 self.registers[CC / 4] = 0;
                 self.stop();
@@ -265,6 +269,8 @@ impl Device {
             }
         } else if self.has(Trouble::AdminStuck) {
             due_ns = None;
+        } else if let Some(late_ns) = self.late_ns.take() {
+            due_ns = Some(now_ns + late_ns);
         }
         let begun = self.journal.as_mut().filter(|_| queue > 0).map_or(0, |it| it.begun());
         self.running.push(Running { queue, id, command, due_ns, deaf, begun });
@@ -381,7 +387,9 @@ impl Device {
                 data[24..64].fill(b' ');
                 data[24..34].copy_from_slice(b"Controller");
                 data[77] = self.options.mdts;
-                data[520] = 1 << 2;
+                let options = &self.options;
+                data[520] =
+                    u8::from(options.can_deallocate) << 2 | u8::from(options.can_write_zeroes) << 3;
                 data[525] = u8::from(self.options.volatile_cache);
             }
             (2, _) => data[0] = 1,
@@ -434,6 +442,11 @@ impl Device {
             return *status;
         }
         let place = range.start as usize..range.end as usize;
+        if opcode == io_command::WRITE_ZEROES && self.options.can_write_zeroes {
+            self.disk[place.clone()].fill(0);
+            self.wrote(running, place);
+            return Status::OK;
+        }
         let Some(pages) = pages(c, bytes as usize, memory) else {
             self.violate("pages that cannot be");
             return Status(0x013);
@@ -451,14 +464,18 @@ impl Device {
             }
         }
         if opcode == io_command::WRITE {
-            self.note(running.begun, Some(place.clone()));
-            if self.options.volatile_cache {
-                self.cached.push(place);
-            } else {
-                self.durable[place.clone()].copy_from_slice(&self.disk[place]);
-            }
+            self.wrote(running, place);
         }
         Status::OK
+    }
+
+    fn wrote(&mut self, running: &Running, place: Range<usize>) {
+        self.note(running.begun, Some(place.clone()));
+        if self.options.volatile_cache {
+            self.cached.push(place);
+        } else {
+            self.durable[place.clone()].copy_from_slice(&self.disk[place]);
+        }
     }
 
     /// One range; what it covers reads as zeros, at once and for good.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use crate::flushes::Flushes;
 use crate::{Lock, Media, MediaError, MediaFile, OpenMode, VOLUME_FILE, check_name, fenced};
 
 /// Mode of the directory: captures are for their owner only.
@@ -25,6 +26,7 @@ const FILE_MODE: u32 = 0o640;
 #[derive(Clone, Debug)]
 pub struct DirMedia {
     path: PathBuf,
+    flushes: Flushes,
 }
 
 impl DirMedia {
@@ -46,7 +48,7 @@ impl DirMedia {
             action: "resolve the path",
             source,
         })?;
-        Ok(Self { path })
+        Ok(Self { path, flushes: Flushes::default() })
     }
 
     /// Makes the directory (mode 0700, with missing parents) unless it exists, then opens it.
@@ -94,7 +96,8 @@ impl DirMedia {
 impl Media for DirMedia {
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn MediaFile>> {
         let file = self.open_file(name, mode)?;
-        Ok(Arc::new(DirFile { file, path: self.path.join(name), name: name.to_owned() }))
+        let (path, flushes) = (self.path.join(name), self.flushes.clone());
+        Ok(Arc::new(DirFile { file, path, name: name.to_owned(), flushes }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -122,7 +125,7 @@ impl Media for DirMedia {
 
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.path)
-            .and_then(|dir| dir.sync_all())
+            .and_then(|dir| self.flushes.note(dir.sync_all()))
             .map_err(|e| in_words(e, "sync", &self.path))
     }
 
@@ -142,6 +145,10 @@ impl Media for DirMedia {
 
     fn describe(&self) -> String {
         self.path.display().to_string()
+    }
+
+    fn failed_syncs(&self) -> u64 {
+        self.flushes.failed()
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
@@ -164,6 +171,7 @@ struct DirFile {
     file: File,
     path: PathBuf,
     name: String,
+    flushes: Flushes,
 }
 
 impl DirFile {
@@ -186,7 +194,7 @@ impl MediaFile for DirFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data().map_err(self.failed("sync"))
+        self.flushes.note(self.file.sync_data()).map_err(self.failed("sync"))
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -19,7 +19,8 @@
 //! A write is durable once a [`MediaFile::sync`] that was submitted after the write's completion
 //! has succeeded. A file's name (made or removed) is durable after [`Media::sync_dir`]. After a
 //! failed sync nothing written before it may be trusted, whatever later syncs say (that is how
-//! Linux behaves); callers must abandon the file.
+//! Linux behaves); callers must abandon the file. The same goes for files of the same volume that
+//! have bytes not synced ([`Media::failed_syncs`]): they were in the same cache.
 //!
 //! - [`address`]: where objects lie, in words. [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`].
 //!   [`sim`]: [`SimMedia`], its fault model and the seeded generator. [`error`]: [`MediaError`].
@@ -31,6 +32,7 @@ pub mod address;
 pub mod block;
 pub mod dir;
 pub mod error;
+mod flushes;
 pub mod notes;
 pub mod objects;
 pub mod sim;
@@ -127,6 +129,11 @@ pub trait Media: Send + Sync {
     fn lease(&self) -> Option<Arc<Lease>> {
         None
     }
+
+    /// How many syncs of its files and names have failed since it was opened. The device may have
+    /// dropped whatever it had not made durable then, of all files, and later syncs say nothing of
+    /// that. Syncs through queues are told by these.
+    fn failed_syncs(&self) -> u64;
 
     /// What stands there that is no volume's and would be lost, in words. Only devices can hold
     /// such things: in a directory other files are left alone.

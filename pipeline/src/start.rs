@@ -449,6 +449,7 @@ impl Starter {
             };
             *lock(&thread_shared.report) = Some(queue.report());
             let _ = report_to.send(Ok(()));
+            let queue = (queue, queue_maker);
             let writer = Writer::new(queue, channels, pool, bounds, (volume, peers), times, store);
             writer.run();
             drop(sign);

@@ -97,6 +97,8 @@ pub(crate) struct WriteFile {
     writing: usize,
     written_since: Option<Instant>,
     syncing_since: Option<Instant>,
+    /// Flushes of the volume beside the queue that had failed when it was last looked at.
+    failed_syncs: u64,
 }
 
 impl WriteFile {
@@ -108,6 +110,7 @@ impl WriteFile {
         chunks: VecDeque<Held>,
     ) -> Self {
         let (written_since, syncing_since) = (None, None);
+        let failed_syncs = segment.open.failed_syncs();
         Self {
             key,
             slot,
@@ -118,6 +121,7 @@ impl WriteFile {
             writing: 0,
             written_since,
             syncing_since,
+            failed_syncs,
         }
     }
 
@@ -209,9 +213,24 @@ impl WriteFile {
         self.chunks.front().map(|held| held.arrived)
     }
 
-    /// Something was written that no successful flush covers yet.
+    /// Something may be on the device that no successful flush covers yet: a write may have ended
+    /// there before it is told.
     pub(crate) fn has_unflushed(&self) -> bool {
-        self.written_since.is_some() || self.syncing_since.is_some()
+        self.writing > 0 || self.written_since.is_some() || self.syncing_since.is_some()
+    }
+
+    /// Whether a flush of the volume beside the queue failed since this was asked last.
+    pub(crate) fn lost_a_sync(&mut self) -> bool {
+        let failed = self.segment.open.failed_syncs();
+        std::mem::replace(&mut self.failed_syncs, failed) != failed
+    }
+
+    /// The queue gives nothing back any more: what it had is gone.
+    pub(crate) fn abandon(&mut self) {
+        for held in self.chunks.iter_mut().filter(|held| held.state == State::Writing) {
+            held.state = State::Written;
+        }
+        (self.slot, self.writing, self.syncing_since) = (None, 0, None);
     }
 
     /// The next chunk to acknowledge.

@@ -14,7 +14,11 @@
 //! A chunk keeps its buffer until it is acknowledged. When a write or flush fails, the file takes
 //! no more; once nothing of it is under way, what is not acknowledged goes back to the lane's
 //! sealer, in order. After a failed flush that is true of every file of the volume with unflushed
-//! chunks: the device may have dropped the others' bytes with those that it told of.
+//! chunks, whether it was a flush of ours or one of tables and indexes beside the queue: the device
+//! may have dropped the others' bytes with those that it told of.
+//!
+//! A queue that breaks keeps what it has. Those chunks are lost and counted; everything else goes
+//! back, and another queue is asked for.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -25,13 +29,14 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use wirevault_buffer::Pool;
 use wirevault_format::Cause;
 use wirevault_format::limits::CHUNK_BYTES;
-use wirevault_nvme::{Completion, Queue, QueueReport};
+use wirevault_nvme::{Completion, NvmeError, Queue, QueueReport};
 use wirevault_storage::{Load, Store};
 use wirevault_telemetry::histogram::Latency;
 
 use crate::ack::Span;
 use crate::closer::ToCloser;
 use crate::live::LiveSegment;
+use crate::options::QueueMaker;
 use crate::pace::Pace;
 use crate::status::{BufferTimes, lock, note_since};
 use crate::write_file::{Held, WriteFile, WriteJob, Written};
@@ -114,6 +119,11 @@ pub(crate) struct WriterChannels {
 
 pub(crate) struct Writer {
     queue: Box<dyn Queue>,
+    /// Makes another queue, and the volume for which.
+    maker: QueueMaker,
+    volume: usize,
+    /// The queue gives nothing back any more.
+    broken: bool,
     channels: WriterChannels,
     pool: Pool,
     commit_interval: Duration,
@@ -141,7 +151,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(
-        queue: Box<dyn Queue>,
+        (queue, maker): (Box<dyn Queue>, QueueMaker),
         channels: WriterChannels,
         pool: Pool,
         (commit_interval, stall): (Duration, Duration),
@@ -153,6 +163,9 @@ impl Writer {
         let chunks = pool.capacity();
         Self {
             queue,
+            maker,
+            volume,
+            broken: false,
             channels,
             commit_interval,
             stall,
@@ -186,12 +199,16 @@ impl Writer {
             self.commit(!open);
             self.submit();
             let wait = if rest.is_some() { Duration::ZERO } else { BUSY_WAIT };
-            if (self.queue.in_flight() > 0 || !open)
+            if (self.in_flight() > 0 || !open)
                 && let Err(error) = self.queue.poll(wait, &mut completions)
             {
                 tracing::error!("the device queue failed: {error}");
-                std::thread::sleep(BUSY_WAIT);
+                match error {
+                    NvmeError::Broken { .. } => self.abandon(&error),
+                    _ => std::thread::sleep(BUSY_WAIT),
+                }
             }
+            self.heed_failed_flushes(&completions);
             for completion in completions.drain(..) {
                 self.complete(completion);
             }
@@ -207,7 +224,7 @@ impl Writer {
         let mut arrived = 0;
         if let Some(rest) = rest {
             std::thread::sleep(rest);
-        } else if open && self.queue.in_flight() == 0 && !self.full {
+        } else if open && self.in_flight() == 0 && !self.full {
             let held = self.files.iter().any(|file| !file.is_idle());
             let wait = if held { self.commit_interval.min(GATHER) } else { IDLE_WAIT };
             match self.channels.inbox.recv_timeout(wait) {
@@ -233,6 +250,11 @@ impl Writer {
         open
     }
 
+    /// What a broken queue has never ends.
+    fn in_flight(&self) -> usize {
+        if self.broken { 0 } else { self.queue.in_flight() }
+    }
+
     fn take(&mut self, job: WriteJob) {
         let life = job.segment.open.entry.life;
         let known = self.files.iter().position(|file| file.segment.open.entry.life == life);
@@ -241,6 +263,9 @@ impl Writer {
     }
 
     fn add(&mut self, segment: &Arc<LiveSegment>) -> usize {
+        if self.broken {
+            self.renew();
+        }
         let slot = self.queue.attach(&segment.open.file);
         *lock(&self.shared.report) = Some(self.queue.report());
         let key = self.next_key;
@@ -267,7 +292,7 @@ impl Writer {
             self.turn %= self.files.len();
             let run = self.files[self.turn].waiting_chunks().min(RUN_CHUNKS_MAX);
             // A run is not cut by a queue that is nearly full: the next one would be cut as well.
-            let room = self.queue.depth() - self.queue.in_flight();
+            let room = self.queue.depth() - self.in_flight();
             self.full = run.min(self.queue.depth()) > room;
             if self.full {
                 break;
@@ -317,11 +342,13 @@ impl Writer {
         }
     }
 
+    fn file_of(&self, token: u64) -> Option<usize> {
+        let key = (token & !SYNC_TOKEN) >> 32;
+        self.files.iter().position(|file| u64::from(file.key) == key)
+    }
+
     fn complete(&mut self, completion: Completion) {
-        let key = (completion.token() & !SYNC_TOKEN) >> 32;
-        let Some(at) = self.files.iter().position(|file| u64::from(file.key) == key) else {
-            return;
-        };
+        let Some(at) = self.file_of(completion.token()) else { return };
         match completion {
             Completion::Write { token, buf, result } => {
                 let file = &mut self.files[at];
@@ -340,15 +367,48 @@ impl Writer {
                     self.fail(at, &format!("a chunk could not be written: {error}"));
                 }
             }
-            Completion::Sync { result, .. } => {
-                // Before anything of it is called durable.
-                if let Err(error) = result {
-                    self.fail_unflushed(at, &format!("a flush failed: {error}"));
-                }
+            Completion::Sync { .. } => {
                 if let Some(took) = self.files[at].synced() {
                     self.shared.sync_latency.record_ns(took.as_nanos() as u64);
                 }
             }
+        }
+    }
+
+    /// Before anything is called durable that ended at the same time: a flush that succeeded may
+    /// have come after one that failed.
+    fn heed_failed_flushes(&mut self, completions: &[Completion]) {
+        for completion in completions {
+            if let Completion::Sync { token, result: Err(error) } = completion
+                && let Some(at) = self.file_of(*token)
+            {
+                self.fail_unflushed(at, &format!("a flush failed: {error}"));
+            }
+        }
+        for at in 0..self.files.len() {
+            let file = &mut self.files[at];
+            if file.lost_a_sync() && file.has_unflushed() {
+                self.fail(at, "a flush beside the queue failed, of tables or an index");
+            }
+        }
+    }
+
+    /// Gives everything up that the queue has, and asks for another one.
+    fn abandon(&mut self, error: &NvmeError) {
+        for at in 0..self.files.len() {
+            self.fail(at, &format!("the device queue failed: {error}"));
+            self.files[at].abandon();
+        }
+        self.broken = true;
+        self.renew();
+    }
+
+    /// Without another queue, files that come fail, and each asks again. The one before is dropped,
+    /// which waits a while for the kernel to let go of its chunks.
+    fn renew(&mut self) {
+        match (self.maker)(self.volume, self.pool.arena()) {
+            Ok(queue) => (self.queue, self.broken) = (queue, false),
+            Err(error) => tracing::error!("no other device queue can be had: {error}"),
         }
     }
 

@@ -118,6 +118,11 @@ impl Showing {
 }
 
 impl OpenSegment {
+    /// How many flushes of the volume's tables and files have failed; see [`Media::failed_syncs`].
+    pub fn failed_syncs(&self) -> u64 {
+        self.showing.media.failed_syncs()
+    }
+
     /// Shows the segment to queries from now on, with the index of its durable chunks, until its
     /// table entry changes. Without this an open segment holds nothing durable and is left out.
     pub fn show(&self, index: Arc<RwLock<SegmentIndex>>) {

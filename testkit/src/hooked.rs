@@ -127,6 +127,10 @@ impl<H: DiskHook> Media for Hooked<dyn Media, H> {
         self.disk.lease()
     }
 
+    fn failed_syncs(&self) -> u64 {
+        self.disk.failed_syncs()
+    }
+
     fn foreign(&self) -> io::Result<Option<&'static str>> {
         self.disk.foreign()
     }

@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use super::label::Label;
 use crate::MediaFile;
+use crate::flushes::Flushes;
 
 /// Areas for `volume.wv` on a shared device, and leases.
 pub const AREAS: u64 = 8;
@@ -192,6 +193,7 @@ impl std::error::Error for Fenced {}
 /// The right to write a shared volume, for as long as nobody claims a higher epoch.
 pub struct Lease {
     file: Arc<dyn MediaFile>,
+    flushes: Flushes,
     record: Mutex<LeaseRecord>,
     epoch: u64,
     exclusive: bool,
@@ -201,15 +203,20 @@ pub struct Lease {
 
 impl Lease {
     /// Claims a new epoch, and makes its area whole. Whoever had the lease is fenced from the claim
-    /// on.
-    pub(super) fn take(file: Arc<dyn MediaFile>, label: &Label, claim: &Claim) -> io::Result<Self> {
+    /// on. Failed flushes are counted with those of the volume.
+    pub(super) fn take(
+        file: Arc<dyn MediaFile>,
+        flushes: Flushes,
+        label: &Label,
+        claim: &Claim,
+    ) -> io::Result<Self> {
         let leases = read(&*file)?;
         let epoch = next_epoch(&leases, claim);
         let Claim { holder, name, interval, exclusive, .. } = claim.clone();
         let state = LeaseState::Claimed;
         let record = LeaseRecord { epoch, beat: 0, holder, state, interval, name };
         let (record, lost) = (Mutex::new(record), OnceLock::new());
-        let mut lease = Self { file, record, epoch, exclusive, contested: false, lost };
+        let mut lease = Self { file, flushes, record, epoch, exclusive, contested: false, lost };
         lease.say(LeaseState::Claimed)?;
         // Only now: what the holder before us acknowledged is what it flushed before the claim.
         let leases = read(&*lease.file)?;
@@ -316,7 +323,7 @@ impl Lease {
         block[..LEASE_BYTES].copy_from_slice(&next.encode());
         let number = 2 * (self.epoch % AREAS) + next.beat % 2;
         self.file.write_at(&block, LEASES_OFFSET + number * BLOCK_BYTES as u64)?;
-        self.file.sync()?;
+        self.flushes.note(self.file.sync())?;
         *record = next;
         Ok(())
     }

@@ -39,6 +39,7 @@ use crate::{
     DIGEST_FILE, Erased, Extent, Lock, Media, MediaError, MediaFile, OpenMode, Shape, VOLUME_FILE,
 };
 
+use crate::flushes::Flushes;
 use device::HostDevice;
 use label::{LABEL_BYTES, LABELS, Label, PARTS_ALIGN_BYTES, VOLUME_OFFSET};
 use lease::{Claim, Lease, LeaseRecord};
@@ -81,6 +82,7 @@ pub struct Sampled {
 /// A device as a volume.
 pub struct BlockMedia {
     device: Arc<dyn BlockDevice>,
+    flushes: Flushes,
     state: Mutex<State>,
 }
 
@@ -116,7 +118,8 @@ impl BlockMedia {
             action: "read its label",
             source,
         })?;
-        Ok(Self { device, state: Mutex::new(State { label, ..State::default() }) })
+        let state = Mutex::new(State { label, ..State::default() });
+        Ok(Self { device, flushes: Flushes::default(), state })
     }
 
     /// Where its parts are, if it is laid out.
@@ -153,7 +156,8 @@ impl BlockMedia {
             let text = format!("{} is not a shared volume", self.describe());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         };
-        let lease = Arc::new(Lease::take(self.device.open(true)?, &label, claim)?);
+        let lease =
+            Arc::new(Lease::take(self.device.open(true)?, self.flushes.clone(), &label, claim)?);
         self.state().lease = Some(Arc::clone(&lease));
         Ok(lease)
     }
@@ -271,8 +275,9 @@ impl Media for BlockMedia {
             self.state().discarded.remove(&place);
         }
         let device = self.device.open(writable)?;
-        let path = self.device.path();
-        Ok(Arc::new(BlockFile { name: name.to_owned(), device, path, start, bytes, writable }))
+        let (path, flushes) = (self.device.path(), self.flushes.clone());
+        let name = name.to_owned();
+        Ok(Arc::new(BlockFile { name, device, path, start, bytes, writable, flushes }))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -341,6 +346,10 @@ impl Media for BlockMedia {
         self.state().lease.clone()
     }
 
+    fn failed_syncs(&self) -> u64 {
+        self.flushes.failed()
+    }
+
     fn foreign(&self) -> io::Result<Option<&'static str>> {
         match self.state().label {
             Some(_) => Ok(None),
@@ -380,6 +389,7 @@ struct BlockFile {
     start: u64,
     bytes: u64,
     writable: bool,
+    flushes: Flushes,
 }
 
 impl BlockFile {
@@ -415,7 +425,7 @@ impl MediaFile for BlockFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.device.sync()
+        self.flushes.note(self.device.sync())
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -27,6 +27,9 @@ pub enum Fault {
     /// reads do not see them. After a failed sync, nothing written before it is made durable by
     /// later syncs (as Linux behaves).
     Eio,
+    /// The sync fails with EIO, and the device drops its cache with that: of no file is anything
+    /// made durable that was submitted before. Only for syncs.
+    CacheDropped,
     /// The call fails with ENOSPC and changes nothing.
     Enospc,
     /// Power goes while the call runs: it and every later call fail (see [`is_power_cut`]).

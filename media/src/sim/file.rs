@@ -40,6 +40,8 @@ pub struct PendingSync {
     inode: InodeId,
     submitted: u64,
     fault: Option<Fault>,
+    /// It is none of a queue's.
+    blocking: bool,
 }
 
 impl SimFile {
@@ -70,6 +72,7 @@ impl SimFile {
             inode: self.inode,
             submitted: state.tick(),
             fault,
+            blocking: false,
         }
     }
 
@@ -87,7 +90,7 @@ impl SimFile {
             Some(Fault::Enospc) => return Err(enospc()),
             Some(Fault::Lost) => return Ok(None),
             Some(Fault::Misdirected { by_bytes }) => at = offset.saturating_add_signed(by_bytes),
-            Some(Fault::Eio | Fault::PowerCut) | None => {}
+            Some(Fault::Eio | Fault::PowerCut | Fault::CacheDropped) | None => {}
         }
         state.room_for(self.inode, end.max(at.saturating_add(data.len() as u64)))?;
         let op = state.tick();
@@ -150,7 +153,19 @@ impl PendingSync {
     /// The sync takes effect and the caller learns the outcome.
     pub fn complete(self) -> io::Result<()> {
         let mut state = guard(&self.state);
+        let ended = self.end(&mut state);
+        if self.blocking {
+            return state.flushes.note(ended);
+        }
+        ended
+    }
+
+    fn end(&self, state: &mut State) -> io::Result<()> {
         state.alive()?;
+        if self.fault == Some(Fault::CacheDropped) {
+            state.inodes.values_mut().for_each(|inode| inode.image.drop_cache());
+            return Err(eio());
+        }
         let image = &mut state.inode(self.inode).image;
         match self.fault {
             Some(Fault::Lost) => Ok(()),
@@ -163,7 +178,7 @@ impl PendingSync {
                 Err(enospc())
             }
             Some(Fault::PowerCut) => Err(power_cut()),
-            Some(Fault::Misdirected { .. }) | None => {
+            Some(Fault::Misdirected { .. } | Fault::CacheDropped) | None => {
                 image.sync(self.submitted);
                 Ok(())
             }
@@ -190,7 +205,7 @@ impl MediaFile for SimFile {
         while self.state().hangs {
             std::thread::sleep(HANG_LOOK);
         }
-        self.submit_sync().complete()
+        PendingSync { blocking: true, ..self.submit_sync() }.complete()
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -155,6 +155,13 @@ impl Image {
         }
     }
 
+    /// What no sync has covered so far is never covered.
+    pub(super) fn drop_cache(&mut self) {
+        self.versions.clear();
+        self.lengths.clear();
+        self.ops.clear();
+    }
+
     /// Overwrites bytes on the medium itself, for bit rot and old content. The length stays.
     pub(super) fn poke(&mut self, data: &[u8], offset: u64) {
         let flat = |sectors: &mut Sectors| {

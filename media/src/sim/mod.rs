@@ -30,6 +30,7 @@ use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::flushes::Flushes;
 use crate::{Lock, Media, MediaError, MediaFile, OpenMode, VOLUME_FILE, check_name};
 
 use fault::{Chooser, Kind, Script, enospc, power_cut};
@@ -61,6 +62,7 @@ struct State {
     dead: bool,
     hangs: bool,
     locked: bool,
+    flushes: Flushes,
 }
 
 #[derive(Default)]
@@ -90,6 +92,7 @@ impl SimMedia {
             dead: false,
             hangs: false,
             locked: false,
+            flushes: Flushes::default(),
         })
     }
 
@@ -174,6 +177,7 @@ impl SimMedia {
             dead: false,
             hangs: false,
             locked: false,
+            flushes: Flushes::default(),
         })
     }
 
@@ -286,7 +290,7 @@ impl State {
                 self.dead = true;
                 Err(power_cut())
             }
-            Some(Fault::Lost | Fault::Misdirected { .. }) | None => run(self),
+            Some(Fault::Lost | Fault::Misdirected { .. } | Fault::CacheDropped) | None => run(self),
         }
     }
 }
@@ -369,6 +373,10 @@ impl Media for SimMedia {
 
     fn file_system(&self) -> io::Result<u64> {
         Ok(Arc::as_ptr(&self.state).addr() as u64)
+    }
+
+    fn failed_syncs(&self) -> u64 {
+        self.state().flushes.failed()
     }
 }
 

@@ -72,6 +72,10 @@ impl<B: Bus + 'static> Media for DiskFiles<B> {
     fn file_system(&self) -> io::Result<u64> {
         Ok(0)
     }
+
+    fn failed_syncs(&self) -> u64 {
+        0
+    }
 }
 
 impl<B: Bus> MediaFile for DiskFile<B> {

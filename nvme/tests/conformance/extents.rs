@@ -75,6 +75,10 @@ impl Media for ExtentMedia {
     fn file_system(&self) -> io::Result<u64> {
         Ok(0)
     }
+
+    fn failed_syncs(&self) -> u64 {
+        0
+    }
 }
 
 struct ExtentFile {

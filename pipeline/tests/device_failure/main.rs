@@ -10,7 +10,7 @@ use std::time::Duration;
 use wirevault_capture::Source;
 use wirevault_format::Cause;
 use wirevault_media::sim::SplitMix64;
-use wirevault_media::{Fault, SimMedia, Trigger};
+use wirevault_media::{Fault, SimMedia, Survival, Trigger};
 use wirevault_pipeline::Topology;
 
 use rig::*;
@@ -183,6 +183,59 @@ fn a_call_that_fails_on_one_disk_costs_no_packet() {
         rig.disks[1].inject(trigger, fault);
         check_whole(&rig, &record(&rig, &[well(), well()], seed), &format!("seed {seed}"));
     }
+}
+
+/// A table's flush failed, and chunks that the device had dropped with it were acknowledged by the
+/// next flush of the queue; so were those of another file whose write ended behind a failed flush.
+#[test]
+fn a_cache_that_is_dropped_with_a_failed_flush_loses_nothing_acknowledged() {
+    const FLUSHES: u64 = 48;
+    let mut struck = 0;
+    for nth in 0..FLUSHES {
+        let rig = rig(2, TOPOLOGIES[nth as usize % 2]);
+        // Behind the first flush, which is the start's own.
+        let at = rig.disks[1].counts().syncs + 2 + nth;
+        rig.disks[1].inject(Trigger::Sync(at), Fault::CacheDropped);
+        let recorded = record(&rig, &[well(), well()], nth);
+        struck += u64::from(rig.disks[1].counts().syncs >= at);
+        let found = rig.disks.iter().map(|disk| disk.crash_as(Survival::Nothing, 0));
+        let (seen, summary) = reopen(&rig, &found.collect::<Vec<_>>());
+        for (lane, seen) in seen.iter().enumerate() {
+            let promised = recorded.acknowledged[lane] as usize;
+            let lost = seen[..promised].iter().filter(|times| **times == 0).count();
+            assert_eq!(lost, 0, "flush {nth}: {lost} of {promised} are lost, {summary:?}");
+        }
+    }
+    println!("{struck} of {FLUSHES} flushes failed");
+    assert!(struck > FLUSHES / 3);
+}
+
+/// Its chunks were never given back nor counted, it was asked every millisecond, and the recorder
+/// did not end.
+#[test]
+fn a_queue_that_breaks_loses_what_it_has_and_no_more() {
+    let mut lossy = 0;
+    for (case, topology) in (0..12).flat_map(both) {
+        let (volumes, after) = (1 + case % 2, case / 2 * 7);
+        let rig = rig(volumes, topology);
+        let plan = Plan::new(Refusal::Break, after as u64, 1);
+        let plans: Vec<_> = std::iter::once(Arc::clone(&plan)).chain([well()]).collect();
+        let recorded = record(&rig, &plans[..volumes], case as u64);
+        assert!(plan.has_struck(), "case {case}: the queue was not used");
+        let (seen, _) = reopen(&rig, &rig.disks);
+        for (books, seen) in recorded.books.iter().zip(&seen) {
+            assert!(books.balances() && books.in_flight == 0, "case {case}: {books:?}");
+            let failed = books.dropped[Cause::DeviceFailed.index()];
+            assert_eq!(books.dropped_packets(), failed, "case {case}: {books:?}");
+            assert_eq!(books.stored + failed, u64::from(PACKETS), "case {case}: {books:?}");
+            let found = seen.iter().filter(|times| **times == 1).count() as u64;
+            assert!(found >= books.stored, "case {case}: {found} found, {books:?}");
+            assert!(seen.iter().all(|times| *times <= 1), "case {case}: twice");
+        }
+        lossy += u32::from(recorded.books.iter().any(|books| books.dropped_packets() > 0));
+    }
+    // Or it had a flush, and no chunks.
+    assert!(lossy > 0, "it never had a chunk when it broke");
 }
 
 #[test]

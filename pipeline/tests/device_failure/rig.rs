@@ -45,6 +45,8 @@ pub(crate) enum Refusal {
     Hang,
     /// Nothing ends, tables and headers included, until so many packets are stored elsewhere.
     HangUntil(u64),
+    /// The queue itself breaks and keeps what it has; whoever asks again gets one that works.
+    Break,
     /// Nothing is refused, and what ended is told at such intervals only.
     Slow(Duration),
 }
@@ -64,6 +66,7 @@ struct FailingQueue {
     submitted: u64,
     hanging_since: Option<Instant>,
     told_at: Instant,
+    broken: bool,
 }
 
 pub(crate) struct Plan {
@@ -173,6 +176,12 @@ impl Layer for FailingQueue {
                 return Ok(());
             }
             self.told_at = Instant::now();
+        }
+        let breaks = self.plan.refusal == Refusal::Break && self.inner.in_flight() > 0;
+        self.broken |= breaks && self.plan.strikes();
+        if self.broken {
+            let source = io::Error::from_raw_os_error(libc::EBADFD);
+            return Err(NvmeError::Broken { backend: "sim", source });
         }
         let from = out.len();
         self.inner.poll(wait, out)?;
@@ -400,6 +409,7 @@ pub(crate) fn record_from(
                 submitted: 0,
                 hanging_since: None,
                 told_at: Instant::now(),
+                broken: false,
             }))
         }),
         ..PipelineOptions::default()

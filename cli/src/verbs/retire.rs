@@ -3,8 +3,8 @@
 //! ```text
 //!  lock ─► entry `retired` ─► tables, keys ─► the rest ─► entries `forgotten`, certificates
 //! ```
-//! Tables, keys and digests are written over. The rest is left to the device: the entry says what it
-//! was asked for, the last lines say what it did.
+//! Tables, keys and digests are written over. The rest is left to the device: the entry says what
+//! it was asked for, the last lines say what it did.
 //!
 //! The store may be gone, or work on without this volume under a recorder that has its log. Then
 //! the volume is ended all the same, and it is told why nothing is written down.
@@ -86,9 +86,9 @@ pub(super) fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outco
         None => (KEPT, false),
     };
     put(&format!(
-        "{} is no volume any more. Its tables and its keys were overwritten; the rest: {rest}. Of {} \
-         blocks that were read afterwards {} hold zeros. Store {store} does not open for writing \
-         any more; its other volumes still answer\n",
+        "{} is no volume any more. Its tables and its keys were overwritten; the rest: {rest}. Of \
+         {} blocks that were read afterwards {} hold zeros. Store {store} does not open for \
+         writing any more; its other volumes still answer\n",
         path.display(),
         sampled.zeros + sampled.other,
         sampled.zeros

@@ -143,9 +143,9 @@ impl Asker {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// He may not ask.
-    Denied(Who, String),
+    Denied(Box<Who>, String),
     /// He asks too often.
-    TooOften(Who, String),
+    TooOften(Box<Who>, String),
 }
 
 /// Who may ask.
@@ -225,13 +225,14 @@ impl Access {
         let Some((rule, grant)) = rules.find(|it| it.1.is_for(origin, &mut groups)) else {
             let (name, way_in) = (origin.name(), origin.way_in());
             let why = format!("{name} may not ask this recorder: {way_in}");
-            return Err(Refusal::Denied(origin.who(), why));
+            return Err(Refusal::Denied(Box::new(origin.who()), why));
         };
         let who = origin.who_by(grant.name_of(origin));
         let turns = self.turns_of((rule, origin.identity()), grant.limits);
         if !turns.ask(now) {
             let (name, most) = (origin.name(), turns.limits.per_minute);
-            return Err(Refusal::TooOften(who, format!("{name} may ask {most} times a minute")));
+            let why = format!("{name} may ask {most} times a minute");
+            return Err(Refusal::TooOften(Box::new(who), why));
         }
         Ok(Asker { who, role: grant.role, within: grant.within.clone(), turns: Some(turns) })
     }
@@ -490,9 +491,8 @@ mod tests {
         assert_eq!(name(&with("calm")).as_deref(), Some("san:calm"));
         assert_eq!(name(&with("eager")).as_deref(), Some("san:eager"));
         let often = access.admit(&with("eager"), begin).unwrap_err();
-        let Refusal::TooOften(Who::Certificate { name: refused, .. }, why) = often else {
-            panic!("{often:?}")
-        };
+        let Refusal::TooOften(who, why) = often else { panic!("{often:?}") };
+        let Who::Certificate { name: refused, .. } = *who else { panic!("{who:?}") };
         assert_eq!(refused.as_deref(), Some("san:eager"));
         assert_eq!(why, "the certificate `san:eager` may ask 1 times a minute");
         // A rule of many is of each: their unit is not who they are.

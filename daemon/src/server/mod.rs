@@ -28,6 +28,7 @@ use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use tokio::sync::Semaphore;
+use wirevault_lifecycle::audit::Who;
 use wirevault_media::Fenced;
 use wirevault_pipeline::Pipeline;
 use wirevault_seal::EpochKeys;
@@ -371,12 +372,12 @@ async fn admit(
             Some(Endpoint { method, path, role, .. }) if asker.role < *role => {
                 let (name, has) = (peer.origin.name(), asker.role);
                 let why = format!("{name} has the role {has}; {method} {path} needs {role}");
-                Err(Refusal::Denied(asker.who, why))
+                Err(Refusal::Denied(Box::new(asker.who), why))
             }
             _ => Ok(asker),
         });
         if let Err(Refusal::Denied(who, why) | Refusal::TooOften(who, why)) = &asker {
-            app.audit().denied(who.clone(), asks, why);
+            app.audit().denied(Who::clone(who), asks, why);
         }
         asker
     };

@@ -111,9 +111,10 @@ pub(super) fn beside_log() -> Vec<Vec<u8>> {
     let mut list = TierList::open(path, "file:///t").expect("a list");
     let (entry, flows) = (segment(), Flows::Due);
     let key = RowKey { second: true, hangs_from: Some("kms:1".to_owned()), other: false };
-    let (volume, place, crc, store) = (1, 4, 9, None);
+    let (volume, place, crc, store) = (1, 4, Some(9), None);
     let row = Row { entry, volume, place, crc, store, key, flows, forgetting: false };
     let life = row.entry.life;
+    list.coming(&row).expect("a line");
     list.add(row).and_then(|()| list.forgetting(life)).expect("two lines");
     let lines = file(tier::FILE);
     let texts = lines.split_inclusive(|byte| *byte == b'\n').map(|line| &line[9..]);

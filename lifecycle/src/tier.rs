@@ -239,14 +239,14 @@ impl TierList {
         &self.content
     }
 
-    /// A segment is on its way to the tier, if that is not listed yet. Durable on return.
+    /// A segment is on its way to the tier. Durable on return. Says whether that is news.
     ///
     /// # Errors
     /// The system's: nothing may be put there then.
-    pub fn coming(&mut self, row: &Row) -> Result<(), AuditError> {
+    pub fn coming(&mut self, row: &Row) -> Result<bool, AuditError> {
         match self.content.coming.contains_key(&row.entry.life) {
-            true => Ok(()),
-            false => self.write(Row { crc: None, ..row.clone() }.line()),
+            true => Ok(false),
+            false => self.write(Row { crc: None, ..row.clone() }.line()).map(|()| true),
         }
     }
 
@@ -374,7 +374,11 @@ impl Content {
                     row.forgetting = true;
                 }
             }
-            Line::Gone { life } => drop(self.rows.remove(&decode_life(&life)?)),
+            Line::Gone { life } => {
+                let life = decode_life(&life)?;
+                self.coming.remove(&life);
+                self.rows.remove(&life);
+            }
         }
         Ok(())
     }
@@ -478,10 +482,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut list = TierList::open(dir.path(), "file:///t").unwrap();
         let lines = || std::fs::read_to_string(dir.path().join(FILE)).unwrap().lines().count();
-        for ordinal in [1, 2, 3, 3] {
-            list.coming(&row(ordinal)).unwrap();
+        for ordinal in 1..=4 {
+            assert!(list.coming(&row(ordinal)).unwrap());
         }
-        assert_eq!((lines(), list.content().len()), (4, 3), "what is listed is not listed again");
+        assert!(!list.coming(&row(3)).unwrap());
+        list.gone(life(4)).unwrap();
+        assert_eq!((lines(), list.content().len()), (6, 3), "what is listed is not listed again");
         assert!(list.content().rows.is_empty() && list.content().coming[&life(1)].crc.is_none());
         let error = TierList::open(dir.path(), "file:///u").unwrap_err().to_string();
         assert!(error.contains("3 segments lie at file:///t"), "{error}");

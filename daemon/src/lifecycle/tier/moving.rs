@@ -76,14 +76,20 @@ impl Tier {
         let file = file.map_err(|source| unread(segment, source))?;
         let name = segment_object(store.id(), entry.life);
         let mut row = Row::coming(entry.clone(), segment.volume, segment.place);
-        self.list().coming(&row)?;
+        let is_news = self.list().coming(&row)?;
         let mut here = Pieces::new(&*file, content_bytes(entry), self.options.rate, stop);
         let put = self.objects.put(&name, &mut || here.next());
         let is_new = match put {
             Ok(()) => true,
             // Of an attempt that was cut off; whether it is whole shows below.
             Err(error) if error.fault == ObjectFault::Exists => false,
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                if is_news && is_turned_away(&error) {
+                    // Nothing lies there, and the configuration may name another place next.
+                    self.list().gone(entry.life)?;
+                }
+                return Err(error.into());
+            }
         };
         // If nothing was sent, nothing was summed up.
         while here.next().map_err(|source| unread(segment, source))?.is_some() {}
@@ -182,6 +188,12 @@ impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
+
+/// Whether the place took nothing of what it was given.
+fn is_turned_away(error: &ObjectError) -> bool {
+    use ObjectFault::{NoCredentials, NoPlace, Refused};
+    matches!(error.fault, NoPlace | Refused | NoCredentials)
 }
 
 fn unread(segment: &Segment, source: io::Error) -> DaemonError {

@@ -312,6 +312,25 @@ fn a_deletion_that_is_cut_off_anywhere_is_finished() {
     }
 }
 
+/// A place that was named wrongly was the only one that could be named then.
+#[test]
+fn a_place_that_takes_nothing_holds_nothing() {
+    let site = Site::new(false);
+    let opened = site.open();
+    let listed = || wirevault_lifecycle::tier::read(opened.audit().folder()).unwrap().coming.len();
+    for fault in [ObjectFault::NoPlace, ObjectFault::Refused, ObjectFault::NoCredentials] {
+        site.objects.set_fault(Some(fault));
+        opened.take(0).unwrap_err();
+        assert_eq!(listed(), 0, "{fault}");
+    }
+    // Who knows what that one took.
+    site.objects.set_fault(Some(ObjectFault::Unreachable));
+    opened.take(0).unwrap_err();
+    site.objects.set_fault(Some(ObjectFault::Refused));
+    opened.take(0).unwrap_err();
+    assert_eq!(listed(), 1);
+}
+
 /// Its key and its bytes lay there for ever, and no list named them.
 #[test]
 fn a_move_that_is_cut_off_leaves_nothing_of_a_segment_that_goes_instead() {

@@ -24,7 +24,8 @@
 //!
 //! - [`address`]: where objects lie, in words. [`dir`]: [`DirMedia`]. [`block`]: [`BlockMedia`].
 //!   [`sim`]: [`SimMedia`], its fault model and the seeded generator. [`error`]: [`MediaError`].
-//!   [`notes`]: devices that a process drives itself. [`objects`]: places for objects.
+//!   [`notes`]: devices that a process drives itself. [`objects`]: places for objects. `flushes`:
+//!   how many of a volume's failed.
 
 #![deny(unsafe_code)]
 

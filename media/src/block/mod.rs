@@ -17,7 +17,8 @@
 //! it holds a [`lease`].
 //!
 //! [`aligned`]: transfers of any length. `content`: what else may stand on one. [`device`]: the
-//! device itself, or a plain file standing for one. [`sim`]: a simulated one.
+//! device itself, or a plain file standing for one. `sys`: the ioctl that discards. [`sim`]: a
+//! simulated one.
 
 pub mod aligned;
 mod content;

@@ -31,6 +31,7 @@ use tokio::sync::Semaphore;
 use wirevault_lifecycle::audit::Who;
 use wirevault_media::Fenced;
 use wirevault_pipeline::Pipeline;
+use wirevault_query::filter::EXPRESSION_BYTES_MAX;
 use wirevault_seal::EpochKeys;
 use wirevault_telemetry::exposition::Exposition;
 use wirevault_telemetry::histogram::Latency;
@@ -63,8 +64,9 @@ use tls::Certificates;
 /// for their turn.
 const LOOKS_MAX: usize = 4;
 
-/// Bytes of a question about packets or flows at most: a filter of ten thousand addresses.
-const QUESTION_BYTES_MAX: usize = 256 << 10;
+/// Bytes of a question about packets or flows at most: the longest filter that is compiled, and as
+/// much again for what JSON makes of it and for the rest.
+const QUESTION_BYTES_MAX: usize = 2 * EXPRESSION_BYTES_MAX;
 /// Bytes of any other request at most: an order names each of tens of thousands of segments.
 const ORDER_BYTES_MAX: usize = 2 << 20;
 

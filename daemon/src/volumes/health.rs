@@ -23,8 +23,8 @@ use crate::api::DeviceStatus;
 /// once a second at most.
 const ASK_EVERY: Duration = Duration::from_secs(30);
 
-/// Times that all of a device may be written in its life, where it does not say: once a day for five
-/// years, which makers of disks for data centres warrant at least.
+/// Times that all of a device may be written in its life, where it does not say: once a day for
+/// five years, which makers of disks for data centres warrant at least.
 const LIFE_WRITES: u64 = 5 * 365;
 
 /// Where to ask for a device.

@@ -21,6 +21,11 @@ const STAGES: &[Stage] = &[
     ("tidy", |_| report(&tidy::check(&workspace()?)?)),
     ("licences", |_| report(&licences::check(&everything()?)?)),
     ("clippy", |_| cargo("clippy", &["--workspace", "--all-targets", "--", "-D", "warnings"], &[])),
+    // The programs without any SDK of AWS, which nothing else builds.
+    ("no-aws", |_| {
+        let programs = ["-p", "wirevault-daemon", "-p", "wirevault-cli", "--no-default-features"];
+        cargo("clippy", &[&programs[..], &["--", "-D", "warnings"]].concat(), &[])
+    }),
     ("doc", |_| {
         cargo("doc", &["--workspace", "--no-deps", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])
     }),

@@ -294,6 +294,25 @@ fn a_stall_that_ends_costs_no_packet() {
     vm.finish();
 }
 
+/// A device that is silent for longer than the kernel's driver waits, which aborts what it was
+/// given. It answers again before the driver would reset it, which is after as long once more.
+#[test]
+fn what_the_kernel_aborts_costs_no_packet() {
+    /// A chunk takes 13 s.
+    const BYTES_PER_SECOND: u64 = 20_000;
+    const LIMIT_MS: u64 = 8000;
+    let (mut vm, disks, sender) = loaded(&["ABORT-A", "ABORT-B"]);
+    let silent = busy(&mut vm);
+    vm.ok(&format!("for it in /sys/block/nvme*/queue/io_timeout; do echo {LIMIT_MS} >$it; done"));
+    vm.slow(&disks[silent], BYTES_PER_SECOND);
+    vm.wait_for("an abort", "dmesg | grep 'timeout, aborting'");
+    vm.slow(&disks[silent], 0);
+    all_is_found(&mut vm, sender);
+    wait_until_in_use(&mut vm, silent);
+    assert!(is_complete(&mut vm));
+    vm.finish();
+}
+
 /// A device that neither ends nor fails what it was given: no lane waits for it.
 #[test]
 fn a_silent_device_keeps_nobody_waiting() {

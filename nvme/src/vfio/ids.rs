@@ -52,6 +52,12 @@ impl<T> Ids<T> {
         Some(user)
     }
 
+    /// A command in flight. `None`: no command of this identifier is.
+    pub(super) fn get_mut(&mut self, id: u16) -> Option<&mut T> {
+        let place = self.places.get_mut(Self::place(id)).filter(|place| place.id == id)?;
+        place.user.as_mut()
+    }
+
     /// The place that an identifier names; below the number of places for those in flight.
     pub(super) fn place(id: u16) -> usize {
         usize::from(id & ((1 << PLACE_BITS) - 1))

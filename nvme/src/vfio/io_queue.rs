@@ -1,7 +1,6 @@
 //! Commands on one I/O queue pair: in flight, ended, overdue, lost by a reset.
 
 use std::io;
-use std::mem;
 use std::sync::Arc;
 
 use super::bus::Bus;
@@ -33,8 +32,8 @@ pub(super) struct IoQueue<B: Bus, T> {
     /// Epoch in which the pair was opened; `None`: it is not open.
     epoch: Option<u32>,
     next_watch_ns: u64,
-    /// The device was not told of some command yet.
-    untold: bool,
+    /// Commands of which the device was not told yet.
+    untold: Vec<u16>,
 }
 
 struct InFlight<T> {
@@ -78,7 +77,7 @@ impl<B: Bus, T> IoQueue<B, T> {
             ids: Ids::new(commands),
             epoch: None,
             next_watch_ns: 0,
-            untold: false,
+            untold: Vec::with_capacity(commands),
         };
         queue.reopen()?;
         Ok(queue)
@@ -152,10 +151,13 @@ impl<B: Bus, T> IoQueue<B, T> {
         if self.epoch == Some(self.controller.epoch()) {
             self.ring.tell(&self.controller.bus);
         }
-        if mem::take(&mut self.untold) {
-            let now_ns = self.controller.bus.now_ns();
-            for (_, command) in self.ids.iter_mut() {
-                command.since_ns.get_or_insert(now_ns);
+        if self.untold.is_empty() {
+            return;
+        }
+        let now_ns = self.controller.bus.now_ns();
+        for id in self.untold.drain(..) {
+            if let Some(command) = self.ids.get_mut(id) {
+                command.since_ns = Some(now_ns);
             }
         }
     }
@@ -195,9 +197,10 @@ impl<B: Bus, T> IoQueue<B, T> {
         if self.ids.in_flight() == 0 {
             self.next_watch_ns = self.controller.bus.now_ns() + self.watch_ns();
         }
-        self.untold = true;
         let command = InFlight { user, since_ns: None, aborted_ns: None };
-        self.ids.insert(command).map_err(|command| command.user)
+        let id = self.ids.insert(command).map_err(|command| command.user)?;
+        self.untold.push(id);
+        Ok(id)
     }
 
     /// A command on whole blocks.

@@ -162,13 +162,13 @@ impl PendingSync {
 
     fn end(&self, state: &mut State) -> io::Result<()> {
         state.alive()?;
-        if self.fault == Some(Fault::CacheDropped) {
-            state.inodes.values_mut().for_each(|inode| inode.image.drop_cache());
-            return Err(eio());
-        }
         let image = &mut state.inode(self.inode).image;
         match self.fault {
             Some(Fault::Lost) => Ok(()),
+            Some(Fault::CacheDropped) => {
+                state.inodes.values_mut().for_each(|inode| inode.image.drop_cache());
+                Err(eio())
+            }
             Some(Fault::Eio) => {
                 image.sync_failed(self.submitted);
                 Err(eio())
@@ -178,7 +178,7 @@ impl PendingSync {
                 Err(enospc())
             }
             Some(Fault::PowerCut) => Err(power_cut()),
-            Some(Fault::Misdirected { .. } | Fault::CacheDropped) | None => {
+            Some(Fault::Misdirected { .. }) | None => {
                 image.sync(self.submitted);
                 Ok(())
             }

@@ -81,24 +81,12 @@ pub(crate) async fn query(
         denied(&app, &asker, "POST /v1/query for packets", &why).await;
         return error(StatusCode::FORBIDDEN, why);
     }
-    let asked = app.clone();
-    stream(
-        &app,
-        app.answers(),
-        ("POST /v1/query", PCAPNG_TYPE),
-        &asker.clone(),
-        move |pipe, cancel| {
-            let question = Narrowed::new(&request);
-            asked.audit().answer(&asker.who, ("query", &question), pipe, |pipe| {
-                counted(&asked, |catalog| {
-                    let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
-                    let summary = run(catalog, &request, &mut sink, cancel)?;
-                    sink.finish(&summary).map_err(QueryError::Sink)?;
-                    Ok(summary)
-                })
-            })
-        },
-    )
+    answer(app, asker, ("query", "POST /v1/query", PCAPNG_TYPE), request, |ask, pipe, cancel| {
+        let mut sink = PcapngSink::new(pipe).map_err(QueryError::Sink)?;
+        let summary = run(ask.catalog, ask.request, &mut sink, cancel)?;
+        sink.finish(&summary).map_err(QueryError::Sink)?;
+        Ok(summary)
+    })
     .await
 }
 
@@ -115,31 +103,48 @@ pub(crate) async fn flow_rows(
     }
 
     let request = narrowed(body, &asker);
-    let asked = app.clone();
-    stream(
-        &app,
-        app.answers(),
-        ("POST /v1/flows", JSON_LINES_TYPE),
-        &asker.clone(),
-        move |pipe, cancel| {
-            let question = Narrowed::new(&request);
-            asked.audit().answer(&asker.who, ("flows", &question), pipe, |pipe| {
-                counted(&asked, |catalog| {
-                    let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
-                    let summary = flows(
-                        catalog,
-                        &request,
-                        &mut |row| put_line(&mut lines, row).map(|()| ControlFlow::Continue(())),
-                        cancel,
-                    )?;
-                    put_line(&mut lines, &Last { summary: &summary }).map_err(QueryError::Sink)?;
-                    lines.flush().map_err(QueryError::Sink)?;
-                    Ok(summary)
-                })
-            })
+    answer(
+        app,
+        asker,
+        ("flows", "POST /v1/flows", JSON_LINES_TYPE),
+        request,
+        |ask, pipe, cancel| {
+            let mut lines = BufWriter::with_capacity(ROWS_BYTES, pipe);
+            let mut each = |row: &_| put_line(&mut lines, row).map(|()| ControlFlow::Continue(()));
+            let summary = flows(ask.catalog, ask.request, &mut each, cancel)?;
+            put_line(&mut lines, &Last { summary: &summary }).map_err(QueryError::Sink)?;
+            lines.flush().map_err(QueryError::Sink)?;
+            Ok(summary)
         },
     )
     .await
+}
+
+/// A question and what is looked at for it.
+struct Asked<'a> {
+    catalog: &'a Catalog,
+    request: &'a Request,
+}
+
+/// Streams what `make` finds, between the two entries of the audit log. `verb` is what that calls
+/// the question.
+async fn answer(
+    app: App,
+    asker: Asker,
+    (verb, asks, content_type): (&'static str, &'static str, &'static str),
+    request: Request,
+    make: impl FnOnce(&Asked<'_>, &mut Pipe, &AtomicBool) -> Result<Summary, QueryError>
+    + Send
+    + 'static,
+) -> Response {
+    let (of, who) = (app.clone(), asker.who.clone());
+    let work = move |pipe: &mut Pipe, cancel: &AtomicBool| {
+        let question = Narrowed::new(&request);
+        of.audit().answer(&who, (verb, &question), pipe, |pipe| {
+            counted(&of, |catalog| make(&Asked { catalog, request: &request }, pipe, cancel))
+        })
+    };
+    stream(&app, app.answers(), (asks, content_type), &asker, work).await
 }
 
 /// Segments, oldest first, as a JSON list that is made while it is sent: 100,000 of them take about

@@ -80,9 +80,10 @@ pub(super) fn retire(path: &Path, store: StoreId, how: EraseHow) -> Result<Outco
         })?),
     };
     let Emptied { discarded, sampled } = erase(path, eraser.as_ref(), announce)?;
+    // What a device discards it need not read as zeros.
     let (rest, is_gone) = match &eraser {
         Some(eraser) => (eraser.name(), true),
-        None if discarded => (DISCARDED, true),
+        None if discarded => (DISCARDED, sampled.other == 0),
         None => (KEPT, false),
     };
     put(&format!(
